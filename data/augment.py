@@ -1,0 +1,218 @@
+"""Augmentation, on the device, on whole batches (paper section 3.1).
+
+An augmented face is never rendered at full size: a draw is an affine map from the augmented photo to the cached
+one, and the two looks (the stretched whole and the six crops) sample the cached photo through it, once.
+"""
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.labels import MIRROR_LABELS, MIRROR_PARTS
+from data.loading import THUMB, Batch
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges that are drawn from, uniformly unless said.
+
+    rotation: degrees either way. shift: share of width and of height, either way. scale: smallest and largest
+    size of the face relative to the cached photo (log-uniform). noise: largest standard deviation of the
+    Gaussian noise (photo in [0, 1]). tone: strength of brightness, contrast, gamma and colour changes in [0, 1].
+    mirror: probability of a mirrored face (sides swapped in labels and parts).
+    folds: 5 for the paper's scheme (each face five times an epoch, with 0, 1, 2, 3 and 4 of the operations
+    rotation, shift, scale and noise); 1 for all operations at once.
+    """
+
+    rotation: float = 0.0
+    shift: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    noise: float = 0.0
+    tone: float = 0.0
+    mirror: float = 0.0
+    folds: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] or self.folds not in (1, 5):
+            raise ValueError(f"augmentation out of range: {self}")
+        if any(getattr(self, f.name) < 0 for f in fields(self) if f.name not in ("scale", "folds")):
+            raise ValueError(f"augmentation out of range: {self}")
+
+
+NO_AUGMENTATION = Augmentation()
+
+# The paper prints a scale range of 0.2-1.2; at 0.2 a face of HELEN is 100 pixels high, so we read 0.8, which is
+# also the released code's lower end.
+PAPER_AUGMENTATION = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), noise=0.05, folds=5)
+
+
+class Draw(NamedTuple):
+    """One draw for a batch, on the batch's device.
+
+    affine_B33: centred pixel coordinates of the augmented photo -> those of the cached one.
+    mirrored_B: bool. zoom_B: size of the augmented face relative to the cached one.
+    noise_B: standard deviations. seeds_B: for the noise. gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias.
+    """
+
+    affine_B33: Tensor
+    mirrored_B: Tensor
+    zoom_B: Tensor
+    noise_B: Tensor
+    seeds_B: Tensor
+    gain_B3: Tensor
+    bias_B: Tensor
+    gamma_B: Tensor
+
+
+def draw(augmentation: Augmentation, batch: Batch) -> Draw:
+    """Draw for each face from its own key alone, so that the draw is the same for any number of processes."""
+    columns = [_draw_one(augmentation, key) for key in batch.keys_B3.tolist()]
+    angle, shift_x, shift_y, scale, mirrored, noise, seeds, *tone = (
+        torch.tensor(column, dtype=torch.float64) for column in zip(*columns, strict=True)
+    )
+    sizes_B2 = batch.sizes_B2.cpu()
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    flip = 1 - 2 * mirrored
+    dx, dy = shift_x * sizes_B2[:, 1], shift_y * sizes_B2[:, 0]
+    # augmented = scale * rotate(source) + shift, mirrored last; this is its inverse
+    affine_B33 = torch.zeros(len(angle), 3, 3, dtype=torch.float64)
+    affine_B33[:, 0, 0], affine_B33[:, 0, 1] = cos * flip, sin
+    affine_B33[:, 1, 0], affine_B33[:, 1, 1] = -sin * flip, cos
+    affine_B33[:, 0, 2], affine_B33[:, 1, 2] = -(cos * dx + sin * dy), sin * dx - cos * dy
+    affine_B33[:, 2, 2] = 1
+    device = batch.sizes_B2.device
+    gain_B3, bias_B, gamma_B = torch.stack(tone[:3], 1), tone[3], tone[4]
+    return Draw(
+        affine_B33.float().to(device),
+        mirrored.bool().to(device),
+        scale.float().to(device),
+        noise.float().to(device),
+        seeds.long(),
+        gain_B3.float().to(device),
+        bias_B.float().to(device),
+        gamma_B.float().to(device),
+    )
+
+
+def _draw_one(augmentation: Augmentation, key: list[int]) -> tuple[float, ...]:
+    a = augmentation
+    rng = np.random.default_rng(key)
+    apply = np.ones(4, bool)
+    if a.folds == 5:  # fold k: k of the four operations
+        apply = np.isin(np.arange(4), rng.permutation(4)[: key[2] % 5])
+    angle = np.deg2rad(rng.uniform(-a.rotation, a.rotation)) * apply[0]
+    shift = rng.uniform(-a.shift, a.shift, 2) * apply[1]
+    scale = np.exp(rng.uniform(*np.log(a.scale)) * apply[2])
+    noise = rng.uniform(0, a.noise) * apply[3]
+    mirrored = float(rng.random() < a.mirror)
+    seed = float(rng.integers(2**31))
+    contrast = np.exp(a.tone * rng.uniform(-0.5, 0.5))
+    gain = contrast * np.exp(a.tone * rng.uniform(-0.15, 0.15, 3))
+    bias = 0.5 * (1 - contrast) + a.tone * rng.uniform(-0.15, 0.15)
+    gamma = np.exp(a.tone * rng.uniform(-0.7, 0.7))
+    return (angle, *shift, scale, mirrored, noise, seed, *gain, bias, gamma)
+
+
+def _normalised(affine_B33: Tensor, half_B2: Tensor) -> Tensor:
+    """The affine in coordinates divided by ``half_B2`` (x, y)."""
+    ones_B1 = torch.ones_like(half_B2[:, :1])
+    half_B3 = torch.cat([half_B2, ones_B1], 1)
+    return affine_B33 * half_B3[:, None, :] / half_B3[:, :, None]
+
+
+def theta_frame(draw: Draw, sizes_B2: Tensor) -> Tensor:
+    """B33: normalised coordinates (align_corners=True) of the augmented photo -> those of the cached one."""
+    return _normalised(draw.affine_B33, (sizes_B2.flip(-1).float() - 1).clamp(min=1) / 2)
+
+
+def _photometric(draw: Draw, images_BN3SS: Tensor) -> Tensor:
+    """Tone and noise on (B, N, 3, S, S) in [0, 1]; noise on the photo only, as the paper has it."""
+    shape = (-1, 1, 1, 1, 1)
+    images = images_BN3SS.clamp(1e-4, 1) ** draw.gamma_B.view(shape)
+    images = images * draw.gain_B3[:, None, :, None, None] + draw.bias_B.view(shape)
+    for b, (sigma, seed) in enumerate(zip(draw.noise_B.tolist(), draw.seeds_B.tolist(), strict=True)):
+        if sigma > 0:
+            generator = torch.Generator(images.device).manual_seed(seed)
+            images[b] += sigma * torch.randn(images[b].shape, generator=generator, device=images.device)
+    return images.clamp(0, 1)
+
+
+def whole(batch: Batch, draw: Draw | None, size: int) -> Tensor:
+    """The stretched photo: images_B3SS, float in [0, 1]. draw: None for the photo as it is."""
+    thumbs_B3TT = batch.thumbs_BTT3.permute(0, 3, 1, 2).float() / 255
+    if draw is None:
+        return F.adaptive_avg_pool2d(thumbs_B3TT, size)
+    if size < THUMB // 2:
+        thumbs_B3TT = F.adaptive_avg_pool2d(thumbs_B3TT, 2 * size)
+    matrix_B33 = _normalised(draw.affine_B33, batch.sizes_B2.flip(-1).float() / 2)
+    grid_BSS2 = F.affine_grid(matrix_B33[:, :2], [len(matrix_B33), 3, size, size], align_corners=False)
+    images_B3SS = F.grid_sample(thumbs_B3TT, grid_BSS2, "bilinear", "zeros", align_corners=False)
+    return _photometric(draw, images_B3SS[:, None])[:, 0]
+
+
+def whole_labels(batch: Batch, draw: Draw | None, size: int) -> Tensor:
+    """The nine labels at the centres of the stretched photo's pixels: labels_BSS, uint8."""
+    half_B2 = batch.sizes_B2.flip(-1).float() / 2
+    matrix_B33 = torch.eye(3, device=half_B2.device).expand(len(half_B2), 3, 3)
+    if draw is not None:
+        matrix_B33 = _normalised(draw.affine_B33, half_B2)
+    grid_BSS2 = F.affine_grid(matrix_B33[:, :2], [len(half_B2), 1, size, size], align_corners=False)
+    height, width = batch.labels_BHW.shape[-2:]
+    padded_2 = torch.tensor([width, height], device=half_B2.device) / 2
+    grid_BSS2 = (grid_BSS2 + 1) * (half_B2 / padded_2)[:, None, None] - 1
+    labels_B1SS = F.grid_sample(batch.labels_BHW[:, None].float(), grid_BSS2, "nearest", "zeros", align_corners=False)
+    labels_BSS = labels_B1SS[:, 0].byte()
+    return labels_BSS if draw is None else mirror_labels(labels_BSS, draw.mirrored_B)
+
+
+def mirror_labels(labels: Tensor, mirrored_B: Tensor) -> Tensor:
+    """Swap the sides of the labels of mirrored faces."""
+    lut = torch.tensor(MIRROR_LABELS, dtype=torch.uint8, device=labels.device)
+    shape = (-1,) + (1,) * (labels.ndim - 1)
+    return torch.where(mirrored_B.view(shape), lut[labels.long()], labels)
+
+
+def crops_of(draw: Draw | None, crops_BP3SS: Tensor) -> Tensor:
+    """Tone and noise for crops that were sampled through ``theta_frame``."""
+    return crops_BP3SS if draw is None else _photometric(draw, crops_BP3SS)
+
+
+def parts_of(batch: Batch, draw: Draw | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the parts are in the augmented photo.
+
+    Returns (centres_BP2 in pixels, extents_BP2 in pixels, present_BP): absent where the data set has no such part,
+    or its centre left the photo.
+    """
+    if draw is None:
+        return batch.centres_BP2, batch.extents_BP2, batch.present_BP
+    middle_B12 = (batch.sizes_B2.flip(-1).float() - 1).unsqueeze(1) / 2
+    inverse_B33 = torch.linalg.inv(draw.affine_B33)
+    centred_BP2 = batch.centres_BP2 - middle_B12
+    centres_BP2 = centred_BP2 @ inverse_B33[:, :2, :2].mT + inverse_B33[:, None, :2, 2] + middle_B12
+    extents_BP2 = batch.extents_BP2 * draw.zoom_B[:, None, None]
+    inside_BP = ((centres_BP2 >= 0) & (centres_BP2 <= 2 * middle_B12)).all(-1)
+    present_BP = batch.present_BP & inside_BP
+    swap_BP = draw.mirrored_B[:, None]
+    order = list(MIRROR_PARTS)
+    return (
+        torch.where(swap_BP[..., None], centres_BP2[:, order], centres_BP2),
+        torch.where(swap_BP[..., None], extents_BP2[:, order], extents_BP2),
+        torch.where(swap_BP, present_BP[:, order], present_BP),
+    )
+
+
+def jitter_windows(theta_BP23: Tensor, batch: Batch, amount: float) -> Tensor:
+    """Windows as a localizer might miss them: moved by up to ``amount`` of their side, resized by up to as much."""
+    if amount == 0:
+        return theta_BP23
+    drawn = np.stack(
+        [np.random.default_rng((*key, 1)).uniform(-1, 1, (theta_BP23.shape[1], 3)) for key in batch.keys_B3.tolist()]
+    )
+    drawn_BP3 = torch.from_numpy(drawn).to(theta_BP23) * amount
+    scale_BP2 = torch.diagonal(theta_BP23[..., :2], dim1=-2, dim2=-1)
+    shift_BP2 = theta_BP23[..., 2] + 2 * scale_BP2 * drawn_BP3[..., :2]
+    return torch.cat([theta_BP23[..., :2] * torch.exp(drawn_BP3[..., 2:, None]), shift_BP2.unsqueeze(-1)], -1)

@@ -1,0 +1,166 @@
+"""Theta, crop and paste: the geometry between photo, windows and label map (paper section 2.3).
+
+A theta (2x3) maps the normalised coordinates of a crop to those of the photo. Normalised coordinates run
+from -1 (centre of the first pixel) to 1 (centre of the last), ``align_corners=True`` throughout; x before y.
+Photos of different sizes share a batch by zero padding at the right and bottom; ``sizes_B2`` holds their own
+(height, width) in pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.labels import NUM_LABELS, PART_LABELS
+
+# A part that is not seen may throw its window anywhere; these keep a window invertible and of finite area.
+MIN_SCALE = 1e-3
+
+
+def window_theta(centres_BP2: Tensor, sides_BP: Tensor, sizes_B2: Tensor) -> Tensor:
+    """Square windows to theta_BP23: s = (P - 1) / (W - 1), t = -1 + 2 c / (W - 1) (paper eq. 21, the form
+    of the released code, which samples exactly on the pixel grid for an odd P and an integer c).
+
+    centres_BP2: (x, y) in pixels. sides_BP: window sides in pixels.
+    """
+    span_B12 = (sizes_B2.flip(-1).to(centres_BP2.dtype) - 1).clamp(min=1).unsqueeze(1)
+    scale_BP2 = (sides_BP.unsqueeze(-1) - 1) / span_B12
+    shift_BP2 = -1 + 2 * centres_BP2 / span_B12
+    return torch.cat([torch.diag_embed(scale_BP2), shift_BP2.unsqueeze(-1)], -1)
+
+
+def compose(outer_B33: Tensor, theta_BP23: Tensor) -> Tensor:
+    """The theta that first applies ``theta_BP23``, then ``outer_B33`` (any affine)."""
+    linear_BP23 = outer_B33[:, None, :2, :2] @ theta_BP23
+    return torch.cat([linear_BP23[..., :2], linear_BP23[..., 2:] + outer_B33[:, None, :2, 2:]], -1)
+
+
+def scale_and_shift(scale_B2: Tensor, shift_B2: Tensor) -> Tensor:
+    """Matrices B33 of x -> scale * x + shift."""
+    matrix_B33 = torch.zeros(len(scale_B2), 3, 3, dtype=scale_B2.dtype, device=scale_B2.device)
+    matrix_B33[:, 0, 0], matrix_B33[:, 1, 1] = scale_B2[:, 0], scale_B2[:, 1]
+    matrix_B33[:, :2, 2], matrix_B33[:, 2, 2] = shift_B2, 1
+    return matrix_B33
+
+
+def canvas_to_image(sizes_B2: Tensor, canvas: int) -> Tensor:
+    """B33: normalised coordinates of the centred square zero-padded canvas -> those of the photo itself.
+
+    The released networks predict theta on such a canvas (1024 for HELEN). The photo's corner lies at
+    ``(canvas - size) // 2``; a photo larger than the canvas is seen through it.
+    """
+    size_B2 = sizes_B2.flip(-1)
+    offset_B2 = torch.div(canvas - size_B2, 2, rounding_mode="floor").float()
+    span_B2 = (size_B2.float() - 1).clamp(min=1)
+    scale_B2 = (canvas - 1) / span_B2
+    # x_canvas_px = (x + 1) (canvas - 1) / 2;  x_image = 2 (x_canvas_px - offset) / span - 1
+    return scale_and_shift(scale_B2, scale_B2 - 2 * offset_B2 / span_B2 - 1)
+
+
+def image_to_padded(sizes_B2: Tensor, height: int, width: int) -> Tensor:
+    """B33: normalised coordinates of each photo -> those of the batch it is padded into (at right and bottom)."""
+    span_B2 = (sizes_B2.flip(-1).float() - 1).clamp(min=1)
+    full_2 = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=sizes_B2.device).clamp(min=1)
+    scale_B2 = span_B2 / full_2
+    return scale_and_shift(scale_B2, scale_B2 - 1)
+
+
+def crop_grid(theta_BP23: Tensor, size: int) -> Tensor:
+    """Sampling points grid_BPSS2 (x, y), normalised, of ``size`` x ``size`` crops."""
+    ticks_S = torch.linspace(-1, 1, size, device=theta_BP23.device, dtype=theta_BP23.dtype)
+    y_SS, x_SS = torch.meshgrid(ticks_S, ticks_S, indexing="ij")
+    base_3SS = torch.stack([x_SS, y_SS, torch.ones_like(x_SS)])
+    return torch.einsum("bpij,jyx->bpyxi", theta_BP23, base_3SS)
+
+
+def crop(photos_BCHW: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor | None = None) -> Tensor:
+    """Cut windows out of photos, bilinear, zeros outside; differentiable in theta and in the photos.
+
+    photos_BCHW: float. theta_BP23: in the frame of each photo. sizes_B2: the photos' own sizes where they are
+    padded. Returns crops_BPCSS.
+    """
+    batch, channels, height, width = photos_BCHW.shape
+    if sizes_B2 is not None:
+        theta_BP23 = compose(image_to_padded(sizes_B2, height, width), theta_BP23)
+    parts = theta_BP23.shape[1]
+    grid_BNS2 = crop_grid(theta_BP23, size).reshape(batch, parts * size, size, 2)
+    crops_BCNS = F.grid_sample(photos_BCHW, grid_BNS2.to(photos_BCHW.dtype), "bilinear", "zeros", align_corners=True)
+    return crops_BCNS.reshape(batch, channels, parts, size, size).transpose(1, 2)
+
+
+def crop_labels(labels_BHW: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:
+    """The same windows out of label maps, nearest neighbour, 0 outside the photo.
+
+    labels_BHW: uint8. Returns labels_BPSS, uint8.
+    """
+    span_B1112 = (sizes_B2.flip(-1).float() - 1)[:, None, None, None]
+    points_BPSS2 = (crop_grid(theta_BP23.float(), size) + 1) / 2 * span_B1112
+    return gather_nearest(labels_BHW, points_BPSS2, sizes_B2)
+
+
+def gather_nearest(labels_BHW: Tensor, points_px: Tensor, sizes_B2: Tensor) -> Tensor:
+    """Label (uint8) of the pixel nearest to each point; 0 outside the photo.
+
+    points_px: (B, ..., 2) as (x, y) in pixels of the photo.
+    """
+    batch, height, width = labels_BHW.shape
+    flat_BN2 = points_px.reshape(batch, -1, 2).round().long()
+    x_BN, y_BN = flat_BN2.unbind(-1)
+    inside_BN = (x_BN >= 0) & (y_BN >= 0) & (x_BN < sizes_B2[:, 1:]) & (y_BN < sizes_B2[:, :1])
+    index_BN = torch.where(inside_BN, y_BN * width + x_BN, 0)
+    found_BN = labels_BHW.reshape(batch, -1).gather(1, index_BN)
+    return torch.where(inside_BN, found_BN, 0).reshape(points_px.shape[:-1])
+
+
+def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
+    """Put the part probabilities back onto the photo's grid (inverse affine, paper section 2.3).
+
+    probs: six tensors (B, K, S, S), softmax over K, channel 0 background. theta_BP23: in the frame of the
+    height x width grid. mode: "nearest" (paper) or "bilinear".
+    Returns canvas_B9HW: each part's probabilities in its labels' channels; background is the product over the
+    parts of their background probability, 1 outside their windows. Only the windows' own pixels are computed.
+    """
+    canvas_B9HW = probs[0].new_zeros(len(theta_BP23), NUM_LABELS, height, width)
+    canvas_B9HW[:, 0] = 1
+    for b, theta_P23 in enumerate(theta_BP23.detach().cpu()):
+        for part, labels in enumerate(PART_LABELS):
+            axes = _window_axes(theta_P23[part], probs[part].shape[-1], height, width)
+            if axes is None:
+                continue
+            (x0, x1, u_X), (y0, y1, v_Y) = axes
+            grid_YX2 = torch.stack(torch.meshgrid(u_X, v_Y, indexing="xy"), -1).to(canvas_B9HW)
+            window_KYX = F.grid_sample(probs[part][b : b + 1], grid_YX2[None], mode, "zeros", align_corners=True)[0]
+            target_9YX = canvas_B9HW[b, :, y0:y1, x0:x1]
+            target_9YX[0] *= window_KYX[0] + (1 - window_KYX.sum(0))
+            for channel, label in enumerate(labels, 1):
+                target_9YX[label] += window_KYX[channel]
+    return canvas_B9HW
+
+
+def _window_axes(
+    theta_23: Tensor, size: int, height: int, width: int
+) -> tuple[tuple[int, int, Tensor], tuple[int, int, Tensor]] | None:
+    """The photo's pixel columns and rows that a window touches, with their coordinates inside the crop.
+
+    Returns ((x0, x1, u_X), (y0, y1, v_Y)), or None for a window outside the photo.
+    """
+    axes = []
+    inverse = torch.linalg.inv(torch.cat([_invertible(theta_23), torch.tensor([[0.0, 0.0, 1.0]])]))
+    for axis, length in ((0, width), (1, height)):
+        ticks = torch.linspace(-1, 1, length)
+        inside = ticks * inverse[axis, axis] + inverse[axis, 2]
+        # a pixel nearest to the crop's last sample may lie up to half a sample outside of it
+        touched = torch.nonzero(inside.abs() <= 1 + 2 / (size - 1)).flatten()
+        if len(touched) == 0:
+            return None
+        start, stop = int(touched[0]), int(touched[-1]) + 1
+        axes.append((start, stop, inside[start:stop]))
+    return axes[0], axes[1]
+
+
+def _invertible(theta_23: Tensor) -> Tensor:
+    theta_23 = theta_23.float().clone()
+    for axis in (0, 1):
+        scale = theta_23[axis, axis]
+        if scale.abs() < MIN_SCALE:
+            theta_23[axis, axis] = MIN_SCALE if scale >= 0 else -MIN_SCALE
+    return theta_23

@@ -1,0 +1,79 @@
+"""Weights from checkpoint files, ours or the authors', into an STN-iCNN."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from torch import Tensor
+
+from models.released import load_released
+from models.stn_icnn import STNiCNN, STNiCNNConfig
+from utils import checkpoint
+from utils.errors import InputError
+
+MODULES = ("coarse", "localizer", "parts")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """State dicts of some of the three modules, the config that they were made for, and the file they come from."""
+
+    config: STNiCNNConfig
+    modules: dict[str, dict[str, Tensor]]
+    path: Path
+
+
+def read_weights(path: Path, stages: tuple[str, ...] = checkpoint.STAGES) -> Weights:
+    """Read a checkpoint of ours (of one of ``stages``) or one of the authors' files. Raises InputError."""
+    if "format" not in checkpoint.read_tensors(path):
+        config, modules = load_released(path)
+        return Weights(config, modules, path)
+    state = checkpoint.load(path, stages)
+    known = {field.name for field in fields(STNiCNNConfig)}
+    config = state.get("config")
+    if not isinstance(config, dict) or not isinstance(state.get("modules"), dict) or config.keys() - known:
+        raise InputError(f"{path} lacks its config or weights, or comes from a newer version: update this repository")
+    try:
+        return Weights(STNiCNNConfig(**config), state["modules"], path)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: its config is unusable ({error})") from error
+
+
+def load_into(model: STNiCNN, weights: Weights, names: tuple[str, ...]) -> None:
+    """Load the named modules strictly. Raises InputError for one that the file lacks or that does not fit."""
+    for name in names:
+        if name not in weights.modules:
+            held = ", ".join(sorted(weights.modules))
+            raise InputError(f"{weights.path} holds {held}, but its {name} weights are needed here")
+        checkpoint.load_module(getattr(model, name), weights.modules[name], weights.path, name)
+
+
+def load_model(paths: list[Path]) -> STNiCNN:
+    """One end-to-end checkpoint, or several that hold the three modules between them (the last one wins).
+
+    The coarse network and the localizer decide about coarse_size, localizer and frame, the part networks about
+    crop_size and paste. Raises InputError where a module is missing.
+    """
+    found: dict[str, Weights] = {}
+    for path in paths:
+        weights = read_weights(path)
+        found.update(dict.fromkeys(weights.modules, weights))
+    missing = [name for name in MODULES if name not in found]
+    if missing:
+        raise InputError(
+            f"{', '.join(map(str, paths))}: no {' or '.join(missing)} weights; name one end-to-end checkpoint, "
+            "or those of the cropper stage and of stage two"
+        )
+    one, two = found["localizer"].config, found["parts"].config
+    config = STNiCNNConfig(
+        coarse_size=one.coarse_size,
+        localizer=one.localizer,
+        window_margin=one.window_margin,
+        frame=one.frame,
+        canvas=one.canvas,
+        crop_size=two.crop_size,
+        paste=two.paste,
+    )
+    model = STNiCNN(config)
+    for name in MODULES:
+        load_into(model, found[name], (name,))
+    return model.eval()

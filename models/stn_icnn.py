@@ -1,0 +1,88 @@
+"""STN-iCNN, whole: photo -> rough mask -> six windows -> part masks -> label map on the photo's own grid."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.grid import canvas_to_image, compose, crop, paste
+from models.icnn import ICNN, ICNNConfig
+from models.localizer import KINDS, build_localizer
+from models.parts import PartNets
+
+FRAMES = ("image", "canvas")
+PASTES = ("nearest", "bilinear")
+
+
+@dataclass(frozen=True)
+class STNiCNNConfig:
+    """What the weights were made for; it travels in every checkpoint.
+
+    coarse_size: side of the stretched photo that the coarse network sees (pixels).
+    crop_size: samples along a side of each crop (paper: 81 for HELEN, 127 for CelebAMask-HQ).
+    window_margin: 0 for the paper's windows of crop_size photo pixels; else the windows that the localizer is
+        taught follow the part: their side is this many times the part's longer extent.
+    localizer: "paper", "resnet18" or "released".
+    frame: what theta is relative to: "image", or the released checkpoints' centred square "canvas".
+    canvas: side of that canvas (pixels).
+    paste: "nearest" (paper) or "bilinear".
+    """
+
+    coarse_size: int = 128
+    crop_size: int = 81
+    window_margin: float = 0.0
+    localizer: str = "paper"
+    frame: str = "image"
+    canvas: int = 1024
+    paste: str = "nearest"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("localizer", self.localizer, KINDS),
+            ("frame", self.frame, FRAMES),
+            ("paste", self.paste, PASTES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        if self.coarse_size < 16 or self.crop_size < 8 or self.window_margin < 0 or self.canvas < 2:
+            raise ValueError(f"sizes out of range: {self}")
+
+
+def whole_view(photos_B3HW: Tensor, size: int) -> Tensor:
+    """Photos stretched to size x size, antialiased, as the coarse network sees them."""
+    return F.avg_pool2d(F.interpolate(photos_B3HW, (2 * size, 2 * size), mode="bilinear", antialias=True), 2)
+
+
+class STNiCNN(nn.Module):
+    """The three modules of the paper: ``coarse`` (A), ``localizer`` (B), ``parts`` (C)."""
+
+    def __init__(self, config: STNiCNNConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.coarse = ICNN(ICNNConfig())
+        self.localizer = build_localizer(config.localizer, config.coarse_size)
+        self.parts = PartNets()
+
+    def locate(self, coarse_logits_B9hw: Tensor, sizes_B2: Tensor) -> Tensor:
+        """Rough mask to theta_BP23 in the frame of each photo. sizes_B2: the photos' (height, width) in pixels."""
+        theta_BP23 = self.localizer(coarse_logits_B9hw.softmax(1)).float()
+        if self.config.frame == "canvas":
+            theta_BP23 = compose(canvas_to_image(sizes_B2, self.config.canvas), theta_BP23)
+        return theta_BP23
+
+    def label_crops(self, photos_B3HW: Tensor, theta_BP23: Tensor, sizes_B2: Tensor) -> list[Tensor]:
+        """Crop and label: six logits tensors (see ``PartNets.forward``)."""
+        return self.parts(crop(photos_B3HW, theta_BP23, self.config.crop_size, sizes_B2))
+
+    def paste(self, part_logits: list[Tensor], theta_BP23: Tensor, height: int, width: int) -> Tensor:
+        """Part logits to canvas_B9HW of label probabilities on the photos' grid (see ``models.grid.paste``)."""
+        probs = [logits.float().softmax(1) for logits in part_logits]
+        return paste(probs, theta_BP23, height, width, self.config.paste)
+
+    def forward(self, photos_B3HW: Tensor) -> Tensor:
+        """photos_B3HW: float in [0, 1], all of one size. Returns canvas_B9HW of label probabilities."""
+        height, width = photos_B3HW.shape[-2:]
+        sizes_B2 = torch.tensor([[height, width]], device=photos_B3HW.device).expand(len(photos_B3HW), 2)
+        theta_BP23 = self.locate(self.coarse(whole_view(photos_B3HW, self.config.coarse_size)), sizes_B2)
+        return self.paste(self.label_crops(photos_B3HW, theta_BP23, sizes_B2), theta_BP23, height, width)

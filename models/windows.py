@@ -1,0 +1,61 @@
+"""Which windows the localizer is taught and stage two is trained on: from the true parts of a face."""
+
+import torch
+from torch import Tensor
+
+from models.grid import window_theta
+from models.localizer import FACE_LAYOUT
+
+
+def target_theta(
+    centres_BP2: Tensor,
+    extents_BP2: Tensor,
+    present_BP: Tensor,
+    sizes_B2: Tensor,
+    crop_size: int,
+    margin: float,
+) -> Tensor:
+    """True windows, theta_BP23, in the frame of each photo.
+
+    centres_BP2, extents_BP2: part centroids and bounding boxes (x, y) in pixels. present_BP: bool; a part that is
+    not there gets the window where the face's other parts presume it (it counts in no theta loss, see
+    ``utils.losses``, but a part network has to learn to label nothing there).
+    margin: 0 for windows of ``crop_size`` photo pixels (paper); else each window's side is ``margin`` times the
+    part's longer extent, kept between 0.6 and 1.8 times what is usual for the face's size.
+    """
+    centres_BP2, usual_BP = complete(centres_BP2, present_BP, sizes_B2)
+    if margin == 0:
+        sides_BP = torch.full_like(usual_BP, crop_size)
+    else:
+        sides_BP = (margin * extents_BP2.amax(-1)).clamp(0.6 * usual_BP, 1.8 * usual_BP)
+        sides_BP = torch.where(present_BP, sides_BP, usual_BP)
+    return window_theta(centres_BP2, sides_BP, sizes_B2)
+
+
+def complete(centres_BP2: Tensor, present_BP: Tensor, sizes_B2: Tensor) -> tuple[Tensor, Tensor]:
+    """Presume the centres of missing parts by the similarity that fits FACE_LAYOUT to the parts that are there.
+
+    With one part the layout has the photo's scale; with none it lies in the photo's middle.
+    Returns (centres_BP2, usual window sides_BP), pixels.
+    """
+    layout_P3 = FACE_LAYOUT.to(centres_BP2)
+    layout_P = torch.complex(layout_P3[:, 0], layout_P3[:, 1])
+    found_BP = torch.complex(centres_BP2[..., 0], centres_BP2[..., 1])
+    weight_BP = present_BP.to(centres_BP2.dtype)
+    count_B1 = weight_BP.sum(1, keepdim=True)
+    middle_B2 = (sizes_B2.flip(-1).to(centres_BP2.dtype) - 1) / 2
+    middle_B1 = torch.complex(middle_B2[:, 0], middle_B2[:, 1]).unsqueeze(1)
+
+    mean_layout_B1 = (weight_BP * layout_P).sum(1, keepdim=True) / count_B1.clamp(min=1)
+    mean_found_B1 = (weight_BP * found_BP).sum(1, keepdim=True) / count_B1.clamp(min=1)
+    layout_BP = weight_BP * (layout_P - mean_layout_B1)
+    spread_B1 = (layout_BP.abs() ** 2).sum(1, keepdim=True)
+    fit_B1 = (layout_BP.conj() * (found_BP - mean_found_B1)).sum(1, keepdim=True) / spread_B1.clamp(min=1e-6)
+    photo_scale_B1 = middle_B2.amin(1, keepdim=True).to(fit_B1.dtype)
+    fit_B1 = torch.where(count_B1 >= 2, fit_B1, photo_scale_B1)
+    mean_found_B1 = torch.where(count_B1 >= 1, mean_found_B1, middle_B1)
+
+    presumed_BP = mean_found_B1 + fit_B1 * (layout_P - mean_layout_B1)
+    presumed_BP2 = torch.stack([presumed_BP.real, presumed_BP.imag], -1)
+    sides_BP = fit_B1.abs() * 2 * layout_P3[:, 2]
+    return torch.where(present_BP.unsqueeze(-1), centres_BP2, presumed_BP2), sides_BP

@@ -1,0 +1,131 @@
+"""Writes tiny data sets to disk in the three layouts, from faces drawn elsewhere.
+
+``faces``: split (train, val, test) -> list of (name, photo uint8 (H, W, 3), labels uint8 (H, W) of HELEN's 11 ids).
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.labels import CELEBAMASK, HELEN
+
+Faces = dict[str, list[tuple[str, np.ndarray, np.ndarray]]]
+
+HELEN_LISTS = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
+ORIGINAL_NUMBERS = {"train": 0, "val": 170_000, "test": 190_000}  # inside CelebA's own splits
+CELEBAMASK_NAMES = {
+    "skin": "skin",
+    "brow1": "r_brow",
+    "brow2": "l_brow",
+    "eye1": "r_eye",
+    "eye2": "l_eye",
+    "nose": "nose",
+    "upper_lip": "u_lip",
+    "inner_mouth": "mouth",
+    "lower_lip": "l_lip",
+    "hair": "hair",
+}
+# HELEN's 11 ids -> CelebAMask-HQ's 19
+TO_CELEBAMASK = np.array([CELEBAMASK.names.index(CELEBAMASK_NAMES.get(n, n)) for n in HELEN.names], np.uint8)
+
+
+def draw_face(size: int = 64, width: int | None = None, dx: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A block face: photo uint8 (size, width, 3) and labels uint8 (size, width) with all of HELEN's 11 ids."""
+    width = width or size
+    labels = np.zeros((size, width), np.uint8)
+    boxes = (  # id, top, bottom, left, right in 64ths
+        (10, 4, 16, 12, 52),
+        (1, 12, 60, 14, 50),
+        (2, 18, 21, 18, 28),
+        (3, 18, 21, 36, 46),
+        (4, 24, 28, 19, 27),
+        (5, 24, 28, 37, 45),
+        (6, 28, 40, 28, 36),
+        (7, 44, 47, 24, 40),
+        (8, 47, 50, 26, 38),
+        (9, 50, 53, 24, 40),
+    )
+    for label, top, bottom, left, right in boxes:
+        rows = slice(top * size // 64, bottom * size // 64)
+        labels[rows, left * width // 64 + dx : right * width // 64 + dx] = label
+    return np.stack([labels * 20, 255 - labels * 20, labels * 5 + 60], axis=2).astype(np.uint8), labels
+
+
+def draw_faces(train: int = 3, val: int = 2, test: int = 1, size: int = 64) -> Faces:
+    """Block faces for each split, named by numbers that no two splits share."""
+    faces: Faces = {}
+    number = 0
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        faces[split] = []
+        for _ in range(count):
+            faces[split].append((str(number), *draw_face(size, dx=number % 3)))
+            number += 1
+    return faces
+
+
+def write_helen(root: Path, faces: Faces, first_is_left: bool = True) -> None:
+    """HELEN's released layout; first_is_left: whether lbl02 and lbl04 lie on the image's left."""
+    (root / "images").mkdir(parents=True)
+    for split, name_of_list in HELEN_LISTS.items():
+        lines = []
+        for number, (name, photo, labels) in enumerate(faces.get(split, []), 1):
+            lines.append(f"{number} , {name}\n")
+            save_photo(root / "images" / f"{name}.jpg", photo)
+            folder = root / "labels" / name
+            folder.mkdir(parents=True)
+            stored = labels if first_is_left else HELEN.mirror[labels]
+            for label in range(len(HELEN.names)):
+                mask = np.where(stored == label, 200, 20).astype(np.uint8)
+                Image.fromarray(mask).save(folder / f"{name}_lbl{label:02d}.png")
+        (root / name_of_list).write_text("".join(lines))
+
+
+def write_celebamask_official(root: Path, faces: Faces, mapping: bool = True) -> dict[str, list[str]]:
+    """CelebAMask-HQ's official layout, photos twice as large as masks.
+
+    Faces get the numbers 0, 1, 2, …, which are returned as names by split. mapping: write the file for the standard
+    partition too; without it, all of them belong to the paper's train split.
+    """
+    photos, parts = root / "CelebA-HQ-img", root / "CelebAMask-HQ-mask-anno" / "0"
+    photos.mkdir(parents=True)
+    parts.mkdir(parents=True)
+    lines = ["idx         orig_idx      orig_file\n"]
+    names: dict[str, list[str]] = {}
+    number = 0
+    for split, group in faces.items():
+        names[split] = []
+        for _, photo, labels in group:
+            save_photo(photos / f"{number}.jpg", photo.repeat(2, axis=0).repeat(2, axis=1))
+            for label, part in enumerate(HELEN.names[1:], 1):
+                if (labels == label).any():
+                    mask = ((labels == label) * np.uint8(255))[:, :, None].repeat(3, axis=2)
+                    Image.fromarray(mask).save(parts / f"{number:05d}_{CELEBAMASK_NAMES[part]}.png")
+            original = ORIGINAL_NUMBERS[split] + number
+            lines.append(f"{number}           {original}        {original + 1:06d}.jpg\n")
+            names[split].append(str(number))
+            number += 1
+    if mapping:
+        (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text("".join(lines))
+    return names
+
+
+def write_challenge(root: Path, faces: Faces) -> None:
+    """The challenge's layout, masks in palette mode as there."""
+    for split, group in faces.items():
+        photos, masks = root / split / f"{split}_image", root / split / f"{split}_mask"
+        photos.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for name, photo, labels in group:
+            save_photo(photos / f"{name}.jpg", photo)
+            save_palette(masks / f"{name}.png", TO_CELEBAMASK[labels])
+
+
+def save_photo(path: Path, photo: np.ndarray) -> None:
+    Image.fromarray(photo).save(path, quality=95)
+
+
+def save_palette(path: Path, ids: np.ndarray) -> None:
+    picture = Image.fromarray(ids)
+    picture.putpalette([(7 * i * j) % 256 for i in range(256) for j in (1, 3, 5)])
+    picture.save(path)

@@ -1,0 +1,124 @@
+"""``python -m data.check`` finds everything that is wrong, says where, and leaves good data alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.check import main
+from tests import fixtures
+from utils.errors import InputError
+
+
+@pytest.mark.parametrize("layout", ["helen", "mirrored helen", "official", "challenge"])
+def test_sound_data_passes_and_gets_a_contact_sheet(tmp_path: Path, capsys, layout: str) -> None:
+    faces = fixtures.draw_faces()
+    root, sheet = tmp_path / "data", tmp_path / "new" / "sheet.png"
+    if layout == "official":
+        fixtures.write_celebamask_official(root, faces)
+    elif layout == "challenge":
+        fixtures.write_challenge(root, faces)
+    else:
+        fixtures.write_helen(root, faces, first_is_left=layout == "helen")
+    dataset = "helen" if "helen" in layout else "celebamask"
+    assert main(["--dataset", dataset, "--data", str(root), "--out", str(sheet)]) == 0
+    told = capsys.readouterr().out
+    assert "no problems in 6 faces" in told
+    assert "64×64: 3" in told or "128×128: 3" in told
+    with Image.open(sheet) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape[2] == 3
+    assert pixels.std() > 10
+
+
+def test_synthetic_faces_pass(capsys) -> None:
+    assert main(["--dataset", "synthetic", "--split", "val", "--max-images", "3"]) == 0
+    assert "3 checked" in capsys.readouterr().out
+
+
+def test_every_problem_is_listed_not_just_the_first(tmp_path: Path, capsys) -> None:
+    faces = fixtures.draw_faces(train=12)
+    fixtures.write_challenge(tmp_path, faces)
+    photos, masks = tmp_path / "train" / "train_image", tmp_path / "train" / "train_mask"
+    (photos / "0.jpg").unlink()
+    (masks / "1.png").unlink()
+    Image.fromarray(faces["train"][2][1]).save(masks / "2.png")
+    Image.fromarray(np.full((64, 64), 19, np.uint8)).save(masks / "3.png")
+    Image.new("RGB", (64, 80)).save(photos / "4.jpg")
+    (photos / "5.jpg").write_bytes((photos / "5.jpg").read_bytes()[:400])
+    (masks / "6.png").write_bytes((masks / "6.png").read_bytes()[:60])
+    (photos / "7.jpg").write_text("no photo")
+    (masks / "7.png").write_text("no mask")
+    fixtures.save_palette(masks / "8.png", fixtures.TO_CELEBAMASK[faces["train"][8][2][:, ::-1]])  # mirrored mask
+    sheet = tmp_path / "sheet.jpg"
+    assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--out", str(sheet)]) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+    expected = (
+        f"masks without photo in split train: 1 (0) in {masks}",
+        f"photos without mask in split train: 1 (1) in {photos}",
+        f"mask saved as colours: {masks / '2.png'}",
+        f"unknown ids in mask {masks / '3.png'}: 1 (19)",
+        f"sizes differ: photo {photos / '4.jpg'} is 64×80",
+        f"cannot read image {photos / '5.jpg'}",
+        f"cannot read image {masks / '6.png'}",
+        f"cannot read image {photos / '7.jpg'}",
+        f"cannot read image {masks / '7.png'}",
+        "sides swapped: brow1 lies right of brow2 in split train: 1 (8)",
+        "sides swapped: eye1 lies right of eye2 in split train: 1 (8)",
+    )
+    for words in expected:
+        assert sum(words in line for line in told) == 1, words
+    assert len(told) == len(expected)
+    assert sheet.exists()
+
+
+def test_a_part_that_no_face_has_is_a_problem_and_a_missing_one_is_counted(tmp_path: Path, capsys) -> None:
+    faces = fixtures.draw_faces(train=10, val=0, test=0)
+    for number, (_, _, labels) in enumerate(faces["train"]):
+        labels[labels == 6] = 1
+        labels[(labels == 8) & (number < 5)] = 1
+    fixtures.write_challenge(tmp_path, faces)
+    assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 1
+    told = capsys.readouterr().out
+    assert "no face of split train has part nose" in told
+    assert ["mouth", "5", "50.0%"] in [line.split() for line in told.splitlines()]
+    assert told.rstrip().endswith("1 problem in 10 faces")
+
+
+def test_a_split_without_masks_is_a_problem_and_the_others_are_still_checked(tmp_path: Path, capsys) -> None:
+    fixtures.write_challenge(tmp_path, fixtures.draw_faces())
+    for path in (tmp_path / "test" / "test_mask").iterdir():
+        path.unlink()
+    assert main(["--dataset", "celebamask", "--data", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "problem: no masks for split test" in told
+    assert "1 problem in 5 faces" in told
+
+
+def test_bad_usage_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    fixtures.write_challenge(tmp_path / "data", fixtures.draw_faces())
+    good = ["--dataset", "celebamask", "--data", str(tmp_path / "data")]
+    (tmp_path / "there.png").write_text("mine")
+    for extra, words in (
+        (["--max-images", "0"], "--max-images 0"),
+        (["--out", str(tmp_path / "sheet.txt")], "must end in"),
+        (["--out", str(tmp_path / "there.png")], "exists already"),
+        (["--partition", "paper"], "partition paper"),
+        (["--data", str(tmp_path / "absent")], "does not exist"),
+    ):
+        with pytest.raises(InputError, match=words):
+            main(good + extra)
+    assert (tmp_path / "there.png").read_text() == "mine"
+    with pytest.raises(SystemExit) as stop:
+        main(["--dataset", "lapa"])
+    assert stop.value.code == 2
+
+
+def test_as_a_command_it_ends_with_one_line_and_status_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "data.check", "--dataset", "helen", "--data", str(tmp_path / "absent")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: data folder {tmp_path / 'absent'} does not exist\n"

@@ -1,0 +1,196 @@
+import csv
+import io
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from data.labels import LABELS, PAPER_GROUPS
+from utils.metrics import confusion_matrix, f1, iou, precision, recall, scores, table, to_csv
+
+EVERY = range(1, 9)
+
+
+def golden_maps():
+    y, x = np.mgrid[:64, :64]
+    return (x // 8 + (y + 2) // 8) % 9, (x // 8 + y // 8) % 9
+
+
+def random_maps(seed=0, shape=(3, 17, 23)):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 9, shape).astype(np.uint8), rng.integers(0, 9, shape).astype(np.uint8)
+
+
+def slow_counts(pred, truth, group):
+    both = in_pred = in_truth = 0
+    for p, t in zip(pred.ravel().tolist(), truth.ravel().tolist(), strict=True):
+        both += p in group and t in group
+        in_pred += p in group
+        in_truth += t in group
+    return both, in_pred, in_truth
+
+
+def test_the_golden_maps_give_the_released_codes_overall_f1():
+    assert scores(confusion_matrix(*golden_maps()))["paper"]["overall"] == pytest.approx(0.9692982456140351, abs=1e-15)
+
+
+def test_rows_are_truth_and_columns_are_prediction():
+    cm = confusion_matrix(np.array([1, 1, 2]), np.array([0, 1, 1]))
+    assert cm.dtype == np.int64
+    assert cm.shape == (9, 9)
+    assert (cm[0, 1], cm[1, 1], cm[1, 2], cm.sum()) == (1, 1, 1, 3)
+
+
+def test_a_hand_worked_case_gives_the_hand_worked_scores():
+    truth = np.array([5, 5, 5, 5, 0, 0, 0, 0])
+    pred = np.array([5, 5, 5, 0, 5, 0, 0, 0])  # 3 right, 1 missed, 1 too many
+    cm = confusion_matrix(pred, truth)
+    assert f1(cm, [5]) == pytest.approx(6 / 8)
+    assert iou(cm, [5]) == pytest.approx(3 / 5)
+    assert precision(cm, [5]) == pytest.approx(3 / 4)
+    assert recall(cm, [5]) == pytest.approx(3 / 4)
+
+
+def test_a_confusion_inside_a_group_is_right_for_the_paper_and_wrong_for_the_strict_score():
+    truth = np.array([3, 3, 4, 4])
+    result = scores(confusion_matrix(np.array([4, 3, 4, 4]), truth))
+    assert result["paper"]["eyes"] == 1.0
+    assert result["strict"]["eye1"] == pytest.approx(2 / 3)
+    assert result["strict"]["eye2"] == pytest.approx(4 / 5)
+    assert result["strict"]["mean"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+
+
+def test_all_foreground_named_wrongly_still_scores_one_overall_and_zero_strictly():
+    truth = np.tile(np.arange(9), 4)
+    pred = np.where(truth == 0, 0, truth % 8 + 1)
+    result = scores(confusion_matrix(pred, truth))
+    assert result["paper"]["overall"] == 1.0
+    assert result["strict"]["mean"] == 0.0
+    assert set(result["strict"].values()) == {0.0}
+
+
+def test_perfect_prediction_scores_one_everywhere():
+    _, truth = random_maps()
+    result = scores(confusion_matrix(truth, truth))
+    for measure in ("paper", "strict", "iou", "precision", "recall"):
+        assert set(result[measure].values()) == {1.0}
+    assert result["absent"] == []
+
+
+def test_every_measure_agrees_with_a_slow_loop_over_pixels():
+    pred, truth = random_maps()
+    cm = confusion_matrix(pred, truth)
+    for group in [*PAPER_GROUPS.values(), *((label,) for label in EVERY)]:
+        both, in_pred, in_truth = slow_counts(pred, truth, group)
+        assert f1(cm, group) == pytest.approx(2 * both / (in_pred + in_truth))
+        assert iou(cm, group) == pytest.approx(both / (in_pred + in_truth - both))
+        assert precision(cm, group) == pytest.approx(both / in_pred)
+        assert recall(cm, group) == pytest.approx(both / in_truth)
+    result = scores(cm)
+    assert result["strict"]["mean"] == pytest.approx(np.mean([result["strict"][LABELS[i]] for i in EVERY]))
+
+
+def test_an_absent_label_is_none_left_out_of_the_mean_and_reported():
+    truth = np.array([0, 5, 5, 6])
+    result = scores(confusion_matrix(np.array([0, 5, 5, 0]), truth))
+    assert result["strict"]["inner_mouth"] is None
+    assert result["strict"]["upper_lip"] == 0.0
+    assert result["strict"]["mean"] == pytest.approx((1.0 + 0.0) / 2)
+    assert result["paper"]["in_mouth"] is None
+    assert result["paper"]["eyes"] is None
+    assert result["absent"] == ["brow1", "brow2", "eye1", "eye2", "inner_mouth", "lower_lip"]
+
+
+def test_a_label_on_one_side_only_counts_as_zero_in_every_mean():
+    result = scores(confusion_matrix(np.array([5, 6, 0]), np.array([5, 0, 8])))
+    for measure in ("strict", "iou", "precision", "recall"):
+        assert result[measure]["upper_lip"] == 0.0
+        assert result[measure]["lower_lip"] == 0.0
+        assert result[measure]["mean"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_no_foreground_at_all_has_no_score(size):
+    result = scores(confusion_matrix(np.zeros(size, np.uint8), np.zeros(size, np.uint8)))
+    assert set(result["paper"].values()) == {None}
+    assert result["strict"]["mean"] is None
+    assert len(result["absent"]) == 8
+
+
+def test_matrices_of_parts_sum_to_the_matrix_of_the_whole():
+    pred, truth = random_maps()
+    parts = sum(confusion_matrix(p, t) for p, t in zip(pred, truth, strict=True))
+    assert np.array_equal(parts, confusion_matrix(pred, truth))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_tensors_arrays_and_mixtures_count_alike(dtype):
+    pred, truth = random_maps()
+    want = confusion_matrix(pred, truth)
+    pred_t, truth_t = torch.from_numpy(pred).to(dtype), torch.from_numpy(truth).to(dtype)
+    for got in (confusion_matrix(pred_t, truth_t), confusion_matrix(pred_t, truth), confusion_matrix(pred, truth_t)):
+        assert got.dtype == np.int64
+        assert np.array_equal(got, want)
+    assert scores(torch.from_numpy(want)) == scores(want)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+@pytest.mark.parametrize(("pred", "truth"), [([0, 9], [0, 0]), ([0, 0], [0, 255]), ([-1, 0], [1, 0])])
+def test_ids_out_of_range_are_refused(make, pred, truth):
+    with pytest.raises(ValueError, match=r"labels are 0\.\.8"):
+        confusion_matrix(make(pred), make(truth))
+
+
+def test_shapes_that_differ_and_fractional_ids_are_refused():
+    with pytest.raises(ValueError, match="differ in shape"):
+        confusion_matrix(np.zeros((2, 3), int), np.zeros((3, 2), int))
+    with pytest.raises(ValueError, match="integer ids"):
+        confusion_matrix(np.zeros(3), np.zeros(3, int))
+    with pytest.raises(ValueError, match="integer ids"):
+        confusion_matrix(torch.zeros(3, dtype=torch.long), torch.zeros(3))
+
+
+def test_strided_views_are_counted_like_copies():
+    pred, truth = random_maps(shape=(40, 30))
+    assert np.array_equal(confusion_matrix(pred[::2, ::-1], truth.T[::-1].T[::2]), confusion_matrix(
+        pred[::2, ::-1].copy(), truth.T[::-1].T[::2].copy()
+    ))  # fmt: skip
+
+
+def test_the_table_shows_both_protocols_and_a_dash_for_what_is_absent():
+    half = scores(confusion_matrix(np.array([5, 0]), np.array([5, 5])))
+    text = table({"a|b": half, "whole": scores(confusion_matrix(*random_maps()))})
+    lines = text.splitlines()
+    assert lines[0] == "| F1, paper | eyes | brows | nose | in_mouth | upper_lip | lower_lip | mouth | overall |"
+    assert lines[2] == "| a\\|b | – | – | 0.6667 | – | – | – | – | 0.6667 |"
+    assert lines[5].split(" | ")[1:] == [*LABELS[1:-1], "lower_lip", "mean |"]
+    assert lines[7].count("–") == 7
+    assert len(lines) == 9
+
+
+def test_the_csv_holds_every_measure_in_full_precision():
+    result = scores(confusion_matrix(*random_maps()))
+    half = scores(confusion_matrix(np.array([5, 0]), np.array([5, 5])))
+    first, second = csv.DictReader(io.StringIO(to_csv({"random, maps": result, "half": half})))
+    assert first["name"] == "random, maps"
+    assert float(first["paper.overall"]) == result["paper"]["overall"]
+    assert float(first["recall.lower_lip"]) == result["recall"]["lower_lip"]
+    assert second["strict.eye1"] == ""
+
+
+def test_scores_go_through_json_unchanged():
+    result = scores(confusion_matrix(*random_maps()))
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_a_512_pixel_map_is_counted_in_milliseconds():
+    pred, truth = random_maps(shape=(512, 512))
+
+    def seconds():
+        start = time.process_time()
+        confusion_matrix(pred, truth)
+        return time.process_time() - start
+
+    assert min(seconds() for _ in range(10)) < 0.02  # about 2 ms; the room is for slow machines

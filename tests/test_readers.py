@@ -1,0 +1,542 @@
+"""Readers of photos, masks and the three folder layouts: right where they can be, one clear line where not."""
+
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.images import list_files, read_labels, read_photo, resize_photo
+from data.labels import CELEBAMASK, HELEN, TABLES
+from data.source import SPLITS, Source, open_source
+from tests import fixtures
+from utils.errors import InputError
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "celebamask"
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (6, 9), np.uint8)
+COLOUR = RNG.integers(0, 256, (6, 9, 3), np.uint8)
+DAMAGED = ("cut.jpg", "cut.png", "stub.png", "text.jpg", "empty.png", "absent.jpg", "folder.png")
+
+
+def refuses(*words: str):
+    """pytest.raises for one line of InputError that holds all words, in this order."""
+    return pytest.raises(InputError, match="^.*" + ".*".join(re.escape(str(word)) for word in words) + ".*$")
+
+
+def saved(folder: Path, picture: Image.Image, name: str = "photo.png", **options: object) -> Path:
+    path = folder / name
+    picture.save(path, **options)
+    return path
+
+
+# Photos
+
+
+def test_a_plain_rgb_photo_is_read_as_it_is(tmp_path: Path) -> None:
+    photo = read_photo(saved(tmp_path, Image.fromarray(COLOUR)))
+    assert photo.dtype == np.uint8
+    np.testing.assert_array_equal(photo, COLOUR)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "1", "P", "PA"])
+def test_photos_of_other_modes_become_rgb_without_their_alpha(tmp_path: Path, mode: str) -> None:
+    alpha = Image.fromarray(RNG.integers(0, 256, (6, 9), np.uint8))
+    grey = np.stack([GREY] * 3, axis=2)
+    palette = RNG.integers(0, 256, (256, 3), np.uint8)
+    if mode == "RGBA":
+        picture, expected = Image.fromarray(COLOUR), COLOUR
+        picture.putalpha(alpha)
+    elif mode == "LA":
+        picture, expected = Image.fromarray(GREY), grey
+        picture.putalpha(alpha)
+    elif mode == "L":
+        picture, expected = Image.fromarray(GREY), grey
+    elif mode == "1":
+        picture, expected = Image.fromarray(GREY > 99), (grey > 99) * np.uint8(255)
+    else:
+        picture, expected = Image.fromarray(GREY), palette[GREY]
+        picture.putpalette(palette.tobytes())
+        if mode == "PA":  # a palette with a transparent colour
+            picture.info["transparency"] = int(GREY[0, 0])
+    np.testing.assert_array_equal(read_photo(saved(tmp_path, picture)), expected)
+
+
+def test_16_bit_grey_photos_keep_their_upper_byte(tmp_path: Path) -> None:
+    deep = GREY.astype(np.uint16) * 256 + 77
+    for name in ("photo.png", "photo.tiff"):
+        photo = read_photo(saved(tmp_path, Image.fromarray(deep), name))
+        np.testing.assert_array_equal(photo, np.stack([GREY] * 3, axis=2))
+
+
+def test_16_bit_rgb_photos_keep_their_upper_bytes(tmp_path: Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "deep.png"), COLOUR[:, :, ::-1].astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_photo(tmp_path / "deep.png"), COLOUR)
+
+
+def test_cmyk_photos_are_converted(tmp_path: Path) -> None:
+    flat = np.full((16, 16, 3), (200, 40, 90), np.uint8)
+    path = saved(tmp_path, Image.fromarray(flat).convert("CMYK"), "photo.jpg", quality=100, subsampling=0)
+    with Image.open(path) as stored:
+        assert stored.mode == "CMYK"
+    assert np.abs(read_photo(path).astype(int) - flat).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, 1),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, Image.fromarray(COLOUR), exif=exif)
+    np.testing.assert_array_equal(read_photo(path), upright[orientation](COLOUR))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"garbage", b"II*\0\xff\xff\xff\x7f", b"MM\0*\0\0\0\x08\0\x05"])
+def test_a_photo_with_broken_exif_is_still_read(tmp_path: Path, exif: bytes) -> None:
+    path = saved(tmp_path, Image.fromarray(COLOUR), "photo.jpg", exif=b"Exif\0\0" + exif)
+    assert read_photo(path).shape == COLOUR.shape
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 20), (20, 20_000)])
+def test_photos_of_odd_shapes_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
+    assert read_photo(saved(tmp_path, Image.new("RGB", size))).shape == (size[1], size[0], 3)
+
+
+@pytest.mark.parametrize("reader", [read_photo, read_labels])
+@pytest.mark.parametrize(
+    "name", ["cut.jpg", "cut.png", "stub.png", "text.jpg", "empty.png", "absent.jpg", "folder.png"]
+)
+def test_files_that_are_no_whole_picture_are_refused_by_path(tmp_path: Path, reader, name: str) -> None:
+    path = tmp_path / name
+    noise = Image.fromarray(RNG.integers(0, 256, (64, 64), np.uint8))
+    if name.startswith("cut"):
+        noise.save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif name.startswith("stub"):
+        noise.save(path)
+        path.write_bytes(path.read_bytes()[:20])
+    elif name.startswith("text"):
+        path.write_text("<html>404</html>")
+    elif name.startswith("empty"):
+        path.touch()
+    elif name.startswith("folder"):
+        path.mkdir()
+    with refuses("cannot read image", path):
+        reader(path)
+
+
+def test_shrinking_a_photo_to_half_averages_blocks_of_four() -> None:
+    photo = RNG.integers(0, 256, (8, 6, 3), np.uint8)
+    means = photo.reshape(4, 2, 3, 2, 3).mean(axis=(1, 3))
+    assert np.abs(resize_photo(photo, 4, 3) - means).max() <= 1  # rows and columns are rounded in turn
+
+
+# Label maps
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "16 bit"])
+def test_label_ids_are_read_as_stored(tmp_path: Path, mode: str) -> None:
+    ids = RNG.integers(0, 19, (6, 9), np.uint8)
+    picture = Image.fromarray(ids)
+    if mode == "P":
+        fixtures.save_palette(tmp_path / "mask.png", ids)
+        picture = Image.open(tmp_path / "mask.png")
+    elif mode == "16 bit":
+        picture = Image.fromarray(ids.astype(np.uint16))
+    elif mode != "L":
+        picture = picture.convert(mode)
+    labels = read_labels(saved(tmp_path, picture, "again.png"))
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, ids)
+
+
+def test_a_two_class_mask_of_one_bit_gives_ids_0_and_1(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_labels(saved(tmp_path, Image.fromarray(GREY > 99))), GREY > 99)
+
+
+def test_masks_saved_as_colours_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(COLOUR))
+    with refuses("mask saved as colours", path):
+        read_labels(path)
+
+
+def test_16_bit_masks_with_large_values_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(GREY.astype(np.uint16) * 256))
+    with refuses("mask", path, "ids up to"):
+        read_labels(path)
+
+
+# Listings
+
+
+def test_files_are_listed_in_the_order_of_their_numbers_without_hidden_ones(tmp_path: Path) -> None:
+    for name in ("10.jpg", "9.JPG", "b.png", "a.jpeg", "._9.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    assert list(list_files(tmp_path, (".jpg", ".jpeg", ".png"))) == ["9", "10", "a", "b"]
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("1.jpg", "1.png"):
+        (tmp_path / name).touch()
+    with refuses("two files for one name", tmp_path, "1.jpg", "1.png"):
+        list_files(tmp_path, (".jpg", ".png"))
+
+
+# The layouts, read right
+
+
+@pytest.fixture
+def faces() -> fixtures.Faces:
+    return fixtures.draw_faces()
+
+
+def expect(source: Source, group: list, to_ids: np.ndarray | None = None, jpeg_error: int = 25) -> None:
+    assert len(source.samples) == len(group)
+    for sample, (_, photo, labels) in zip(source.samples, group, strict=True):
+        read_photo_, read_ids = source.read(sample)
+        assert read_photo_.dtype == read_ids.dtype == np.uint8
+        np.testing.assert_array_equal(read_ids, labels if to_ids is None else to_ids[labels])
+        assert read_photo_.shape == photo.shape
+        assert np.abs(read_photo_.astype(int) - photo).mean() < jpeg_error
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("first_is_left", [True, False])
+def test_helen_gives_one_side_convention_whichever_its_files_follow(
+    tmp_path: Path, faces: fixtures.Faces, split: str, first_is_left: bool
+) -> None:
+    fixtures.write_helen(tmp_path / "helen", faces, first_is_left)
+    source = open_source("helen", tmp_path / "helen", split)
+    assert [sample.name for sample in source.samples] == [name for name, _, _ in faces[split]]
+    expect(source, faces[split])
+    labels = source.read(source.samples[0])[1]
+    for one, two in (("brow1", "brow2"), ("eye1", "eye2")):
+        x = [np.nonzero(labels == HELEN.names.index(name))[1].mean() for name in (one, two)]
+        assert x[0] < x[1]
+
+
+def test_helen_sides_are_decided_by_the_training_faces_even_if_a_test_face_differs(
+    tmp_path: Path, faces: fixtures.Faces
+) -> None:
+    name, photo, labels = faces["test"][0]
+    faces["test"] = [(name, photo, HELEN.mirror[labels])]
+    fixtures.write_helen(tmp_path / "helen", faces)
+    expect(open_source("helen", tmp_path / "helen", "test"), faces["test"])
+
+
+def test_helen_sides_fall_back_to_the_split_itself_without_a_training_list(
+    tmp_path: Path, faces: fixtures.Faces
+) -> None:
+    fixtures.write_helen(tmp_path / "helen", faces, first_is_left=False)
+    (tmp_path / "helen" / "exemplars.txt").unlink()
+    expect(open_source("helen", tmp_path / "helen", "val"), faces["val"])
+
+
+def test_the_version_of_a_source_tells_the_two_side_conventions_apart(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_helen(tmp_path / "a", faces, True)
+    fixtures.write_helen(tmp_path / "b", faces, False)
+    assert open_source("helen", tmp_path / "a", "val").version != open_source("helen", tmp_path / "b", "val").version
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_challenge_layout_is_recognised(tmp_path: Path, faces: fixtures.Faces, split: str) -> None:
+    fixtures.write_challenge(tmp_path, faces)
+    expect(open_source("celebamask", tmp_path, split), faces[split], fixtures.TO_CELEBAMASK)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_official_layout_is_split_by_its_mapping_file(tmp_path: Path, faces: fixtures.Faces, split: str) -> None:
+    names = fixtures.write_celebamask_official(tmp_path, faces)
+    source = open_source("celebamask", tmp_path, split)
+    assert [sample.name for sample in source.samples] == names[split]
+    expect(source, faces[split], fixtures.TO_CELEBAMASK)
+
+
+def test_the_papers_partition_goes_by_number_and_is_taken_without_a_mapping_file(tmp_path: Path) -> None:
+    photo, labels = fixtures.draw_face(32)
+    photos = tmp_path / "CelebA-HQ-img"
+    photos.mkdir()
+    ends = {"train": (0, 17999), "val": (18000, 23999), "test": (24000, 29999)}
+    for number in sum(ends.values(), ()):
+        fixtures.save_photo(photos / f"{number}.jpg", photo)
+        folder = tmp_path / "CelebAMask-HQ-mask-anno" / str(number // 2000)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((labels == 6) * np.uint8(255)).save(folder / f"{number:05d}_nose.png")
+    for split, numbers in ends.items():
+        assert [sample.name for sample in open_source("celebamask", tmp_path, split).samples] == [*map(str, numbers)]
+    (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").write_text(
+        "idx orig_idx orig_file\n" + "".join(f"{n} 5 000006.jpg\n" for n in sum(ends.values(), ()))
+    )
+    assert len(open_source("celebamask", tmp_path, "train").samples) == 6
+    assert len(open_source("celebamask", tmp_path, "train", "paper").samples) == 2
+
+
+def test_official_parts_are_painted_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    face = fixtures.draw_face(32)
+    fixtures.write_celebamask_official(tmp_path, {"train": [("0", *face)]})
+    full = Image.fromarray(np.full((32, 32), 255, np.uint8))
+    full.save(tmp_path / "CelebAMask-HQ-mask-anno" / "0" / "00000_neck.png")  # a later part hides all but later ones
+    source = open_source("celebamask", tmp_path, "train")
+    assert set(np.unique(source.read(source.samples[0])[1])) == {CELEBAMASK.names.index("neck")}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_synthetic_faces_open_without_a_folder(split: str) -> None:
+    source = open_source("synthetic", None, split)
+    photo, labels = source.read(source.samples[0])
+    assert photo.shape == (*labels.shape, 3)
+    assert (TABLES["synthetic"].merge[labels] < 9).all()
+
+
+def test_sources_can_be_sent_to_other_processes(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_helen(tmp_path / "helen", faces, first_is_left=False)
+    source = pickle.loads(pickle.dumps(open_source("helen", tmp_path / "helen", "train")))
+    expect(source, faces["train"])
+
+
+def test_opening_a_source_reads_no_photo_and_no_mask(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_challenge(tmp_path, faces)
+    for path in [*tmp_path.rglob("*.jpg"), *tmp_path.rglob("*.png")]:
+        path.write_bytes(b"")
+    assert len(open_source("celebamask", tmp_path, "train").samples) == 3
+
+
+# The layouts, refused
+
+
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    with refuses("unknown data set lapa", "helen"):
+        open_source("lapa", tmp_path, "train")
+    with refuses("unknown split valid", "train, val, test"):
+        open_source("helen", tmp_path, "valid")
+    with refuses("unknown split valid"):
+        open_source("synthetic", None, "valid")
+
+
+def test_options_that_do_not_fit_the_data_set_are_refused(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_challenge(tmp_path / "c", faces)
+    fixtures.write_celebamask_official(tmp_path / "o", faces, mapping=False)
+    with refuses("partition paper", "challenge layout"):
+        open_source("celebamask", tmp_path / "c", "train", "paper")
+    with refuses("partition paper"):
+        open_source("helen", tmp_path, "train", "paper")
+    with refuses("unknown partition mine", "standard, paper"):
+        open_source("celebamask", tmp_path / "o", "train", "mine")
+    with refuses("CelebA-HQ-to-CelebA-mapping.txt", "partition paper"):
+        open_source("celebamask", tmp_path / "o", "train", "standard")
+    with refuses("synthetic", tmp_path):
+        open_source("synthetic", tmp_path, "train")
+
+
+@pytest.mark.parametrize("dataset", ["helen", "celebamask"])
+def test_missing_and_empty_folders_and_other_layouts_are_refused(tmp_path: Path, dataset: str) -> None:
+    with refuses("--data"):
+        open_source(dataset, None, "train")
+    with refuses(tmp_path / "absent", "does not exist"):
+        open_source(dataset, tmp_path / "absent", "train")
+    with refuses(tmp_path, "is empty", "expected"):
+        open_source(dataset, tmp_path, "train")
+    (tmp_path / "pictures").mkdir()
+    with refuses(tmp_path, "expected"):
+        open_source(dataset, tmp_path, "train")
+    (tmp_path / "file").touch()
+    with refuses(tmp_path / "file", "not a folder"):
+        open_source(dataset, tmp_path / "file", "train")
+
+
+def test_a_challenge_folder_without_test_masks_cannot_be_evaluated_on(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_challenge(tmp_path, faces)
+    shutil.rmtree(tmp_path / "test" / "test_mask")
+    with refuses("no masks for split test", tmp_path / "test" / "test_mask", "take another split"):
+        open_source("celebamask", tmp_path, "test")
+
+
+def test_a_missing_or_empty_challenge_split_is_refused(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_challenge(tmp_path, faces)
+    shutil.rmtree(tmp_path / "val")
+    with refuses(tmp_path / "val" / "val_image"):
+        open_source("celebamask", tmp_path, "val")
+    for folder in ("val_image", "val_mask"):
+        (tmp_path / "val" / folder).mkdir(parents=True)
+    with refuses("no faces for split val", tmp_path):
+        open_source("celebamask", tmp_path, "val")
+
+
+def test_photos_without_mask_and_masks_without_photo_are_counted_and_named(tmp_path: Path) -> None:
+    faces = fixtures.draw_faces(train=9)
+    fixtures.write_challenge(tmp_path, faces)
+    for number in range(7):
+        (tmp_path / "train" / "train_mask" / f"{number}.png").unlink()
+    with refuses("photos without mask", "7 (0, 1, 2, 3, 4, …)", tmp_path / "train" / "train_image"):
+        open_source("celebamask", tmp_path, "train")
+    (tmp_path / "val" / "val_image" / "9.jpg").unlink()
+    with refuses("masks without photo", "1 (9)", tmp_path / "val" / "val_mask"):
+        open_source("celebamask", tmp_path, "val")
+
+
+def test_official_folders_with_missing_or_strange_files_are_refused(tmp_path: Path, faces: fixtures.Faces) -> None:
+    whole = tmp_path / "whole"
+    fixtures.write_celebamask_official(whole, faces)
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(whole, tmp_path / name))
+
+    root = copy("no photo")
+    (root / "CelebA-HQ-img" / "1.jpg").unlink()
+    with refuses("masks without photo", "1 (1)", root):
+        open_source("celebamask", root, "train")
+    assert len(open_source("celebamask", root, "val").samples) == 2  # the other splits are whole
+
+    root = copy("no mask")
+    for path in root.rglob("00003_*.png"):
+        path.unlink()
+    with refuses("photos without mask", "1 (3)", root):
+        open_source("celebamask", root, "val")
+
+    root = copy("strange part")
+    parts = root / "CelebAMask-HQ-mask-anno" / "0"
+    os.rename(parts / "00000_nose.png", parts / "00000_snout.png")
+    with refuses("no known part", "0/00000_snout.png", root):
+        open_source("celebamask", root, "train")
+
+    root = copy("no parts")
+    shutil.rmtree(root / "CelebAMask-HQ-mask-anno")
+    with refuses(root / "CelebAMask-HQ-mask-anno", "official layout"):
+        open_source("celebamask", root, "train")
+
+    root = copy("bad mapping")
+    mapping = root / "CelebA-HQ-to-CelebA-mapping.txt"
+    mapping.write_text("idx orig_idx orig_file\n0 zero 000001.jpg\n")
+    with refuses(mapping, "line 2"):
+        open_source("celebamask", root, "train")
+    mapping.write_text("0 1 000001.jpg\n")
+    with refuses(mapping, "line 1", "orig_idx"):
+        open_source("celebamask", root, "train")
+    mapping.write_text("idx orig_idx orig_file\n0 0 000001.jpg\n")
+    with refuses("faces not in", mapping, "5 (1, 2, 3, 4, 5)"):
+        open_source("celebamask", root, "train")
+
+
+def test_helen_folders_with_missing_files_are_refused(tmp_path: Path, faces: fixtures.Faces) -> None:
+    whole = tmp_path / "whole"
+    fixtures.write_helen(whole, faces)
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(whole, tmp_path / name))
+
+    root = copy("no photo")
+    (root / "images" / "1.jpg").unlink()
+    with refuses("masks without photo", "1 (1)", root):
+        open_source("helen", root, "train")
+
+    root = copy("no masks")
+    shutil.rmtree(root / "labels" / "3")
+    with refuses("photos without mask", "1 (3)", root):
+        open_source("helen", root, "val")
+
+    root = copy("one mask less")
+    (root / "labels" / "0" / "0_lbl07.png").unlink()
+    with refuses("without all of their 11 masks", "0_lbl07.png", root):
+        open_source("helen", root, "train")
+
+    root = copy("no list")
+    (root / "testing.txt").unlink()
+    with refuses(root / "testing.txt", "expected"):
+        open_source("helen", root, "test")
+
+    root = copy("bad list")
+    (root / "tuning.txt").write_text("1 , 3\nfour\n")
+    with refuses(root / "tuning.txt", "line 2", "four"):
+        open_source("helen", root, "val")
+    (root / "tuning.txt").write_text("\n")
+    with refuses(root / "tuning.txt", "is empty"):
+        open_source("helen", root, "val")
+    (root / "tuning.txt").write_text("1 , 3\n2 , 3\n")
+    with refuses("listed twice", "1 (3)", root / "tuning.txt"):
+        open_source("helen", root, "val")
+    (root / "tuning.txt").write_text("1 , 0\n")
+    with refuses("names both in tuning.txt and exemplars.txt", root, "1 (0)"):
+        open_source("helen", root, "val")
+
+
+def test_helen_brows_and_eyes_must_agree_about_the_sides(tmp_path: Path, faces: fixtures.Faces) -> None:
+    only_brows = np.arange(256, dtype=np.uint8)
+    only_brows[[2, 3]] = 3, 2
+    mixed = {split: [(n, p, only_brows[labels]) for n, p, labels in group] for split, group in faces.items()}
+    fixtures.write_helen(tmp_path, mixed)
+    with refuses("brows and eyes disagree", tmp_path / "labels"):
+        open_source("helen", tmp_path, "val")
+
+
+def test_helen_without_any_brow_and_eye_cannot_tell_its_sides(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_helen(tmp_path, faces)
+    for path in [path for label in range(2, 6) for path in tmp_path.rglob(f"*_lbl0{label}.png")]:
+        Image.new("L", (64, 64)).save(path)
+    with refuses("cannot tell left from right", tmp_path / "labels"):
+        open_source("helen", tmp_path, "train")
+
+
+def test_photos_and_masks_of_different_sizes_are_refused(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_challenge(tmp_path / "challenge", faces)
+    fixtures.write_celebamask_official(tmp_path / "official", faces)
+    fixtures.write_helen(tmp_path / "helen", faces)
+    for folder, dataset, photo in (
+        ("challenge", "celebamask", "train/train_image/0.jpg"),
+        ("official", "celebamask", "CelebA-HQ-img/0.jpg"),
+        ("helen", "helen", "images/0.jpg"),
+    ):
+        root = tmp_path / folder
+        source = open_source(dataset, root, "train")
+        Image.new("RGB", (80, 64)).save(root / photo)
+        with refuses("sizes differ", root / photo, "80×64", source.samples[0].masks[0], "64×64"):
+            source.read(source.samples[0])
+    Image.new("L", (50, 64)).save(tmp_path / "helen" / "labels" / "1" / "1_lbl05.png")
+    source = open_source("helen", tmp_path / "helen", "train")
+    with refuses("sizes differ", "1_lbl00.png", "1_lbl05.png"):
+        source.read(source.samples[1])
+
+
+def test_unknown_ids_and_coloured_masks_are_refused_when_read(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_challenge(tmp_path, faces)
+    source = open_source("celebamask", tmp_path, "train")
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8) % 21).save(
+        source.samples[0].masks[0]
+    )
+    with refuses("unknown ids", source.samples[0].masks[0], "2 (19, 20)", "0 to 18"):
+        source.read(source.samples[0])
+    Image.fromarray(faces["train"][1][1]).save(source.samples[1].masks[0])
+    with refuses("mask saved as colours", source.samples[1].masks[0]):
+        source.read(source.samples[1])
+
+
+# Real data
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real faces beside this checkout")
+def test_real_faces_are_read_with_brow1_and_eye1_on_the_images_left() -> None:
+    source = open_source("celebamask", REAL, "val")
+    assert len(source.samples) == 500
+    for sample in source.samples[::25]:
+        photo, ids = source.read(sample)
+        assert photo.shape == (512, 512, 3)
+        labels = CELEBAMASK.merge[ids]
+        for one, two in ((1, 2), (3, 4)):
+            x = [np.nonzero(labels == label)[1] for label in (one, two)]
+            assert not len(x[0]) or not len(x[1]) or x[0].mean() < x[1].mean()

@@ -1,0 +1,171 @@
+"""The synthetic faces: repeatable, exact, and not to be parsed by colour alone."""
+
+import numpy as np
+import pytest
+
+from data import synthetic
+from data.synthetic import COUNTS, SIZE, draw_face, draw_named, sample_names
+from utils.errors import InputError
+
+FACES = 50
+
+
+@pytest.fixture(scope="module")
+def faces() -> list[tuple[np.ndarray, np.ndarray]]:
+    return [draw_face(3, i, 128) for i in range(FACES)]
+
+
+def centre_x(labels: np.ndarray, label: int) -> float | None:
+    columns = np.nonzero(labels == label)[1]
+    return float(columns.mean()) if len(columns) >= 4 else None
+
+
+def test_the_same_seed_and_index_give_the_same_face():
+    photo, labels = draw_face(5, 11, 96)
+    again, labels_again = draw_face(5, 11, 96)
+    assert np.array_equal(photo, again)
+    assert np.array_equal(labels, labels_again)
+
+
+@pytest.mark.parametrize(("seed", "index"), [(6, 11), (5, 12)])
+def test_another_seed_or_index_gives_another_face(seed, index):
+    assert not np.array_equal(draw_face(5, 11, 96)[1], draw_face(seed, index, 96)[1])
+
+
+@pytest.mark.parametrize("size", [16, 65, 128, 400])
+def test_photo_and_labels_have_the_size_asked_for(size):
+    photo, labels = draw_face(0, 1, size)
+    assert photo.shape == (size, size, 3)
+    assert labels.shape == (size, size)
+    assert photo.dtype == labels.dtype == np.uint8
+    assert labels.max() <= synthetic.HAIR
+
+
+def test_brow1_and_eye1_lie_on_the_images_left(faces):
+    seen = 0
+    for _, labels in faces:
+        for one, two in (synthetic.BROWS, synthetic.EYES):
+            left, right = centre_x(labels, one), centre_x(labels, two)
+            if left is not None and right is not None:
+                assert left < right
+                seen += 1
+    assert seen > FACES
+
+
+def test_every_label_appears_in_a_good_part_of_the_faces(faces):
+    for label in range(11):
+        assert sum((labels == label).any() for _, labels in faces) >= 0.3 * FACES, label
+
+
+def test_every_part_is_missing_from_some_face():
+    labels = [draw_face(8, i, 48)[1] for i in range(200)]
+    for label in range(2, 10):
+        assert any(not (each == label).any() for each in labels), label
+
+
+def test_shut_mouths_have_no_inner_mouth_and_open_ones_do(monkeypatch):
+    draw_mouth, gapes = synthetic._mouth, []
+
+    def spy(face, rng, y, gape):
+        gapes.append(gape)
+        return draw_mouth(face, rng, y, gape)
+
+    monkeypatch.setattr(synthetic, "_mouth", spy)
+    inner = [(draw_face(4, i, 128)[1] == synthetic.INNER_MOUTH).any() for i in range(30)]
+    shut = np.array(gapes) == 0
+    assert 5 < shut.sum() < 25
+    assert not np.array(inner)[shut].any()
+    assert np.array(inner)[~shut].mean() > 0.7  # a hand or a mask may hide the others
+
+
+def test_a_face_is_the_same_at_two_sizes():
+    both, either = np.zeros(11), np.zeros(11)
+    for i in range(12):
+        photo, small = draw_face(2, i, 128)
+        large_photo, large = draw_face(2, i, 384)
+        large = large[1::3, 1::3]
+        for label in range(11):
+            both[label] += ((small == label) & (large == label)).sum()
+            either[label] += ((small == label) | (large == label)).sum()
+        blocks = large_photo.reshape(128, 3, 128, 3, 3).mean((1, 3))
+        assert np.abs(blocks.mean((0, 1)) - photo.mean((0, 1))).max() < 6
+    assert (both / either).min() > 0.9
+
+
+def test_the_photo_shows_the_parts_where_the_labels_are():
+    """Sharp evidence of alignment: edges of the photo are stronger on label borders than elsewhere on the face."""
+    on, off = [], []
+    for i in range(20):
+        photo, labels = draw_face(9, i, 256)
+        grey = photo.astype(np.float32).mean(2)
+        steps = np.abs(np.diff(grey, axis=0))[:, :-1]
+        parts = np.isin(labels, (*synthetic.EYES, synthetic.UPPER_LIP, synthetic.LOWER_LIP))
+        border = (parts[1:] != parts[:-1])[:, :-1]
+        skin = (labels[1:] == synthetic.SKIN)[:, :-1] & ~border
+        if border.any() and skin.any():
+            on.append(steps[border].mean())
+            off.append(steps[skin].mean())
+    assert np.mean(on) > 2 * np.mean(off)
+
+
+def test_splits_share_no_face():
+    names = {split: sample_names(split, 30) for split in COUNTS}
+    drawn = [draw_named(name, 0, 32)[0].tobytes() for each in names.values() for name in each]
+    assert len(set(drawn)) == 90
+    assert all(start % synthetic.SPLIT_ROOM == 0 for start in synthetic.SPLIT_STARTS.values())
+
+
+def test_names_give_the_default_counts_and_size():
+    for split, count in COUNTS.items():
+        assert len(set(sample_names(split))) == count
+    photo, labels = draw_named(sample_names("val")[3])
+    same_photo, same_labels = draw_face(0, 1_000_003, SIZE)
+    assert np.array_equal(photo, same_photo)
+    assert np.array_equal(labels, same_labels)
+
+
+def test_colour_alone_does_not_find_the_parts():
+    """A colour histogram fitted on 60 faces (most likely label of each colour) parses other faces badly."""
+    votes = np.zeros((16**3, 11), np.int64)
+
+    def colours(photo: np.ndarray) -> np.ndarray:
+        red, green, blue = (photo.astype(np.int64) // 16).reshape(-1, 3).T
+        return red * 256 + green * 16 + blue
+
+    for i in range(60):
+        photo, labels = draw_face(0, i, 96)
+        np.add.at(votes, (colours(photo), labels.ravel()), 1)
+    balanced = votes / votes.sum(0)
+    for score in (votes, balanced):  # as frequent as they are, and all labels alike
+        best = score.argmax(1)
+        hits = found = there = 0
+        for i in range(60, 90):
+            photo, labels = draw_face(0, i, 96)
+            guess, truth = best[colours(photo)], labels.ravel()
+            part = (truth >= 2) & (truth <= 9)
+            guessed = (guess >= 2) & (guess <= 9)
+            hits += (part & (guess == truth)).sum()
+            found += guessed.sum()
+            there += part.sum()
+        assert 2 * hits / (found + there) < 0.3
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: draw_face(-1, 0),
+        lambda: draw_face(0, -1),
+        lambda: draw_face(0, 0, 8),
+        lambda: draw_face(0, 0, 5000),
+        lambda: sample_names("dev", 3),
+        lambda: sample_names("train", 0),
+        lambda: sample_names("train", 1_000_001),
+        lambda: draw_named("train_1"),
+        lambda: draw_named("dev_000001"),
+        lambda: draw_named("train_-00001"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_line(call):
+    with pytest.raises(InputError) as caught:
+        call()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,88 @@
+"""Checkpoint files: one flat dict of tensors and plain values, written whole or not at all."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.errors import InputError
+
+FORMAT = 1
+STAGES = ("stage1", "cropper", "stage2", "end2end")
+
+# The authors' files hold NumPy numbers, under the name that NumPy's module had then.
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS = [
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
+]
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write to a temporary name beside ``path``, then rename: a failed write leaves the old file whole.
+
+    Raises InputError where the file cannot be written (disk full, no permission).
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed zip write as RuntimeError
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "write failed, disk full?"
+        raise InputError(f"{path} could not be saved ({reason}); an older checkpoint there is untouched") from error
+
+
+def load(path: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
+    """Read a checkpoint of ours onto the CPU; nothing in the file is ever executed.
+
+    Raises InputError for a missing, damaged or foreign file and for one of another stage.
+    """
+    state = read_tensors(path)
+    if state.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of this repository (format {state.get('format')!r})")
+    if state.get("stage") not in stages:
+        raise InputError(f"{path} comes from stage {state.get('stage')!r}; needed here: {' or '.join(stages)}")
+    return state
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """torch.load with ``weights_only``, its failures told in one line."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such checkpoint file")
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except Exception as error:  # torch raises many kinds for damaged bytes
+        if "nsupported" in str(error) or "unrecognized function" in str(error):
+            raise InputError(f"{path} holds objects other than weights, which are never run: refused") from error
+        raise InputError(f"{path} is damaged or no checkpoint at all: fetch or train it again") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
+    return state
+
+
+def load_module(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path, name: str) -> None:
+    """Load strictly. Raises InputError naming what does not fit (another class count, another architecture)."""
+    own = module.state_dict()
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or unknown:
+        what = [f"lacks {missing[0]}"] if missing else []
+        what += [f"has an unknown {unknown[0]}"] if unknown else []
+        raise InputError(f"{path}: its {name} weights are of another architecture ({', '.join(what)})")
+    for key, value in weights.items():
+        if value.shape != own[key].shape:
+            raise InputError(
+                f"{path}: {name}.{key} is {tuple(value.shape)}, this model needs {tuple(own[key].shape)} "
+                "(another class count or size?)"
+            )
+    module.load_state_dict(weights, strict=True)

@@ -1,0 +1,225 @@
+"""The command-line options that the scripts share, and their checks."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch.utils.data import DataLoader
+
+from data.augment import NO_AUGMENTATION, Augmentation
+from data.loading import Faces, open_faces, training_batches
+from data.source import SPLITS
+from models.stn_icnn import STNiCNNConfig
+from utils import runtime
+from utils.engine import Optimisation
+from utils.errors import InputError
+
+DATASETS = ("synthetic", "helen", "celebamask")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a stage is trained with: the defaults of its options.
+
+    batch_size: over all processes. model: fields of STNiCNNConfig that differ from its defaults.
+    dice, theta_beta, jitter, coarse_weight, theta_weight: see the stages that use them.
+    """
+
+    optimisation: Optimisation
+    batch_size: int
+    augmentation: Augmentation = NO_AUGMENTATION
+    model: dict[str, Any] = field(default_factory=dict)
+    dice: float = 0.0
+    theta_beta: float = 1.0
+    jitter: float = 0.0
+    coarse_weight: float = 0.0
+    theta_weight: float = 0.0
+
+
+class Recipes(NamedTuple):
+    """A stage's recipes: the paper's for each of its data sets (synthetic faces use HELEN's), and ours."""
+
+    paper_helen: Recipe
+    paper_celebamask: Recipe
+    best: Recipe
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are InputErrors: one line, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def base_parser(description: str | None, splits: bool = False) -> Parser:
+    """A parser with the options of every script that reads a data set. splits: with --split."""
+    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=DATASETS, default="synthetic", help="which data set")
+    group.add_argument("--data", type=Path, metavar="DIR", help="its folder; synthetic faces need none")
+    group.add_argument(
+        "--partition", choices=("standard", "paper"), help="how to split CelebAMask-HQ's official layout"
+    )
+    group.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help="where decoded faces are kept")
+    group.add_argument(
+        "--max-images", type=int, metavar="N", help="use the first N faces of each split, for a quick look"
+    )
+    if splits:
+        group.add_argument("--split", choices=SPLITS, default="test", help="which part of the data set")
+    add_machine_options(parser)
+    return parser
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="processes that load faces; 0: none beside the main one"
+    )
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", help="faces at once, over all processes; default: the recipe's"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    group.add_argument(
+        "--amp",
+        choices=("auto", "off", "bf16"),
+        default="auto",
+        help="bfloat16 arithmetic; auto: where the hardware has it",
+    )
+
+
+def training_parser(description: str | None, trained: Sequence[str], needs: dict[str, str]) -> Parser:
+    """A parser with the options of every training script.
+
+    trained: modules with a learning rate. needs: checkpoint option -> what it holds.
+    """
+    parser = base_parser(description)
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--recipe", choices=("paper", "best"), default="paper", help="the paper's hyperparameters, or ours"
+    )
+    group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
+    for name in trained:
+        flag = "--lr" if len(trained) == 1 else f"--lr-{name}"
+        group.add_argument(
+            flag, type=float, dest=f"lr_{name}", metavar="X", help=f"learning rate of {name}; default: the recipe's"
+        )
+    for flag, what in needs.items():
+        group.add_argument(flag, type=Path, metavar="FILE", help=what)
+    group.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="where this run's files go")
+    group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    return parser
+
+
+def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
+    """Check the shared options' ranges. Raises one InputError that names every problem."""
+    problems: list[str] = []
+
+    def need(name: str, holds: Callable[[Any], bool], rule: str) -> None:
+        value = getattr(args, name, None)
+        if value is not None and not holds(value):
+            problems.append(f"--{name.replace('_', '-')} {value}: must be {rule}")
+
+    need("max_images", lambda v: v >= 1, "at least 1")
+    need("workers", lambda v: 0 <= v <= 256, "between 0 and 256")
+    need("batch_size", lambda v: 1 <= v <= 65536, "between 1 and 65536")
+    need("seed", lambda v: 0 <= v < 2**63, "between 0 and 2**63 - 1")
+    need("epochs", lambda v: v >= 1, "at least 1")
+    for name in vars(args):
+        if name.startswith("lr_"):
+            need(name, lambda v: 0 <= v < 100, "at least 0 and below 100")
+    for name in required:
+        if getattr(args, name) is None:
+            problems.append(f"--{name.replace('_', '-')} is needed")
+    if getattr(args, "dataset", "synthetic") != "synthetic" and args.data is None:
+        problems.append(f"--data is needed for --dataset {args.dataset}: name its folder")
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+def open_split(args: argparse.Namespace, split: str) -> Faces:
+    """One split of the data set that the options name, through its cache."""
+    return open_faces(args.dataset, args.data, split, args.cache, args.max_images, max(1, args.workers), args.partition)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run as its options describe it."""
+
+    args: argparse.Namespace
+    recipe: Recipe
+    config: STNiCNNConfig
+    device: torch.device
+
+    @property
+    def eval_batch(self) -> int:
+        """Faces at once in validation, over all processes."""
+        return 16 * runtime.world_size()
+
+    def with_config(self, config: STNiCNNConfig) -> "Run":
+        """The same run for a model that a checkpoint describes."""
+        return replace(self, config=config)
+
+    def batches(self, train: Faces) -> Callable[[int], DataLoader]:
+        """Epoch -> this process's share of the training batches."""
+        return lambda epoch: training_batches(
+            train,
+            self.recipe.batch_size,
+            self.args.seed,
+            epoch,
+            self.recipe.augmentation.folds,
+            runtime.rank(),
+            runtime.world_size(),
+            self.args.workers,
+        )
+
+    def fit_options(self, train: Faces) -> dict[str, Any]:
+        """The arguments of ``utils.engine.fit`` that every stage fills alike."""
+        return {
+            "batches": self.batches(train),
+            "optimisation": self.recipe.optimisation,
+            "amp": self.args.amp,
+            "device": self.device,
+            "run_dir": self.args.run_dir,
+            "resume": self.args.resume,
+            "description": {
+                "config": asdict(self.config),
+                "dataset": self.args.dataset,
+                "images": len(train),
+                "seed": self.args.seed,
+                "recipe": asdict(self.recipe),
+            },
+        }
+
+
+def start(args: argparse.Namespace, recipes: Recipes, required: Sequence[str] = (), **model: Any) -> Run:
+    """Check the options, join the other processes, seed, and settle the recipe and the device.
+
+    required: options that may not be missing. model: fields of STNiCNNConfig that options set. Raises InputError naming every option out of range.
+    """
+    check(args, required)
+    recipe = recipes.best
+    if args.recipe == "paper":
+        recipe = recipes.paper_celebamask if args.dataset == "celebamask" else recipes.paper_helen
+    lr = {
+        name: given if (given := getattr(args, f"lr_{name}", None)) is not None else value
+        for name, value in recipe.optimisation.lr.items()
+    }
+    if not any(lr.values()):
+        raise InputError("every learning rate is 0: nothing would be trained")
+    recipe = replace(
+        recipe,
+        optimisation=replace(recipe.optimisation, lr=lr, epochs=args.epochs or recipe.optimisation.epochs),
+        batch_size=args.batch_size or recipe.batch_size,
+    )
+    if recipe.batch_size % runtime.world_size():
+        raise InputError(
+            f"--batch-size {recipe.batch_size}: must be a multiple of the {runtime.world_size()} processes that share it"
+        )
+    device = runtime.pick_device(args.device)
+    runtime.start_processes(args.device)
+    torch.manual_seed(args.seed)
+    return Run(args, recipe, STNiCNNConfig(**{**recipe.model, **model}), device)

@@ -1,0 +1,98 @@
+"""Pictures for people: colour maps, overlays, crop windows, contact sheets. All RGB uint8 (H, W, 3)."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from data.labels import COLOURS, LABELS, NUM_LABELS, NUM_PARTS, PART_LABELS
+
+LINE_WIDTH = 1 / 200  # of the photo's shorter side
+
+
+def colour(labels: np.ndarray) -> np.ndarray:
+    """Paint a label map, integer (H, W), ids 0..8, in the labels' colours. Raises ValueError for other ids."""
+    if labels.size and (labels.min() < 0 or labels.max() >= NUM_LABELS):
+        raise ValueError(f"label ids {labels.min()}..{labels.max()} are not 0..{NUM_LABELS - 1}")
+    return COLOURS[labels]
+
+
+def overlay(photo: np.ndarray, labels: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """Lay the labels' colours over the photo; background pixels stay as they are.
+
+    photo: uint8 (H, W, 3). labels: integer (H, W), ids 0..8. alpha: weight of the colour, 0..1.
+    Raises ValueError for sizes that differ, ids or alpha out of range.
+    """
+    if photo.shape[:2] != labels.shape:
+        raise ValueError(f"photo {photo.shape[:2]} and labels {labels.shape} differ in size")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha {alpha} is not within 0..1")
+    blend = np.rint((1 - alpha) * photo + alpha * colour(labels).astype(np.float32)).astype(np.uint8)
+    return np.where(labels[..., None] == 0, photo, blend)
+
+
+def draw_windows(photo: np.ndarray, theta_P23: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Draw the outline of the six crops, each in its part's colour, on a copy of the photo.
+
+    photo: uint8 (H, W, 3). theta_P23: (6, 2, 3), maps crop coordinates [-1, 1]² to the image's normalised ones,
+    align_corners = True: pixel x = (x_n + 1) / 2 · (W - 1). A part whose theta is not finite is not drawn.
+    Raises ValueError for another shape of theta.
+    """
+    theta = theta_P23.detach().cpu().double().numpy() if isinstance(theta_P23, torch.Tensor) else np.asarray(theta_P23)
+    if theta.shape != (NUM_PARTS, 2, 3):
+        raise ValueError(f"theta has shape {theta.shape}, not {(NUM_PARTS, 2, 3)}")
+    height, width = photo.shape[:2]
+    corners_34 = np.array([(-1, 1, 1, -1), (-1, -1, 1, 1), (1, 1, 1, 1)], np.float64)
+    picture = np.ascontiguousarray(photo).copy()
+    thickness = max(1, round(min(height, width) * LINE_WIDTH))
+    for part, theta_23 in enumerate(theta):
+        if not np.isfinite(theta_23).all():
+            continue
+        points_42 = ((theta_23 @ corners_34).T + 1) / 2 * (width - 1, height - 1)
+        points_42 = np.rint(points_42.clip(-8 * max(height, width), 8 * max(height, width))).astype(np.int32)
+        rgb = COLOURS[PART_LABELS[part][0]].tolist()
+        cv2.polylines(picture, [points_42], isClosed=True, color=rgb, thickness=thickness)
+    return picture
+
+
+def _letterbox(picture: np.ndarray, size: int) -> np.ndarray:
+    height, width = picture.shape[:2]
+    scale = size / max(height, width)
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    box = np.zeros((size, size, 3), np.uint8)
+    box[top : top + new_height, left : left + new_width] = cv2.resize(
+        picture, (new_width, new_height), interpolation=method
+    )
+    return box
+
+
+def tile(pictures: Sequence[np.ndarray], columns: int, size: int) -> np.ndarray:
+    """Set pictures of any sizes, row by row, into a sheet of square cells of ``size`` pixels.
+
+    Each is scaled to fit its cell and centred on black; the last row is filled up with black.
+    Returns uint8 (rows · size, columns · size, 3). Raises ValueError for no pictures, columns or size below 1.
+    """
+    if not pictures or columns < 1 or size < 1:
+        raise ValueError(f"cannot tile {len(pictures)} pictures into {columns} columns of {size} pixels")
+    cells = [_letterbox(picture, size) for picture in pictures]
+    cells += [np.zeros((size, size, 3), np.uint8)] * (-len(cells) % columns)
+    return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
+
+
+def legend() -> np.ndarray:
+    """One bar per label, filled with its colour and bearing its name: uint8 (9 · 24, 132, 3)."""
+    height, width = 24, 132
+    picture = np.repeat(COLOURS, height, axis=0)[:, None].repeat(width, axis=1)
+    for index, name in enumerate(LABELS):
+        ink = 0 if COLOURS[index] @ np.array((0.299, 0.587, 0.114)) > 110 else 255  # luma, ITU-R BT.601
+        place = (6, index * height + 17)
+        cv2.putText(picture, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (ink, ink, ink), 1, cv2.LINE_AA)
+    return picture
+
+
+def side_by_side(photo: np.ndarray, pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Photo | prediction laid over it | truth laid over it: uint8 (H, 3 · W, 3). Raises like ``overlay``."""
+    return np.hstack([photo, overlay(photo, pred), overlay(photo, truth)])
