@@ -29,7 +29,7 @@ PAPER_CELEBAMASK = Recipe(
     model={"crop_size": 127},
 )
 BEST = Recipe(
-    Optimisation(epochs=40, lr={"coarse": 5e-3}, optimizer="adamw", schedule="onecycle", weight_decay=1e-2, clip=1.0),
+    Optimisation(epochs=40, lr={"coarse": 4e-3}, optimizer="adamw", schedule="onecycle", weight_decay=1e-2, clip=1.0),
     batch_size=32,
     augmentation=Augmentation(rotation=15, shift=0.08, scale=(0.8, 1.25), noise=0.03, tone=0.8, mirror=0.5),
     model={"window_margin": 1.6, "paste": "bilinear"},

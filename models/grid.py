@@ -30,7 +30,8 @@ def window_theta(centres_BP2: Tensor, sides_BP: Tensor, sizes_B2: Tensor) -> Ten
 
 def compose(outer_B33: Tensor, theta_BP23: Tensor) -> Tensor:
     """The theta that first applies ``theta_BP23``, then ``outer_B33`` (any affine)."""
-    linear_BP23 = outer_B33[:, None, :2, :2] @ theta_BP23
+    # elementwise: autocast would run a matrix product in half precision, which is pixels off
+    linear_BP23 = (outer_B33[:, None, :2, :2, None] * theta_BP23[:, :, None]).sum(3)
     return torch.cat([linear_BP23[..., :2], linear_BP23[..., 2:] + outer_B33[:, None, :2, 2:]], -1)
 
 
@@ -64,27 +65,39 @@ def image_to_padded(sizes_B2: Tensor, height: int, width: int) -> Tensor:
     return scale_and_shift(scale_B2, scale_B2 - 1)
 
 
-def crop_grid(theta_BP23: Tensor, size: int) -> Tensor:
-    """Sampling points grid_BPSS2 (x, y), normalised, of ``size`` x ``size`` crops."""
+def sample_points(theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:
+    """Where ``size`` x ``size`` crops sample each photo: points_BPSS2 as (x, y) in its pixels, differentiable.
+
+    Points as near to a pixel centre as rounding errors reach (1e-3 pixels at 1000) lie right on it.
+    """
     ticks_S = torch.linspace(-1, 1, size, device=theta_BP23.device, dtype=theta_BP23.dtype)
-    y_SS, x_SS = torch.meshgrid(ticks_S, ticks_S, indexing="ij")
-    base_3SS = torch.stack([x_SS, y_SS, torch.ones_like(x_SS)])
-    return torch.einsum("bpij,jyx->bpyxi", theta_BP23, base_3SS)
+    y_SS1, x_SS1 = (axis.unsqueeze(-1) for axis in torch.meshgrid(ticks_S, ticks_S, indexing="ij"))
+    x_BP112, y_BP112, shift_BP112 = (column[:, :, None, None] for column in theta_BP23.unbind(-1))
+    span_B1112 = (sizes_B2.flip(-1).to(theta_BP23.dtype) - 1).clamp(min=1)[:, None, None, None]
+    points_BPSS2 = (x_BP112 * x_SS1 + y_BP112 * y_SS1 + shift_BP112 + 1) / 2 * span_B1112
+    to_centre_BPSS2 = (points_BPSS2.round() - points_BPSS2).detach()
+    near_BPSS2 = to_centre_BPSS2.abs() <= 8 * torch.finfo(theta_BP23.dtype).eps * span_B1112
+    return torch.where(near_BPSS2, points_BPSS2 + to_centre_BPSS2, points_BPSS2)
 
 
 def crop(photos_BCHW: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor | None = None) -> Tensor:
     """Cut windows out of photos, bilinear, zeros outside; differentiable in theta and in the photos.
 
     photos_BCHW: float. theta_BP23: in the frame of each photo. sizes_B2: the photos' own sizes where they are
-    padded. Returns crops_BPCSS.
+    padded. Returns crops_BPCSS. With an odd window of ``size`` pixels and an integer centre, the crop equals
+    array slicing exactly (paper Fig. 7, 8).
     """
     batch, channels, height, width = photos_BCHW.shape
-    if sizes_B2 is not None:
-        theta_BP23 = compose(image_to_padded(sizes_B2, height, width), theta_BP23)
-    parts = theta_BP23.shape[1]
-    grid_BNS2 = crop_grid(theta_BP23, size).reshape(batch, parts * size, size, 2)
-    crops_BCNS = F.grid_sample(photos_BCHW, grid_BNS2.to(photos_BCHW.dtype), "bilinear", "zeros", align_corners=True)
-    return crops_BCNS.reshape(batch, channels, parts, size, size).transpose(1, 2)
+    if sizes_B2 is None:
+        sizes_B2 = torch.tensor([[height, width]], device=theta_BP23.device).expand(batch, 2)
+    points_BPSS2 = sample_points(theta_BP23, size, sizes_B2)
+    # A span of a power of two takes whole pixels to normalised coordinates and back without rounding.
+    span_y, span_x = (1 << max(length - 2, 0).bit_length() for length in (height, width))
+    photos_BCHW = F.pad(photos_BCHW, (0, span_x + 1 - width, 0, span_y + 1 - height))
+    grid_BPSS2 = points_BPSS2 * 2 / points_BPSS2.new_tensor([span_x, span_y]) - 1
+    grid_BNS2 = grid_BPSS2.reshape(batch, -1, size, 2)
+    crops_BCNS = F.grid_sample(photos_BCHW.to(grid_BNS2.dtype), grid_BNS2, "bilinear", "zeros", align_corners=True)
+    return crops_BCNS.reshape(batch, channels, -1, size, size).transpose(1, 2).to(photos_BCHW.dtype)
 
 
 def crop_labels(labels_BHW: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:
@@ -92,9 +105,7 @@ def crop_labels(labels_BHW: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Ten
 
     labels_BHW: uint8. Returns labels_BPSS, uint8.
     """
-    span_B1112 = (sizes_B2.flip(-1).float() - 1)[:, None, None, None]
-    points_BPSS2 = (crop_grid(theta_BP23.float(), size) + 1) / 2 * span_B1112
-    return gather_nearest(labels_BHW, points_BPSS2, sizes_B2)
+    return gather_nearest(labels_BHW, sample_points(theta_BP23.float(), size, sizes_B2), sizes_B2)
 
 
 def gather_nearest(labels_BHW: Tensor, points_px: Tensor, sizes_B2: Tensor) -> Tensor:
@@ -116,19 +127,20 @@ def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode
 
     probs: six tensors (B, K, S, S), softmax over K, channel 0 background. theta_BP23: in the frame of the
     height x width grid. mode: "nearest" (paper) or "bilinear".
-    Returns canvas_B9HW: each part's probabilities in its labels' channels; background is the product over the
+    Returns canvas_B9HW (float32): each part's probabilities in its labels' channels; background is the product over the
     parts of their background probability, 1 outside their windows. Only the windows' own pixels are computed.
     """
-    canvas_B9HW = probs[0].new_zeros(len(theta_BP23), NUM_LABELS, height, width)
+    canvas_B9HW = torch.zeros(len(theta_BP23), NUM_LABELS, height, width, device=probs[0].device)
     canvas_B9HW[:, 0] = 1
-    for b, theta_P23 in enumerate(theta_BP23.detach().cpu()):
+    for b, theta_P23 in enumerate(theta_BP23.detach().float().cpu()):
         for part, labels in enumerate(PART_LABELS):
             axes = _window_axes(theta_P23[part], probs[part].shape[-1], height, width)
             if axes is None:
                 continue
             (x0, x1, u_X), (y0, y1, v_Y) = axes
             grid_YX2 = torch.stack(torch.meshgrid(u_X, v_Y, indexing="xy"), -1).to(canvas_B9HW)
-            window_KYX = F.grid_sample(probs[part][b : b + 1], grid_YX2[None], mode, "zeros", align_corners=True)[0]
+            probs_1KSS = probs[part][b : b + 1].float()
+            window_KYX = F.grid_sample(probs_1KSS, grid_YX2[None], mode, "zeros", align_corners=True)[0]
             target_9YX = canvas_B9HW[b, :, y0:y1, x0:x1]
             target_9YX[0] *= window_KYX[0] + (1 - window_KYX.sum(0))
             for channel, label in enumerate(labels, 1):
@@ -144,10 +156,11 @@ def _window_axes(
     Returns ((x0, x1, u_X), (y0, y1, v_Y)), or None for a window outside the photo.
     """
     axes = []
-    inverse = torch.linalg.inv(torch.cat([_invertible(theta_23), torch.tensor([[0.0, 0.0, 1.0]])]))
     for axis, length in ((0, width), (1, height)):
-        ticks = torch.linspace(-1, 1, length)
-        inside = ticks * inverse[axis, axis] + inverse[axis, 2]
+        scale, shift = theta_23[axis, axis], theta_23[axis, 2]
+        if scale.abs() < MIN_SCALE:
+            scale = scale.new_tensor(MIN_SCALE if scale >= 0 else -MIN_SCALE)
+        inside = (torch.linspace(-1, 1, length) - shift) / scale
         # a pixel nearest to the crop's last sample may lie up to half a sample outside of it
         touched = torch.nonzero(inside.abs() <= 1 + 2 / (size - 1)).flatten()
         if len(touched) == 0:
@@ -155,12 +168,3 @@ def _window_axes(
         start, stop = int(touched[0]), int(touched[-1]) + 1
         axes.append((start, stop, inside[start:stop]))
     return axes[0], axes[1]
-
-
-def _invertible(theta_23: Tensor) -> Tensor:
-    theta_23 = theta_23.float().clone()
-    for axis in (0, 1):
-        scale = theta_23[axis, axis]
-        if scale.abs() < MIN_SCALE:
-            theta_23[axis, axis] = MIN_SCALE if scale >= 0 else -MIN_SCALE
-    return theta_23

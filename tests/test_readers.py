@@ -249,6 +249,18 @@ def test_helen_sides_fall_back_to_the_split_itself_without_a_training_list(
     expect(open_source("helen", tmp_path / "helen", "val"), faces["val"])
 
 
+def test_the_strongest_soft_mask_wins_and_the_first_in_a_tie(tmp_path: Path) -> None:
+    fixtures.write_helen(tmp_path / "helen", fixtures.draw_faces(train=1))
+    source = open_source("helen", tmp_path / "helen", "train")
+    expected = np.zeros((64, 64), np.uint8)
+    soft = np.zeros((11, 64, 64), np.uint8)
+    soft[1, 0], soft[6, 0], expected[0] = 127, 128, 6
+    soft[7, 1], soft[8, 1], expected[1] = 99, 99, 7
+    for mask, path in zip(soft, source.samples[0].masks, strict=True):
+        Image.fromarray(mask).save(path)
+    np.testing.assert_array_equal(source.read(source.samples[0])[1], expected)
+
+
 def test_the_version_of_a_source_tells_the_two_side_conventions_apart(tmp_path: Path, faces: fixtures.Faces) -> None:
     fixtures.write_helen(tmp_path / "a", faces, True)
     fixtures.write_helen(tmp_path / "b", faces, False)
@@ -286,6 +298,16 @@ def test_the_papers_partition_goes_by_number_and_is_taken_without_a_mapping_file
     )
     assert len(open_source("celebamask", tmp_path, "train").samples) == 6
     assert len(open_source("celebamask", tmp_path, "train", "paper").samples) == 2
+
+
+def test_the_standard_partition_ends_where_the_data_sets_own_does(tmp_path: Path) -> None:
+    fixtures.write_celebamask_official(tmp_path, fixtures.draw_faces(train=4, val=0, test=0))
+    originals = (162770, 162771, 182637, 182638)
+    (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").write_text(
+        "idx orig_idx orig_file\n" + "".join(f"{i} {n} {n + 1}.jpg\n" for i, n in enumerate(originals))
+    )
+    names = [[sample.name for sample in open_source("celebamask", tmp_path, split).samples] for split in SPLITS]
+    assert names == [["0"], ["1", "2"], ["3"]]
 
 
 def test_official_parts_are_painted_in_the_order_of_their_ids(tmp_path: Path) -> None:
