@@ -55,10 +55,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--localizer", choices=("paper", "resnet18", "released"), default="paper", help="its architecture"
     )
+    parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = parser.parse_args(argv)
-    run = options.start(args, RECIPES, required=["init_from"], localizer=args.localizer)
+    options.check(args, required=["init_from"])
+    stage1 = read_weights(args.init_from)
+    run = options.start(
+        args,
+        RECIPES,
+        localizer=args.localizer,
+        crop_size=args.crop_size,
+        coarse_size=stage1.config.coarse_size,
+    )
     model = STNiCNN(run.config)
-    load_into(model, read_weights(args.init_from), ("coarse",))
+    load_into(model, stage1, ("coarse",))
     train, val = options.open_split(args, "train"), options.open_split(args, "val")
     size, margin = run.config.coarse_size, run.config.window_margin
 

@@ -42,8 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = options.training_parser(
         __doc__, ["coarse"], {"--init-from": "a checkpoint whose coarse network to start from"}
     )
+    parser.add_argument(
+        "--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels; default: 128"
+    )
     args = parser.parse_args(argv)
-    run = options.start(args, RECIPES)
+    run = options.start(args, RECIPES, coarse_size=args.coarse_size)
     model = STNiCNN(run.config)
     if args.init_from:
         load_into(model, read_weights(args.init_from), ("coarse",))

@@ -50,8 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = options.training_parser(
         __doc__, ["parts"], {"--init-from": "a checkpoint whose part networks to start from"}
     )
+    parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = parser.parse_args(argv)
-    run = options.start(args, RECIPES)
+    run = options.start(args, RECIPES, crop_size=args.crop_size)
     model = STNiCNN(run.config)
     if args.init_from:
         load_into(model, read_weights(args.init_from), ("parts",))

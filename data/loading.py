@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from utils.errors import InputError
 
 CACHE_VERSION = 1
 THUMB = 256
+FILES = ("photos", "labels", "thumbs")
 RECORD = np.dtype(
     [
         ("height", "<i4"),
@@ -88,7 +88,7 @@ class Faces(Dataset):
         self.folder, self.names, self.dataset, self.split = folder, names, dataset, split
         self.records = np.fromfile(folder / "records.bin", RECORD)
         self.merge = TABLES[dataset].merge
-        self.files = {name: os.open(folder / f"{name}.bin", os.O_RDONLY) for name in ("photos", "labels", "thumbs")}
+        self.files = {name: os.open(folder / f"{name}.bin", os.O_RDONLY) for name in FILES}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -175,32 +175,43 @@ def _fingerprint(source: Source) -> str:
 def build_cache(source: Source, folder: Path, workers: int) -> None:
     """Bring ``folder`` up to date with the source; an interrupted build goes on where it stopped."""
     fingerprint = _fingerprint(source)
-    meta = folder / "meta.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one builder at a time; the others find it done
-        if meta.exists() and json.loads(meta.read_text()).get("fingerprint") == fingerprint:
-            return
-        meta.unlink(missing_ok=True)
-        begun = folder / "begun.txt"
-        if not begun.exists() or begun.read_text() != fingerprint:
-            for name in ("photos", "labels", "thumbs", "records"):
-                (folder / f"{name}.bin").unlink(missing_ok=True)
-            begun.write_text(fingerprint)
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one builder at a time; the others find it done
+            meta, begun = folder / "meta.json", folder / "begun.txt"
+            expected = json.dumps({"fingerprint": fingerprint, "images": len(source.samples)})
+            if meta.exists() and meta.read_text() == expected and len(_whole_records(folder)) == len(source.samples):
+                return
+            meta.unlink(missing_ok=True)
+            if not begun.exists() or begun.read_text() != fingerprint:
+                for name in (*FILES, "records"):
+                    (folder / f"{name}.bin").unlink(missing_ok=True)
+                begun.write_text(fingerprint)
             _append_missing(source, folder, workers)
-        except OSError as error:
-            free = shutil.disk_usage(folder).free / 2**30
-            raise InputError(
-                f"the cache {folder} could not be written ({error.strerror}; {free:.1f} GiB free): "
-                "make room or name another folder with --cache"
-            ) from error
-        meta.write_text(json.dumps({"fingerprint": fingerprint, "images": len(source.samples)}))
+            meta.write_text(expected)
+    except OSError as error:
+        raise InputError(
+            f"the cache {folder} could not be written ({error.strerror}): make room or name another folder with --cache"
+        ) from error
+
+
+def _whole_records(folder: Path) -> np.ndarray:
+    """The records, as far as they are sound and the other files hold what they vouch for."""
+    path = folder / "records.bin"
+    records = np.fromfile(path, RECORD) if path.exists() else np.empty(0, RECORD)
+    areas = np.maximum(records["height"], 0).astype(np.int64) * np.maximum(records["width"], 0)
+    ends = np.cumsum(areas)
+    held = [file.stat().st_size if (file := folder / f"{name}.bin").exists() else 0 for name in FILES]
+    thumbs = np.arange(1, len(records) + 1) * THUMB * THUMB * 3
+    sound = (areas > 0) & (records["offset"] == ends - areas)
+    sound &= (ends * 3 <= held[0]) & (ends <= held[1]) & (thumbs <= held[2])
+    return records[: len(records) if sound.all() else int(sound.argmin())]
 
 
 def _append_missing(source: Source, folder: Path, workers: int) -> None:
     records_path = folder / "records.bin"
-    records = np.fromfile(records_path, RECORD) if records_path.exists() else np.empty(0, RECORD)
+    records = _whole_records(folder)
     pixels = int((records["height"].astype(np.int64) * records["width"]).sum())
     for name, size in (
         ("photos", pixels * 3),

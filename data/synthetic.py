@@ -84,7 +84,7 @@ def draw_face(seed: int, index: int, size: int = 256) -> tuple[np.ndarray, np.nd
     rng = np.random.default_rng((seed, index))
     face = _pose(rng, size)
     brow_tone = _mix(face.hair, face.skin, rng.uniform(0, 0.5)) * rng.uniform(0.5, 1.1)
-    eye_x, eye_y, eye_w = rng.uniform(0.31, 0.37), rng.uniform(-0.13, -0.06), rng.uniform(0.125, 0.165)
+    eye_x, eye_y, eye_w = rng.uniform(0.31, 0.37), rng.uniform(-0.13, -0.06), rng.uniform(0.13, 0.175)
     mouth_open = _pick(rng, (0.0, rng.uniform(0.03, 0.12), rng.uniform(0.12, 0.36)), (0.45, 0.35, 0.2))
     mouth_y = rng.uniform(0.53, 0.62)
 
@@ -310,7 +310,7 @@ def _pose(rng: np.random.Generator, size: int) -> _Face:
         yaw,
         pitch,
         roll,
-        rng.uniform(0.25, 0.4),
+        rng.uniform(0.29, 0.45),
         (
             0.5 + float(np.clip(rng.normal(0, 0.05), -0.13, 0.13)),
             0.52 + float(np.clip(rng.normal(0, 0.045), -0.11, 0.11)),
@@ -489,7 +489,7 @@ def _sockets(face: _Face, rng: np.random.Generator, eye_x: float, eye_y: float, 
 
 
 def _eyes(face: _Face, rng: np.random.Generator, eye_x: float, eye_y: float, eye_w: float) -> None:
-    upper, lower, tilt = rng.uniform(0.035, 0.09), rng.uniform(0.022, 0.045), rng.uniform(-0.03, 0.04)
+    upper, lower, tilt = rng.uniform(0.04, 0.1), rng.uniform(0.025, 0.05), rng.uniform(-0.03, 0.04)
     state = rng.random()
     shut = (state < 0.09, state < 0.06 or 0.09 <= state < 0.11)  # both, or one
     if 0.11 <= state < 0.2:
@@ -544,7 +544,7 @@ def _eyes(face: _Face, rng: np.random.Generator, eye_x: float, eye_y: float, eye
 def _nose(face: _Face, rng: np.random.Generator, eye_y: float, end: float) -> float:
     """Returns y of the nose's lower end."""
     top = eye_y + rng.uniform(-0.06, 0.06)
-    bridge, wing = rng.uniform(0.045, 0.075), rng.uniform(0.12, 0.19)
+    bridge, wing = rng.uniform(0.045, 0.075), rng.uniform(0.13, 0.2)
     tall = end - top
     right = [(bridge, top), (bridge * 1.05, top + 0.35 * tall), (wing * 0.68, top + 0.66 * tall)]
     right += [(wing, top + 0.82 * tall), (wing * 0.9, end - 0.02), (wing * 0.45, end), (0, end + 0.02)]

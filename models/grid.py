@@ -6,6 +6,8 @@ Photos of different sizes share a batch by zero padding at the right and bottom;
 (height, width) in pixels.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from data.labels import NUM_LABELS, PART_LABELS
 
 # A part that is not seen may throw its window anywhere; these keep a window invertible and of finite area.
 MIN_SCALE = 1e-3
+EPSILON = torch.finfo(torch.float32).eps
 
 
 def window_theta(centres_BP2: Tensor, sides_BP: Tensor, sizes_B2: Tensor) -> Tensor:
@@ -113,7 +116,7 @@ def gather_nearest(labels_BHW: Tensor, points_px: Tensor, sizes_B2: Tensor) -> T
 
     points_px: (B, ..., 2) as (x, y) in pixels of the photo.
     """
-    batch, height, width = labels_BHW.shape
+    batch, _, width = labels_BHW.shape
     flat_BN2 = points_px.reshape(batch, -1, 2).round().long()
     x_BN, y_BN = flat_BN2.unbind(-1)
     inside_BN = (x_BN >= 0) & (y_BN >= 0) & (x_BN < sizes_B2[:, 1:]) & (y_BN < sizes_B2[:, :1])
@@ -132,39 +135,43 @@ def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode
     """
     canvas_B9HW = torch.zeros(len(theta_BP23), NUM_LABELS, height, width, device=probs[0].device)
     canvas_B9HW[:, 0] = 1
-    for b, theta_P23 in enumerate(theta_BP23.detach().float().cpu()):
+    for b, theta_P23 in enumerate(theta_BP23.tolist()):
         for part, labels in enumerate(PART_LABELS):
-            axes = _window_axes(theta_P23[part], probs[part].shape[-1], height, width)
-            if axes is None:
+            size = probs[part].shape[-1]
+            (scale_x, _, shift_x), (_, scale_y, shift_y) = theta_P23[part]
+            x0, u_X = _window_axis(scale_x, shift_x, size, width, mode)
+            y0, v_Y = _window_axis(scale_y, shift_y, size, height, mode)
+            if not len(u_X) or not len(v_Y):
                 continue
-            (x0, x1, u_X), (y0, y1, v_Y) = axes
-            grid_YX2 = torch.stack(torch.meshgrid(u_X, v_Y, indexing="xy"), -1).to(canvas_B9HW)
-            probs_1KSS = probs[part][b : b + 1].float()
-            window_KYX = F.grid_sample(probs_1KSS, grid_YX2[None], mode, "zeros", align_corners=True)[0]
-            target_9YX = canvas_B9HW[b, :, y0:y1, x0:x1]
+            u_X, v_Y = u_X.to(canvas_B9HW.device), v_Y.to(canvas_B9HW.device)
+            probs_KSS = probs[part][b].float()
+            if mode == "nearest":
+                window_KYX = probs_KSS[:, v_Y.long().unsqueeze(1), u_X.long()]
+            else:
+                grid_YX2 = torch.stack(torch.meshgrid(u_X, v_Y, indexing="xy"), -1).float() * 2 / (size - 1) - 1
+                window_KYX = F.grid_sample(probs_KSS[None], grid_YX2[None], mode, "zeros", align_corners=True)[0]
+            target_9YX = canvas_B9HW[b, :, y0 : y0 + len(v_Y), x0 : x0 + len(u_X)]
             target_9YX[0] *= window_KYX[0] + (1 - window_KYX.sum(0))
             for channel, label in enumerate(labels, 1):
                 target_9YX[label] += window_KYX[channel]
     return canvas_B9HW
 
 
-def _window_axes(
-    theta_23: Tensor, size: int, height: int, width: int
-) -> tuple[tuple[int, int, Tensor], tuple[int, int, Tensor]] | None:
-    """The photo's pixel columns and rows that a window touches, with their coordinates inside the crop.
+def _window_axis(scale: float, shift: float, size: int, length: int, mode: str) -> tuple[int, Tensor]:
+    """The photo's pixel columns (or rows) that a window touches: the first one, and where each of them lies
+    among the crop's samples (whole numbers for "nearest", halves to even). Empty for a window outside the photo.
 
-    Returns ((x0, x1, u_X), (y0, y1, v_Y)), or None for a window outside the photo.
+    As in ``sample_points``, what rounding errors alone hold off a sample, or off the middle of two, lies on it.
     """
-    axes = []
-    for axis, length in ((0, width), (1, height)):
-        scale, shift = theta_23[axis, axis], theta_23[axis, 2]
-        if scale.abs() < MIN_SCALE:
-            scale = scale.new_tensor(MIN_SCALE if scale >= 0 else -MIN_SCALE)
-        inside = (torch.linspace(-1, 1, length) - shift) / scale
-        # a pixel nearest to the crop's last sample may lie up to half a sample outside of it
-        touched = torch.nonzero(inside.abs() <= 1 + 2 / (size - 1)).flatten()
-        if len(touched) == 0:
-            return None
-        start, stop = int(touched[0]), int(touched[-1]) + 1
-        axes.append((start, stop, inside[start:stop]))
-    return axes[0], axes[1]
+    if abs(scale) < MIN_SCALE:
+        scale = math.copysign(MIN_SCALE, scale)
+    half = (size - 1) / 2
+    u_N = (torch.linspace(-1, 1, length, dtype=torch.float64) - shift) * (half / scale) + half
+    snapped_N = (2 * u_N).round() / 2
+    u_N = torch.where((snapped_N - u_N).abs() <= 8 * EPSILON * half / abs(scale), snapped_N, u_N)
+    if mode == "nearest":
+        u_N = u_N.round()
+    touched = torch.nonzero((u_N > -1) & (u_N < size)).flatten()
+    if not len(touched):
+        return 0, u_N[:0]
+    return int(touched[0]), u_N[touched[0] : touched[-1] + 1]

@@ -1,6 +1,6 @@
 """Weights from checkpoint files, ours or the authors', into an STN-iCNN."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -29,11 +29,11 @@ def read_weights(path: Path, stages: tuple[str, ...] = checkpoint.STAGES) -> Wei
         return Weights(config, modules, path)
     state = checkpoint.load(path, stages)
     known = {field.name for field in fields(STNiCNNConfig)}
-    config = state.get("config")
-    if not isinstance(config, dict) or not isinstance(state.get("modules"), dict) or config.keys() - known:
+    stored, held = state.get("config"), state.get("modules")
+    if not isinstance(stored, dict) or not isinstance(held, dict) or stored.keys() - known:
         raise InputError(f"{path} lacks its config or weights, or comes from a newer version: update this repository")
     try:
-        return Weights(STNiCNNConfig(**config), state["modules"], path)
+        return Weights(STNiCNNConfig(**stored), held, path)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: its config is unusable ({error})") from error
 
@@ -47,33 +47,26 @@ def load_into(model: STNiCNN, weights: Weights, names: tuple[str, ...]) -> None:
         checkpoint.load_module(getattr(model, name), weights.modules[name], weights.path, name)
 
 
-def load_model(paths: list[Path]) -> STNiCNN:
-    """One end-to-end checkpoint, or several that hold the three modules between them (the last one wins).
+def load_model(paths: list[Path], names: tuple[str, ...] = MODULES) -> STNiCNN:
+    """One end-to-end checkpoint, or several that hold the named modules between them (the last one wins).
 
-    The coarse network and the localizer decide about coarse_size, localizer and frame, the part networks about
-    crop_size and paste. Raises InputError where a module is missing.
+    names: the modules that will be used; the others stay as they were drawn. The localizer decides about
+    coarse_size, localizer, frame and window_margin, the part networks about crop_size and paste; where one is not
+    named, the other decides. Raises InputError where a named module is missing.
     """
     found: dict[str, Weights] = {}
     for path in paths:
         weights = read_weights(path)
         found.update(dict.fromkeys(weights.modules, weights))
-    missing = [name for name in MODULES if name not in found]
+    missing = [name for name in names if name not in found]
     if missing:
-        raise InputError(
-            f"{', '.join(map(str, paths))}: no {' or '.join(missing)} weights; name one end-to-end checkpoint, "
-            "or those of the cropper stage and of stage two"
-        )
-    one, two = found["localizer"].config, found["parts"].config
-    config = STNiCNNConfig(
-        coarse_size=one.coarse_size,
-        localizer=one.localizer,
-        window_margin=one.window_margin,
-        frame=one.frame,
-        canvas=one.canvas,
-        crop_size=two.crop_size,
-        paste=two.paste,
-    )
-    model = STNiCNN(config)
-    for name in MODULES:
+        mend = "name one end-to-end checkpoint, or those of the cropper stage and of stage two"
+        if len(names) < len(MODULES):
+            mend = f"name a checkpoint that holds {' and '.join(names)}"
+        raise InputError(f"{', '.join(map(str, paths))}: no {' or '.join(missing)} weights; {mend}")
+    one = next(found[name] for name in ("localizer", "coarse", "parts") if name in names).config
+    two = next(found[name] for name in ("parts", "localizer", "coarse") if name in names).config
+    model = STNiCNN(replace(one, crop_size=two.crop_size, paste=two.paste))
+    for name in names:
         load_into(model, found[name], (name,))
     return model.eval()

@@ -79,15 +79,18 @@ def read_released(path: Path) -> dict[str, Any]:
     # NumPy renamed its module; released files name it as it was then, and torch knows both names as one.
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
-    allowed = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
+    allowed: list[Any] = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
     if not Path(path).is_file():
         raise InputError("no such checkpoint file")
     try:
-        with torch.serialization.safe_globals(allowed):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb"):
+            pass
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # torch raises many kinds for damaged bytes
+    try:
+        with torch.serialization.safe_globals(allowed):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged bytes, OSError among them
         if "nsupported" in str(error) or "unrecognized function" in str(error):
             reason = "holds objects other than weights, which are not run; download it again from its source"
         else:

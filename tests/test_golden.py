@@ -1,9 +1,14 @@
 """The released networks' own numbers (golden.json), from weights made by formula under the official keys."""
 
+import io
 import json
 import math
+import os
+import pickle
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +18,9 @@ from models.grid import crop, paste, window_theta
 from models.icnn import ICNN, ICNNConfig
 from models.localizer import ReleasedLocalizer, ResNetLocalizer
 from models.parts import PartNets
-from models.released import convert
+from models.released import convert, load_released, localizer_kind
+from models.stn_icnn import STNiCNN
+from utils.errors import InputError
 from utils.metrics import confusion_matrix, f1
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
@@ -118,7 +125,7 @@ def test_overall_f1_is_the_released_one() -> None:
     ("network", "official", "ours", "build"),
     [
         ("model1", 822_943, 559_931, lambda: ICNN(ICNNConfig())),
-        ("model2", 3_237_084, 2_186_632, PartNets),
+        ("model2", 3_237_084, 2_185_140, PartNets),
         ("select_net.custom", 5_172, 5_172, ReleasedLocalizer),
         ("select_net.resnet18", 11_213_796, 11_213_796, ResNetLocalizer),
     ],
@@ -127,3 +134,117 @@ def test_parameter_counts_are_those_of_the_paper_without_its_unused_layers(netwo
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     assert sum(math.prod(s) for key, s in KEYS[network].items() if not key.endswith(buffers)) == official
     assert sum(parameter.numel() for parameter in build().parameters()) == ours
+
+
+LAYOUTS = {
+    "stage1": {"model1": "model1"},
+    "cropper": {"model1": "model1", "select_net": "select_net.resnet18"},
+    "cropper of option 0": {"model1": "model1", "select_net": "select_net.custom"},
+    "stage2": {"model2": "model2"},
+    "end2end": {"model1": "model1", "select_net": "select_net.resnet18", "model2": "model2"},
+}
+
+
+def blank(network: str) -> dict[str, Tensor]:
+    """A state dict of the official keys and shapes, whose values do not matter."""
+    whole = ("num_batches_tracked",)
+    return {k: torch.zeros(s, dtype=torch.long if k.endswith(whole) else torch.float) for k, s in KEYS[network].items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_each_published_layout_is_read_with_its_numpy_scalar(tmp_path: Path, layout: str, zipped: bool) -> None:
+    path = tmp_path / "best.pth.tar"
+    checkpoint = {entry: blank(network) for entry, network in LAYOUTS[layout].items()}
+    extra = {"step": 7, "epoch": 25, "best_error": np.float64(0.0235), "optimizer2": {"state": {}, "param_groups": []}}
+    torch.save({**checkpoint, **extra}, path, _use_new_zipfile_serialization=zipped)
+    config, modules = load_released(path)
+    names = {"model1": "coarse", "select_net": "localizer", "model2": "parts"}
+    assert set(modules) == {names[entry] for entry in checkpoint}
+    assert (config.frame, config.canvas, config.crop_size, config.paste) == ("canvas", 1024, 81, "nearest")
+    assert config.localizer == ("released" if "0" in layout else "resnet18")
+    model = STNiCNN(config)
+    for name, state in modules.items():
+        getattr(model, name).load_state_dict(state)
+
+
+@pytest.mark.parametrize("wrapped", ["", "module."])
+def test_the_layout_with_prefixes_is_the_three_networks_together(wrapped: str) -> None:
+    apart = {entry: formula_state(network) for entry, network in LAYOUTS["end2end"].items()}
+    prefixes = {"model1": "modelA.", "select_net": "stn_model.", "model2": "modelC."}
+    joined = {f"{wrapped}{prefixes[e]}{key}": value for e, state in apart.items() for key, value in state.items()}
+    one, three = convert({"model": joined}), convert(apart)
+    assert {name: list(state) for name, state in one.items()} == {name: list(state) for name, state in three.items()}
+    assert all(torch.equal(one[name][key], value) for name, state in three.items() for key, value in state.items())
+    assert localizer_kind(one["localizer"]) == "resnet18"
+
+
+def test_names_under_numpy_one_are_read_under_any_numpy(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth.tar"
+    torch.save({"model1": blank("model1"), "best_error": np.float64(0.5)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert set(load_released(path)[1]) == {"coarse"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["model1"].pop("last_conv3.bias"), r"model1: lacks head\.2\.bias"),
+        (lambda c: c["model1"].update({"skip.weight": torch.zeros(1)}), r"model1: unknown keys skip\.weight"),
+        (lambda c: c["model1"].update({"last_con4_bnm.bias": torch.zeros(1)}), "unknown keys last_con4_bnm"),
+        (lambda c: c["model1"].update({"last_conv2.bias": torch.zeros(11)}), r"last_conv2\.bias has shape \(11,\)"),
+        (lambda c: c.update(model1={"a": 3}), "model1: not a state dict"),
+        (lambda c: c.update(model1={}), "model1: lacks"),
+        (lambda c: c.update(model3={}), "not a checkpoint of the STN-iCNN authors: entries model1, model3"),
+        (lambda c: c.update(model=c.pop("model1")), "model: unknown keys input_conv"),
+        (lambda c: c.update(select_net={"fc.weight": torch.zeros(1)}), "select_net: neither of the two"),
+        (lambda c: c.clear(), "entries none"),
+    ],
+)
+def test_what_the_importer_does_not_know_it_refuses_by_name(tmp_path: Path, change, said: str) -> None:
+    checkpoint = {"model1": blank("model1"), "epoch": 3}
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=said) as caught:
+        load_released(tmp_path / "x.pth")
+    assert str(caught.value).startswith(str(tmp_path / "x.pth"))
+    assert "\n" not in str(caught.value)
+
+
+class Hostile:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle", "beside weights"])
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, how: str) -> None:
+    path, trace = tmp_path / "hostile.pth", tmp_path / "trace"
+    bomb = Hostile(f"touch {trace}")
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(bomb, protocol=2))
+    else:
+        content = {"model1": blank("model1"), "epoch": bomb} if how == "beside weights" else bomb
+        torch.save(content, path, _use_new_zipfile_serialization=how != "legacy")
+    with pytest.raises(InputError, match="not run"):
+        load_released(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kept", [0.0, 1e-5, 0.01, 0.5, 0.99, 0.9999])
+def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, zipped: bool, kept: float) -> None:
+    buffer = io.BytesIO()
+    torch.save({"model1": blank("model1")}, buffer, _use_new_zipfile_serialization=zipped)
+    path = tmp_path / "cut.pth"
+    path.write_bytes(buffer.getvalue()[: int(kept * len(buffer.getvalue()))])
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: damaged"):
+        load_released(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pth", tmp_path):
+        with pytest.raises(InputError, match="no such checkpoint file"):
+            load_released(path)

@@ -14,7 +14,7 @@ STAGES = ("stage1", "cropper", "stage2", "end2end")
 
 # The authors' files hold NumPy numbers, under the name that NumPy's module had then.
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY_SCALARS = [
+_NUMPY_SCALARS: list[Any] = [
     _SCALAR,
     (_SCALAR, "numpy.core.multiarray.scalar"),
     np.dtype,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -79,7 +80,7 @@ def fit(
     """
     trained = {name: module for name, module in modules.items() if optimisation.lr[name] > 0}
     for name, module in modules.items():
-        module.to(device, memory_format=torch.channels_last)
+        module.to(device).to(memory_format=torch.channels_last)
         module.requires_grad_(name in trained)
         if name in trained:
             runtime.synchronise_batchnorm(module)
@@ -92,8 +93,10 @@ def fit(
     first_epoch, best = 0, None
     if resume:
         first_epoch, best = _resume(run_dir / "last.pt", stage, modules, optimizer, optimisation, description)
-    elif (run_dir / "last.pt").exists():
+    elif (run_dir / "last.pt").exists() or (run_dir / "best.pt").exists():
         raise InputError(f"{run_dir} already holds a run: go on with --resume, or name another --run-dir")
+    if best is not None and first_epoch >= optimisation.epochs:
+        return best
     lead = runtime.rank() == 0
     if lead:
         _begin_log(run_dir, stage, optimisation, amp, device, description, first_epoch)
@@ -190,17 +193,24 @@ def _resume(
     if not path.exists():
         return 0, None
     state = checkpoint.load(path, (stage,))
+    if lacks := {"modules", "optimizer", "epoch", "best"} - state.keys():
+        raise InputError(f"{path} cannot be resumed: it lacks {', '.join(sorted(lacks))} (is it a copy of best.pt?)")
     for key, value in description.items():
-        if state.get(key) != value:
-            raise InputError(
-                f"{path} was trained with {key} {state.get(key)}, not {value}: repeat its options, or start a new --run-dir"
-            )
+        if changed := _difference(key, state.get(key), value):
+            raise InputError(f"{path} was trained with {changed}: repeat its options, or start a new --run-dir")
     for name, module in modules.items():
         checkpoint.load_module(module, state["modules"][name], path, name)
     optimizer.load_state_dict(state["optimizer"])
     if runtime.rank() == 0:
         print(f"{stage}: resumed {path} after epoch {state['epoch'] + 1}/{optimisation.epochs}")
     return state["epoch"] + 1, state["best"]
+
+
+def _difference(name: str, saved: Any, asked: Any) -> str:
+    """The first difference between two trees of plain values, for people; empty where they are equal."""
+    if isinstance(saved, dict) and isinstance(asked, dict) and saved.keys() == asked.keys():
+        return next((told for key in asked if (told := _difference(f"{name}.{key}", saved[key], asked[key]))), "")
+    return "" if saved == asked else f"{name} {saved}, not {asked}"
 
 
 def _begin_log(
@@ -213,7 +223,10 @@ def _begin_log(
     first_epoch: int,
 ) -> None:
     """The run folder's config.json, and a log without the lines of epochs that will be done again."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--run-dir {run_dir} cannot be made ({error.strerror}): name another") from error
     environment = {
         "git": runtime.git_revision(),
         "torch": torch.__version__,
@@ -229,7 +242,9 @@ def _begin_log(
     if log.exists():
         rows = [line for line in log.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in rows if json.loads(line)["epoch"] < first_epoch]
-        log.write_text("".join(line + "\n" for line in kept))
+        shortened = log.with_name(log.name + ".tmp")
+        shortened.write_text("".join(line + "\n" for line in kept))
+        os.replace(shortened, log)
 
 
 def evaluate(

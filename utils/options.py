@@ -18,6 +18,7 @@ from utils.engine import Optimisation
 from utils.errors import InputError
 
 DATASETS = ("synthetic", "helen", "celebamask")
+SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "stn_icnn.pt"
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def base_parser(description: str | None, splits: bool = False) -> Parser:
-    """A parser with the options of every script that reads a data set. splits: with --split."""
+def base_parser(description: str | None, splits: bool = False, batch_size: int | None = None) -> Parser:
+    """A parser with the options of every script that reads a data set.
+
+    splits: with --split. batch_size: the default; None: the recipe's.
+    """
     parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=DATASETS, default="synthetic", help="which data set")
@@ -69,18 +73,41 @@ def base_parser(description: str | None, splits: bool = False) -> Parser:
     )
     if splits:
         group.add_argument("--split", choices=SPLITS, default="test", help="which part of the data set")
-    add_machine_options(parser)
+    add_machine_options(parser, batch_size)
     return parser
 
 
-def add_machine_options(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="an end-to-end checkpoint, or several that hold its modules between them; default: the weights that ship",
+    )
+
+
+def checkpoints(args: argparse.Namespace) -> list[Path]:
+    """The checkpoints that the options name, or the weights that ship. Raises InputError where there are neither."""
+    if args.checkpoint:
+        return args.checkpoint
+    if SHIPPED_WEIGHTS.is_file():
+        return [SHIPPED_WEIGHTS]
+    raise InputError(f"--checkpoint FILE is needed: no weights lie at {SHIPPED_WEIGHTS}")
+
+
+def add_machine_options(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument(
         "--workers", type=int, default=2, metavar="N", help="processes that load faces; 0: none beside the main one"
     )
     group.add_argument(
-        "--batch-size", type=int, metavar="N", help="faces at once, over all processes; default: the recipe's"
+        "--batch-size",
+        type=int,
+        default=batch_size,
+        metavar="N",
+        help="faces at once, over all processes" + ("; default: the recipe's" if batch_size is None else ""),
     )
     group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     group.add_argument(
@@ -118,19 +145,20 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
     """Check the shared options' ranges. Raises one InputError that names every problem."""
     problems: list[str] = []
 
-    def need(name: str, holds: Callable[[Any], bool], rule: str) -> None:
+    def need(name: str, holds: Callable[[Any], bool], rule: str, flag: str = "") -> None:
         value = getattr(args, name, None)
         if value is not None and not holds(value):
-            problems.append(f"--{name.replace('_', '-')} {value}: must be {rule}")
+            problems.append(f"--{(flag or name).replace('_', '-')} {value}: must be {rule}")
 
     need("max_images", lambda v: v >= 1, "at least 1")
     need("workers", lambda v: 0 <= v <= 256, "between 0 and 256")
     need("batch_size", lambda v: 1 <= v <= 65536, "between 1 and 65536")
     need("seed", lambda v: 0 <= v < 2**63, "between 0 and 2**63 - 1")
     need("epochs", lambda v: v >= 1, "at least 1")
+    rates = sum(name.startswith("lr_") for name in vars(args))  # a single one is called --lr
     for name in vars(args):
         if name.startswith("lr_"):
-            need(name, lambda v: 0 <= v < 100, "at least 0 and below 100")
+            need(name, lambda v: 0 <= v < 100, "at least 0 and below 100", "lr" if rates == 1 else name)
     for name in required:
         if getattr(args, name) is None:
             problems.append(f"--{name.replace('_', '-')} is needed")
@@ -198,7 +226,8 @@ class Run:
 def start(args: argparse.Namespace, recipes: Recipes, required: Sequence[str] = (), **model: Any) -> Run:
     """Check the options, join the other processes, seed, and settle the recipe and the device.
 
-    required: options that may not be missing. model: fields of STNiCNNConfig that options set. Raises InputError naming every option out of range.
+    required: options that may not be missing. model: fields of STNiCNNConfig that options
+    set (None: the recipe's). Raises InputError naming every option out of range.
     """
     check(args, required)
     recipe = recipes.best
@@ -217,9 +246,16 @@ def start(args: argparse.Namespace, recipes: Recipes, required: Sequence[str] = 
     )
     if recipe.batch_size % runtime.world_size():
         raise InputError(
-            f"--batch-size {recipe.batch_size}: must be a multiple of the {runtime.world_size()} processes that share it"
+            f"--batch-size {recipe.batch_size}: must be a multiple of the {runtime.world_size()} processes sharing it"
         )
     device = runtime.pick_device(args.device)
     runtime.start_processes(args.device)
     torch.manual_seed(args.seed)
-    return Run(args, recipe, STNiCNNConfig(**{**recipe.model, **model}), device)
+    given = {name: value for name, value in model.items() if value is not None}
+    try:
+        config = STNiCNNConfig(**{**recipe.model, **given})
+    except ValueError as error:
+        raise InputError(
+            f"{' '.join(f'--{name} {value}'.replace('_', '-') for name, value in given.items())}: {error}"
+        ) from error
+    return Run(args, recipe, config, device)

@@ -53,7 +53,8 @@ def find_windows(model: STNiCNN, batch: Batch, crops: str, logits_B9hw: Tensor) 
     if crops == "truth":
         return true_theta(batch, model)
     if crops == "baseline":
-        return baseline_theta(logits_B9hw.argmax(1), batch.sizes_B2, model.config.crop_size)
+        config = model.config
+        return baseline_theta(logits_B9hw.argmax(1), batch.sizes_B2, config.crop_size, config.window_margin)
     return model.locate(logits_B9hw, batch.sizes_B2)
 
 

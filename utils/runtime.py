@@ -1,5 +1,6 @@
 """Where and how a script runs: device, processes, precision, and how it ends."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -29,6 +30,11 @@ def run_main(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(f"error: {error.filename or 'a file'} could not be written: {error.strerror}", file=sys.stderr)
+        return 2
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -117,20 +123,21 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if not self.training or not dist.is_initialized():
             return super().forward(x_BCHW)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
         x32_BCHW = x_BCHW.float()
-        mean_C = x32_BCHW.mean((0, 2, 3))
-        square_C = (x32_BCHW**2).mean((0, 2, 3))
-        both_2C = dist_nn.all_reduce(torch.stack([mean_C, square_C])) / world_size()
-        mean_C, square_C = both_2C[0], both_2C[1]
-        var_C = square_C - mean_C**2
+        mean_C = dist_nn.all_reduce(x32_BCHW.mean((0, 2, 3))) / world_size()
+        centred_BCHW = x32_BCHW - mean_C[:, None, None]  # mean(x^2) - mean(x)^2 would cancel
+        var_C = dist_nn.all_reduce((centred_BCHW**2).mean((0, 2, 3))) / world_size()
         count = x_BCHW.numel() // x_BCHW.shape[1] * world_size()
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean_C, self.momentum)
             self.running_var.lerp_(var_C * count / max(count - 1, 1), self.momentum)
         scale_C = self.weight * torch.rsqrt(var_C + self.eps)
-        shift_C = self.bias - mean_C * scale_C
-        return (x32_BCHW * scale_C[:, None, None] + shift_C[:, None, None]).to(x_BCHW.dtype)
+        return (centred_BCHW * scale_C[:, None, None] + self.bias[:, None, None]).to(x_BCHW.dtype)
 
 
 def synchronise_batchnorm(module: nn.Module) -> None:

@@ -28,8 +28,10 @@ def overlay(photo: np.ndarray, labels: np.ndarray, alpha: float = 0.5) -> np.nda
         raise ValueError(f"photo {photo.shape[:2]} and labels {labels.shape} differ in size")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha {alpha} is not within 0..1")
-    blend = np.rint((1 - alpha) * photo + alpha * colour(labels).astype(np.float32)).astype(np.uint8)
-    return np.where(labels[..., None] == 0, photo, blend)
+    picture, face = photo.copy(), labels != 0
+    blend = (1 - alpha) * photo[face] + alpha * colour(labels[face]).astype(np.float32)
+    picture[face] = np.rint(blend).astype(np.uint8)
+    return picture
 
 
 def draw_windows(photo: np.ndarray, theta_P23: np.ndarray | torch.Tensor) -> np.ndarray:

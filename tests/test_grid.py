@@ -1,0 +1,200 @@
+"""Theta, crop and paste."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.labels import NUM_LABELS, PART_LABELS
+from models.grid import canvas_to_image, compose, crop, crop_labels, image_to_padded, paste, window_theta
+
+
+def sizes(*height_width: tuple[int, int]) -> Tensor:
+    return torch.tensor(height_width)
+
+
+def windows(centres: list[tuple[float, float]], side: float, height: int, width: int) -> Tensor:
+    """theta_1P23 of windows of one side."""
+    centres_1P2 = torch.tensor([centres], dtype=torch.float32)
+    return window_theta(centres_1P2, torch.full((1, len(centres)), float(side)), sizes((height, width)))
+
+
+def sliced(photo: Tensor, centre: tuple[int, int], side: int) -> Tensor:
+    """The same window by array slicing, zeros outside."""
+    (x, y), reach = centre, side // 2
+    padded = F.pad(photo, (reach, reach, reach, reach))
+    return padded[..., y : y + side, x : x + side]
+
+
+def confident(labels_1PSS: Tensor) -> list[Tensor]:
+    """One-hot part probabilities from label crops; a foreign label counts as background."""
+    probs = []
+    for part, labels in enumerate(PART_LABELS):
+        foreground = torch.stack([labels_1PSS[:, part] == label for label in labels], 1).float()
+        probs.append(torch.cat([1 - foreground.sum(1, keepdim=True), foreground], 1))
+    return probs
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (97, 211), (1024, 1024), (600, 401), (45, 2000), (33, 65)])
+@pytest.mark.parametrize("side", [81, 127, 31])
+def test_with_an_odd_window_and_an_integer_centre_the_crop_equals_array_slicing_exactly(height, width, side) -> None:
+    torch.manual_seed(0)
+    photo = torch.rand(1, 3, height, width)
+    centres = [(width // 2, height // 2), (0, 0), (width - 1, height - 1), (width // 3, height // 5), (7, 11)]
+    centres += torch.stack([torch.randint(width, (9,)), torch.randint(height, (9,))], 1).tolist()
+    crops = crop(photo, windows(centres, side, height, width), side)
+    for part, centre in enumerate(centres):
+        assert torch.equal(crops[0, part], sliced(photo[0], centre, side))
+
+
+def test_with_an_even_window_the_crop_lies_half_a_pixel_off_array_slicing() -> None:
+    photo = torch.rand(1, 3, 64, 64)
+    crops = crop(photo, windows([(32, 32)], 20, 64, 64), 20)
+    between = F.avg_pool2d(photo[..., 22:43, 22:43], 2, 1)
+    torch.testing.assert_close(crops[0, 0], between[0])
+    assert not torch.equal(crops[0, 0], photo[0, :, 22:42, 22:42])
+
+
+def test_a_window_that_lies_outside_of_the_photo_is_zero() -> None:
+    crops = crop(torch.ones(1, 3, 50, 70), windows([(200, 25), (35, -90), (69, 25)], 21, 50, 70), 21)
+    assert not crops[0, :2].any()
+    assert crops[0, 2, :, :, :11].eq(1).all()
+    assert not crops[0, 2, :, :, 11:].any()
+
+
+def test_the_crop_is_differentiable_in_theta_and_in_the_photo() -> None:
+    torch.manual_seed(0)
+    photo = torch.rand(1, 2, 12, 17, dtype=torch.float64, requires_grad=True)
+    theta = windows([(8.3, 5.7), (4.6, 7.2)], 5.3, 12, 17).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda image, t: crop(image, t, 4), (photo, theta))
+
+
+def test_on_pixel_centres_too_theta_gets_a_gradient() -> None:
+    ramp = torch.arange(40.0).expand(1, 1, 40, 40)
+    theta = windows([(20, 20)], 11, 40, 40).requires_grad_()
+    crop(ramp, theta, 11).mean().backward()
+    assert theta.grad is not None
+    assert theta.grad[0, 0, 0, 2].item() == pytest.approx(39 / 2, rel=1e-4)  # pixels per unit of t
+
+
+def test_half_precision_photos_are_cropped_at_the_same_points_and_under_autocast() -> None:
+    photo = torch.rand(1, 3, 300, 300)
+    theta = windows([(123, 201)], 41, 300, 300)
+    assert torch.equal(crop(photo.bfloat16(), theta, 41)[0, 0], sliced(photo.bfloat16()[0], (123, 201), 41))
+    with torch.autocast("cpu", torch.bfloat16):
+        moved = compose(canvas_to_image(sizes((300, 300)), 300), theta)
+        assert torch.equal(crop(photo, moved, 41)[0, 0], sliced(photo[0], (123, 201), 41))
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 80), (61, 128), (128, 128), (150, 60)])
+def test_cropping_through_the_padded_canvas_equals_cropping_the_photo(height: int, width: int) -> None:
+    canvas = 128
+    photo = torch.rand(1, 3, height, width)
+    top, left = (canvas - height) // 2, (canvas - width) // 2
+    padded = F.pad(photo, (left, canvas - width - left, top, canvas - height - top))  # crops where negative
+    on_canvas = windows([(64, 60), (50, 71)], 21, canvas, canvas)
+    on_photo = compose(canvas_to_image(sizes((height, width)), canvas), on_canvas)
+    torch.testing.assert_close(crop(padded, on_canvas, 21), crop(photo, on_photo, 21), rtol=0, atol=1e-6)
+
+
+def test_photos_padded_into_a_batch_give_the_same_crops_as_alone() -> None:
+    photos = [torch.rand(1, 3, 90, 70), torch.rand(1, 3, 60, 110)]
+    thetas = [windows([(40, 31), (68, 50)], 25, *photo.shape[-2:]) for photo in photos]
+    batch = torch.cat([F.pad(photo, (0, 110 - photo.shape[-1], 0, 90 - photo.shape[-2])) for photo in photos])
+    sizes_B2 = sizes((90, 70), (60, 110))
+    alone = torch.cat([crop(photo, theta, 25) for photo, theta in zip(photos, thetas, strict=True)])
+    assert torch.equal(crop(batch, torch.cat(thetas), 25, sizes_B2), alone)
+    in_batch = compose(image_to_padded(sizes_B2, 90, 110), torch.cat(thetas))
+    assert torch.equal(crop(batch, in_batch, 25), alone)
+
+
+def test_label_crops_equal_array_slicing_and_are_background_outside_of_the_photo() -> None:
+    labels = torch.randint(NUM_LABELS, (1, 90, 130), dtype=torch.uint8)
+    centres = [(60, 40), (0, 0), (129, 89)]
+    crops = crop_labels(labels, windows(centres, 31, 90, 130), 31, sizes((90, 130)))
+    assert crops.dtype == torch.uint8
+    for part, centre in enumerate(centres):
+        assert torch.equal(crops[0, part], sliced(labels[0], centre, 31))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize(("height", "width"), [(120, 120), (90, 203), (300, 77)])
+def test_pasting_what_was_cropped_gives_the_labels_back_inside_the_windows(mode, height, width) -> None:
+    torch.manual_seed(0)
+    labels = torch.zeros(1, height, width, dtype=torch.uint8)
+    centres = [(20, 30), (50, 30), (22, 55), (52, 54), (36, 60), (0, 85)]  # the mouth's window leaves the photo
+    for (x, y), part_labels in zip(centres, PART_LABELS, strict=True):
+        patch = labels[0, max(y - 7, 0) : y + 8, max(x - 7, 0) : x + 8]
+        patch.copy_(torch.tensor(part_labels, dtype=torch.uint8)[torch.randint(len(part_labels), patch.shape)])
+    theta = windows(centres, 21, height, width)
+    pasted = paste(confident(crop_labels(labels, theta, 21, sizes((height, width)))), theta, height, width, mode)
+    assert torch.equal(pasted.argmax(1).byte(), labels)
+
+
+def test_a_window_half_way_between_two_pixels_is_pasted_on_both_borders() -> None:
+    probs = confident(torch.tensor([[label[0] for label in PART_LABELS]]).view(1, 6, 1, 1).expand(1, 6, 81, 81))
+    theta = windows([(310.5, 400)] * 6, 81, 1024, 1024)
+    assert paste(probs, theta, 1024, 1024)[0, 1].sum().item() == 82 * 81
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_pasted_probabilities_lie_between_zero_and_one_and_sum_to_one_where_one_window_lies(mode: str) -> None:
+    torch.manual_seed(0)
+    probs = [torch.rand(2, len(labels) + 1, 15, 15).softmax(1) for labels in PART_LABELS]
+    theta = windows([(15, 15), (45, 15), (75, 15), (15, 45), (45, 45), (75.4, 44.7)], 13, 60, 90).expand(2, 6, 2, 3)
+    pasted = paste(probs, theta, 60, 90, mode)
+    assert pasted.shape == (2, NUM_LABELS, 60, 90)
+    assert pasted.min() >= 0
+    torch.testing.assert_close(pasted.sum(1), torch.ones(2, 60, 90))
+    assert pasted[:, 1:].sum() > 0
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("bad", ["outside", "tiny", "zero", "nan", "inf", "huge"])
+def test_windows_thrown_anywhere_leave_the_rest_of_the_label_map_alone(mode: str, bad: str) -> None:
+    theta = windows([(15, 15), (45, 15), (75, 15), (15, 45), (45, 45), (500, 500)], 13, 60, 90)
+    probs = confident(torch.tensor([[label[0] for label in PART_LABELS]]).view(1, 6, 1, 1).expand(1, 6, 13, 13))
+    good = paste(probs, theta, 60, 90, mode)
+    assert not good[:, 6:].any()
+    theta[0, 5] = {
+        "outside": torch.tensor([[0.1, 0, -30], [0, 0.1, 40]]),
+        "tiny": torch.tensor([[1e-6, 0, 0.66], [0, 1e-6, 0.5]]),
+        "zero": torch.tensor([[0, 0, 0.66], [0, 0, 0.5]]),
+        "nan": torch.full((2, 3), torch.nan),
+        "inf": torch.tensor([[torch.inf, 0, torch.inf], [0, torch.inf, 0]]),
+        "huge": torch.tensor([[1e9, 0, 0.1], [0, 1e9, 0.1]]),
+    }[bad]
+    pasted = paste(probs, theta, 60, 90, mode)
+    assert pasted.isfinite().all()
+    assert torch.equal(pasted[:, 1:6], good[:, 1:6])
+
+
+def test_a_window_with_negative_scale_is_pasted_mirrored_as_it_was_cropped() -> None:
+    torch.manual_seed(0)
+    labels = torch.zeros(1, 50, 50, dtype=torch.uint8)
+    labels[0, 12:27, 12:27] = torch.tensor([0, 6, 7, 8], dtype=torch.uint8)[torch.randint(4, (15, 15))]
+    theta = windows([(45, 45)] * 5 + [(20, 20)], 21, 50, 50)
+    theta[0, 5, 0, 0] *= -1
+    crops = crop_labels(labels, theta, 21, sizes((50, 50)))
+    assert torch.equal(crops[0, 5], labels[0, 10:31, 10:31].flip(1))
+    assert torch.equal(paste(confident(crops), theta, 50, 50).argmax(1).byte(), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_probabilities_of_any_precision_are_pasted_at_the_same_pixels(dtype: torch.dtype) -> None:
+    theta = windows([(101, 333)] * 6, 81, 700, 500)
+    labels = torch.randint(NUM_LABELS, (1, 6, 81, 81), dtype=torch.uint8)
+    probs = confident(labels)
+    same = paste([part.to(dtype) for part in probs], theta, 700, 500)
+    assert same.dtype == torch.float32
+    assert torch.equal(same, paste(probs, theta, 700, 500))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (40, 1), (2000, 3)])
+def test_photos_one_pixel_wide_are_cropped_and_pasted(height: int, width: int) -> None:
+    theta = windows([(width // 2, height // 2)] * 6, 9, height, width)
+    crops = crop(torch.ones(1, 3, height, width), theta, 9)
+    assert torch.equal(crops[0, 0], sliced(torch.ones(3, height, width), (width // 2, height // 2), 9))
+    pasted = paste([torch.rand(1, len(labels) + 1, 9, 9).softmax(1) for labels in PART_LABELS], theta, height, width)
+    assert pasted.isfinite().all()
+    assert (pasted[:, 1:].sum(1) > 0).sum() == min(height, 9) * min(width, 9)

@@ -1,0 +1,176 @@
+"""The same tests for each network, then what is particular to one of them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from data.labels import NUM_LABELS, NUM_PARTS, PART_LABELS
+from models.baseline import baseline_theta
+from models.grid import window_theta
+from models.icnn import ICNN, ICNNConfig
+from models.localizer import FACE_LAYOUT, KINDS, build_localizer
+from models.parts import NETWORKS, PartNets, part_targets
+from models.stn_icnn import STNiCNN, STNiCNNConfig
+
+PHOTO_SIZES = [(128, 128), (81, 81), (50, 37)]
+
+
+def icnn(labels: int) -> Callable[[], nn.Module]:
+    return lambda: ICNN(ICNNConfig(num_labels=labels))
+
+
+NETS = [
+    *[pytest.param(icnn(labels), (3, *size), (labels, *size)) for labels in (2, 4, 9) for size in PHOTO_SIZES],
+    *[pytest.param(lambda k=k: build_localizer(k), (9, 128, 128), (6, 2, 3), id=k) for k in KINDS],
+    pytest.param(lambda: build_localizer("paper", 64), (9, 64, 64), (6, 2, 3), id="paper-64"),
+]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("build", "size", "out_size"), NETS)
+def test_a_network_gives_finite_floats_of_the_right_shape(build, size, out_size) -> None:
+    out = build()(torch.rand(2, *size))
+    assert out.shape == (2, *out_size)
+    assert out.dtype == torch.float32
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(("build", "size", "out_size"), NETS)
+def test_every_parameter_of_a_network_gets_a_gradient(build, size, out_size) -> None:
+    network = build()
+    (network(torch.rand(2, *size)) * torch.rand(2, *out_size)).sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(("build", "size", "out_size"), NETS)
+def test_in_evaluation_an_output_depends_neither_on_the_batch_nor_on_the_memory_layout(build, size, out_size) -> None:
+    network, images = build().eval(), torch.rand(3, *size)
+    with torch.inference_mode():
+        together = network(images)
+        assert torch.equal(network(images), together)
+        alone = torch.cat([network(image[None]) for image in images])
+        torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+        channels_last = network.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+        torch.testing.assert_close(channels_last, together, rtol=1e-4, atol=1e-5)
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    """Batch statistics and biases as after training, so that labels differ."""
+    with torch.no_grad():
+        for tensor in [*network.parameters(), *network.buffers()]:
+            if tensor.is_floating_point():
+                tensor.add_(0.2 * torch.rand_like(tensor))
+    return network.eval().requires_grad_(False)
+
+
+def test_the_part_networks_give_each_part_its_labels() -> None:
+    logits = PartNets()(torch.rand(2, 6, 3, 41, 41))
+    assert [tuple(part.shape) for part in logits] == [(2, len(labels) + 1, 41, 41) for labels in PART_LABELS]
+
+
+@pytest.mark.parametrize("pair", [NETWORKS["brows"], NETWORKS["eyes"]])
+def test_the_second_brow_and_eye_are_labelled_as_the_mirrored_first(pair: tuple[int, int]) -> None:
+    nets, crops = shaken(PartNets()), torch.rand(2, 6, 3, 37, 37)
+    first, second = pair
+    crops[:, second] = crops[:, first].flip(-1)
+    logits = nets(crops)
+    torch.testing.assert_close(logits[second], logits[first].flip(-1), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits[second], logits[first], atol=1e-2)
+
+
+def test_part_targets_keep_only_the_part() -> None:
+    labels = torch.arange(NUM_LABELS, dtype=torch.uint8).view(1, 1, 3, 3).expand(1, NUM_PARTS, 3, 3)
+    targets = part_targets(labels)
+    assert [target.flatten().tolist() for target in targets[:2]] == [[0, 1, *[0] * 7], [0, 0, 1, *[0] * 6]]
+    assert targets[5].flatten().tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 3]
+    assert all(target.dtype == torch.int64 for target in targets)
+
+
+def test_the_papers_localizer_starts_at_a_frontal_face() -> None:
+    theta = build_localizer("paper").eval()(torch.rand(2, 9, 128, 128).softmax(1))
+    torch.testing.assert_close(theta[:, :, :, 2], FACE_LAYOUT[:, :2].expand(2, 6, 2), rtol=0, atol=0.1)
+    for axis in (0, 1):
+        torch.testing.assert_close(theta[:, :, axis, axis], FACE_LAYOUT[:, 2].expand(2, 6), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shear_is_zero_whatever_the_weights(kind: str) -> None:
+    theta = shaken(build_localizer(kind))(torch.rand(2, 9, 128, 128))
+    assert not theta[:, :, 0, 1].any()
+    assert not theta[:, :, 1, 0].any()
+    assert theta[:, :, [0, 1], [0, 1]].all()
+
+
+@pytest.mark.parametrize("config", [STNiCNNConfig(), STNiCNNConfig(localizer="resnet18", frame="canvas", canvas=256)])
+@pytest.mark.parametrize(("height", "width"), [(200, 160), (33, 300)])
+def test_the_whole_labels_a_photo_on_its_own_grid(config: STNiCNNConfig, height: int, width: int) -> None:
+    model = STNiCNN(config).eval()
+    with torch.inference_mode():
+        probs = model(torch.rand(1, 3, height, width))
+    assert probs.shape == (1, 9, height, width)
+    assert probs.isfinite().all()
+    assert probs.min() >= 0
+    assert probs[:, 0].max() <= 1 + 1e-6
+
+
+def test_the_part_loss_reaches_all_three_modules() -> None:
+    model, sizes = STNiCNN(STNiCNNConfig(crop_size=33)), torch.tensor([[90, 70], [90, 70]])
+    theta = model.locate(model.coarse(torch.rand(2, 3, 128, 128)), sizes)
+    logits = model.label_crops(torch.rand(2, 3, 90, 70), theta, sizes)
+    sum(part.pow(2).mean() for part in logits).backward()
+    for module in (model.coarse, model.localizer, model.parts):
+        assert any(parameter.grad.abs().max() > 0 for parameter in module.parameters())
+
+
+def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_centre_for_a_missing_part() -> None:
+    rough = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    rough[0, 10:13, 20:25] = 1  # centroid (22, 11)
+    rough[0, 40:43, 29:36] = 6  # with the lower lip: one mouth, centroid (32, 42)
+    rough[0, 42:45, 29:36] = 8
+    sizes = torch.tensor([[128, 256]])
+    theta = baseline_theta(rough, sizes, 21, margin=0)
+    centres = [((22 + 0.5) * 4 - 0.5, (11 + 0.5) * 2 - 0.5), *[(127, 63)] * 4, ((32 + 0.5) * 4 - 0.5, None)]
+    mouth = rough[0].ge(6).nonzero()[:, 0].float().mean().item()
+    centres[5] = (centres[5][0], (mouth + 0.5) * 2 - 0.5)
+    whole = torch.tensor([centres]).round()
+    torch.testing.assert_close(theta, window_theta(whole, torch.full((1, 6), 21.0), sizes))
+    sides = torch.tensor([[1.5 * 5 * 4, 21, 21, 21, 21, 1.5 * 7 * 4]])  # the photo is 4 times as wide, 2 times as high
+    torch.testing.assert_close(baseline_theta(rough, sizes, 21, margin=1.5), window_theta(whole, sides, sizes))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"localizer": "vgg"},
+        {"frame": "page"},
+        {"paste": "cubic"},
+        {"coarse_size": 8},
+        {"crop_size": 1},
+        {"window_margin": -1.0},
+        {"canvas": 0},
+    ],
+)
+def test_a_config_refuses_what_it_cannot_mean(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong)) if isinstance(next(iter(wrong.values())), str) else "range"):
+        STNiCNNConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"num_labels": 0}, {"channels": (8,)}, {"kernel": 4}, {"interlinks": 0}])
+def test_an_icnn_config_refuses_what_it_cannot_mean(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"iCNN|odd"):
+        ICNNConfig(**wrong)
+
+
+def test_the_released_localizer_refuses_another_size_and_an_unknown_kind_is_named() -> None:
+    with pytest.raises(ValueError, match="128 x 128"):
+        build_localizer("released", 64)
+    with pytest.raises(ValueError, match="'vgg'"):
+        build_localizer("vgg")

@@ -1,0 +1,131 @@
+"""Every script trains for an epoch on the CPU, each stage on what the stage before it wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_cropper
+import train_end2end
+import train_stage1
+import train_stage2
+from models.pretrained import load_model
+from utils import checkpoint
+
+SCRIPTS = {"stage1": train_stage1, "cropper": train_cropper, "stage2": train_stage2, "end2end": train_end2end}
+MODULES = {
+    "stage1": {"coarse"},
+    "cropper": {"coarse", "localizer"},
+    "stage2": {"parts"},
+    "end2end": {"coarse", "localizer", "parts"},
+}
+SCORES = {
+    "stage1": {"f1", "strict"},
+    "cropper": {"theta_loss", "centre_px"},
+    "stage2": {"f1", "strict"},
+    "end2end": {"f1", "strict", "parts"},
+}
+SMALL_CROPS = ["--crop-size", "33"]
+
+
+def train(stage: str, options: list[str], run_dir: Path, *more: str) -> Path:
+    """One epoch of a stage; its run folder."""
+    assert SCRIPTS[stage].main([*options, "--epochs", "1", "--run-dir", str(run_dir), *more]) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module", params=["best", "paper"])
+def runs(request: pytest.FixtureRequest, tiny_options: list[str], tmp_path_factory) -> dict[str, Path]:
+    """The four stages, chained, by either recipe."""
+    few = ["--batch-size", "2"] if request.param == "best" else ["--batch-size", "4", "--max-images", "2"]
+    options = [*tiny_options, "--recipe", request.param, *few, "--seed", "3"]
+    root = tmp_path_factory.mktemp(request.param)
+    runs = {"stage1": train("stage1", options, root / "stage1")}
+    coarse = ["--init-from", str(runs["stage1"] / "best.pt")]
+    runs["cropper"] = train("cropper", options, root / "cropper", *coarse, *SMALL_CROPS)
+    runs["stage2"] = train("stage2", options, root / "stage2", *SMALL_CROPS)
+    both = ["--init-from-cropper", str(runs["cropper"] / "best.pt"), "--init-from-stage2", f"{runs['stage2']}/best.pt"]
+    runs["end2end"] = train("end2end", options, root / "end2end", *both)
+    return runs
+
+
+def test_checkpoints_hold_the_stage_its_config_and_its_modules(runs: dict[str, Path]) -> None:
+    for stage, run_dir in runs.items():
+        for name in ("last.pt", "best.pt"):
+            state = checkpoint.load(run_dir / name, (stage,))
+            assert state["stage"] == stage
+            assert state["config"]["coarse_size"] == 128
+            assert state["modules"].keys() == MODULES[stage]
+            assert all(len(weights) > 10 for weights in state["modules"].values())
+            assert ("optimizer" in state) == (name == "last.pt")
+
+
+def test_the_log_has_one_line_for_each_epoch(runs: dict[str, Path]) -> None:
+    for stage, run_dir in runs.items():
+        (row,) = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+        assert row["epoch"] == 0
+        assert {"loss", "lr", "train_s", "val_s"} | SCORES[stage] <= row.keys()
+        assert all(value >= 0 for value in row.values())
+
+
+def test_the_run_folder_holds_config_seed_environment_and_tensorboard_events(runs: dict[str, Path]) -> None:
+    for stage, run_dir in runs.items():
+        config = json.loads((run_dir / "config.json").read_text())
+        assert (config["stage"], config["seed"], config["dataset"]) == (stage, 3, "helen")
+        assert config["recipe"]["optimisation"]["epochs"] == 1
+        assert config["environment"]["git"]
+        assert config["environment"]["torch"] == torch.__version__
+        events = list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
+        assert len(events) == 1
+        assert b"faces" in events[0].read_bytes()
+        assert b"val_s" in events[0].read_bytes()
+        assert {path.name for path in run_dir.iterdir()} == {
+            "best.pt",
+            "last.pt",
+            "config.json",
+            "log.jsonl",
+            "tensorboard",
+        }
+
+
+def test_every_trained_module_moves_and_the_cropper_leaves_the_coarse_network_alone(runs: dict[str, Path]) -> None:
+    weights = {stage: checkpoint.load(run_dir / "last.pt")["modules"] for stage, run_dir in runs.items()}
+
+    def moved(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+        return any(not torch.equal(one[key], two[key]) for key in one)
+
+    best = checkpoint.load(runs["stage1"] / "best.pt")["modules"]["coarse"]
+    assert not moved(best, weights["cropper"]["coarse"])
+    assert moved(weights["cropper"]["coarse"], weights["end2end"]["coarse"])
+    assert moved(weights["cropper"]["localizer"], weights["end2end"]["localizer"])
+    assert moved(weights["stage2"]["parts"], weights["end2end"]["parts"])
+
+
+def test_best_checkpoints_become_a_model_that_labels_photos(runs: dict[str, Path]) -> None:
+    for paths in ([runs["end2end"]], [runs["cropper"], runs["stage2"]]):
+        model = load_model([path / "best.pt" for path in paths])
+        assert model.config.crop_size == 33
+        with torch.no_grad():
+            canvas_B9HW = model(torch.rand(1, 3, 70, 90))
+        assert canvas_B9HW.shape == (1, 9, 70, 90)
+        assert canvas_B9HW.isfinite().all()
+
+
+@pytest.mark.parametrize("localizer", ["resnet18", "released"])
+def test_the_other_localizers_train_and_are_remembered(
+    localizer: str, runs: dict[str, Path], tiny_options: list[str], tmp_path: Path
+) -> None:
+    options = [*tiny_options, "--recipe", "best", "--batch-size", "2", *SMALL_CROPS]
+    coarse = ["--init-from", str(runs["stage1"] / "best.pt")]
+    run_dir = train("cropper", options, tmp_path / "run", "--localizer", localizer, *coarse)
+    assert checkpoint.load(run_dir / "best.pt")["config"]["localizer"] == localizer
+    model = load_model([run_dir / "best.pt", runs["stage2"] / "best.pt"])
+    assert model.config.localizer == localizer
+
+
+def test_bfloat16_and_worker_processes_train_too(tiny_options: list[str], tmp_path: Path) -> None:
+    options = [*tiny_options, "--recipe", "best", "--batch-size", "2", "--coarse-size", "32"]
+    run_dir = train("stage1", options, tmp_path / "run", "--amp", "bf16", "--workers", "1", "--max-images", "2")
+    weights = checkpoint.load(run_dir / "best.pt")["modules"]["coarse"]
+    assert all(value.dtype != torch.bfloat16 for value in weights.values())
