@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from models.pretrained import MODULES, load_model
 from utils import engine, options, runtime
 from utils.errors import InputError
 from utils.metrics import Scores, confusion_matrix, scores, table, to_csv
-from utils.parsing import CROPS, face_pictures, label_batch, label_probabilities
+from utils.parsing import CROPS, face_pictures, label_batch, label_maps
 from utils.runtime import run_main
 from utils.visualize import colour
 
@@ -34,7 +34,7 @@ class Evaluation(NamedTuple):
     """One row of the tables.
 
     title: the row's name. about: what was scored, plain values. names: of the faces. matrices_N99: int64, one
-    confusion matrix (rows: truth) for each. picture: index of a face -> what went wrong, uint8 (H, W, 3).
+    confusion matrix (rows: truth) for each. picture: index of a face -> [photo |] prediction | truth, uint8 (H, W, 3).
     """
 
     title: str
@@ -117,8 +117,7 @@ def score_model(args: argparse.Namespace, device: torch.device) -> Evaluation:
             if args.crops == "none":
                 labels_BHW, theta_BP23 = label_batch(model, batch, "none"), None
             else:
-                canvas_B9HW, theta_BP23 = label_probabilities(model, batch, args.crops)
-                labels_BHW = canvas_B9HW.argmax(1).byte()
+                labels_BHW, theta_BP23 = label_maps(model, batch, args.crops)
         (predicted,) = face_pictures(batch, labels_BHW, theta_BP23)
         (true,) = face_pictures(batch, batch.labels_BHW)
         return np.hstack([faces.photo(index), predicted, true])
@@ -161,7 +160,10 @@ def score_folders(args: argparse.Namespace, device: torch.device) -> Evaluation:
     }
     names = [name for name, _, _ in pairs]
     every_N99 = gather(torch.tensor(list(mine), dtype=torch.long), matrices_N99, len(pairs), device)
-    picture = lambda index: np.hstack([colour(labels) for labels in read(index)])  # noqa: E731
+
+    def picture(index: int) -> np.ndarray:
+        return np.hstack([colour(labels) for labels in read(index)])
+
     return Evaluation(args.predictions.resolve().name, about, names, every_N99, picture)
 
 
@@ -214,10 +216,8 @@ def measures_table(result: Scores) -> str:
 def worst_faces(matrices_N99: np.ndarray, count: int) -> list[tuple[int, float]]:
     """(index, strict mean F1) of the faces with the lowest; a face without any label, true or predicted, scores 1."""
     means = [scores(matrix_99)["strict"]["mean"] for matrix_99 in matrices_N99]
-    ranked: Sequence[tuple[int, float]] = sorted(
-        ((index, 1.0 if mean is None else mean) for index, mean in enumerate(means)), key=lambda item: item[1]
-    )
-    return list(ranked[:count])
+    filled = [(index, 1.0 if mean is None else mean) for index, mean in enumerate(means)]
+    return sorted(filled, key=lambda item: item[1])[:count]
 
 
 def write(out: Path, evaluation: Evaluation, result: Scores, text: str, worst: int) -> None:
@@ -226,10 +226,10 @@ def write(out: Path, evaluation: Evaluation, result: Scores, text: str, worst: i
     (out / "scores.csv").write_text(to_csv({evaluation.title: result}))
     (out / "scores.md").write_text(text)
     ranked = worst_faces(evaluation.matrices_N99, worst) if worst else []
+    for old in (out / "worst").glob("[0-9]*_[01].[0-9]*_*.jpg"):
+        old.unlink()
     if ranked:
         (out / "worst").mkdir(exist_ok=True)
-        for old in (out / "worst").glob("[0-9]*_[01].[0-9]*_*.jpg"):
-            old.unlink()
     for place, (index, mean) in enumerate(ranked, 1):
         picture = Image.fromarray(evaluation.picture(index))
         picture.save(out / "worst" / f"{place:03d}_{mean:.4f}_{evaluation.names[index]}.jpg", quality=92)

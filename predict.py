@@ -14,7 +14,6 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from data.images import PHOTO_SUFFIXES, natural_key, read_photo
@@ -24,7 +23,7 @@ from models.pretrained import load_model
 from models.stn_icnn import STNiCNN
 from utils import options, runtime
 from utils.errors import InputError
-from utils.parsing import label_probabilities
+from utils.parsing import label_maps, label_probabilities
 from utils.runtime import run_main
 from utils.visualize import draw_windows, overlay
 
@@ -134,7 +133,7 @@ def plan(photos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[
     for photo in photos:
         name = photo.stem if stems[photo.stem] == 1 else photo.name
         if name in taken:
-            failed.append((photo, f"its results would be named like those of {taken[name]}; label it with another --out"))
+            failed.append((photo, f"its results would be named like those of {taken[name]}: it needs another --out"))
             continue
         taken[name] = photo
         outputs = {"labels": args.out / f"{name}.png"}
@@ -225,7 +224,7 @@ def photo_batch(photos: list[np.ndarray]) -> Batch:
     count, (height, width) = len(photos), photos[0].shape[:2]
     none_BP2 = torch.zeros(count, 6, 2)
     return Batch(
-        photos_BHW3=torch.from_numpy(np.stack(photos)),
+        photos_BHW3=torch.from_numpy(np.stack(photos) if count > 1 else photos[0][None]),
         labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
         thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo in photos])),
         sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
@@ -239,15 +238,18 @@ def photo_batch(photos: list[np.ndarray]) -> Batch:
 
 def run_model(model: STNiCNN, photos: list[np.ndarray], args: argparse.Namespace, device: torch.device) -> list[Result]:
     """Label photos of one size, uint8 (H, W, 3)."""
+    batch = photo_batch(photos).to(device)
+    probabilities: list[np.ndarray | None] = [None] * len(photos)
     with torch.inference_mode(), runtime.autocast(device, args.amp):
-        canvas_B9HW, theta_BP23 = label_probabilities(model, photo_batch(photos).to(device), args.crops)
-        labels_BHW = canvas_B9HW.argmax(1).byte().cpu().numpy()
-        probabilities: list[np.ndarray | None] = [None] * len(photos)
         if args.probabilities:
+            canvas_B9HW, theta_BP23 = label_probabilities(model, batch, args.crops)
+            labels_BHW = canvas_B9HW.argmax(1).byte()
             # where windows overlap, the canvas sums to more than 1
             probabilities = list(canvas_B9HW.div_(canvas_B9HW.sum(1, keepdim=True)).half().cpu().numpy())
-        theta_BP23 = theta_BP23.float().cpu()
-    return [Result(*parts) for parts in zip(labels_BHW, theta_BP23.numpy(), probabilities, strict=True)]
+        else:
+            labels_BHW, theta_BP23 = label_maps(model, batch, args.crops)
+    labels, theta = labels_BHW.cpu().numpy(), theta_BP23.float().cpu().numpy()
+    return [Result(*parts) for parts in zip(labels, theta, probabilities, strict=True)]
 
 
 def write(job: Job, photo: np.ndarray, result: Result, windows: bool) -> None:
@@ -261,8 +263,9 @@ def write(job: Job, photo: np.ndarray, result: Result, windows: bool) -> None:
         if windows:
             shown = draw_windows(shown, result.theta_P23)
         save_whole(path, lambda file: Image.fromarray(shown).save(file, format="JPEG", quality=92))
-    if (path := job.outputs.get("probabilities")) and result.probabilities_9HW is not None:
-        save_whole(path, lambda file: np.savez_compressed(file, probabilities=result.probabilities_9HW))
+    values_9HW = result.probabilities_9HW
+    if (path := job.outputs.get("probabilities")) and values_9HW is not None:
+        save_whole(path, lambda file: np.savez_compressed(file, probabilities=values_9HW))
 
 
 def save_whole(path: Path, save: Callable[[BinaryIO], None]) -> None:

@@ -7,6 +7,7 @@ Photos of different sizes share a batch by zero padding at the right and bottom;
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -136,25 +137,49 @@ def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode
     canvas_B9HW = torch.zeros(len(theta_BP23), NUM_LABELS, height, width, device=probs[0].device)
     canvas_B9HW[:, 0] = 1
     for b, theta_P23 in enumerate(theta_BP23.tolist()):
-        for part, labels in enumerate(PART_LABELS):
-            size = probs[part].shape[-1]
-            (scale_x, _, shift_x), (_, scale_y, shift_y) = theta_P23[part]
-            x0, u_X = _window_axis(scale_x, shift_x, size, width, mode)
-            y0, v_Y = _window_axis(scale_y, shift_y, size, height, mode)
-            if not len(u_X) or not len(v_Y):
-                continue
-            u_X, v_Y = u_X.to(canvas_B9HW.device), v_Y.to(canvas_B9HW.device)
-            probs_KSS = probs[part][b].float()
-            if mode == "nearest":
-                window_KYX = probs_KSS[:, v_Y.long().unsqueeze(1), u_X.long()]
-            else:
-                grid_YX2 = torch.stack(torch.meshgrid(u_X, v_Y, indexing="xy"), -1).float() * 2 / (size - 1) - 1
-                window_KYX = F.grid_sample(probs_KSS[None], grid_YX2[None], mode, "zeros", align_corners=True)[0]
-            target_9YX = canvas_B9HW[b, :, y0 : y0 + len(v_Y), x0 : x0 + len(u_X)]
-            target_9YX[0] *= window_KYX[0] + (1 - window_KYX.sum(0))
+        canvas_9HW = canvas_B9HW[b]
+        for labels, rows, columns, window_KYX in _windows(probs, b, theta_P23, height, width, mode):
+            canvas_9HW[0, rows, columns] *= window_KYX[0] + (1 - window_KYX.sum(0))
             for channel, label in enumerate(labels, 1):
-                target_9YX[label] += window_KYX[channel]
+                canvas_9HW[label, rows, columns] += window_KYX[channel]
     return canvas_B9HW
+
+
+def paste_labels(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
+    """``paste(...).argmax(1)`` as labels_BHW (uint8), without a canvas of nine channels: each label has one window."""
+    labels_BHW = torch.zeros(len(theta_BP23), height, width, dtype=torch.uint8, device=probs[0].device)
+    for b, theta_P23 in enumerate(theta_BP23.tolist()):
+        labels_HW, best_HW = labels_BHW[b], torch.ones(height, width, device=labels_BHW.device)
+        windows = list(_windows(probs, b, theta_P23, height, width, mode))
+        for _, rows, columns, window_KYX in windows:
+            best_HW[rows, columns] *= window_KYX[0] + (1 - window_KYX.sum(0))
+        for labels, rows, columns, window_KYX in windows:
+            best_YX, labels_YX = best_HW[rows, columns], labels_HW[rows, columns]
+            for channel, label in enumerate(labels, 1):
+                labels_YX.masked_fill_(window_KYX[channel] > best_YX, label)
+                torch.maximum(best_YX, window_KYX[channel], out=best_YX)
+    return labels_BHW
+
+
+def _windows(
+    probs: list[Tensor], b: int, theta_P23: list[list[list[float]]], height: int, width: int, mode: str
+) -> Iterator[tuple[tuple[int, ...], slice, slice, Tensor]]:
+    """What face ``b`` pastes: (the part's labels, rows, columns, probabilities window_KYX there) of each part."""
+    for part, labels in enumerate(PART_LABELS):
+        size = probs[part].shape[-1]
+        (scale_x, _, shift_x), (_, scale_y, shift_y) = theta_P23[part]
+        x0, u_X = _window_axis(scale_x, shift_x, size, width, mode)
+        y0, v_Y = _window_axis(scale_y, shift_y, size, height, mode)
+        if not len(u_X) or not len(v_Y):
+            continue
+        u_X, v_Y = u_X.to(probs[part].device), v_Y.to(probs[part].device)
+        probs_KSS = probs[part][b].float()
+        if mode == "nearest":
+            window_KYX = probs_KSS[:, v_Y.long().unsqueeze(1), u_X.long()]
+        else:
+            grid_YX2 = torch.stack(torch.meshgrid(u_X.float(), v_Y.float(), indexing="xy"), -1) * 2 / (size - 1) - 1
+            window_KYX = F.grid_sample(probs_KSS[None], grid_YX2[None], mode, "zeros", align_corners=True)[0]
+        yield labels, slice(y0, y0 + len(v_Y)), slice(x0, x0 + len(u_X)), window_KYX
 
 
 def _window_axis(scale: float, shift: float, size: int, length: int, mode: str) -> tuple[int, Tensor]:

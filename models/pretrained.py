@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.released import load_released
+from models.released import from_released
 from models.stn_icnn import STNiCNN, STNiCNNConfig
 from utils import checkpoint
 from utils.errors import InputError
@@ -24,10 +24,13 @@ class Weights:
 
 def read_weights(path: Path, stages: tuple[str, ...] = checkpoint.STAGES) -> Weights:
     """Read a checkpoint of ours (of one of ``stages``) or one of the authors' files. Raises InputError."""
-    if "format" not in checkpoint.read_tensors(path):
-        config, modules = load_released(path)
-        return Weights(config, modules, path)
-    state = checkpoint.load(path, stages)
+    state = checkpoint.read_tensors(path)
+    if "format" not in state:
+        try:
+            return Weights(*from_released(state), path)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    checkpoint.require(state, path, stages)
     known = {field.name for field in fields(STNiCNNConfig)}
     stored, held = state.get("config"), state.get("modules")
     if not isinstance(stored, dict) or not isinstance(held, dict) or stored.keys() - known:

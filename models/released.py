@@ -2,10 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,49 +54,16 @@ _ICNN_UNUSED = re.compile(
 )
 
 
-def load_released(path: Path) -> tuple[STNiCNNConfig, dict[str, State]]:
-    """Read a published checkpoint, whole or one of its stages.
+def from_released(checkpoint: Mapping[str, Any]) -> tuple[STNiCNNConfig, dict[str, State]]:
+    """A published checkpoint, whole or one of its stages, as ``utils.checkpoint.read_tensors`` gives it.
 
-    Returns the config that its weights were made for, and float32 state dicts on the CPU for those of the modules
+    Returns the config that its weights were made for, and float32 state dicts for those of the modules
     "coarse", "localizer" and "parts" of ``STNiCNN`` that the file holds (the config says "resnet18" where it
-    holds no localizer). Raises InputError for a file that is none of the five published layouts, or damaged.
+    holds no localizer). Raises InputError (without a path) for what is none of the five published layouts.
     """
-    try:
-        modules = convert(read_released(path))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    modules = convert(checkpoint)
     localizer = localizer_kind(modules["localizer"]) if "localizer" in modules else "resnet18"
     return STNiCNNConfig(crop_size=81, localizer=localizer, frame="canvas", canvas=1024, paste="nearest"), modules
-
-
-def read_released(path: Path) -> dict[str, Any]:
-    """Unpickle a checkpoint to the CPU without running any code of its own: tensors, plain values and NumPy scalars.
-
-    Reads PyTorch's zip format and the one before it. Raises InputError (which does not repeat the path).
-    """
-    # NumPy renamed its module; released files name it as it was then, and torch knows both names as one.
-    scalar = np.float64(0).__reduce__()[0]
-    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
-    allowed: list[Any] = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
-    if not Path(path).is_file():
-        raise InputError("no such checkpoint file")
-    try:
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}") from None
-    try:
-        with torch.serialization.safe_globals(allowed):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged bytes, OSError among them
-        if "nsupported" in str(error) or "unrecognized function" in str(error):
-            reason = "holds objects other than weights, which are not run; download it again from its source"
-        else:
-            reason = "damaged or not a PyTorch checkpoint; download it again"
-        raise InputError(reason) from None
-    if not isinstance(checkpoint, dict) or not all(isinstance(key, str) for key in checkpoint):
-        raise InputError("not a checkpoint of the STN-iCNN authors: it holds no named entries")
-    return checkpoint
 
 
 def convert(checkpoint: Mapping[str, Any]) -> dict[str, State]:

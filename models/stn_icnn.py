@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.grid import canvas_to_image, compose, crop, paste
+from models.grid import canvas_to_image, compose, crop, paste, paste_labels
 from models.icnn import ICNN, ICNNConfig
 from models.localizer import KINDS, build_localizer
 from models.parts import PartNets
@@ -79,6 +79,11 @@ class STNiCNN(nn.Module):
         """Part logits to canvas_B9HW of label probabilities on the photos' grid (see ``models.grid.paste``)."""
         probs = [logits.float().softmax(1) for logits in part_logits]
         return paste(probs, theta_BP23, height, width, self.config.paste)
+
+    def paste_labels(self, part_logits: list[Tensor], theta_BP23: Tensor, height: int, width: int) -> Tensor:
+        """The most probable labels_BHW (uint8) of ``paste``, in a ninth of its memory."""
+        probs = [logits.float().softmax(1) for logits in part_logits]
+        return paste_labels(probs, theta_BP23, height, width, self.config.paste)
 
     def forward(self, photos_B3HW: Tensor) -> Tensor:
         """photos_B3HW: float in [0, 1], all of one size. Returns canvas_B9HW of label probabilities."""

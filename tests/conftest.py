@@ -15,6 +15,8 @@ from utils.engine import Optimisation, fit
 
 SIZES = {"train": (72, 80, 96, 80), "val": (80, 72, 80), "test": (80,)}
 
+torch.set_num_threads(1)  # networks this small gain nothing from more, and lose much where cores are shared
+
 
 @pytest.fixture(scope="session")
 def helen_root(tmp_path_factory: pytest.TempPathFactory) -> Path:

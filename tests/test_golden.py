@@ -18,7 +18,8 @@ from models.grid import crop, paste, window_theta
 from models.icnn import ICNN, ICNNConfig
 from models.localizer import ReleasedLocalizer, ResNetLocalizer
 from models.parts import PartNets
-from models.released import convert, load_released, localizer_kind
+from models.pretrained import read_weights
+from models.released import convert, localizer_kind
 from models.stn_icnn import STNiCNN
 from utils.errors import InputError
 from utils.metrics import confusion_matrix, f1
@@ -158,7 +159,8 @@ def test_each_published_layout_is_read_with_its_numpy_scalar(tmp_path: Path, lay
     checkpoint = {entry: blank(network) for entry, network in LAYOUTS[layout].items()}
     extra = {"step": 7, "epoch": 25, "best_error": np.float64(0.0235), "optimizer2": {"state": {}, "param_groups": []}}
     torch.save({**checkpoint, **extra}, path, _use_new_zipfile_serialization=zipped)
-    config, modules = load_released(path)
+    weights = read_weights(path)
+    config, modules = weights.config, weights.modules
     names = {"model1": "coarse", "select_net": "localizer", "model2": "parts"}
     assert set(modules) == {names[entry] for entry in checkpoint}
     assert (config.frame, config.canvas, config.crop_size, config.paste) == ("canvas", 1024, 81, "nearest")
@@ -183,7 +185,7 @@ def test_names_under_numpy_one_are_read_under_any_numpy(tmp_path: Path) -> None:
     path = tmp_path / "old.pth.tar"
     torch.save({"model1": blank("model1"), "best_error": np.float64(0.5)}, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    assert set(load_released(path)[1]) == {"coarse"}
+    assert set(read_weights(path).modules) == {"coarse"}
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_what_the_importer_does_not_know_it_refuses_by_name(tmp_path: Path, chan
     change(checkpoint)
     torch.save(checkpoint, tmp_path / "x.pth")
     with pytest.raises(InputError, match=said) as caught:
-        load_released(tmp_path / "x.pth")
+        read_weights(tmp_path / "x.pth")
     assert str(caught.value).startswith(str(tmp_path / "x.pth"))
     assert "\n" not in str(caught.value)
 
@@ -229,7 +231,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, how
         content = {"model1": blank("model1"), "epoch": bomb} if how == "beside weights" else bomb
         torch.save(content, path, _use_new_zipfile_serialization=how != "legacy")
     with pytest.raises(InputError, match="not run"):
-        load_released(path)
+        read_weights(path)
     assert not trace.exists()
 
 
@@ -241,10 +243,10 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, zipped: bool, k
     path = tmp_path / "cut.pth"
     path.write_bytes(buffer.getvalue()[: int(kept * len(buffer.getvalue()))])
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}: damaged"):
-        load_released(path)
+        read_weights(path)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(InputError, match="no such checkpoint file"):
-            load_released(path)
+            read_weights(path)

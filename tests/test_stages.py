@@ -112,6 +112,7 @@ def test_best_checkpoints_become_a_model_that_labels_photos(runs: dict[str, Path
         assert canvas_B9HW.isfinite().all()
 
 
+@pytest.mark.parametrize("runs", ["best"], indirect=True)
 @pytest.mark.parametrize("localizer", ["resnet18", "released"])
 def test_the_other_localizers_train_and_are_remembered(
     localizer: str, runs: dict[str, Path], tiny_options: list[str], tmp_path: Path

@@ -46,26 +46,35 @@ def load(path: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
     Raises InputError for a missing, damaged or foreign file and for one of another stage.
     """
     state = read_tensors(path)
+    require(state, path, stages)
+    return state
+
+
+def require(state: dict[str, Any], path: Path, stages: tuple[str, ...]) -> None:
+    """Raises InputError unless the state is a checkpoint of ours, of one of the stages."""
     if state.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this repository (format {state.get('format')!r})")
     if state.get("stage") not in stages:
         raise InputError(f"{path} comes from stage {state.get('stage')!r}; needed here: {' or '.join(stages)}")
-    return state
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """torch.load with ``weights_only``, its failures told in one line."""
     if not path.is_file():
-        raise InputError(f"{path}: there is no such checkpoint file")
+        raise InputError(f"{path}: no such checkpoint file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except Exception as error:  # torch raises many kinds for damaged bytes
+    except Exception as error:  # torch raises many kinds for damaged bytes, OSError among them
         if "nsupported" in str(error) or "unrecognized function" in str(error):
-            raise InputError(f"{path} holds objects other than weights, which are never run: refused") from error
-        raise InputError(f"{path} is damaged or no checkpoint at all: fetch or train it again") from error
+            reason = "holds objects other than weights, which are not run: get it again from its source"
+        else:
+            reason = "damaged or not a checkpoint: get it again"
+        raise InputError(f"{path}: {reason}") from error
     if not isinstance(state, dict):
         raise InputError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
     return state

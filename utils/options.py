@@ -77,7 +77,7 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
     return parser
 
 
-def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--checkpoint",
         type=Path,

@@ -23,7 +23,7 @@ CROPS = ("predicted", "baseline", "truth", "none")
 
 def photos_of(batch: Batch) -> Tensor:
     """photos_B3HW, float in [0, 1]."""
-    return batch.photos_BHW3.permute(0, 3, 1, 2).float() / 255
+    return batch.photos_BHW3.permute(0, 3, 1, 2).float().div_(255)
 
 
 def true_theta(batch: Batch, model: STNiCNN) -> Tensor:
@@ -58,15 +58,24 @@ def find_windows(model: STNiCNN, batch: Batch, crops: str, logits_B9hw: Tensor) 
     return model.locate(logits_B9hw, batch.sizes_B2)
 
 
-def label_probabilities(model: STNiCNN, batch: Batch, crops: str = "predicted") -> tuple[Tensor, Tensor]:
-    """(canvas_B9HW of probabilities on the padded photos' grid, theta_BP23 in the frame of each photo)."""
-    photos_B3HW = photos_of(batch)
-    height, width = photos_B3HW.shape[-2:]
+def label_crops(model: STNiCNN, batch: Batch, crops: str) -> tuple[list[Tensor], Tensor, Tensor]:
+    """(part logits, theta_BP23 in the frame of each photo, theta_BP23 in that of the padded batch)."""
     logits_B9hw = torch.empty(0) if crops == "truth" else model.coarse(whole(batch, None, model.config.coarse_size))
     theta_BP23 = find_windows(model, batch, crops, logits_B9hw)
-    part_logits = model.label_crops(photos_B3HW, theta_BP23, batch.sizes_B2)
-    padded_BP23 = compose(image_to_padded(batch.sizes_B2, height, width), theta_BP23)
-    return model.paste(part_logits, padded_BP23, height, width), theta_BP23
+    padded_B33 = image_to_padded(batch.sizes_B2, *batch.photos_BHW3.shape[1:3])
+    return model.label_crops(photos_of(batch), theta_BP23, batch.sizes_B2), theta_BP23, compose(padded_B33, theta_BP23)
+
+
+def label_probabilities(model: STNiCNN, batch: Batch, crops: str = "predicted") -> tuple[Tensor, Tensor]:
+    """(canvas_B9HW of probabilities on the padded photos' grid, theta_BP23 in the frame of each photo)."""
+    part_logits, theta_BP23, padded_BP23 = label_crops(model, batch, crops)
+    return model.paste(part_logits, padded_BP23, *batch.photos_BHW3.shape[1:3]), theta_BP23
+
+
+def label_maps(model: STNiCNN, batch: Batch, crops: str = "predicted") -> tuple[Tensor, Tensor]:
+    """(labels_BHW uint8 on the padded photos' grid, theta_BP23 in the frame of each photo)."""
+    part_logits, theta_BP23, padded_BP23 = label_crops(model, batch, crops)
+    return model.paste_labels(part_logits, padded_BP23, *batch.photos_BHW3.shape[1:3]), theta_BP23
 
 
 def label_batch(model: STNiCNN, batch: Batch, crops: str = "predicted") -> Tensor:
@@ -74,7 +83,7 @@ def label_batch(model: STNiCNN, batch: Batch, crops: str = "predicted") -> Tenso
     if crops == "none":
         logits_B9hw = model.coarse(whole(batch, None, model.config.coarse_size))
         return enlarge(logits_B9hw, batch.sizes_B2, *batch.labels_BHW.shape[-2:])
-    return label_probabilities(model, batch, crops)[0].argmax(1).byte()
+    return label_maps(model, batch, crops)[0]
 
 
 def validation_f1(

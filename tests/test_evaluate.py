@@ -1,0 +1,258 @@
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import evaluate
+from data.labels import LABELS, PAPER_GROUPS
+from data.loading import evaluation_batches, open_faces
+from models.grid import crop_labels
+from models.parts import part_targets
+from models.pretrained import MODULES, load_model
+from models.stn_icnn import STNiCNN, STNiCNNConfig
+from tests.fixtures import TO_CELEBAMASK, draw_faces, save_palette, write_challenge
+from utils import checkpoint, options, parsing
+from utils.errors import InputError
+from utils.parsing import label_batch
+from utils.runtime import run_main
+
+ROOT = Path(evaluate.__file__).parent
+CONFIG = STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="bilinear")
+STAGES = {"stage1": ("coarse",), "cropper": ("coarse", "localizer"), "stage2": ("parts",), "end2end": MODULES}
+
+
+def save_models(folder, config=CONFIG, seed=0):
+    """One random model as a checkpoint of each stage: {stage: path}."""
+    torch.manual_seed(seed)
+    model = STNiCNN(config)
+    paths = {}
+    for stage, names in STAGES.items():
+        paths[stage] = folder / f"{stage}.pt"
+        modules = {name: getattr(model, name).state_dict() for name in names}
+        checkpoint.save(paths[stage], {"stage": stage, "config": asdict(config), "modules": modules})
+    return {stage: str(path) for stage, path in paths.items()}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny data set, models, and a function that evaluates with them and returns scores.json."""
+    root = tmp_path_factory.mktemp("evaluate")
+    write_challenge(root / "faces", draw_faces(train=1, val=5, test=2, size=64))
+    models = save_models(root)
+    count = iter(range(1000))
+
+    def run(*checkpoints, split="val", crops="predicted", more=()):
+        out = root / f"out{next(count)}"
+        argv = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache")]
+        argv += ["--split", split, "--crops", crops, "--workers", "0", "--device", "cpu", "--amp", "off"]
+        argv += ["--out", str(out), "--batch-size", "2", "--checkpoint", *(models[name] for name in checkpoints)]
+        assert evaluate.main([*argv, *more]) == 0
+        return json.loads((out / "scores.json").read_text()), out
+
+    return root, models, run
+
+
+def slow_scores(pairs):
+    """(prediction, truth) maps -> (paper F1s, strict F1s), counted with NumPy without the confusion matrix."""
+
+    def f1(group):
+        both = sum((np.isin(p, group) & np.isin(t, group)).sum() for p, t in pairs)
+        total = sum(np.isin(p, group).sum() + np.isin(t, group).sum() for p, t in pairs)
+        return 2 * both / total if total else None
+
+    return {name: f1(group) for name, group in PAPER_GROUPS.items()}, {
+        name: f1([i]) for i, name in enumerate(LABELS) if i
+    }
+
+
+@pytest.mark.parametrize("crops", ["predicted", "baseline", "truth", "none"])
+def test_the_written_scores_are_those_of_an_independent_count(world, crops):
+    root, models, run = world
+    result, out = run("end2end", crops=crops)
+    model = load_model([Path(models["end2end"])])
+    faces = open_faces("celebamask", root / "faces", "val", root / "cache")
+    with torch.inference_mode():
+        pairs = [
+            (label_batch(model, batch, crops)[0].numpy(), batch.labels_BHW[0].numpy())
+            for batch in evaluation_batches(faces, 1)
+        ]
+    paper, strict = slow_scores(pairs)
+    assert result["paper"] == pytest.approx(paper)
+    assert {name: result["strict"][name] for name in strict} == pytest.approx(strict)
+    assert result["strict"]["mean"] == pytest.approx(np.mean([v for v in strict.values() if v is not None]))
+    assert np.sum(result["confusion"]) == 5 * 64 * 64
+    told = {key: result[key] for key in ("images", "split", "dataset", "crops", "checkpoint")}
+    assert told == {
+        "images": 5,
+        "split": "val",
+        "dataset": "celebamask",
+        "crops": crops,
+        "checkpoint": models["end2end"],
+    }
+    assert {"iou", "precision", "recall", "absent"} <= result.keys()
+    assert f"{paper['overall']:.4f}" in (out / "scores.md").read_text()
+    assert "paper.overall" in (out / "scores.csv").read_text()
+
+
+def test_stage_checkpoints_together_score_as_the_whole(world):
+    _, _, run = world
+    whole, trio, pair = run("end2end")[0], run("stage1", "cropper", "stage2")[0], run("cropper", "stage2")[0]
+    assert whole["confusion"] == trio["confusion"] == pair["confusion"]
+
+
+def test_one_stage_alone_will_do_where_the_others_are_not_used(world):
+    _, _, run = world
+    assert run("stage1", crops="none")[0]["confusion"] == run("end2end", crops="none")[0]["confusion"]
+    assert run("stage2", crops="truth")[0]["confusion"] == run("end2end", crops="truth")[0]["confusion"]
+    assert run("stage1", "stage2", crops="baseline")[0]["confusion"] == run("end2end", crops="baseline")[0]["confusion"]
+
+
+def test_perfect_part_networks_score_nearly_one_with_true_crops(world, monkeypatch):
+    def oracle(model, batch, crops):
+        theta = parsing.true_theta(batch, model)
+        targets = part_targets(crop_labels(batch.labels_BHW, theta, 63, batch.sizes_B2))
+        return [20 * F.one_hot(target).permute(0, 3, 1, 2).float() for target in targets], theta, theta
+
+    monkeypatch.setattr(parsing, "label_crops", oracle)
+    result, _ = world[2]("stage2", crops="truth")
+    assert result["paper"]["overall"] > 0.97
+    assert result["strict"]["mean"] > 0.95
+
+
+def test_the_worst_faces_are_drawn_worst_first(world):
+    _, _, run = world
+    result, out = run("end2end", more=["--worst", "2"])
+    files = sorted((out / "worst").iterdir())
+    assert len(files) == 2
+    assert result["worst"][0]["strict_mean"] <= result["worst"][1]["strict_mean"]
+    assert files[0].name == f"001_{result['worst'][0]['strict_mean']:.4f}_{result['worst'][0]['name']}.jpg"
+    assert Image.open(files[0]).size == (3 * 64, 64)
+
+
+def test_scores_are_replaced_only_when_asked(world):
+    root, models, run = world
+    _, out = run("stage1", crops="none")
+    before = (out / "scores.json").read_bytes()
+    argv = ["--checkpoint", models["stage1"], "--crops", "none", "--out", str(out)]
+    with pytest.raises(InputError, match=r"already holds scores\.json"):
+        evaluate.main(argv)
+    assert (out / "scores.json").read_bytes() == before
+    faces = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache"), "--workers", "0"]
+    assert evaluate.main([*argv, *faces, "--split", "test", "--overwrite", "--max-images", "1"]) == 0
+    assert json.loads((out / "scores.json").read_text())["images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "crops", "line"),
+    [
+        (["stage1"], "predicted", "no localizer or parts weights"),
+        (["cropper"], "predicted", "no parts weights"),
+        (["stage2"], "none", "no coarse weights; name a checkpoint that holds coarse"),
+        (["stage1"], "truth", "no parts weights"),
+    ],
+)
+def test_a_missing_module_is_named(world, checkpoints, crops, line):
+    _, models, _ = world
+    with pytest.raises(InputError, match=line):
+        evaluate.main(["--crops", crops, "--checkpoint", *(models[name] for name in checkpoints)])
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--checkpoint", "nowhere.pt"], "no such checkpoint"),
+        (["--device", "cuda"], "no usable CUDA|CUDA device"),
+        (["--worst", "-1"], "at least 0"),
+        (["--worst", "3"], "--out"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--dataset", "helen"], "--data is needed"),
+        (["--predictions", "x"], "belong together"),
+        (["--predictions", "x", "--truth", "y", "--checkpoint", "z"], "leave out"),
+        (["--split", "nothing"], "invalid choice"),
+    ],
+)
+def test_bad_options_are_one_line_and_status_2(argv, line, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run_main(lambda: evaluate.main(argv)) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert re.search(line, told)
+
+
+def test_without_weights_that_ship_a_checkpoint_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(options, "SHIPPED_WEIGHTS", tmp_path / "stn_icnn.pt")
+    with pytest.raises(InputError, match="--checkpoint FILE is needed"):
+        evaluate.main(["--cache", str(tmp_path)])
+
+
+def write_folders(root, pred, truth):
+    for name, maps in (("pred", pred), ("truth", truth)):
+        (root / name).mkdir()
+        for stem, ids in maps.items():
+            save_palette(root / name / f"{stem}.png", np.asarray(ids, np.uint8))
+    return ["--predictions", str(root / "pred"), "--truth", str(root / "truth"), "--device", "cpu"]
+
+
+def test_two_folders_give_the_hand_worked_scores(tmp_path):
+    truth = {"a": [[5, 5, 5, 5], [0, 0, 0, 0]], "b": [[3, 3, 4, 4]]}
+    pred = {"a": [[5, 5, 5, 0], [5, 0, 0, 0]], "b": [[4, 3, 4, 4]]}
+    argv = write_folders(tmp_path, pred, truth)
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out"), "--worst", "1"]) == 0
+    result = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert result["paper"]["nose"] == pytest.approx(6 / 8)
+    assert result["paper"]["eyes"] == 1
+    assert result["strict"]["eye1"] == pytest.approx(2 / 3)
+    assert result["strict"]["eye2"] == pytest.approx(4 / 5)
+    assert result["strict"]["brow1"] is None
+    assert result["absent"] == ["brow1", "brow2", "upper_lip", "inner_mouth", "lower_lip"]
+    assert (result["images"], result["split"], result["checkpoint"]) == (2, None, None)
+    assert result["worst"][0]["name"] == "b"  # (2/3 + 4/5) / 2 < 6/8
+
+
+def test_two_folders_may_use_the_ids_of_their_data_sets(tmp_path):
+    helen = np.array([0, *range(2, 10)])[None]
+    argv = write_folders(tmp_path, {"a": helen}, {"a": TO_CELEBAMASK[helen]})
+    assert evaluate.main([*argv, "--ids", "helen", "--truth-ids", "celebamask", "--out", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert result["confusion"] == np.eye(9, dtype=int).tolist()
+    assert result["strict"]["mean"] == 1
+
+
+def test_folders_that_do_not_pair_are_told_in_full(tmp_path):
+    argv = write_folders(tmp_path, {"a": [[0]], "b": [[0]], "s": [[0, 0]]}, {"a": [[0]], "c": [[0]], "s": [[0]]})
+    with pytest.raises(InputError) as caught:
+        evaluate.main(argv)
+    for piece in ("pred lacks 1 (c.png)", "truth lacks 1 (b.png)", "sizes differ", "1 (s.png)"):
+        assert piece in str(caught.value)
+
+
+def test_ids_that_do_not_exist_are_told_with_their_file(tmp_path):
+    argv = write_folders(tmp_path, {"a": [[0, 9]]}, {"a": [[0, 1]]})
+    with pytest.raises(InputError, match=r"a\.png holds ids that nine does not have: 1 \(9\)"):
+        evaluate.main(argv)
+
+
+def test_two_processes_score_as_one(world):
+    root, models, run = world
+    alone, _ = run("end2end", more=["--worst", "5"])
+    out = root / "two"
+    argv = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache"), "--split", "val"]
+    argv += ["--workers", "0", "--device", "cpu", "--amp", "off", "--out", str(out), "--checkpoint", models["end2end"]]
+    argv += ["--worst", "5"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "evaluate.py"]
+    done = subprocess.run([*command, *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    together = json.loads((out / "scores.json").read_text())
+    assert together["confusion"] == alone["confusion"]
+    assert together["worst"] == alone["worst"]  # each face has its own matrix
+    assert len({face["strict_mean"] for face in alone["worst"]}) > 1
+    assert done.stdout.count("F1, paper") == 1

@@ -1,0 +1,280 @@
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+import predict
+from data.images import read_labels, read_photo
+from data.labels import COLOURS
+from models.grid import paste, paste_labels
+from models.pretrained import MODULES, load_model
+from models.stn_icnn import STNiCNN, STNiCNNConfig
+from tests.fixtures import draw_face, draw_faces, save_palette, save_photo, write_challenge
+from utils import checkpoint
+from utils.errors import InputError
+from utils.runtime import run_main
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint of a small random model."""
+    torch.manual_seed(1)
+    config = STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="bilinear")
+    model = STNiCNN(config)
+    for net in model.parts.nets.values():
+        net.head[2].bias.data[1:] += 0.5  # so that some pixels are labelled
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    modules = {name: getattr(model, name).state_dict() for name in MODULES}
+    checkpoint.save(path, {"stage": "end2end", "config": asdict(config), "modules": modules})
+    return str(path)
+
+
+@pytest.fixture
+def run(weights, tmp_path):
+    def run(*argv, out="out"):
+        more = ["--checkpoint", weights, "--out", str(tmp_path / out), "--device", "cpu", "--amp", "off"]
+        return predict.main([*map(str, argv), *more])
+
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def photo(size=64, width=None):
+    return draw_face(size, width)[0]
+
+
+def test_a_photo_gives_a_palette_label_map_and_an_overlay_of_its_size(run, tmp_path, capsys):
+    save_photo(tmp_path / "face.jpg", photo(48, 64))
+    assert run(tmp_path / "face.jpg") == 0
+    assert names(tmp_path / "out") == ["face.png", "face_overlay.jpg"]
+    picture = Image.open(tmp_path / "out" / "face.png")
+    labels = read_labels(tmp_path / "out" / "face.png")
+    assert (picture.mode, picture.size) == ("P", (64, 48))
+    assert 0 < labels.max() < 9
+    np.testing.assert_array_equal(np.array(picture.convert("RGB")), COLOURS[labels])
+    assert Image.open(tmp_path / "out" / "face_overlay.jpg").size == (64, 48)
+    assert re.match(r"1 photo labelled in .* photos/s\)\n", capsys.readouterr().out)
+
+
+def test_the_label_map_is_what_the_model_makes_of_the_photo(run, weights, tmp_path):
+    save_photo(tmp_path / "face.png", photo())
+    run(tmp_path / "face.png")
+    with torch.inference_mode():
+        canvas = load_model([Path(weights)])(torch.from_numpy(photo()).permute(2, 0, 1)[None].float() / 255)
+    same = read_labels(tmp_path / "out" / "face.png") == canvas.argmax(1)[0].numpy()
+    assert same.mean() > 0.9  # the whole model antialiases otherwise
+
+
+def test_predicted_label_maps_score_as_the_model_does_on_the_same_photos(run, weights, tmp_path):
+    write_challenge(tmp_path / "faces", draw_faces(train=1, val=3, test=1))
+    val = tmp_path / "faces" / "val"
+    assert run(val / "val_image", "--no-overlay") == 0
+    common = ["--device", "cpu", "--amp", "off", "--workers", "0"]
+    model = ["--checkpoint", weights, "--dataset", "celebamask", "--data", str(tmp_path / "faces"), "--split", "val"]
+    folders = ["--predictions", str(tmp_path / "out"), "--truth", str(val / "val_mask"), "--truth-ids", "celebamask"]
+    evaluate.main([*model, *common, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "one")])
+    evaluate.main([*folders, *common, "--out", str(tmp_path / "two")])
+    one, two = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "two"))
+    assert one["confusion"] == two["confusion"]
+
+
+def test_photos_labelled_together_are_labelled_as_each_alone(run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        blocks = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        save_photo(folder / f"{number}.png", blocks.repeat(10, axis=0).repeat(10, axis=1))
+    run(folder, out="together")
+    run(folder, "--batch-size", "1", out="alone")
+    maps = [read_labels(tmp_path / "together" / f"{number}.png") for number in range(3)]
+    assert not np.array_equal(maps[0], maps[2])
+    for number, labels in enumerate(maps):
+        assert (labels == read_labels(tmp_path / "alone" / f"{number}.png")).mean() > 0.995
+
+
+def test_rotated_grey_and_transparent_photos_are_labelled_as_displayed(run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(photo(40, 64)).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(photo(40, 64)[:, :, 0]).save(folder / "grey.png")
+    Image.fromarray(np.dstack([photo(40, 64), np.full((40, 64), 9, np.uint8)])).save(folder / "clear.png")
+    (folder / "notes.txt").write_text("no photo")
+    assert run(folder) == 0
+    sizes = {name: Image.open(tmp_path / "out" / name).size for name in names(tmp_path / "out")}
+    assert sizes == {
+        "clear.png": (64, 40),
+        "clear_overlay.jpg": (64, 40),
+        "grey.png": (64, 40),
+        "grey_overlay.jpg": (64, 40),
+        "turned.png": (40, 64),
+        "turned_overlay.jpg": (40, 64),
+    }
+    assert read_photo(folder / "turned.jpg").shape == (64, 40, 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (20, 20000), (20000, 20), (1, 300)])
+def test_photos_of_odd_shapes_are_labelled(run, tmp_path, height, width):
+    save_photo(tmp_path / "odd.png", np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    assert run(tmp_path / "odd.png", "--windows") == 0
+    assert read_labels(tmp_path / "out" / "odd.png").shape == (height, width)
+
+
+def test_results_are_never_overwritten_unasked(run, tmp_path, capsys):
+    save_photo(tmp_path / "face.png", photo())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "face.png").write_bytes(b"mine")
+    assert run(tmp_path / "face.png") == 0
+    assert (tmp_path / "out" / "face.png").read_bytes() == b"mine"
+    assert names(tmp_path / "out") == ["face.png", "face_overlay.jpg"]  # what was missing is added
+    capsys.readouterr()
+    assert run(tmp_path / "face.png") == 0
+    told = capsys.readouterr().out
+    assert "1 skipped" in told
+    assert str(tmp_path / "face.png") in told
+    assert run(tmp_path / "face.png", "--overwrite") == 0
+    assert read_labels(tmp_path / "out" / "face.png").shape == (64, 64)
+
+
+def test_photos_of_one_stem_keep_results_apart(run, tmp_path):
+    save_photo(tmp_path / "a.jpg", photo(32))
+    save_photo(tmp_path / "a.png", photo(40))
+    save_photo(tmp_path / "b.png", photo(48))
+    assert run(tmp_path / "?.*", "--no-overlay") == 0
+    assert names(tmp_path / "out") == ["a.jpg.png", "a.png.png", "b.png"]
+    assert read_labels(tmp_path / "out" / "a.png.png").shape == (40, 40)
+
+
+def test_photos_of_one_whole_name_are_not_mixed_up(run, tmp_path, capsys):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        save_photo(tmp_path / folder / "a.png", photo(32))
+    assert run(tmp_path / "x", tmp_path / "y", tmp_path / "x" / "a.png", "--no-overlay") == 1
+    assert names(tmp_path / "out") == ["a.png.png"]
+    assert f"failed: {tmp_path / 'y' / 'a.png'}: its results would be named like" in capsys.readouterr().err
+
+
+def test_a_photo_is_never_replaced_by_its_label_map(run, tmp_path):
+    save_photo(tmp_path / "face.png", photo())
+    before = (tmp_path / "face.png").read_bytes()
+    with pytest.raises(InputError, match="name another --out"):
+        run(tmp_path / "face.png", "--overwrite", out=".")
+    assert (tmp_path / "face.png").read_bytes() == before
+
+
+def test_a_bad_file_is_listed_at_the_end_and_the_others_are_labelled(run, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_photo(folder / "1.jpg", photo())
+    (folder / "2.jpg").write_bytes((folder / "1.jpg").read_bytes()[:300])
+    save_photo(folder / "3.jpg", photo())
+    assert run(folder, tmp_path / "gone.jpg", "--no-overlay") == 1
+    assert names(tmp_path / "out") == ["1.png", "3.png"]
+    captured = capsys.readouterr()
+    assert "2 photos labelled" in captured.out
+    lines = captured.err.splitlines()
+    assert [line for line in lines if line.startswith("failed: ") and "2.jpg" in line]
+    assert [line for line in lines if line.startswith("failed: ") and "gone.jpg: no such file" in line]
+    assert len(lines) == 2
+
+
+def test_nothing_to_label_is_status_2(run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty", tmp_path / "*.jpg") == 2
+    told = capsys.readouterr().err
+    assert "no photos (.jpg" in told
+    assert "no photos match" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_probabilities_sum_to_one_and_agree_with_the_labels(run, tmp_path):
+    save_photo(tmp_path / "face.png", photo(48, 64))
+    assert run(tmp_path / "face.png", "--probabilities", "--no-overlay") == 0
+    saved = np.load(tmp_path / "out" / "face.npz")["probabilities"]
+    assert (saved.shape, saved.dtype) == ((9, 48, 64), np.float16)
+    np.testing.assert_allclose(saved.astype(float).sum(0), 1, atol=5e-3)
+    labels = read_labels(tmp_path / "out" / "face.png")
+    chosen = np.take_along_axis(saved, labels[None].astype(int), 0)[0]
+    assert (chosen >= saved.max(0)).all()
+
+
+def test_windows_are_drawn_into_the_overlay(run, tmp_path):
+    save_photo(tmp_path / "face.png", photo())
+    run(tmp_path / "face.png", out="plain")
+    run(tmp_path / "face.png", "--windows", out="windows")
+    plain, windows = (
+        np.array(Image.open(tmp_path / name / "face_overlay.jpg")).astype(int) for name in ("plain", "windows")
+    )
+    assert (abs(plain - windows) > 60).any()
+
+
+def test_the_old_cropper_needs_no_localizer(weights, tmp_path):
+    state = torch.load(weights)
+    del state["modules"]["localizer"]
+    torch.save(state, tmp_path / "part.pt")
+    save_photo(tmp_path / "face.png", photo())
+    argv = [str(tmp_path / "face.png"), "--checkpoint", str(tmp_path / "part.pt"), "--out", str(tmp_path / "out")]
+    assert predict.main([*argv, "--crops", "baseline"]) == 0
+    with pytest.raises(InputError, match="no localizer weights"):
+        predict.main([*argv, "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--device", "cuda"], "CUDA"),
+        (["--checkpoint", "nowhere.pt"], "no such checkpoint"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--windows", "--no-overlay"], "--no-overlay"),
+        (["--crops", "truth"], "invalid choice"),
+    ],
+)
+def test_bad_options_are_one_line_and_status_2(argv, line, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    save_photo(tmp_path / "face.png", photo(16))
+    argv = [str(tmp_path / "face.png"), "--out", str(tmp_path / "out"), *argv]
+    assert run_main(lambda: predict.main(argv)) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert line in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_is_a_file_is_one_line(run, tmp_path):
+    save_photo(tmp_path / "face.jpg", photo(16))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(InputError, match="cannot be made"):
+        run(tmp_path / "face.jpg")
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_pasted_labels_are_the_argmax_of_the_canvas(mode):
+    torch.manual_seed(0)
+    for _ in range(5):
+        probs = [(3 * torch.randn(2, channels, 21, 21)).softmax(1) for channels in (2, 2, 2, 2, 2, 4)]
+        theta = torch.zeros(2, 6, 2, 3)
+        theta[..., 0, 0], theta[..., 1, 1] = torch.rand(2, 6), torch.rand(2, 6)
+        theta[..., 2] = 3 * torch.rand(2, 6, 2) - 1.5
+        canvas = paste(probs, theta, 50, 70, mode)
+        assert torch.equal(paste_labels(probs, theta, 50, 70, mode), canvas.argmax(1).byte())
+
+
+def test_hidden_files_and_masks_in_other_modes_do_not_disturb_a_folder(run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_photo(folder / "._face.jpg", photo(16))
+    save_palette(folder / "palette.png", np.zeros((20, 30), np.uint8))
+    assert run(folder, "--no-overlay") == 0
+    assert names(tmp_path / "out") == ["palette.png"]

@@ -1,0 +1,282 @@
+"""An interrupted run, resumed, ends bit for bit where an uninterrupted one does."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train_end2end
+import train_stage1
+from models.stn_icnn import STNiCNN, STNiCNNConfig
+from utils import checkpoint
+from utils.errors import InputError
+from utils.runtime import run_main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TIMES = ("train_s", "val_s")
+
+# A script that ends its own process, by the signal given, in the middle of a training epoch.
+INTERRUPTED = """
+import os, signal, sys
+import train_stage1
+from utils.runtime import run_main
+
+number, last_step, *options = sys.argv[1:]
+steps, draw = [], train_stage1.draw
+
+def draw_and_die(*arguments):
+    steps.append(1)
+    if len(steps) == int(last_step):
+        os.kill(os.getpid(), int(number))
+    return draw(*arguments)
+
+train_stage1.draw = draw_and_die
+sys.exit(run_main(lambda: train_stage1.main(options)))
+"""
+
+
+def assert_same(one: Any, two: Any, where: str = "") -> None:
+    """Two checkpoints' contents are equal bit for bit, times aside."""
+    assert type(one) is type(two), where
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one.keys() - TIMES:
+            assert_same(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for k, pair in enumerate(zip(one, two, strict=True)):
+            assert_same(*pair, f"{where}[{k}]")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == two.dtype, where
+        assert torch.equal(one, two), where
+    else:
+        assert one == two, where
+
+
+def log_of(run_dir: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        assert_same(checkpoint.read_tensors(one / name), checkpoint.read_tensors(two / name), name)
+    assert log_of(one) == log_of(two)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def stage1_options(tiny_options: list[str]) -> list[str]:
+    small = ["--recipe", "best", "--batch-size", "2", "--coarse-size", "32", "--lr", "0.003"]
+    return [*tiny_options, *small, "--epochs", "3"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(stage1_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert train_stage1.main([*stage1_options, "--run-dir", str(run_dir)]) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_run_killed_in_its_second_epoch_resumes_bit_for_bit(
+    number: int, status: int, stage1_options: list[str], uninterrupted: Path, tmp_path: Path
+) -> None:
+    options = [*stage1_options, "--run-dir", str(tmp_path / "run")]
+    command = [sys.executable, "-c", INTERRUPTED, str(int(number)), "4", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == status, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(log_of(tmp_path / "run")) == 1
+    if number == signal.SIGINT:
+        assert ended.stderr.splitlines()[-1].startswith("interrupted; the same command with --resume")
+    assert train_stage1.main([*options, "--resume"]) == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_the_run_learns_so_that_equality_says_something(uninterrupted: Path) -> None:
+    state = checkpoint.load(uninterrupted / "last.pt")
+    assert state["epoch"] == 2
+    assert len({row["loss"] for row in log_of(uninterrupted)}) == 3
+    assert all(entry["step"] == 6 for entry in state["optimizer"]["state"].values())
+
+
+def test_end_to_end_resumes_bit_for_bit(tiny_options: list[str], tmp_path: Path, monkeypatch) -> None:
+    config = STNiCNNConfig(coarse_size=32, crop_size=33)
+    torch.manual_seed(1)
+    model = STNiCNN(config)
+    modules = {name: getattr(model, name).state_dict() for name in ("coarse", "localizer", "parts")}
+    checkpoint.save(tmp_path / "init.pt", {"stage": "end2end", "config": vars(config), "modules": modules})
+    options = [*tiny_options, "--recipe", "best", "--batch-size", "2", "--max-images", "2", "--epochs", "3"]
+    options += ["--init-from", str(tmp_path / "init.pt")]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train_end2end.main([*options, "--run-dir", str(whole)]) == 0
+    draw = train_end2end.draw
+    with monkeypatch.context() as patch:
+        patch.setattr(train_end2end, "draw", lambda a, batch: interrupt() if batch.keys_B3[0, 1] == 1 else draw(a, batch))
+        assert run_main(lambda: train_end2end.main([*options, "--run-dir", str(broken)])) == 130
+    assert train_end2end.main([*options, "--run-dir", str(broken), "--resume"]) == 0
+    assert_same_run(whole, broken)
+
+
+def interrupt(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def interrupt_at(moment: str, patch: pytest.MonkeyPatch) -> None:
+    """Let the second epoch's writing end in a KeyboardInterrupt."""
+    save, torch_save, replace = checkpoint.save, torch.save, os.replace
+
+    def save_or_stop(path: Path, state: dict[str, Any]) -> None:
+        interrupt() if state["epoch"] == 1 and path.name == moment else save(path, state)
+
+    def save_half(state: dict[str, Any], file: Any) -> None:
+        torch_save(state, file)
+        if state["epoch"] == 1 and "optimizer" in state:
+            file.truncate(1000)
+            interrupt()
+
+    def replace_or_stop(old: Path, new: Path) -> None:
+        interrupt() if checkpoint.read_tensors(old)["epoch"] == 1 else replace(old, new)
+
+    if moment == "half of last.pt":
+        patch.setattr(torch, "save", save_half)
+    elif moment == "renaming":
+        patch.setattr(os, "replace", replace_or_stop)
+    else:
+        patch.setattr(checkpoint, "save", save_or_stop)
+
+
+@pytest.mark.parametrize("moment", ["best.pt", "last.pt", "half of the log's line", "half of last.pt", "renaming"])
+def test_a_run_interrupted_between_any_two_writes_resumes_bit_for_bit(
+    moment: str, tiny_fit: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, run_dir = tiny_fit(tmp_path / "whole"), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at("last.pt" if "log" in moment else moment, patch)
+        tiny_fit(run_dir)
+    log = run_dir / "log.jsonl"
+    if "log" in moment:
+        log.write_text(log.read_text()[:-20])
+    assert tiny_fit(run_dir, resume=True)["epoch"] == best["epoch"]
+    assert_same_run(run_dir, tmp_path / "whole")
+    assert not list(run_dir.glob("*.tmp"))
+
+
+def test_the_best_epoch_survives_a_resume(
+    tiny_fit: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tiny_fit(tmp_path / "whole", maximise=True)["epoch"] == 0  # the score falls
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at("last.pt", patch)
+        tiny_fit(tmp_path / "run", maximise=True)
+    assert tiny_fit(tmp_path / "run", maximise=True, resume=True)["epoch"] == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_finished_run_resumes_to_nothing(
+    stage1_options: list[str], uninterrupted: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = contents(uninterrupted)
+    assert run_main(lambda: train_stage1.main([*stage1_options, "--run-dir", str(uninterrupted), "--resume"])) == 0
+    assert contents(uninterrupted) == before
+    assert "after epoch 3/3" in capsys.readouterr().out
+
+
+def test_resume_with_nothing_there_starts_from_the_beginning(
+    tiny_fit: Callable[..., dict[str, float]], tmp_path: Path
+) -> None:
+    tiny_fit(tmp_path / "one")
+    tiny_fit(tmp_path / "two", resume=True)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (["--seed", "1"], "seed 0, not 1"),
+        (["--recipe", "paper"], "not"),
+        (["--max-images", "3"], "images 4, not 3"),
+        (["--epochs", "4"], "epochs 3, not 4"),
+        (["--lr", "0.002"], "lr.coarse 0.003, not 0.002"),
+        (["--batch-size", "1"], "batch_size 2, not 1"),
+        (["--coarse-size", "48"], "coarse_size 32, not 48"),
+    ],
+)
+def test_a_run_resumed_with_other_options_is_refused_in_one_line(
+    changed: list[str], told: str, stage1_options: list[str], uninterrupted: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = contents(uninterrupted)
+    options = [*stage1_options, "--run-dir", str(uninterrupted), "--resume", *changed]
+    assert run_main(lambda: train_stage1.main(options)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {uninterrupted / 'last.pt'} was trained with ")
+    assert told in line
+    assert len(line) < 400
+    assert contents(uninterrupted) == before
+
+
+def test_a_used_run_folder_is_refused_and_left_as_it_is(
+    stage1_options: list[str], uninterrupted: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = contents(uninterrupted)
+    assert run_main(lambda: train_stage1.main([*stage1_options, "--run-dir", str(uninterrupted)])) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {uninterrupted} already holds a run: go on with --resume, or name another --run-dir"
+    assert contents(uninterrupted) == before
+
+
+def test_a_lone_best_checkpoint_is_not_overwritten_either(
+    tiny_fit: Callable[..., dict[str, float]], tmp_path: Path
+) -> None:
+    tiny_fit(tmp_path)
+    (tmp_path / "last.pt").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="already holds a run"):
+        tiny_fit(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_best_weights_posing_as_the_last_are_refused(tiny_fit: Callable[..., dict[str, float]], tmp_path: Path) -> None:
+    tiny_fit(tmp_path)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
+    with pytest.raises(InputError, match=r"last.pt cannot be resumed: it lacks optimizer"):
+        tiny_fit(tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_stage_is_not_resumed(tiny_fit: Callable[..., dict[str, float]], tmp_path: Path) -> None:
+    tiny_fit(tmp_path, stage="cropper")
+    with pytest.raises(InputError, match="comes from stage 'cropper'; needed here: stage1"):
+        tiny_fit(tmp_path, resume=True)
+
+
+def test_a_disk_that_fills_up_while_saving_leaves_a_run_that_resumes(
+    tiny_fit: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch
+) -> None:
+    tiny_fit(tmp_path / "whole")
+    torch_save = torch.save
+
+    def save(state: dict[str, Any], file: Any) -> None:
+        if state["epoch"] == 1 and "optimizer" in state:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        torch_save(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        with pytest.raises(InputError, match=r"last.pt could not be saved \(No space left on device\)"):
+            tiny_fit(tmp_path / "run")
+    tiny_fit(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
