@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.images import PHOTO_SUFFIXES, natural_key, read_photo
+from data.images import PHOTO_SUFFIXES, make_thumb, natural_key, read_photo
 from data.labels import COLOURS
-from data.loading import Batch, make_thumb
+from data.loading import Batch
 from models.pretrained import load_model
 from models.stn_icnn import STNiCNN
 from utils import options, runtime
@@ -68,9 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = options.Parser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    parser = options.Parser(__doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, folders of photos, or globs in quotes")
     options.add_checkpoint_option(parser)
     parser.add_argument("--crops", choices=tuple(NEEDED), default="predicted", help="localizer, or the old cropper")

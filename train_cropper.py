@@ -1,4 +1,4 @@
-"""Cropper stage: the localizer, rough mask -> theta of six windows, behind a trained coarse iCNN (paper section 2.3)."""
+"""Cropper stage: the localizer behind a trained coarse iCNN, rough mask -> theta of six windows (paper section 2.3)."""
 
 import sys
 

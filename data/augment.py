@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.images import THUMB
 from data.labels import MIRROR_LABELS, MIRROR_PARTS
-from data.loading import THUMB, Batch
+from data.loading import Batch
 
 
 @dataclass(frozen=True)

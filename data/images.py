@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -11,6 +12,7 @@ from utils.errors import InputError
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIXES = (".png",)
+THUMB = 256  # side of the stretched photo that is cached; the coarse network sees it shrunk further
 
 
 def read_photo(path: Path) -> np.ndarray:
@@ -122,3 +124,9 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     else:
         reason = " ".join(str(error).split()) or type(error).__name__
     return InputError(f"cannot read image {path}: {reason}; fetch or save it again")
+
+
+def make_thumb(photo: np.ndarray) -> np.ndarray:
+    """The photo stretched to 256 x 256, antialiased: uint8 (256, 256, 3)."""
+    shrinks = photo.shape[0] >= THUMB and photo.shape[1] >= THUMB
+    return cv2.resize(photo, (THUMB, THUMB), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

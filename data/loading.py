@@ -14,19 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from data.images import THUMB, make_thumb
 from data.labels import NUM_PARTS, PART_LABELS, TABLES
 from data.source import Sample, Source, open_source
 from utils.errors import InputError
 
 CACHE_VERSION = 1
-THUMB = 256
 FILES = ("photos", "labels", "thumbs")
 RECORD = np.dtype(
     [
@@ -146,15 +145,15 @@ def open_faces(
     max_images: int | None = None,
     workers: int = 2,
     partition: str | None = None,
+    size: int | None = None,
 ) -> Faces:
     """Open a split through its cache, building what is missing. Raises InputError for a bad data folder.
 
-    cache: folder that holds all caches. max_images: only the first so many faces. workers: decoding threads.
+    cache: folder that holds all caches. workers: decoding threads.
+    max_images, size, partition: see ``data.source.open_source``.
     """
-    source = open_source(dataset, root, split, partition)
-    if max_images is not None:
-        source = source._replace(samples=source.samples[:max_images])
-    where = f"{root.resolve() if root else ''}|{partition}|{max_images}"
+    source = open_source(dataset, root, split, partition, max_images, size)
+    where = f"{root.resolve() if root else ''}|{partition}|{max_images}|{size}"
     folder = cache / f"{dataset}-{split}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
     build_cache(source, folder, workers)
     return Faces(folder, [sample.name for sample in source.samples], dataset, split)
@@ -252,12 +251,6 @@ def _append_missing(source: Source, folder: Path, workers: int) -> None:
                     records_file.write(record.tobytes())
                     records_file.flush()
                     progress.update()
-
-
-def make_thumb(photo: np.ndarray) -> np.ndarray:
-    """The photo stretched to 256 x 256, antialiased: uint8 (256, 256, 3)."""
-    shrinks = photo.shape[0] >= THUMB and photo.shape[1] >= THUMB
-    return cv2.resize(photo, (THUMB, THUMB), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def training_batches(

@@ -52,22 +52,36 @@ class Source(NamedTuple):
     version: str = ""
 
 
-def open_source(dataset: str, root: Path | None, split: str, partition: str | None = None) -> Source:
+def open_source(
+    dataset: str,
+    root: Path | None,
+    split: str,
+    partition: str | None = None,
+    count: int | None = None,
+    size: int | None = None,
+) -> Source:
     """Opens one split of a data set: ``helen``, ``celebamask`` (official or challenge layout) or ``synthetic``.
 
     root: the data folder; None for synthetic faces.
     partition: only for the official layout of CelebAMask-HQ, see ``data.celebamask.find``.
+    count: the first so many faces, default all; of synthetic faces as many are drawn for training, and at most
+        ``data.synthetic.COUNTS`` for the other splits.
+    size: side of synthetic faces (pixels), default ``data.synthetic.SIZE``.
 
     Raises InputError for an unknown data set or split, a missing or empty folder, a layout that is not the expected
     one, and photos without mask or masks without photo. ``read`` raises InputError for damaged files, sizes that
     differ and unknown ids.
     """
+    if dataset == "synthetic" and root is None and split in SPLITS:
+        return _open_synthetic(split, count, size)
+    if size is not None:
+        raise InputError(f"size {size}: only synthetic faces are drawn to size; leave it out for {dataset}")
     listing = find(dataset, root, split, partition)
     if listing.problems:
         more = f"; {len(listing.problems) - 1} more: run python -m data.check" if len(listing.problems) > 1 else ""
         raise InputError(listing.problems[0] + more)
     read = partial(read_face, dataset, listing.read_labels, listing.shrink)
-    return Source(dataset, listing.samples, read, listing.version)
+    return Source(dataset, listing.samples[:count], read, listing.version)
 
 
 def find(dataset: str, root: Path | None, split: str, partition: str | None = None) -> Listing:
@@ -83,7 +97,8 @@ def find(dataset: str, root: Path | None, split: str, partition: str | None = No
     if dataset == "synthetic":
         if root is not None:
             raise InputError(f"synthetic faces are drawn, not read from {root}: leave --data out")
-        return _list_synthetic(split)
+        source = _open_synthetic(split, None, None)
+        return Listing(source.samples, [], partial(_synthetic_labels, source.read), version=source.version)
     if root is None:
         raise InputError(f"data set {dataset} needs its folder: give --data DIR")
     root = Path(root)
@@ -139,8 +154,6 @@ def read_face(
 
     Raises InputError for damaged files, sizes that differ and unknown ids.
     """
-    if dataset == "synthetic":
-        return _draw(sample)
     photo, labels = images.read_photo(sample.photo), read_labels(sample)
     height, width = labels.shape
     problem = size_problem(sample, photo.shape[:2], (height, width), shrink) or id_problem(dataset, sample, labels)
@@ -149,19 +162,22 @@ def read_face(
     return images.resize_photo(photo, height, width), labels
 
 
-def _list_synthetic(split: str) -> Listing:
+def _open_synthetic(split: str, count: int | None, size: int | None) -> Source:
     from data import synthetic
 
-    samples = [Sample(name, Path(), ()) for name in synthetic.sample_names(split)]
+    size = synthetic.SIZE if size is None else size
+    if split != "train" and count is not None:
+        count = min(count, synthetic.COUNTS[split])
+    samples = [Sample(name, Path(), ()) for name in synthetic.sample_names(split, count)]
     drawing = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()  # new code may draw other faces
-    return Listing(samples, [], _draw_labels, version=drawing)
+    return Source("synthetic", samples, partial(_draw, size), version=f"{drawing}|{size}")
 
 
-def _draw(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+def _draw(size: int, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     from data import synthetic
 
-    return synthetic.draw_named(sample.name)
+    return synthetic.draw_named(sample.name, size=size)
 
 
-def _draw_labels(sample: Sample) -> np.ndarray:
-    return _draw(sample)[1]
+def _synthetic_labels(read: Callable[[Sample], tuple[np.ndarray, np.ndarray]], sample: Sample) -> np.ndarray:
+    return read(sample)[1]

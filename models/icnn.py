@@ -1,6 +1,7 @@
 """The interlinked convolutional network (iCNN) of Zhou et al. 2015, as STN-iCNN uses it (paper section 2.2)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ class ICNN(nn.Module):
         self.inputs = nn.ModuleList(ConvBN(3, width, kernel, nn.Tanh()) for width in widths)
         self.interlinks = nn.ModuleList(Interlink(widths, kernel) for _ in range(config.interlinks))
         self.integrate = nn.ModuleList(
-            ConvBN(fine + coarse, fine, kernel, nn.Tanh()) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
+            ConvBN(fine + coarse, fine, kernel, nn.Tanh()) for fine, coarse in pairwise(widths)
         )
         self.head = nn.Sequential(
             ConvBN(widths[0], 2 * labels + 8, kernel, nn.Tanh()),

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.images import THUMB
 from models.grid import canvas_to_image, compose, crop, paste, paste_labels
 from models.icnn import ICNN, ICNNConfig
 from models.localizer import KINDS, build_localizer
@@ -47,11 +48,20 @@ class STNiCNNConfig:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
         if self.coarse_size < 16 or self.crop_size < 8 or self.window_margin < 0 or self.canvas < 2:
             raise ValueError(f"sizes out of range: {self}")
+        if self.localizer == "released" and self.coarse_size != 128:
+            raise ValueError(f"the released localizer works behind a coarse_size of 128 alone, not {self.coarse_size}")
 
 
 def whole_view(photos_B3HW: Tensor, size: int) -> Tensor:
-    """Photos stretched to size x size, antialiased, as the coarse network sees them."""
-    return F.avg_pool2d(F.interpolate(photos_B3HW, (2 * size, 2 * size), mode="bilinear", antialias=True), 2)
+    """Photos stretched to size x size, by way of 256 x 256, as the coarse network sees them.
+
+    It is what ``data.images.make_thumb`` and ``data.augment.whole`` do, up to the rounding of bytes.
+    """
+    if min(photos_B3HW.shape[-2:]) >= THUMB:
+        thumbs_B3TT = F.adaptive_avg_pool2d(photos_B3HW, THUMB)
+    else:
+        thumbs_B3TT = F.interpolate(photos_B3HW, (THUMB, THUMB), mode="bilinear")
+    return F.adaptive_avg_pool2d(thumbs_B3TT, size)
 
 
 class STNiCNN(nn.Module):

@@ -69,10 +69,10 @@ def test_two_processes_train_and_score_as_one_does(
         # Batch normalisation cancels the bias before it: its gradient is rounding noise, which Adam makes into steps.
         kept = [key for key in module if not key.endswith(("conv.bias", "running_mean"))]
         steps, apart = (
-            torch.cat([(module[key] - other[name][key]).flatten().float() for key in kept]) for other in (begun, together)
+            torch.cat([(module[key] - other[name][key]).flatten().float() for key in kept])
+            for other in (begun, together)
         )
-        print(name, float(apart.norm() / steps.norm()))
-        assert apart.norm() < 0.02 * steps.norm(), name
+        assert apart.norm() < 0.01 * steps.norm(), name
 
     assert len(list((two / "tensorboard").iterdir())) == 1
     assert json.loads((two / "config.json").read_text())["environment"]["processes"] == 2
@@ -82,10 +82,3 @@ def test_two_processes_train_and_score_as_one_does(
     alone_cache = Path(tiny_options[tiny_options.index("--cache") + 1])
     for path, size in built.items():
         assert (alone_cache / path).stat().st_size == size
-
-
-def test_a_batch_that_two_processes_cannot_share_is_refused(tiny_options: list[str], tmp_path: Path) -> None:
-    ended = torchrun("train_stage1.py", [*tiny_options, "--batch-size", "3", "--run-dir", str(tmp_path / "run")])
-    assert ended.returncode != 0
-    assert "error: --batch-size 3: must be a multiple of the 2 processes" in ended.stderr
-    assert not (tmp_path / "run").exists()

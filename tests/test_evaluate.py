@@ -29,15 +29,29 @@ CONFIG = STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="b
 STAGES = {"stage1": ("coarse",), "cropper": ("coarse", "localizer"), "stage2": ("parts",), "end2end": MODULES}
 
 
-def save_models(folder, config=CONFIG, seed=0):
+def lively_model():
+    """A random model whose labels depend on the photo: fresh batch statistics would shrink every signal to nothing."""
+    torch.manual_seed(0)
+    model = STNiCNN(CONFIG).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model(torch.rand(16, 3, 6, 6).repeat_interleave(10, 2).repeat_interleave(10, 3))
+        for net in (model.coarse, *model.parts.nets.values()):
+            net.head[2].weight *= 20
+            net.head[2].bias.zero_()
+    return model.eval()
+
+
+def save_models(folder):
     """One random model as a checkpoint of each stage: {stage: path}."""
-    torch.manual_seed(seed)
-    model = STNiCNN(config)
+    model = lively_model()
     paths = {}
     for stage, names in STAGES.items():
         paths[stage] = folder / f"{stage}.pt"
         modules = {name: getattr(model, name).state_dict() for name in names}
-        checkpoint.save(paths[stage], {"stage": stage, "config": asdict(config), "modules": modules})
+        checkpoint.save(paths[stage], {"stage": stage, "config": asdict(CONFIG), "modules": modules})
     return {stage: str(path) for stage, path in paths.items()}
 
 

@@ -125,7 +125,9 @@ def test_end_to_end_resumes_bit_for_bit(tiny_options: list[str], tmp_path: Path,
     assert train_end2end.main([*options, "--run-dir", str(whole)]) == 0
     draw = train_end2end.draw
     with monkeypatch.context() as patch:
-        patch.setattr(train_end2end, "draw", lambda a, batch: interrupt() if batch.keys_B3[0, 1] == 1 else draw(a, batch))
+        patch.setattr(
+            train_end2end, "draw", lambda a, batch: interrupt() if batch.keys_B3[0, 1] == 1 else draw(a, batch)
+        )
         assert run_main(lambda: train_end2end.main([*options, "--run-dir", str(broken)])) == 130
     assert train_end2end.main([*options, "--run-dir", str(broken), "--resume"]) == 0
     assert_same_run(whole, broken)
@@ -256,7 +258,9 @@ def test_best_weights_posing_as_the_last_are_refused(tiny_fit: Callable[..., dic
         tiny_fit(tmp_path, resume=True)
 
 
-def test_a_checkpoint_of_another_stage_is_not_resumed(tiny_fit: Callable[..., dict[str, float]], tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_stage_is_not_resumed(
+    tiny_fit: Callable[..., dict[str, float]], tmp_path: Path
+) -> None:
     tiny_fit(tmp_path, stage="cropper")
     with pytest.raises(InputError, match="comes from stage 'cropper'; needed here: stage1"):
         tiny_fit(tmp_path, resume=True)

@@ -48,8 +48,18 @@ class Recipes(NamedTuple):
     best: Recipe
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are InputErrors: one line, exit status 2."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -60,16 +70,20 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
 
     splits: with --split. batch_size: the default; None: the recipe's.
     """
-    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser(description)
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=DATASETS, default="synthetic", help="which data set")
     group.add_argument("--data", type=Path, metavar="DIR", help="its folder; synthetic faces need none")
     group.add_argument(
         "--partition", choices=("standard", "paper"), help="how to split CelebAMask-HQ's official layout"
     )
+    group.add_argument("--face-size", type=int, metavar="N", help="side of synthetic faces, pixels; default: 192")
     group.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help="where decoded faces are kept")
     group.add_argument(
-        "--max-images", type=int, metavar="N", help="use the first N faces of each split, for a quick look"
+        "--max-images",
+        type=int,
+        metavar="N",
+        help="use the first N faces of each split, for a quick look; of synthetic faces, draw N to train on",
     )
     if splits:
         group.add_argument("--split", choices=SPLITS, default="test", help="which part of the data set")
@@ -151,6 +165,7 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
             problems.append(f"--{(flag or name).replace('_', '-')} {value}: must be {rule}")
 
     need("max_images", lambda v: v >= 1, "at least 1")
+    need("face_size", lambda v: 16 <= v <= 2048, "between 16 and 2048")
     need("workers", lambda v: 0 <= v <= 256, "between 0 and 256")
     need("batch_size", lambda v: 1 <= v <= 65536, "between 1 and 65536")
     need("seed", lambda v: 0 <= v < 2**63, "between 0 and 2**63 - 1")
@@ -170,7 +185,16 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
 
 def open_split(args: argparse.Namespace, split: str) -> Faces:
     """One split of the data set that the options name, through its cache."""
-    return open_faces(args.dataset, args.data, split, args.cache, args.max_images, max(1, args.workers), args.partition)
+    return open_faces(
+        args.dataset,
+        args.data,
+        split,
+        args.cache,
+        args.max_images,
+        max(1, args.workers),
+        args.partition,
+        args.face_size,
+    )
 
 
 @dataclass(frozen=True)

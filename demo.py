@@ -1,0 +1,52 @@
+"""The whole method in minutes, without any download: drawn faces, small sizes, all four stages, tables and pictures."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+import reproduce
+from data.loading import open_faces
+from models.pretrained import load_model
+from utils import options
+from utils.parsing import face_pictures, first_batch, label_probabilities
+from utils.runtime import run_main
+from utils.visualize import tile
+
+# Half the method's sizes cost a quarter: 64 x 64 for the coarse look, crops of 41 samples.
+FACE_SIZE, FACES, SHOWN = 128, 320, 8
+SMALL = ["--face-size", str(FACE_SIZE), "--max-images", str(FACES), "--coarse-size", "64", "--crop-size", "41"]
+SCHEDULE = ["--recipe", "best", "--batch-size", "16", "--epochs", "8", "5", "6", "2"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = options.Parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where everything goes")
+    args = parser.parse_args(argv)
+    cache = args.out / "cache"
+    status = reproduce.main(
+        ["--dataset", "synthetic", *SMALL, *SCHEDULE, "--workers", "1", "--cache", str(cache), "--out", str(args.out)]
+    )
+    picture = args.out / "summary.png"
+    cv2.imwrite(str(picture), summary(args.out / "end2end" / "best.pt", cache)[..., ::-1])
+    print(f"\nphoto | parsed, with its six windows | truth: {picture}")
+    return status
+
+
+def summary(checkpoint: Path, cache: Path) -> np.ndarray:
+    """Test faces in rows of photo, parsed, truth: uint8 (H, W, 3)."""
+    faces = open_faces("synthetic", None, "test", cache, FACES, size=FACE_SIZE)
+    model = load_model([checkpoint])
+    batch = first_batch(faces, SHOWN, torch.device("cpu"))
+    with torch.no_grad():
+        canvas_B9HW, theta_BP23 = label_probabilities(model, batch)
+    photos = list(batch.photos_BHW3.numpy())
+    parsed = list(face_pictures(batch, canvas_B9HW.argmax(1).byte(), theta_BP23))
+    true = list(face_pictures(batch, batch.labels_BHW))
+    return tile([*photos, *parsed, *true], SHOWN, 192)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

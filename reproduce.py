@@ -1,0 +1,106 @@
+"""The whole chain for one data set: four stages, then every row of the F1 table. What is there already is skipped."""
+
+import json
+import sys
+from pathlib import Path
+
+import evaluate
+import train_cropper
+import train_end2end
+import train_stage1
+import train_stage2
+from utils import checkpoint, options, runtime
+from utils.metrics import table
+from utils.runtime import run_main
+
+STAGES = ("stage1", "cropper", "stage2", "end2end")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = options.base_parser(__doc__, splits=True)
+    parser.add_argument(
+        "--recipe", choices=("paper", "best"), default="paper", help="the paper's hyperparameters, or ours"
+    )
+    parser.add_argument(
+        "--epochs", type=int, nargs=4, metavar="N", help=f"of {', '.join(STAGES)}; default: the recipe's"
+    )
+    parser.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
+    parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
+    args = parser.parse_args(argv)
+    options.check(args)
+    runtime.start_processes(args.device)
+
+    shared = _flags(args, "dataset", "data", "partition", "face_size", "cache", "max_images")
+    shared += _flags(args, "device", "workers", "seed", "amp")
+    training = [*shared, *_flags(args, "recipe", "batch_size"), "--resume"]
+    best = {stage: args.out / stage / "best.pt" for stage in STAGES}
+    coarse, crop = _flags(args, "coarse_size"), _flags(args, "crop_size")
+    chain = {
+        "stage1": (train_stage1.main, coarse),
+        "cropper": (train_cropper.main, ["--init-from", str(best["stage1"]), *crop]),
+        "stage2": (train_stage2.main, crop),
+        "end2end": (
+            train_end2end.main,
+            ["--init-from-cropper", str(best["cropper"]), "--init-from-stage2", str(best["stage2"])],
+        ),
+    }
+    for k, (stage, (train, own)) in enumerate(chain.items()):
+        if is_finished(args.out / stage / "last.pt", stage):
+            _say(f"{stage}: done already, {best[stage]}")
+            continue
+        epochs = ["--epochs", str(args.epochs[k])] if args.epochs else []
+        train([*training, *own, *epochs, "--run-dir", str(args.out / stage)])
+        runtime.barrier()
+
+    separate = [str(best["cropper"]), str(best["stage2"])]
+    rows = {
+        "coarse mask enlarged": ([str(best["stage1"])], "none"),
+        "iCNN (old cropper)": (separate, "baseline"),
+        "STN-iCNN before end-to-end": (separate, "predicted"),
+        "STN-iCNN": ([str(best["end2end"])], "predicted"),
+        "STN-iCNN, crops on the truth": ([str(best["end2end"])], "truth"),
+    }
+    results = {}
+    for title, (checkpoints, crops) in rows.items():
+        folder = args.out / "scores" / args.split / _file_name(title)
+        if (folder / "scores.json").exists():
+            _say(f"{title}: scored already, {folder}")
+        else:
+            evaluate.main(
+                [*shared, "--split", args.split, "--checkpoint", *checkpoints, "--crops", crops, "--out", str(folder)]
+            )
+            runtime.barrier()
+        results[title] = json.loads((folder / "scores.json").read_text())
+    if runtime.rank() == 0:
+        text = f"{args.dataset}, {args.split} split\n\n{table(results)}"
+        (args.out / f"table_{args.split}.md").write_text(text + "\n")
+        print("\n" + text)
+    return 0
+
+
+def is_finished(last: Path, stage: str) -> bool:
+    """Whether a stage's run went through all of its epochs."""
+    if not last.exists():
+        return False
+    state = checkpoint.load(last, (stage,))
+    return state["epoch"] + 1 == state["recipe"]["optimisation"]["epochs"]
+
+
+def _flags(args: object, *names: str) -> list[str]:
+    """Options as they were given, to hand on."""
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _file_name(title: str) -> str:
+    return "".join(c if c.isalnum() or c == "-" else "_" for c in title)
+
+
+def _say(text: str) -> None:
+    if runtime.rank() == 0:
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,279 @@
+"""The cache is whole after every mishap, and the batches hold what the files do, in an order of their own."""
+
+import os
+import resource
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import images, source
+from data.labels import HELEN
+from data.loading import Faces, evaluation_batches, open_faces, part_geometry, training_batches
+from data.source import open_source
+from tests.fixtures import draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
+from utils.errors import InputError
+
+COUNT = 6
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Six block faces of several sizes, in HELEN's layout."""
+    sizes = ((64, 64), (48, 80), (80, 48), (64, 64), (64, 96), (72, 64))
+    faces = [(f"face{k}", *draw_face(height, width, dx=k % 3)) for k, (height, width) in enumerate(sizes)]
+    write_helen(tmp_path / "helen", {"train": faces, "val": draw_faces()["val"]})
+    return tmp_path / "helen"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the faces that are decoded, in order."""
+    names: list[str] = []
+    read_face = source.read_face
+
+    def counting(*arguments):
+        names.append(arguments[-1].name)
+        return read_face(*arguments)
+
+    monkeypatch.setattr(source, "read_face", counting)
+    return names
+
+
+def open_train(root: Path, max_images: int | None = None) -> Faces:
+    return open_faces("helen", root, "train", root.parent / "cache", max_images, workers=1)
+
+
+def assert_holds_the_files(faces: Faces, root: Path) -> None:
+    opened = open_source("helen", root, "train")
+    assert faces.names == [sample.name for sample in opened.samples]
+    for k, sample in enumerate(opened.samples):
+        photo, labels = opened.read(sample)
+        np.testing.assert_array_equal(faces.photo(k), photo)
+        np.testing.assert_array_equal(faces.labels(k), HELEN.merge[labels])
+        present, centre, extent = part_geometry(HELEN.merge[labels])
+        np.testing.assert_array_equal(faces.records[k]["present"], present)
+        np.testing.assert_array_equal(faces.records[k]["centre"], centre)
+        np.testing.assert_array_equal(faces.records[k]["extent"], extent)
+
+
+def test_each_face_is_decoded_once(root: Path, reads: list[str]) -> None:
+    open_train(root)
+    assert sorted(reads) == [f"face{k}" for k in range(COUNT)]
+    faces = open_train(root)
+    assert len(reads) == COUNT
+    assert_holds_the_files(faces, root)
+
+
+@pytest.mark.parametrize(
+    ("file", "keep", "garbage", "again"),
+    [
+        ("records.bin", 2.4, b"", 4),  # a record half written
+        ("records.bin", 3, b"\0" * 7, 3),
+        ("records.bin", 3, b"\7" * 4000, 3),
+        ("photos.bin", 6, b"\7" * 4000, 0),  # a photo half written, its record not yet
+        ("labels.bin", 0.5, b"", 6),  # less than the records vouch for
+        ("photos.bin", 4.9, b"", 2),
+        ("thumbs.bin", 5.5, b"", 1),
+    ],
+)
+def test_an_interrupted_cache_goes_on_where_it_stopped(
+    file: str, keep: float, garbage: bytes, again: int, root: Path, reads: list[str]
+) -> None:
+    folder = open_train(root).folder
+    (folder / "meta.json").unlink()
+    records = np.fromfile(folder / "records.bin", open_train(root).records.dtype)
+    (folder / "meta.json").unlink()
+    areas = (records["height"] * records["width"]).astype(float)
+    weights = {"records": np.ones(COUNT) * records.itemsize, "photos": areas * 3, "labels": areas}
+    ends = np.concatenate([[0], np.cumsum(weights.get(file[:-4], np.ones(COUNT) * 256 * 256 * 3))])
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[: int(np.interp(keep, np.arange(COUNT + 1), ends))] + garbage)
+    reads.clear()
+    faces = open_train(root)
+    assert len(reads) == again
+    assert_holds_the_files(faces, root)
+
+
+def test_a_cache_that_was_cut_after_it_was_finished_is_mended(root: Path, reads: list[str]) -> None:
+    folder = open_train(root).folder
+    os.truncate(folder / "photos.bin", 20_000)
+    reads.clear()
+    faces = open_train(root)
+    assert 0 < len(reads) < COUNT
+    assert_holds_the_files(faces, root)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"fingerprint": 1}'])
+def test_a_damaged_meta_file_costs_nothing(text: str, root: Path, reads: list[str]) -> None:
+    folder = open_train(root).folder
+    (folder / "meta.json").write_text(text)
+    reads.clear()
+    faces = open_train(root)
+    assert not reads
+    assert len((folder / "meta.json").read_text()) > 60
+    assert_holds_the_files(faces, root)
+
+
+def test_a_damaged_photo_is_named_and_once_mended_the_cache_goes_on(root: Path, reads: list[str]) -> None:
+    path = root / "images" / "face3.jpg"
+    whole = path.read_bytes()
+    stat = path.stat()
+    path.write_bytes(b"\xff" * len(whole))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(InputError, match="face3.jpg") as caught:
+        open_train(root)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    reads.clear()
+    faces = open_train(root)
+    assert "face0" not in reads
+    assert "face3" in reads
+    assert_holds_the_files(faces, root)
+
+
+def test_the_cache_is_built_again_when_a_file_of_the_source_changes(root: Path, reads: list[str]) -> None:
+    open_train(root)
+    photo, _ = draw_face(48, 80)
+    path = root / "images" / "face1.jpg"
+    Image.fromarray(255 - photo).save(path, quality=95)
+    reads.clear()
+    faces = open_train(root)
+    assert len(reads) == COUNT
+    assert_holds_the_files(faces, root)
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_cache_goes_on_later(root: Path, reads: list[str]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 256 * 256 * 3 + 1000, hard))  # two stretched photos and a bit
+    try:
+        with pytest.raises(InputError, match=r"cache .* could not be written .*--cache") as caught:
+            open_train(root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    reads.clear()
+    faces = open_train(root)
+    assert len(reads) == COUNT - 2
+    assert_holds_the_files(faces, root)
+
+
+def test_a_cache_folder_that_is_a_file_is_told_in_one_line(root: Path) -> None:
+    (root.parent / "cache").write_text("")
+    with pytest.raises(InputError, match=r"cache .* could not be written \(Not a directory\)"):
+        open_train(root)
+
+
+def test_max_images_takes_the_first_faces_and_leaves_the_whole_cache_alone(root: Path, reads: list[str]) -> None:
+    assert len(open_train(root)) == COUNT
+    assert open_train(root, 2).names == ["face0", "face1"]
+    reads.clear()
+    assert len(open_train(root)) == COUNT
+    assert not reads
+
+
+@pytest.mark.parametrize("write", [write_challenge, write_celebamask_official])
+def test_celebamask_faces_come_out_with_the_nine_labels(write, tmp_path: Path) -> None:
+    faces = draw_faces(train=2, val=1, test=1)
+    write(tmp_path / "faces", faces)
+    opened = open_faces("celebamask", tmp_path / "faces", "train", tmp_path / "cache")
+    assert len(opened) == 2
+    for k, (_, photo, labels) in enumerate(faces["train"]):
+        np.testing.assert_array_equal(opened.labels(k), HELEN.merge[labels])
+        assert opened.photo(k).shape == photo.shape
+        assert np.abs(opened.photo(k).astype(int) - photo).mean() < 15
+
+
+def test_centroids_and_extents_equal_hand_worked_ones() -> None:
+    labels_HW = np.zeros((20, 30), np.uint8)
+    labels_HW[2:5, 5:10] = 1
+    labels_HW[4, 20] = 4
+    labels_HW[10, 8:12] = 6
+    labels_HW[12:14, 9:11] = 8  # the mouth is its three labels together
+    present, centre, extent = part_geometry(labels_HW)
+    assert present.tolist() == [True, False, False, True, False, True]
+    np.testing.assert_allclose(centre[[0, 3, 5]], [(7, 3), (20, 4), (9.5, 11.25)])
+    np.testing.assert_allclose(extent[[0, 3, 5]], [(5, 3), (1, 1), (4, 4)])
+    assert not centre[[1, 2, 4]].any()
+    assert not extent[[1, 2, 4]].any()
+
+
+def test_photos_of_different_sizes_are_padded_at_the_right_and_bottom(root: Path) -> None:
+    faces = open_train(root)
+    (batch,) = evaluation_batches(faces, COUNT)
+    assert batch.photos_BHW3.shape == (COUNT, 80, 96, 3)
+    assert batch.sizes_B2.tolist() == [[64, 64], [48, 80], [80, 48], [64, 64], [64, 96], [72, 64]]
+    for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
+        np.testing.assert_array_equal(batch.photos_BHW3[b, :height, :width], faces.photo(b))
+        np.testing.assert_array_equal(batch.labels_BHW[b, :height, :width], faces.labels(b))
+        assert not batch.photos_BHW3[b, height:].any()
+        assert not batch.photos_BHW3[b, :, width:].any()
+        assert not batch.labels_BHW[b, height:].any()
+        assert not batch.labels_BHW[b, :, width:].any()
+    assert batch.present_BP.all()
+    np.testing.assert_array_equal(batch.centres_BP2, faces.records["centre"])
+
+
+def order_of(faces: Faces, batch_size: int, seed: int, epoch: int, folds: int = 1, **where: int) -> torch.Tensor:
+    """(N, 4): index and key of each face of an epoch, in order."""
+    batches = training_batches(faces, batch_size, seed, epoch, folds, **where)
+    return torch.cat([torch.cat([batch.index_B[:, None], batch.keys_B3], 1) for batch in batches])
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(root: Path) -> None:
+    faces = open_train(root)
+    first = order_of(faces, 2, 0, 0)
+    torch.manual_seed(99)
+    assert torch.equal(first, order_of(faces, 2, 0, 0, workers=2))
+    assert torch.equal(first, order_of(faces, 3, 0, 0))
+    assert not torch.equal(first[:, 0], order_of(faces, 2, 0, 1)[:, 0])
+    assert not torch.equal(first[:, 0], order_of(faces, 2, 1, 0)[:, 0])
+    assert sorted(first[:, 0].tolist()) == list(range(COUNT))
+
+
+def test_every_face_comes_with_all_five_folds_in_an_epoch(root: Path) -> None:
+    order = order_of(open_train(root), 3, 4, 2, folds=5)
+    assert order[:, 1].tolist() == [4] * 30
+    assert order[:, 2].tolist() == [2] * 30
+    assert Counter((index, key % 5) for index, _, _, key in order.tolist()) == {
+        (index, fold): 1 for index in range(COUNT) for fold in range(5)
+    }
+    assert len(set(order[:, 3].tolist())) == 30
+
+
+def test_two_processes_share_each_global_batch(root: Path) -> None:
+    faces = open_train(root)
+    alone = order_of(faces, 4, 0, 0, folds=5).reshape(-1, 4, 4)
+    shares = [order_of(faces, 4, 0, 0, folds=5, rank=rank, world=2).reshape(-1, 2, 4) for rank in range(2)]
+    assert torch.equal(torch.cat(shares, 1), alone)
+
+
+def test_the_last_incomplete_batch_is_left_out_in_training_and_kept_in_evaluation(root: Path) -> None:
+    faces = open_train(root)
+    assert len(order_of(faces, 4, 0, 0)) == 4
+    for world in (1, 2, 7):
+        seen = [
+            index
+            for rank in range(world)
+            for batch in evaluation_batches(faces, 4, rank, world)
+            for index in batch.index_B.tolist()
+        ]
+        assert sorted(seen) == list(range(COUNT))
+
+
+def test_a_batch_larger_than_an_epoch_is_refused(root: Path) -> None:
+    faces = open_train(root)
+    with pytest.raises(InputError, match="--batch-size 7 is larger than the 6 faces"):
+        training_batches(faces, 7, 0, 0)
+    assert len(order_of(faces, 7, 0, 0, folds=5)) == 28
+
+
+def test_stretched_photos_keep_what_they_show(root: Path) -> None:
+    faces = open_train(root)
+    photo = images.resize_photo(faces.photo(1), 8, 8)
+    thumb = images.resize_photo(faces.thumb(1), 8, 8)
+    assert np.abs(photo.astype(int) - thumb).mean() < 6

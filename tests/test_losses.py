@@ -1,0 +1,63 @@
+"""The losses, against values worked by hand."""
+
+import math
+
+import pytest
+import torch
+
+from data.labels import PART_LABELS
+from utils.losses import parts_loss, segmentation_loss, theta_loss
+
+
+def test_cross_entropy_is_the_mean_over_pixels() -> None:
+    logits = torch.zeros(1, 2, 1, 2)
+    logits[0, 1, 0, 0] = math.log(3)  # class 1 has probability 3/4 there, 1/2 beside
+    targets = torch.tensor([[[1, 0]]], dtype=torch.uint8)
+    expected = -(math.log(0.75) + math.log(0.5)) / 2
+    assert segmentation_loss(logits, targets).item() == pytest.approx(expected)
+
+
+def test_dice_is_averaged_over_the_classes_that_a_face_holds() -> None:
+    logits = torch.full((2, 3, 1, 2), -50.0)
+    logits[0, 1, 0, 0] = logits[0, 0, 0, 1] = 50  # face 0: class 1, then background
+    logits[1, 0] = 50  # face 1: all background
+    targets = torch.tensor([[[1, 1]], [[0, 2]]])
+    # face 0, class 1: 2 * 1 / (1 + 2); class 2 is neither there nor predicted. Face 1, class 2: 0.
+    with_dice = segmentation_loss(logits, targets, 0.5) - segmentation_loss(logits, targets)
+    assert with_dice.item() == pytest.approx(0.5 * ((1 - 2 / 3) + 1) / 2, rel=1e-5)
+
+
+def test_a_face_without_foreground_has_no_dice() -> None:
+    logits, targets = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    assert segmentation_loss(logits, targets, 0.7) == segmentation_loss(logits, targets)
+
+
+def test_a_perfect_mask_costs_nothing_and_half_precision_is_raised_first() -> None:
+    targets = torch.randint(0, 9, (2, 8, 8))
+    logits = 60 * torch.nn.functional.one_hot(targets, 9).permute(0, 3, 1, 2).bfloat16()
+    loss = segmentation_loss(logits, targets, 0.5)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_the_parts_are_summed() -> None:
+    logits = [torch.zeros(2, 1 + len(labels), 3, 3) for labels in PART_LABELS]
+    targets = [torch.zeros(2, 3, 3, dtype=torch.long)] * 6
+    assert parts_loss(logits, targets).item() == pytest.approx(5 * math.log(2) + math.log(4))
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(1.0, 0.5 * 0.4**2), (0.1, 0.4 - 0.05)])
+def test_theta_loss_is_smooth_l1_of_the_free_entries(beta: float, expected: float) -> None:
+    target = torch.zeros(1, 6, 2, 3)
+    theta = target.clone()
+    theta[0, 0, 0, 0] = 0.4  # one of four free entries, of one of six parts
+    theta[0, 1, 0, 1] = theta[0, 1, 1, 0] = 9  # shear is not taught
+    present = torch.ones(1, 6, dtype=torch.bool)
+    assert theta_loss(theta, target, present, beta).item() == pytest.approx(expected / 4 / 6)
+
+
+def test_theta_loss_does_not_depend_on_how_a_batch_is_shared_out() -> None:
+    theta, target = torch.randn(4, 6, 2, 3), torch.randn(4, 6, 2, 3)
+    present = torch.tensor([[True] * 6, [True] * 6, [False] * 6, [True] + [False] * 5])
+    halves = [theta_loss(theta[s], target[s], present[s]) for s in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(theta_loss(theta, target, present), sum(halves) / 2)
