@@ -124,9 +124,9 @@ def test_an_unusable_config_is_refused(config: Any, tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_stage_names_what_it_lacks(model: STNiCNN, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "stage2.pt", state_of(model, "stage2", "parts"))
-    with pytest.raises(InputError, match="stage2.pt comes from stage 'stage2'; needed here: stage1"):
+    with pytest.raises(InputError, match=r"stage2.pt comes from stage 'stage2'; needed here: stage1"):
         checkpoint.load(tmp_path / "stage2.pt", ("stage1",))
-    with pytest.raises(InputError, match="stage2.pt holds parts, but its coarse weights are needed here"):
+    with pytest.raises(InputError, match=r"stage2.pt holds parts, but its coarse weights are needed here"):
         load_into(model, read_weights(tmp_path / "stage2.pt"), ("coarse",))
     with pytest.raises(InputError, match="no coarse or localizer weights"):
         load_model([tmp_path / "stage2.pt"])
@@ -158,7 +158,7 @@ def test_another_class_count_and_another_architecture_are_refused(model: STNiCNN
         load_into(model, read_weights(tmp_path / "a.pt"), ("coarse",))
     resnet = STNiCNN(STNiCNNConfig(coarse_size=32, localizer="resnet18"))
     checkpoint.save(tmp_path / "r.pt", state_of(resnet, "cropper", "coarse", "localizer"))
-    with pytest.raises(InputError, match="r.pt: its localizer weights are of another architecture"):
+    with pytest.raises(InputError, match=r"r.pt: its localizer weights are of another architecture"):
         load_into(model, read_weights(tmp_path / "r.pt"), ("localizer",))
 
 

@@ -124,7 +124,7 @@ def test_a_damaged_photo_is_named_and_once_mended_the_cache_goes_on(root: Path, 
     stat = path.stat()
     path.write_bytes(b"\xff" * len(whole))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(InputError, match="face3.jpg") as caught:
+    with pytest.raises(InputError, match=r"face3\.jpg") as caught:
         open_train(root)
     assert "\n" not in str(caught.value)
     path.write_bytes(whole)

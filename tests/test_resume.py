@@ -101,7 +101,7 @@ def test_a_run_killed_in_its_second_epoch_resumes_bit_for_bit(
     assert "Traceback" not in ended.stderr
     assert len(log_of(tmp_path / "run")) == 1
     if number == signal.SIGINT:
-        assert ended.stderr.splitlines()[-1].startswith("interrupted; the same command with --resume")
+        assert ended.stderr.splitlines()[-1].startswith("interrupted; ")
     assert train_stage1.main([*options, "--resume"]) == 0
     assert_same_run(tmp_path / "run", uninterrupted)
 
@@ -166,9 +166,10 @@ def test_a_run_interrupted_between_any_two_writes_resumes_bit_for_bit(
     moment: str, tiny_fit: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best, run_dir = tiny_fit(tmp_path / "whole"), tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         interrupt_at("last.pt" if "log" in moment else moment, patch)
-        tiny_fit(run_dir)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_fit(run_dir)
     log = run_dir / "log.jsonl"
     if "log" in moment:
         log.write_text(log.read_text()[:-20])
@@ -181,9 +182,10 @@ def test_the_best_epoch_survives_a_resume(
     tiny_fit: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tiny_fit(tmp_path / "whole", maximise=True)["epoch"] == 0  # the score falls
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         interrupt_at("last.pt", patch)
-        tiny_fit(tmp_path / "run", maximise=True)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_fit(tmp_path / "run", maximise=True)
     assert tiny_fit(tmp_path / "run", maximise=True, resume=True)["epoch"] == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
