@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 import reproduce
 from data.loading import open_faces
@@ -13,7 +13,7 @@ from models.pretrained import load_model
 from utils import options
 from utils.parsing import face_pictures, first_batch, label_probabilities
 from utils.runtime import run_main
-from utils.visualize import tile
+from utils.visualize import legend, tile
 
 # Half the method's sizes cost a quarter: 64 x 64 for the coarse look, crops of 41 samples.
 FACE_SIZE, FACES, SHOWN = 128, 320, 8
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         ["--dataset", "synthetic", *SMALL, *SCHEDULE, "--workers", "1", "--cache", str(cache), "--out", str(args.out)]
     )
     picture = args.out / "summary.png"
-    cv2.imwrite(str(picture), summary(args.out / "end2end" / "best.pt", cache)[..., ::-1])
+    Image.fromarray(summary(args.out / "end2end" / "best.pt", cache)).save(picture)
     print(f"\nphoto | parsed, with its six windows | truth: {picture}")
     return status
 
@@ -45,7 +45,11 @@ def summary(checkpoint: Path, cache: Path) -> np.ndarray:
     photos = list(batch.photos_BHW3.numpy())
     parsed = list(face_pictures(batch, canvas_B9HW.argmax(1).byte(), theta_BP23))
     true = list(face_pictures(batch, batch.labels_BHW))
-    return tile([*photos, *parsed, *true], SHOWN, 192)
+    sheet = tile([*photos, *parsed, *true], SHOWN, 192)
+    key = legend()
+    margin = np.zeros((len(sheet), key.shape[1], 3), np.uint8)
+    margin[: len(key)] = key
+    return np.hstack([sheet, margin])
 
 
 if __name__ == "__main__":

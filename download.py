@@ -4,7 +4,6 @@ Resumes a partial download, checks size and SHA-256 before the file gets its nam
 a different file unasked. Weights and their licence are the authors'; see ``checkpoints/manifest.json``.
 """
 
-import argparse
 import hashlib
 import http.client
 import json
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from utils.errors import InputError
+from utils.options import Parser
 
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
 BLOCK = 1 << 18  # bytes read at a time
@@ -166,7 +166,7 @@ def download(entry: Entry, out: Path, force: bool = False) -> tuple[Path, bool]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Fetch a checkpoint that the STN-iCNN authors published.")
+    parser = Parser("Fetch a checkpoint that the STN-iCNN authors published.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="which one; --list shows them")
     parser.add_argument("--list", action="store_true", help="show names, sizes and contents, fetch nothing")
     parser.add_argument("--out", type=Path, default=CHECKPOINTS, metavar="DIR", help="folder to write to (checkpoints)")

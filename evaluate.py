@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -240,7 +241,9 @@ def write(out: Path, evaluation: Evaluation, result: Scores, text: str, worst: i
         "confusion": evaluation.matrices_N99.sum(0).tolist(),
         "worst": [{"name": evaluation.names[index], "strict_mean": mean} for index, mean in ranked],
     }
-    (out / "scores.json").write_text(json.dumps(whole, indent=1) + "\n")
+    partial = out / "scores.json.tmp"
+    partial.write_text(json.dumps(whole, indent=1) + "\n")
+    os.replace(partial, out / "scores.json")
     print(f"written: {out / 'scores.json'}, scores.csv, scores.md" + (f", worst/ ({len(ranked)})" if ranked else ""))
 
 

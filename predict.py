@@ -70,7 +70,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
     parser = options.Parser(__doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, folders of photos, or globs in quotes")
-    options.add_checkpoint_option(parser)
+    options.add_checkpoint_option(parser, nargs=1)
     parser.add_argument("--crops", choices=tuple(NEEDED), default="predicted", help="localizer, or the old cropper")
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where the results go")

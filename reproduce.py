@@ -1,4 +1,4 @@
-"""The whole chain for one data set: four stages, then every row of the F1 table. What is there already is skipped."""
+"""The whole chain for one data set: four stages, then every row of the F1 table. What is finished is skipped."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import train_cropper
 import train_end2end
 import train_stage1
 import train_stage2
-from utils import checkpoint, options, runtime
+from utils import options, runtime
 from utils.metrics import table
 from utils.runtime import run_main
 
@@ -46,9 +46,6 @@ def main(argv: list[str] | None = None) -> int:
         ),
     }
     for k, (stage, (train, own)) in enumerate(chain.items()):
-        if is_finished(args.out / stage / "last.pt", stage):
-            _say(f"{stage}: done already, {best[stage]}")
-            continue
         epochs = ["--epochs", str(args.epochs[k])] if args.epochs else []
         train([*training, *own, *epochs, "--run-dir", str(args.out / stage)])
         runtime.barrier()
@@ -64,12 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     results = {}
     for title, (checkpoints, crops) in rows.items():
         folder = args.out / "scores" / args.split / _file_name(title)
-        if (folder / "scores.json").exists():
-            _say(f"{title}: scored already, {folder}")
-        else:
-            evaluate.main(
-                [*shared, "--split", args.split, "--checkpoint", *checkpoints, "--crops", crops, "--out", str(folder)]
-            )
+        newer = is_newer(folder / "scores.json", checkpoints)
+        runtime.barrier()  # all processes have looked before one writes
+        if not newer:
+            to = ["--checkpoint", *checkpoints, "--crops", crops, "--out", str(folder), "--overwrite"]
+            evaluate.main([*shared, "--split", args.split, *to])
             runtime.barrier()
         results[title] = json.loads((folder / "scores.json").read_text())
     if runtime.rank() == 0:
@@ -79,12 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def is_finished(last: Path, stage: str) -> bool:
-    """Whether a stage's run went through all of its epochs."""
-    if not last.exists():
-        return False
-    state = checkpoint.load(last, (stage,))
-    return state["epoch"] + 1 == state["recipe"]["optimisation"]["epochs"]
+def is_newer(file: Path, sources: list[str]) -> bool:
+    """Whether a file is there and younger than all of its sources."""
+    return file.exists() and file.stat().st_mtime >= max(Path(source).stat().st_mtime for source in sources)
 
 
 def _flags(args: object, *names: str) -> list[str]:
@@ -95,11 +88,6 @@ def _flags(args: object, *names: str) -> list[str]:
 
 def _file_name(title: str) -> str:
     return "".join(c if c.isalnum() or c == "-" else "_" for c in title)
-
-
-def _say(text: str) -> None:
-    if runtime.rank() == 0:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Draw(NamedTuple):
     """One draw for a batch, on the batch's device.
 
     affine_B33: centred pixel coordinates of the augmented photo -> those of the cached one.
-    mirrored_B: bool. zoom_B: size of the augmented face relative to the cached one.
+    mirrored_B: bool. seeds_B stays on the CPU. zoom_B: size of the augmented face relative to the cached one.
     noise_B: standard deviations. seeds_B: for the noise. gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias.
     """
 
@@ -125,6 +125,17 @@ def _normalised(affine_B33: Tensor, half_B2: Tensor) -> Tensor:
     return affine_B33 * half_B3[:, None, :] / half_B3[:, :, None]
 
 
+def _grid(matrix_B33: Tensor, size: int) -> Tensor:
+    """Sampling points of size x size pixel centres, align_corners=False: (B, size, size, 2).
+
+    Elementwise, as all geometry here: matrix products would lose digits under autocast and TF32.
+    """
+    ticks_S = (2 * torch.arange(size, device=matrix_B33.device) + 1) / size - 1
+    y_SS1, x_SS1 = (axis.unsqueeze(-1) for axis in torch.meshgrid(ticks_S, ticks_S, indexing="ij"))
+    x_B112, y_B112, shift_B112 = (column[:, None, None] for column in matrix_B33[:, :2].unbind(-1))
+    return x_B112 * x_SS1 + y_B112 * y_SS1 + shift_B112
+
+
 def theta_frame(draw: Draw, sizes_B2: Tensor) -> Tensor:
     """B33: normalised coordinates (align_corners=True) of the augmented photo -> those of the cached one."""
     return _normalised(draw.affine_B33, (sizes_B2.flip(-1).float() - 1).clamp(min=1) / 2)
@@ -150,7 +161,7 @@ def whole(batch: Batch, draw: Draw | None, size: int) -> Tensor:
     if size < THUMB // 2:
         thumbs_B3TT = F.adaptive_avg_pool2d(thumbs_B3TT, 2 * size)
     matrix_B33 = _normalised(draw.affine_B33, batch.sizes_B2.flip(-1).float() / 2)
-    grid_BSS2 = F.affine_grid(matrix_B33[:, :2], [len(matrix_B33), 3, size, size], align_corners=False)
+    grid_BSS2 = _grid(matrix_B33, size)
     images_B3SS = F.grid_sample(thumbs_B3TT, grid_BSS2, "bilinear", "zeros", align_corners=False)
     return _photometric(draw, images_B3SS[:, None])[:, 0]
 
@@ -161,7 +172,7 @@ def whole_labels(batch: Batch, draw: Draw | None, size: int) -> Tensor:
     matrix_B33 = torch.eye(3, device=half_B2.device).expand(len(half_B2), 3, 3)
     if draw is not None:
         matrix_B33 = _normalised(draw.affine_B33, half_B2)
-    grid_BSS2 = F.affine_grid(matrix_B33[:, :2], [len(half_B2), 1, size, size], align_corners=False)
+    grid_BSS2 = _grid(matrix_B33, size)
     height, width = batch.labels_BHW.shape[-2:]
     padded_2 = torch.tensor([width, height], device=half_B2.device) / 2
     grid_BSS2 = (grid_BSS2 + 1) * (half_B2 / padded_2)[:, None, None] - 1
@@ -193,7 +204,8 @@ def parts_of(batch: Batch, draw: Draw | None) -> tuple[Tensor, Tensor, Tensor]:
     middle_B12 = (batch.sizes_B2.flip(-1).float() - 1).unsqueeze(1) / 2
     inverse_B33 = torch.linalg.inv(draw.affine_B33)
     centred_BP2 = batch.centres_BP2 - middle_B12
-    centres_BP2 = centred_BP2 @ inverse_B33[:, :2, :2].mT + inverse_B33[:, None, :2, 2] + middle_B12
+    turned_BP2 = (centred_BP2[:, :, None] * inverse_B33[:, None, :2, :2]).sum(-1)
+    centres_BP2 = turned_BP2 + inverse_B33[:, None, :2, 2] + middle_B12
     extents_BP2 = batch.extents_BP2 * draw.zoom_B[:, None, None]
     inside_BP = ((centres_BP2 >= 0) & (centres_BP2 <= 2 * middle_B12)).all(-1)
     present_BP = batch.present_BP & inside_BP

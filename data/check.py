@@ -21,6 +21,7 @@ from data.labels import LABELS, TABLES
 from data.source import SPLITS, Listing, Sample, find, id_problem, read_face, size_problem
 from utils import visualize
 from utils.errors import InputError
+from utils.options import Parser
 from utils.runtime import run_main
 
 SHEET_FACES, SHEET_COLUMNS, SHEET_CELL = 24, 6, 224
@@ -103,7 +104,8 @@ def check_face(dataset: str, listing: Listing, sample: Sample) -> Face:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m data.check", description=__doc__.partition("\n")[0])
+    parser = Parser(__doc__.partition("\n")[0])
+    parser.prog = "python -m data.check"
     parser.add_argument("--dataset", required=True, choices=list(TABLES))
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set (none for synthetic)")
     parser.add_argument("--split", choices=SPLITS, help="default: all three")

@@ -89,6 +89,13 @@ class Faces(Dataset):
         self.merge = TABLES[dataset].merge
         self.files = {name: os.open(folder / f"{name}.bin", os.O_RDONLY) for name in FILES}
 
+    def __getstate__(self) -> dict:  # file descriptors mean nothing in another process
+        return {name: value for name, value in vars(self).items() if name != "files"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self.files = {name: os.open(self.folder / f"{name}.bin", os.O_RDONLY) for name in FILES}
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -278,7 +285,7 @@ def training_batches(
 
 
 def evaluation_batches(faces: Faces, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:
-    """Every face once, in order; the processes share each batch (a process's share of the last may be empty)."""
+    """Every face once, in order. Each process takes every ``world``-th face; its share may be empty."""
     tickets = [(i, (0, 0, i)) for i in range(rank, len(faces), world)]
     return _loader(faces, tickets, max(1, batch_size // world), 0, 1, workers)
 

@@ -67,6 +67,13 @@ def load_model(paths: list[Path], names: tuple[str, ...] = MODULES) -> STNiCNN:
         if len(names) < len(MODULES):
             mend = f"name a checkpoint that holds {' and '.join(names)}"
         raise InputError(f"{', '.join(map(str, paths))}: no {' or '.join(missing)} weights; {mend}")
+    if "localizer" in names and "parts" in names:
+        seen, made = found["localizer"].config, found["parts"].config
+        if seen.window_margin != made.window_margin or (seen.window_margin == 0 and seen.crop_size != made.crop_size):
+            raise InputError(
+                f"{found['localizer'].path} places windows of {seen.crop_size} (margin {seen.window_margin}), but "
+                f"{found['parts'].path} was trained on {made.crop_size} (margin {made.window_margin}): train both alike"
+            )
     one = next(found[name] for name in ("localizer", "coarse", "parts") if name in names).config
     two = next(found[name] for name in ("parts", "localizer", "coarse") if name in names).config
     model = STNiCNN(replace(one, crop_size=two.crop_size, paste=two.paste))

@@ -72,6 +72,8 @@ def convert(checkpoint: Mapping[str, Any]) -> dict[str, State]:
     Of the official keys, exactly those of the layers that the released forward pass never uses are dropped.
     Raises InputError for another layout, and for keys that are unknown, missing, or of another shape.
     """
+    if not all(isinstance(key, str) for key in checkpoint):
+        raise InputError("not a checkpoint of the STN-iCNN authors: its keys are no names")
     entries = {key: value for key, value in checkpoint.items() if not _BOOKKEEPING.fullmatch(key)}
     if set(entries) not in LAYOUTS:
         raise InputError(

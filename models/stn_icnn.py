@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from data.images import THUMB
 from models.grid import canvas_to_image, compose, crop, paste, paste_labels
 from models.icnn import ICNN, ICNNConfig
-from models.localizer import KINDS, build_localizer
+from models.localizer import FACE_LAYOUT, KINDS, build_localizer
 from models.parts import PartNets
 
 FRAMES = ("image", "canvas")
@@ -46,8 +46,10 @@ class STNiCNNConfig:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-        if self.coarse_size < 16 or self.crop_size < 8 or self.window_margin < 0 or self.canvas < 2:
-            raise ValueError(f"sizes out of range: {self}")
+        if not (16 <= self.coarse_size <= 1024 and 8 <= self.crop_size <= 1024):
+            raise ValueError("coarse size must lie between 16 and 1024, crop size between 8 and 1024")
+        if not (0 <= self.window_margin <= 10 and 2 <= self.canvas <= 65536):
+            raise ValueError("window margin must lie between 0 and 10, the canvas between 2 and 65536")
         if self.localizer == "released" and self.coarse_size != 128:
             raise ValueError(f"the released localizer works behind a coarse_size of 128 alone, not {self.coarse_size}")
 
@@ -55,7 +57,8 @@ class STNiCNNConfig:
 def whole_view(photos_B3HW: Tensor, size: int) -> Tensor:
     """Photos stretched to size x size, by way of 256 x 256, as the coarse network sees them.
 
-    It is what ``data.images.make_thumb`` and ``data.augment.whole`` do, up to the rounding of bytes.
+    ``data.images.make_thumb`` and ``data.augment.whole`` do the same, up to the rounding of bytes and, for photos
+    whose sides are no multiples of 256, up to the weights of the pixels on the bins' borders.
     """
     if min(photos_B3HW.shape[-2:]) >= THUMB:
         thumbs_B3TT = F.adaptive_avg_pool2d(photos_B3HW, THUMB)
@@ -76,9 +79,16 @@ class STNiCNN(nn.Module):
 
     def locate(self, coarse_logits_B9hw: Tensor, sizes_B2: Tensor) -> Tensor:
         """Rough mask to theta_BP23 in the frame of each photo. sizes_B2: the photos' (height, width) in pixels."""
-        theta_BP23 = self.localizer(coarse_logits_B9hw.softmax(1)).float()
+        with torch.autocast(coarse_logits_B9hw.device.type, enabled=False):  # bfloat16 is half a pixel coarse at 512
+            theta_BP23 = self.localizer(coarse_logits_B9hw.float().softmax(1))
         if self.config.frame == "canvas":
-            theta_BP23 = compose(canvas_to_image(sizes_B2, self.config.canvas), theta_BP23)
+            return compose(canvas_to_image(sizes_B2, self.config.canvas), theta_BP23)
+        if self.config.window_margin == 0:
+            # Windows of crop_size photo pixels: their scale depends on the photo's size, which the stretched photo
+            # does not show, so it is predicted relative to that of a photo in which they fit the face layout.
+            span_B1 = (sizes_B2.flip(-1).float() - 1).clamp(min=1)[:, None, :, None]
+            nominal_BP21 = (self.config.crop_size - 1) / span_B1 / FACE_LAYOUT[:, 2].to(theta_BP23)[:, None, None]
+            return torch.cat([theta_BP23[..., :2] * nominal_BP21, theta_BP23[..., 2:]], -1)
         return theta_BP23
 
     def label_crops(self, photos_B3HW: Tensor, theta_BP23: Tensor, sizes_B2: Tensor) -> list[Tensor]:

@@ -51,8 +51,9 @@ def complete(centres_BP2: Tensor, present_BP: Tensor, sizes_B2: Tensor) -> tuple
     layout_BP = weight_BP * (layout_P - mean_layout_B1)
     spread_B1 = (layout_BP.abs() ** 2).sum(1, keepdim=True)
     fit_B1 = (layout_BP.conj() * (found_BP - mean_found_B1)).sum(1, keepdim=True) / spread_B1.clamp(min=1e-6)
-    photo_scale_B1 = middle_B2.amin(1, keepdim=True).to(fit_B1.dtype)
-    fit_B1 = torch.where(count_B1 >= 2, fit_B1, photo_scale_B1)
+    photo_B1 = middle_B2.amin(1, keepdim=True)
+    fit_B1 = torch.polar(fit_B1.abs().clamp(0.1 * photo_B1, 2 * photo_B1), fit_B1.angle())
+    fit_B1 = torch.where(count_B1 >= 2, fit_B1, photo_B1.to(fit_B1.dtype))
     mean_found_B1 = torch.where(count_B1 >= 1, mean_found_B1, middle_B1)
 
     presumed_BP = mean_found_B1 + fit_B1 * (layout_P - mean_layout_B1)

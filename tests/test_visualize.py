@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from data.labels import COLOURS, PART_LABELS
-from utils.visualize import colour, draw_windows, legend, overlay, side_by_side, tile
+from utils.visualize import colour, draw_windows, legend, overlay, tile
 
 
 def photo_of(height, width, seed=0):
@@ -137,11 +137,3 @@ def test_the_legend_shows_every_label_with_a_readable_name():
         distance = np.abs(bar - rgb).sum(axis=2)
         assert (distance == 0).mean() > 0.6
         assert (distance > 200).sum() > 20
-
-
-def test_photo_prediction_and_truth_stand_side_by_side():
-    photo, pred, truth = photo_of(6, 7), np.full((6, 7), 1, np.uint8), np.full((6, 7), 5, np.uint8)
-    out = side_by_side(photo, pred, truth)
-    assert np.array_equal(out[:, :7], photo)
-    assert np.array_equal(out[:, 7:14], overlay(photo, pred))
-    assert np.array_equal(out[:, 14:], overlay(photo, truth))

@@ -82,6 +82,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 def load_module(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path, name: str) -> None:
     """Load strictly. Raises InputError naming what does not fit (another class count, another architecture)."""
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise InputError(f"{path}: its {name} weights are no state dict of tensors")
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or unknown:

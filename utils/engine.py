@@ -93,8 +93,11 @@ def fit(
     first_epoch, best = 0, None
     if resume:
         first_epoch, best = _resume(run_dir / "last.pt", stage, modules, optimizer, optimisation, description)
-    elif (run_dir / "last.pt").exists() or (run_dir / "best.pt").exists():
-        raise InputError(f"{run_dir} already holds a run: go on with --resume, or name another --run-dir")
+    else:
+        refuse_used(run_dir)
+    total = runtime.sum_over_processes(torch.tensor(first_epoch, device=device))
+    if int(total) != first_epoch * runtime.world_size():
+        raise InputError(f"the processes do not see the same {run_dir}: put it where every machine can read it")
     if best is not None and first_epoch >= optimisation.epochs:
         return best
     lead = runtime.rank() == 0
@@ -116,7 +119,11 @@ def fit(
             shown = picture() if lead else None
         row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **losses, **scores}
         row |= {"train_s": round(trained_at - started, 2), "val_s": round(time.monotonic() - trained_at, 2)}
-        better = best is None or (scores[score] > best[score] if maximise else scores[score] < best[score])
+        better = (
+            best is None
+            or not math.isfinite(best[score])
+            or (scores[score] > best[score] if maximise else scores[score] < best[score])
+        )
         if better:
             best = row
         if lead and writer is not None and shown is not None:
@@ -141,6 +148,12 @@ def fit(
     if lead:
         print(f"{stage}: best {score} {best[score]:.4f} at epoch {best['epoch'] + 1}: {run_dir / 'best.pt'}")
     return best
+
+
+def refuse_used(run_dir: Path) -> None:
+    """Raises InputError where a run lies already."""
+    if (run_dir / "last.pt").exists() or (run_dir / "best.pt").exists():
+        raise InputError(f"{run_dir} already holds a run: go on with --resume, or name another --run-dir")
 
 
 def _train_epoch(
@@ -191,6 +204,9 @@ def _resume(
 ) -> tuple[int, dict[str, float] | None]:
     """Everything back from ``last.pt``: (first epoch to do, best row so far). Nothing there yet: from the start."""
     if not path.exists():
+        rest = path.with_name("best.pt")  # left alone by a run that was stopped while it saved its first epoch
+        if rest.exists() and checkpoint.load(rest, (stage,)).get("epoch") != 0:
+            raise InputError(f"{rest} lies there without {path.name} to go on from: name another --run-dir")
         return 0, None
     state = checkpoint.load(path, (stage,))
     if lacks := {"modules", "optimizer", "epoch", "best"} - state.keys():
@@ -199,10 +215,11 @@ def _resume(
         if changed := _difference(key, state.get(key), value):
             raise InputError(f"{path} was trained with {changed}: repeat its options, or start a new --run-dir")
     for name, module in modules.items():
-        checkpoint.load_module(module, state["modules"][name], path, name)
+        checkpoint.load_module(module, state["modules"].get(name), path, name)
     optimizer.load_state_dict(state["optimizer"])
     if runtime.rank() == 0:
-        print(f"{stage}: resumed {path} after epoch {state['epoch'] + 1}/{optimisation.epochs}")
+        done = state["epoch"] + 1 == optimisation.epochs
+        print(f"{stage}: {'finished already' if done else 'resumed'}, {path}, epoch {state['epoch'] + 1}", flush=True)
     return state["epoch"] + 1, state["best"]
 
 

@@ -14,7 +14,7 @@ from data.loading import Faces, open_faces, training_batches
 from data.source import SPLITS
 from models.stn_icnn import STNiCNNConfig
 from utils import runtime
-from utils.engine import Optimisation
+from utils.engine import Optimisation, refuse_used
 from utils.errors import InputError
 
 DATASETS = ("synthetic", "helen", "celebamask")
@@ -91,11 +91,12 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
     return parser
 
 
-def add_checkpoint_option(parser: argparse._ActionsContainer) -> None:
+def add_checkpoint_option(parser: argparse._ActionsContainer, nargs: str | int = "+") -> None:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        nargs="+",
+        action="extend",
+        nargs=nargs,
         metavar="FILE",
         help="an end-to-end checkpoint, or several that hold its modules between them; default: the weights that ship",
     )
@@ -160,8 +161,10 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
     problems: list[str] = []
 
     def need(name: str, holds: Callable[[Any], bool], rule: str, flag: str = "") -> None:
-        value = getattr(args, name, None)
-        if value is not None and not holds(value):
+        given = getattr(args, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is None or holds(value):
+                continue
             problems.append(f"--{(flag or name).replace('_', '-')} {value}: must be {rule}")
 
     need("max_images", lambda v: v >= 1, "at least 1")
@@ -247,13 +250,15 @@ class Run:
         }
 
 
-def start(args: argparse.Namespace, recipes: Recipes, required: Sequence[str] = (), **model: Any) -> Run:
+def start(args: argparse.Namespace, recipes: Recipes, **model: Any) -> Run:
     """Check the options, join the other processes, seed, and settle the recipe and the device.
 
-    required: options that may not be missing. model: fields of STNiCNNConfig that options
-    set (None: the recipe's). Raises InputError naming every option out of range.
+    model: fields of STNiCNNConfig that options set (None: the recipe's). Raises InputError naming every option out
+    of range, and for a run folder in use.
     """
-    check(args, required)
+    check(args)
+    if not args.resume:
+        refuse_used(args.run_dir)
     recipe = recipes.best
     if args.recipe == "paper":
         recipe = recipes.paper_celebamask if args.dataset == "celebamask" else recipes.paper_helen

@@ -25,15 +25,15 @@ def run_main(main: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; training goes on from its last finished epoch with --resume", file=sys.stderr)
+        print("interrupted (a training run goes on with --resume)", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        print(f"error: {error.filename or 'a file'} could not be written: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or 'a file'} could not be read or written: {error.strerror}", file=sys.stderr)
         return 2
     finally:
         if dist.is_initialized():
@@ -46,6 +46,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and world_size() > 1:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    elif name.startswith("cuda:") and world_size() > 1:
+        raise InputError(f"--device {name}: several processes would share one device; say --device cuda")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -93,8 +93,3 @@ def legend() -> np.ndarray:
         place = (6, index * height + 17)
         cv2.putText(picture, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (ink, ink, ink), 1, cv2.LINE_AA)
     return picture
-
-
-def side_by_side(photo: np.ndarray, pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Photo | prediction laid over it | truth laid over it: uint8 (H, 3 · W, 3). Raises like ``overlay``."""
-    return np.hstack([photo, overlay(photo, pred), overlay(photo, truth)])
