@@ -277,3 +277,17 @@ def test_windows_jitter_by_a_share_of_their_side_from_the_face_s_own_key() -> No
 def test_ranges_that_make_no_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="out of range"):
         Augmentation(**wrong)
+
+
+def test_reduced_precision_does_not_reach_the_geometry() -> None:
+    batch = make_batch()
+    view = draw(Augmentation(rotation=15, shift=0.1, scale=(0.8, 1.2), mirror=0.5), batch)
+
+    def geometry() -> list[torch.Tensor]:
+        looks = [whole(batch, view, 32), whole_labels(batch, view, 32), theta_frame(view, batch.sizes_B2)]
+        return [*looks, *parts_of(batch, view)]
+
+    plain = geometry()
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = geometry()
+    assert all(torch.equal(one, two) for one, two in zip(plain, reduced, strict=True))
