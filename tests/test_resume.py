@@ -102,7 +102,7 @@ def test_a_run_killed_in_its_second_epoch_resumes_bit_for_bit(
     assert "Traceback" not in ended.stderr
     assert len(log_of(tmp_path / "run")) == 1
     if number == signal.SIGINT:
-        assert ended.stderr.splitlines()[-1].startswith("interrupted; ")
+        assert ended.stderr.splitlines()[-1].startswith("interrupted")
     assert train_stage1.main([*options, "--resume"]) == 0
     assert_same_run(tmp_path / "run", uninterrupted)
 
