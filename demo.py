@@ -20,7 +20,7 @@ from utils.visualize import legend, tile
 # Half the method's sizes cost a quarter: 64 x 64 for the coarse look, crops of 41 samples.
 FACE_SIZE, FACES, SHOWN = 128, 320, 8
 SMALL = ["--face-size", str(FACE_SIZE), "--max-images", str(FACES), "--coarse-size", "64", "--crop-size", "41"]
-SCHEDULE = ["--recipe", "best", "--batch-size", "16", "--epochs", "8", "5", "6", "2"]
+SCHEDULE = ["--recipe", "best", "--batch-size", "8", "--epochs", "14", "5", "4", "1"]
 
 
 def main(argv: list[str] | None = None) -> int:
