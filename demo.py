@@ -13,7 +13,7 @@ import reproduce
 from data.loading import open_faces
 from models.pretrained import load_model
 from utils import options
-from utils.parsing import face_pictures, first_batch, label_probabilities
+from utils.parsing import face_pictures, first_batch, label_maps
 from utils.runtime import run_main
 from utils.visualize import legend, tile
 
@@ -54,9 +54,9 @@ def summary(checkpoint: Path, cache: Path) -> np.ndarray:
     model = load_model([checkpoint])
     batch = first_batch(faces, SHOWN, torch.device("cpu"))
     with torch.no_grad():
-        canvas_B9HW, theta_BP23 = label_probabilities(model, batch)
+        labels_BHW, theta_BP23 = label_maps(model, batch)
     photos = list(batch.photos_BHW3.numpy())
-    parsed = list(face_pictures(batch, canvas_B9HW.argmax(1).byte(), theta_BP23))
+    parsed = list(face_pictures(batch, labels_BHW, theta_BP23))
     true = list(face_pictures(batch, batch.labels_BHW))
     sheet = tile([*photos, *parsed, *true], SHOWN, 192)
     key = legend()

@@ -17,7 +17,7 @@ from utils import options
 from utils.engine import Optimisation, fit
 from utils.losses import parts_loss
 from utils.options import Recipe, Recipes
-from utils.parsing import first_batch, label_probabilities, photos_of, progress_picture, validation_f1
+from utils.parsing import first_batch, label_maps, photos_of, progress_picture, validation_f1
 from utils.runtime import run_main
 
 RECIPES = Recipes(
@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def picture() -> np.ndarray:
         batch = first_batch(val, 8, run.device)
-        canvas_B9HW, theta_BP23 = label_probabilities(model, batch, "truth")
-        return progress_picture(batch, canvas_B9HW.argmax(1).byte(), theta_BP23)
+        labels_BHW, theta_BP23 = label_maps(model, batch, "truth")
+        return progress_picture(batch, labels_BHW, theta_BP23)
 
     fit(
         stage="stage2",
