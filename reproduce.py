@@ -18,9 +18,7 @@ STAGES = ("stage1", "cropper", "stage2", "end2end")
 
 def main(argv: list[str] | None = None) -> int:
     parser = options.base_parser(__doc__, splits=True)
-    parser.add_argument(
-        "--recipe", choices=("paper", "best"), default="paper", help="the paper's hyperparameters, or ours"
-    )
+    options.add_recipe_option(parser)
     parser.add_argument(
         "--epochs", type=int, nargs=4, metavar="N", help=f"of {', '.join(STAGES)}; default: the recipe's"
     )

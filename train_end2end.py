@@ -13,6 +13,7 @@ from models.parts import part_targets
 from models.pretrained import load_model
 from models.windows import target_theta
 from train_stage1 import BEST as BEST_STAGE1
+from train_stage1 import PAPER_SHORT
 from utils import options
 from utils.engine import Optimisation, fit
 from utils.errors import InputError
@@ -31,6 +32,11 @@ RECIPES = Recipes(
         Optimisation(epochs=25, lr={"coarse": 1e-6, "localizer": 1e-6, "parts": 1e-3}),
         batch_size=64,
         augmentation=PAPER_AUGMENTATION,
+    ),
+    paper_short=Recipe(
+        Optimisation(epochs=2, lr={"coarse": 1e-4, "localizer": 1e-4, "parts": 1e-3}, schedule="onecycle"),
+        batch_size=16,
+        augmentation=PAPER_SHORT.augmentation,
     ),
     best=Recipe(
         Optimisation(

@@ -1,6 +1,7 @@
 """Stage 1: the coarse iCNN, stretched photo -> rough mask of nine labels (paper section 2.2)."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,14 +29,20 @@ PAPER_CELEBAMASK = Recipe(
     augmentation=PAPER_AUGMENTATION,
     model={"crop_size": 127},
 )
+PAPER_SHORT = Recipe(
+    Optimisation(epochs=4, lr={"coarse": 4e-3}, schedule="onecycle"),
+    batch_size=32,
+    augmentation=replace(PAPER_AUGMENTATION, folds=1),
+    model={"crop_size": 81},
+)
 BEST = Recipe(
     Optimisation(epochs=40, lr={"coarse": 4e-3}, optimizer="adamw", schedule="onecycle", weight_decay=1e-2, clip=1.0),
     batch_size=32,
-    augmentation=Augmentation(rotation=15, shift=0.08, scale=(0.8, 1.25), noise=0.03, tone=0.8, mirror=0.5),
+    augmentation=Augmentation(rotation=25, shift=0.12, scale=(0.7, 1.35), noise=0.04, tone=1.0, blur=1.5, mirror=0.5),
     model={"window_margin": 1.6, "paste": "bilinear"},
     dice=0.5,
 )
-RECIPES = Recipes(paper_helen=PAPER_HELEN, paper_celebamask=PAPER_CELEBAMASK, best=BEST)
+RECIPES = Recipes(paper_helen=PAPER_HELEN, paper_celebamask=PAPER_CELEBAMASK, paper_short=PAPER_SHORT, best=BEST)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from models.pretrained import load_into, read_weights
 from models.stn_icnn import STNiCNN
 from models.windows import target_theta
 from train_stage1 import BEST as BEST_STAGE1
+from train_stage1 import PAPER_SHORT
 from utils import options
 from utils.engine import Optimisation, fit
 from utils.losses import parts_loss
@@ -32,6 +33,12 @@ RECIPES = Recipes(
         batch_size=64,
         augmentation=PAPER_AUGMENTATION,
         model={"crop_size": 127},
+    ),
+    paper_short=Recipe(
+        Optimisation(epochs=4, lr={"parts": 4e-3}, schedule="onecycle"),
+        batch_size=16,
+        augmentation=PAPER_SHORT.augmentation,
+        model=PAPER_SHORT.model,
     ),
     best=Recipe(
         Optimisation(

@@ -24,9 +24,11 @@ class Augmentation:
     rotation: degrees either way. shift: share of width and of height, either way. scale: smallest and largest
     size of the face relative to the cached photo (log-uniform). noise: largest standard deviation of the
     Gaussian noise (photo in [0, 1]). tone: strength of brightness, contrast, gamma and colour changes in [0, 1].
+    blur: largest standard deviation of a Gaussian blur, in samples of each look; half of the faces stay sharp.
     mirror: probability of a mirrored face (sides swapped in labels and parts).
-    folds: 5 for the paper's scheme (each face five times an epoch, with 0, 1, 2, 3 and 4 of the operations
-    rotation, shift, scale and noise); 1 for all operations at once.
+    subsets: draw 0, 1, 2, 3 or 4 of the operations rotation, shift, scale and noise for each face, as the paper
+    does; else all of them. folds: how often each face is seen in an epoch; 5, the paper's, shows each face with
+    every number of operations.
     """
 
     rotation: float = 0.0
@@ -34,7 +36,9 @@ class Augmentation:
     scale: tuple[float, float] = (1.0, 1.0)
     noise: float = 0.0
     tone: float = 0.0
+    blur: float = 0.0
     mirror: float = 0.0
+    subsets: bool = False
     folds: int = 1
 
     def __post_init__(self) -> None:
@@ -48,7 +52,7 @@ NO_AUGMENTATION = Augmentation()
 
 # The paper prints a scale range of 0.2-1.2; at 0.2 a face of HELEN is 100 pixels high, so we read 0.8, which is
 # also the released code's lower end.
-PAPER_AUGMENTATION = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), noise=0.05, folds=5)
+PAPER_AUGMENTATION = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), noise=0.05, subsets=True, folds=5)
 
 
 class Draw(NamedTuple):
@@ -57,6 +61,7 @@ class Draw(NamedTuple):
     affine_B33: centred pixel coordinates of the augmented photo -> those of the cached one.
     mirrored_B: bool. seeds_B stays on the CPU. zoom_B: size of the augmented face relative to the cached one.
     noise_B: standard deviations. seeds_B: for the noise. gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias.
+    blur_B: standard deviations, in samples.
     """
 
     affine_B33: Tensor
@@ -67,6 +72,7 @@ class Draw(NamedTuple):
     gain_B3: Tensor
     bias_B: Tensor
     gamma_B: Tensor
+    blur_B: Tensor
 
 
 def draw(augmentation: Augmentation, batch: Batch) -> Draw:
@@ -86,7 +92,7 @@ def draw(augmentation: Augmentation, batch: Batch) -> Draw:
     affine_B33[:, 0, 2], affine_B33[:, 1, 2] = -(cos * dx + sin * dy), sin * dx - cos * dy
     affine_B33[:, 2, 2] = 1
     device = batch.sizes_B2.device
-    gain_B3, bias_B, gamma_B = torch.stack(tone[:3], 1), tone[3], tone[4]
+    gain_B3, bias_B, gamma_B, blur_B = torch.stack(tone[:3], 1), tone[3], tone[4], tone[5]
     return Draw(
         affine_B33.float().to(device),
         mirrored.bool().to(device),
@@ -96,6 +102,7 @@ def draw(augmentation: Augmentation, batch: Batch) -> Draw:
         gain_B3.float().to(device),
         bias_B.float().to(device),
         gamma_B.float().to(device),
+        blur_B.float().to(device),
     )
 
 
@@ -103,7 +110,7 @@ def _draw_one(augmentation: Augmentation, key: list[int]) -> tuple[float, ...]:
     a = augmentation
     rng = np.random.default_rng(key)
     apply = np.ones(4, bool)
-    if a.folds == 5:  # fold k: k of the four operations
+    if a.subsets:  # the third key counts through the numbers of operations, see ``training_batches``
         apply = np.isin(np.arange(4), rng.permutation(4)[: key[2] % 5])
     angle = np.deg2rad(rng.uniform(-a.rotation, a.rotation)) * apply[0]
     shift = rng.uniform(-a.shift, a.shift, 2) * apply[1]
@@ -115,7 +122,8 @@ def _draw_one(augmentation: Augmentation, key: list[int]) -> tuple[float, ...]:
     gain = contrast * np.exp(a.tone * rng.uniform(-0.15, 0.15, 3))
     bias = 0.5 * (1 - contrast) + a.tone * rng.uniform(-0.15, 0.15)
     gamma = np.exp(a.tone * rng.uniform(-0.7, 0.7))
-    return (angle, *shift, scale, mirrored, noise, seed, *gain, bias, gamma)
+    blur = max(0.0, rng.uniform(-a.blur, a.blur))
+    return (angle, *shift, scale, mirrored, noise, seed, *gain, bias, gamma, blur)
 
 
 def _normalised(affine_B33: Tensor, half_B2: Tensor) -> Tensor:
@@ -141,10 +149,23 @@ def theta_frame(draw: Draw, sizes_B2: Tensor) -> Tensor:
     return _normalised(draw.affine_B33, (sizes_B2.flip(-1).float() - 1).clamp(min=1) / 2)
 
 
+def _blur(images_BN3SS: Tensor, sigma_B: Tensor) -> Tensor:
+    """Gaussian blur of each face by its own standard deviation (samples; 0 changes nothing)."""
+    taps_K = torch.arange(-4, 5, device=sigma_B.device)
+    kernel_BK = torch.exp(-0.5 * (taps_K / sigma_B[:, None].clamp(min=1e-3)) ** 2)
+    kernel_BK = kernel_BK / kernel_BK.sum(1, keepdim=True)
+    batch, *rest, height, width = images_BN3SS.shape
+    planes = images_BN3SS.reshape(batch, -1, height, width).transpose(0, 1)  # a face is a channel of its own
+    planes = F.conv2d(F.pad(planes, (4, 4, 0, 0), "replicate"), kernel_BK[:, None, None], groups=batch)
+    planes = F.conv2d(F.pad(planes, (0, 0, 4, 4), "replicate"), kernel_BK[:, None, :, None], groups=batch)
+    return planes.transpose(0, 1).reshape(batch, *rest, height, width)
+
+
 def _photometric(draw: Draw, images_BN3SS: Tensor) -> Tensor:
-    """Tone and noise on (B, N, 3, S, S) in [0, 1]; noise on the photo only, as the paper has it."""
+    """Blur, tone and noise on (B, N, 3, S, S) in [0, 1]; on the photo only, as the paper has it."""
     shape = (-1, 1, 1, 1, 1)
-    images = images_BN3SS.clamp(1e-4, 1) ** draw.gamma_B.view(shape)
+    images = _blur(images_BN3SS, draw.blur_B) if draw.blur_B.any() else images_BN3SS
+    images = images.clamp(1e-4, 1) ** draw.gamma_B.view(shape)
     images = images * draw.gain_B3[:, None, :, None, None] + draw.bias_B.view(shape)
     for b, (sigma, seed) in enumerate(zip(draw.noise_B.tolist(), draw.seeds_B.tolist(), strict=True)):
         if sigma > 0:

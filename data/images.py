@@ -74,6 +74,11 @@ def resize_photo(photo: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.array(Image.fromarray(photo).resize((width, height), how))
 
 
+def resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes uint8 (H, W) to (height, width): the label nearest to each new pixel's centre."""
+    return np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+
+
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Maps the stem of each file in a folder to its path, numbers in numeric order; no file is opened.
 

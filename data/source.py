@@ -66,7 +66,8 @@ def open_source(
     partition: only for the official layout of CelebAMask-HQ, see ``data.celebamask.find``.
     count: the first so many faces, default all; of synthetic faces as many are drawn for training, and at most
         ``data.synthetic.COUNTS`` for the other splits.
-    size: side of synthetic faces (pixels), default ``data.synthetic.SIZE``.
+    size: longer side of the faces (pixels): synthetic ones are drawn so, default ``data.synthetic.SIZE``; photos and
+        label maps are resized, default as they are.
 
     Raises InputError for an unknown data set or split, a missing or empty folder, a layout that is not the expected
     one, and photos without mask or masks without photo. ``read`` raises InputError for damaged files, sizes that
@@ -74,13 +75,11 @@ def open_source(
     """
     if dataset == "synthetic" and root is None and split in SPLITS:
         return _open_synthetic(split, count, size)
-    if size is not None:
-        raise InputError(f"size {size}: only synthetic faces are drawn to size; leave it out for {dataset}")
     listing = find(dataset, root, split, partition)
     if listing.problems:
         more = f"; {len(listing.problems) - 1} more: run python -m data.check" if len(listing.problems) > 1 else ""
         raise InputError(listing.problems[0] + more)
-    read = partial(read_face, dataset, listing.read_labels, listing.shrink)
+    read = partial(read_face, dataset, listing.read_labels, listing.shrink, size=size)
     return Source(dataset, listing.samples[:count], read, listing.version)
 
 
@@ -148,9 +147,14 @@ def id_problem(dataset: str, sample: Sample, labels: np.ndarray) -> str | None:
 
 
 def read_face(
-    dataset: str, read_labels: Callable[[Sample], np.ndarray], shrink: bool, sample: Sample
+    dataset: str,
+    read_labels: Callable[[Sample], np.ndarray],
+    shrink: bool,
+    sample: Sample,
+    size: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Photo uint8 (H, W, 3) and labels uint8 (H, W) of one sample; see ``Listing`` for the arguments.
+    """Photo uint8 (H, W, 3) and labels uint8 (H, W) of one sample; see ``Listing`` and ``open_source`` for the
+    arguments.
 
     Raises InputError for damaged files, sizes that differ and unknown ids.
     """
@@ -159,6 +163,9 @@ def read_face(
     problem = size_problem(sample, photo.shape[:2], (height, width), shrink) or id_problem(dataset, sample, labels)
     if problem:
         raise InputError(problem)
+    if size is not None:
+        height, width = (max(1, round(side * size / max(labels.shape))) for side in labels.shape)
+        labels = images.resize_labels(labels, height, width)
     return images.resize_photo(photo, height, width), labels
 
 

@@ -41,10 +41,12 @@ class Recipe:
 
 
 class Recipes(NamedTuple):
-    """A stage's recipes: the paper's for each of its data sets (synthetic faces use HELEN's), and ours."""
+    """A stage's recipes: the paper's for each of its data sets (synthetic faces use HELEN's), the paper's method in
+    few steps (one-cycle, each face once an epoch), and ours."""
 
     paper_helen: Recipe
     paper_celebamask: Recipe
+    paper_short: Recipe
     best: Recipe
 
 
@@ -77,7 +79,12 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
     group.add_argument(
         "--partition", choices=("standard", "paper"), help="how to split CelebAMask-HQ's official layout"
     )
-    group.add_argument("--face-size", type=int, metavar="N", help="side of synthetic faces, pixels; default: 192")
+    group.add_argument(
+        "--face-size",
+        type=int,
+        metavar="N",
+        help="longer side of the faces, pixels; default: 192 for synthetic faces, photos as they are",
+    )
     group.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help="where decoded faces are kept")
     group.add_argument(
         "--max-images",
@@ -111,6 +118,15 @@ def checkpoints(args: argparse.Namespace) -> list[Path]:
     raise InputError(f"--checkpoint FILE is needed: no weights lie at {SHIPPED_WEIGHTS}")
 
 
+def add_recipe_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--recipe",
+        choices=("paper", "paper-short", "best"),
+        default="paper",
+        help="the paper's hyperparameters, its method in few steps (for a CPU; with --face-size 320), or ours",
+    )
+
+
 def add_machine_options(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -140,9 +156,7 @@ def training_parser(description: str | None, trained: Sequence[str], needs: dict
     """
     parser = base_parser(description)
     group = parser.add_argument_group("training")
-    group.add_argument(
-        "--recipe", choices=("paper", "best"), default="paper", help="the paper's hyperparameters, or ours"
-    )
+    add_recipe_option(group)
     group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
     for name in trained:
         flag = "--lr" if len(trained) == 1 else f"--lr-{name}"
@@ -259,9 +273,11 @@ def start(args: argparse.Namespace, recipes: Recipes, **model: Any) -> Run:
     check(args)
     if not args.resume:
         refuse_used(args.run_dir)
-    recipe = recipes.best
-    if args.recipe == "paper":
-        recipe = recipes.paper_celebamask if args.dataset == "celebamask" else recipes.paper_helen
+    recipe = {
+        "paper": recipes.paper_celebamask if args.dataset == "celebamask" else recipes.paper_helen,
+        "paper-short": recipes.paper_short,
+        "best": recipes.best,
+    }[args.recipe]
     lr = {
         name: given if (given := getattr(args, f"lr_{name}", None)) is not None else value
         for name, value in recipe.optimisation.lr.items()
