@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data import images
 from data.labels import LABELS, TABLES
 from data.loading import evaluation_batches
+from models.icnn import fold_batchnorm
 from models.pretrained import MODULES, load_model
 from utils import engine, options, runtime
 from utils.errors import InputError
@@ -105,7 +106,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def score_model(args: argparse.Namespace, device: torch.device) -> Evaluation:
     """Label every face of the split with the model, this process its share of them."""
     paths = options.checkpoints(args)
-    model = load_model(paths, NEEDED[args.crops]).to(device).to(memory_format=torch.channels_last)
+    model = load_model(paths, NEEDED[args.crops])
+    fold_batchnorm(model)
+    model.to(device).to(memory_format=torch.channels_last)
     faces = options.open_split(args, args.split)
     batches = evaluation_batches(faces, args.batch_size, runtime.rank(), runtime.world_size(), args.workers)
     bar = tqdm(batches, desc=f"{args.dataset} {args.split}", disable=None if runtime.rank() == 0 else True, leave=False)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data.images import PHOTO_SUFFIXES, make_thumb, natural_key, read_photo
 from data.labels import COLOURS
 from data.loading import Batch
+from models.icnn import fold_batchnorm
 from models.pretrained import load_model
 from models.stn_icnn import STNiCNN
 from utils import options, runtime
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     if todo and model is not None:
         make_folder(args.out)
+        fold_batchnorm(model)
         model.to(device).to(memory_format=torch.channels_last)
         failed += label_photos(model, todo, args, device)
     seconds = time.monotonic() - started

@@ -55,7 +55,7 @@ RECIPES = Recipes(
 )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
     parser = options.training_parser(
         __doc__, ["coarse", "localizer"], {"--init-from": "the checkpoint of stage 1 (its coarse network)"}
     )
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     stage1 = read_weights(args.init_from)
     run = options.start(
         args,
-        RECIPES,
+        recipes,
         localizer=args.localizer,
         crop_size=args.crop_size,
         coarse_size=stage1.config.coarse_size,

@@ -19,7 +19,7 @@ from utils.engine import Optimisation, fit
 from utils.errors import InputError
 from utils.losses import parts_loss, segmentation_loss, theta_loss
 from utils.options import Recipe, Recipes
-from utils.parsing import first_batch, label_maps, photos_of, progress_picture, validation_f1
+from utils.parsing import first_batch, label_maps, progress_picture, validation_f1
 from utils.runtime import run_main
 
 RECIPES = Recipes(
@@ -57,7 +57,7 @@ RECIPES = Recipes(
 )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
     parser = options.training_parser(
         __doc__,
         ["coarse", "localizer", "parts"],
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     sources = [path for path in (args.init_from_cropper, args.init_from_stage2) if path]
     if (args.init_from is None) == (not sources) or len(sources) == 1:
         raise InputError("start from --init-from-cropper and --init-from-stage2 together, or from --init-from alone")
-    run = options.start(args, RECIPES)
+    run = options.start(args, recipes)
     model = load_model(sources or [args.init_from])
     run = run.with_config(model.config)
     train, val = options.open_split(args, "train"), options.open_split(args, "val")
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         logits_B9SS = model.coarse(whole(batch, view, config.coarse_size))
         theta_BP23 = model.locate(logits_B9SS, batch.sizes_B2)
         source_BP23 = compose(theta_frame(view, batch.sizes_B2), theta_BP23)
-        crops_BP3SS = crops_of(view, crop(photos_of(batch), source_BP23, config.crop_size, batch.sizes_B2))
+        crops_BP3SS = crops_of(view, crop(batch.photos_BHW3, source_BP23, config.crop_size, batch.sizes_B2))
         labels_BPSS = crop_labels(batch.labels_BHW, source_BP23.detach(), config.crop_size, batch.sizes_B2)
         labels_BPSS = mirror_labels(labels_BPSS, view.mirrored_B)
         losses = {"parts": parts_loss(model.parts(crops_BP3SS), part_targets(labels_BPSS), recipe.dice)}

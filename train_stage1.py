@@ -45,7 +45,7 @@ BEST = Recipe(
 RECIPES = Recipes(paper_helen=PAPER_HELEN, paper_celebamask=PAPER_CELEBAMASK, paper_short=PAPER_SHORT, best=BEST)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
     parser = options.training_parser(
         __doc__, ["coarse"], {"--init-from": "a checkpoint whose coarse network to start from"}
     )
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         "--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels; default: 128"
     )
     args = parser.parse_args(argv)
-    run = options.start(args, RECIPES, coarse_size=args.coarse_size)
+    run = options.start(args, recipes, coarse_size=args.coarse_size)
     model = STNiCNN(run.config)
     if args.init_from:
         load_into(model, read_weights(args.init_from), ("coarse",))

@@ -18,7 +18,7 @@ from utils import options
 from utils.engine import Optimisation, fit
 from utils.losses import parts_loss
 from utils.options import Recipe, Recipes
-from utils.parsing import first_batch, label_maps, photos_of, progress_picture, validation_f1
+from utils.parsing import first_batch, label_maps, progress_picture, validation_f1
 from utils.runtime import run_main
 
 RECIPES = Recipes(
@@ -53,13 +53,13 @@ RECIPES = Recipes(
 )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
     parser = options.training_parser(
         __doc__, ["parts"], {"--init-from": "a checkpoint whose part networks to start from"}
     )
     parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = parser.parse_args(argv)
-    run = options.start(args, RECIPES, crop_size=args.crop_size)
+    run = options.start(args, recipes, crop_size=args.crop_size)
     model = STNiCNN(run.config)
     if args.init_from:
         load_into(model, read_weights(args.init_from), ("parts",))
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         theta_BP23 = target_theta(*parts_of(batch, view), batch.sizes_B2, size, margin)
         theta_BP23 = jitter_windows(theta_BP23, batch, run.recipe.jitter)
         source_BP23 = compose(theta_frame(view, batch.sizes_B2), theta_BP23)
-        crops_BP3SS = crops_of(view, crop(photos_of(batch), source_BP23, size, batch.sizes_B2))
+        crops_BP3SS = crops_of(view, crop(batch.photos_BHW3, source_BP23, size, batch.sizes_B2))
         labels_BPSS = mirror_labels(crop_labels(batch.labels_BHW, source_BP23, size, batch.sizes_B2), view.mirrored_B)
         return parts_loss(model.parts(crops_BP3SS), part_targets(labels_BPSS), run.recipe.dice), {}
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.images import THUMB
-from data.labels import MIRROR_LABELS, MIRROR_PARTS
+from data.labels import MIRROR_LABELS, MIRROR_PARTS, labels_at
 from data.loading import Batch
 
 
@@ -59,9 +59,9 @@ class Draw(NamedTuple):
     """One draw for a batch, on the batch's device.
 
     affine_B33: centred pixel coordinates of the augmented photo -> those of the cached one.
-    mirrored_B: bool. seeds_B stays on the CPU. zoom_B: size of the augmented face relative to the cached one.
-    noise_B: standard deviations. seeds_B: for the noise. gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias.
-    blur_B: standard deviations, in samples.
+    mirrored_B: bool. zoom_B: size of the augmented face relative to the cached one. gain_B3, bias_B, gamma_B:
+    photo ** gamma * gain + bias. blur_B: standard deviations, in samples. noise_B: standard deviations; seeds_B: for
+    the noise; these three stay on the CPU.
     """
 
     affine_B33: Tensor
@@ -97,12 +97,12 @@ def draw(augmentation: Augmentation, batch: Batch) -> Draw:
         affine_B33.float().to(device),
         mirrored.bool().to(device),
         scale.float().to(device),
-        noise.float().to(device),
+        noise.float(),
         seeds.long(),
         gain_B3.float().to(device),
         bias_B.float().to(device),
         gamma_B.float().to(device),
-        blur_B.float().to(device),
+        blur_B.float(),
     )
 
 
@@ -164,7 +164,7 @@ def _blur(images_BN3SS: Tensor, sigma_B: Tensor) -> Tensor:
 def _photometric(draw: Draw, images_BN3SS: Tensor) -> Tensor:
     """Blur, tone and noise on (B, N, 3, S, S) in [0, 1]; on the photo only, as the paper has it."""
     shape = (-1, 1, 1, 1, 1)
-    images = _blur(images_BN3SS, draw.blur_B) if draw.blur_B.any() else images_BN3SS
+    images = _blur(images_BN3SS, draw.blur_B.to(images_BN3SS.device)) if draw.blur_B.any() else images_BN3SS
     images = images.clamp(1e-4, 1) ** draw.gamma_B.view(shape)
     images = images * draw.gain_B3[:, None, :, None, None] + draw.bias_B.view(shape)
     for b, (sigma, seed) in enumerate(zip(draw.noise_B.tolist(), draw.seeds_B.tolist(), strict=True)):
@@ -193,12 +193,8 @@ def whole_labels(batch: Batch, draw: Draw | None, size: int) -> Tensor:
     matrix_B33 = torch.eye(3, device=half_B2.device).expand(len(half_B2), 3, 3)
     if draw is not None:
         matrix_B33 = _normalised(draw.affine_B33, half_B2)
-    grid_BSS2 = _grid(matrix_B33, size)
-    height, width = batch.labels_BHW.shape[-2:]
-    padded_2 = torch.tensor([width, height], device=half_B2.device) / 2
-    grid_BSS2 = (grid_BSS2 + 1) * (half_B2 / padded_2)[:, None, None] - 1
-    labels_B1SS = F.grid_sample(batch.labels_BHW[:, None].float(), grid_BSS2, "nearest", "zeros", align_corners=False)
-    labels_BSS = labels_B1SS[:, 0].byte()
+    points_BSS2 = (_grid(matrix_B33, size) + 1) * half_B2[:, None, None] - 0.5
+    labels_BSS = labels_at(batch.labels_BHW, points_BSS2, batch.sizes_B2)
     return labels_BSS if draw is None else mirror_labels(labels_BSS, draw.mirrored_B)
 
 

@@ -7,6 +7,8 @@ Side convention, the same for every data set: ``brow1`` and ``eye1`` lie on the 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 # The nine labels that STN-iCNN segments (paper section 3.1); skin and hair count as background.
 LABELS = (
@@ -130,3 +132,17 @@ CELEBAMASK = _table(
 )
 
 TABLES = {"helen": HELEN, "celebamask": CELEBAMASK, "synthetic": SYNTHETIC}
+
+
+def labels_at(labels_BHW: Tensor, points_px: Tensor, sizes_B2: Tensor) -> Tensor:
+    """Label (uint8) of the pixel nearest to each point; 0 outside the photo.
+
+    points_px: (B, ..., 2) as (x, y) in pixels of the photo.
+    """
+    batch, _, width = labels_BHW.shape
+    flat_BN2 = points_px.reshape(batch, -1, 2).round().long()
+    x_BN, y_BN = flat_BN2.unbind(-1)
+    inside_BN = (x_BN >= 0) & (y_BN >= 0) & (x_BN < sizes_B2[:, 1:]) & (y_BN < sizes_B2[:, :1])
+    index_BN = torch.where(inside_BN, y_BN * width + x_BN, 0)
+    found_BN = labels_BHW.reshape(batch, -1).gather(1, index_BN)
+    return torch.where(inside_BN, found_BN, 0).reshape(points_px.shape[:-1])

@@ -6,14 +6,10 @@ Photos of different sizes share a batch by zero padding at the right and bottom;
 (height, width) in pixels.
 """
 
-import math
-from collections.abc import Iterator
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from data.labels import NUM_LABELS, PART_LABELS
+from data.labels import NUM_LABELS, PART_LABELS, labels_at
 
 # A part that is not seen may throw its window anywhere; these keep a window invertible and of finite area.
 MIN_SCALE = 1e-3
@@ -84,24 +80,34 @@ def sample_points(theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:
     return torch.where(near_BPSS2, points_BPSS2 + to_centre_BPSS2, points_BPSS2)
 
 
-def crop(photos_BCHW: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor | None = None) -> Tensor:
-    """Cut windows out of photos, bilinear, zeros outside; differentiable in theta and in the photos.
+def crop(photos_BHWC: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor | None = None) -> Tensor:
+    """Cut windows out of photos, bilinear, zeros outside; differentiable in theta and in photos of floats.
 
-    photos_BCHW: float. theta_BP23: in the frame of each photo. sizes_B2: the photos' own sizes where they are
-    padded. Returns crops_BPCSS. With an odd window of ``size`` pixels and an integer centre, the crop equals
-    array slicing exactly (paper Fig. 7, 8).
+    photos_BHWC: uint8, whose crops are scaled to [0, 1], or float. theta_BP23: in the frame of each photo.
+    sizes_B2: the photos' own sizes where they are padded. Returns crops_BPCSS (channels last in memory), float.
+    With an odd window of ``size`` pixels and an integer centre, the crop equals array slicing exactly (paper
+    Fig. 7, 8). Only the pixels that the windows sample are read.
     """
-    batch, channels, height, width = photos_BCHW.shape
+    batch, height, width, _ = photos_BHWC.shape
     if sizes_B2 is None:
         sizes_B2 = torch.tensor([[height, width]], device=theta_BP23.device).expand(batch, 2)
     points_BPSS2 = sample_points(theta_BP23, size, sizes_B2)
-    # A span of a power of two takes whole pixels to normalised coordinates and back without rounding.
-    span_y, span_x = (1 << max(length - 2, 0).bit_length() for length in (height, width))
-    photos_BCHW = F.pad(photos_BCHW, (0, span_x + 1 - width, 0, span_y + 1 - height))
-    grid_BPSS2 = points_BPSS2 * 2 / points_BPSS2.new_tensor([span_x, span_y]) - 1
-    grid_BNS2 = grid_BPSS2.reshape(batch, -1, size, 2)
-    crops_BCNS = F.grid_sample(photos_BCHW.to(grid_BNS2.dtype), grid_BNS2, "bilinear", "zeros", align_corners=True)
-    return crops_BCNS.reshape(batch, channels, -1, size, size).transpose(1, 2).to(photos_BCHW.dtype)
+    corner_BPSS2 = points_BPSS2.detach().floor()
+    right_BPSS, below_BPSS = (points_BPSS2 - corner_BPSS2).unbind(-1)
+    x_BPSS, y_BPSS = corner_BPSS2.nan_to_num(-2).clamp(-2, max(height, width)).long().unbind(-1)
+    first_B111 = (torch.arange(batch, device=theta_BP23.device) * (height * width)).view(-1, 1, 1, 1)
+    pixels_NC = photos_BHWC.flatten(0, 2)
+    crops_BPSSC: Tensor | None = None
+    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x, y = x_BPSS + dx, y_BPSS + dy
+        inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        weight = (right_BPSS if dx else 1 - right_BPSS) * (below_BPSS if dy else 1 - below_BPSS)
+        found_BPSSC = pixels_NC[torch.where(inside, first_B111 + y * width + x, 0)].to(theta_BP23.dtype)
+        part_BPSSC = torch.where(inside, weight, 0).unsqueeze(-1) * found_BPSSC
+        crops_BPSSC = part_BPSSC if crops_BPSSC is None else crops_BPSSC + part_BPSSC
+    assert crops_BPSSC is not None
+    crops_BPCSS = crops_BPSSC.permute(0, 1, 4, 2, 3)
+    return crops_BPCSS / 255 if photos_BHWC.dtype == torch.uint8 else crops_BPCSS.to(photos_BHWC.dtype)
 
 
 def crop_labels(labels_BHW: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:
@@ -109,21 +115,7 @@ def crop_labels(labels_BHW: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Ten
 
     labels_BHW: uint8. Returns labels_BPSS, uint8.
     """
-    return gather_nearest(labels_BHW, sample_points(theta_BP23.float(), size, sizes_B2), sizes_B2)
-
-
-def gather_nearest(labels_BHW: Tensor, points_px: Tensor, sizes_B2: Tensor) -> Tensor:
-    """Label (uint8) of the pixel nearest to each point; 0 outside the photo.
-
-    points_px: (B, ..., 2) as (x, y) in pixels of the photo.
-    """
-    batch, _, width = labels_BHW.shape
-    flat_BN2 = points_px.reshape(batch, -1, 2).round().long()
-    x_BN, y_BN = flat_BN2.unbind(-1)
-    inside_BN = (x_BN >= 0) & (y_BN >= 0) & (x_BN < sizes_B2[:, 1:]) & (y_BN < sizes_B2[:, :1])
-    index_BN = torch.where(inside_BN, y_BN * width + x_BN, 0)
-    found_BN = labels_BHW.reshape(batch, -1).gather(1, index_BN)
-    return torch.where(inside_BN, found_BN, 0).reshape(points_px.shape[:-1])
+    return labels_at(labels_BHW, sample_points(theta_BP23.float(), size, sizes_B2), sizes_B2)
 
 
 def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
@@ -132,71 +124,70 @@ def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode
     probs: six tensors (B, K, S, S), softmax over K, channel 0 background. theta_BP23: in the frame of the
     height x width grid. mode: "nearest" (paper) or "bilinear".
     Returns canvas_B9HW (float32): each part's probabilities in its labels' channels; background is the product over the
-    parts of their background probability, 1 outside their windows. Only the windows' own pixels are computed.
+    parts of their background probability, 1 outside their windows.
     """
-    canvas_B9HW = torch.zeros(len(theta_BP23), NUM_LABELS, height, width, device=probs[0].device)
-    canvas_B9HW[:, 0] = 1
-    for b, theta_P23 in enumerate(theta_BP23.tolist()):
-        canvas_9HW = canvas_B9HW[b]
-        for labels, rows, columns, window_KYX in _windows(probs, b, theta_P23, height, width, mode):
-            canvas_9HW[0, rows, columns] *= window_KYX[0] + (1 - window_KYX.sum(0))
-            for channel, label in enumerate(labels, 1):
-                canvas_9HW[label, rows, columns] += window_KYX[channel]
-    return canvas_B9HW
+    size = probs[0].shape[-1]
+    rows_BPH, columns_BPW = _paste_axes(theta_BP23, size, height, width, mode)
+    background_BHW = torch.ones(len(theta_BP23), height, width, device=theta_BP23.device)
+    canvas: list[Tensor] = [background_BHW] * NUM_LABELS
+    for part, labels in enumerate(PART_LABELS):
+        window_BKHW = _resample(probs[part], rows_BPH[:, part], columns_BPW[:, part])
+        background_BHW = background_BHW * (window_BKHW[:, 0] + (1 - window_BKHW.sum(1)))
+        for channel, label in enumerate(labels, 1):
+            canvas[label] = window_BKHW[:, channel]
+    return torch.stack([background_BHW, *canvas[1:]], 1)
 
 
 def paste_labels(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
-    """``paste(...).argmax(1)`` as labels_BHW (uint8), without a canvas of nine channels: each label has one window."""
-    labels_BHW = torch.zeros(len(theta_BP23), height, width, dtype=torch.uint8, device=probs[0].device)
-    for b, theta_P23 in enumerate(theta_BP23.tolist()):
-        labels_HW, best_HW = labels_BHW[b], torch.ones(height, width, device=labels_BHW.device)
-        windows = list(_windows(probs, b, theta_P23, height, width, mode))
-        for _, rows, columns, window_KYX in windows:
+    """``paste(...).argmax(1)`` as labels_BHW (uint8); computes the windows' own pixels alone."""
+    size = probs[0].shape[-1]
+    rows_BPH, columns_BPW = _paste_axes(theta_BP23, size, height, width, mode)
+    touched = [(u > -1) & (u < size) for u in (rows_BPH, columns_BPW)]
+    spans_BP22 = torch.stack([torch.stack([t.int().argmax(-1), t.sum(-1)], -1) for t in touched], 2).tolist()
+    labels_BHW = torch.zeros(len(theta_BP23), height, width, dtype=torch.uint8, device=theta_BP23.device)
+    for b, spans_P22 in enumerate(spans_BP22):
+        best_HW = torch.ones(height, width, device=theta_BP23.device)
+        windows = []
+        for part, ((top, high), (left, wide)) in enumerate(spans_P22):
+            rows, columns = slice(top, top + high), slice(left, left + wide)
+            window_KYX = _resample(probs[part][b], rows_BPH[b, part, rows], columns_BPW[b, part, columns])
             best_HW[rows, columns] *= window_KYX[0] + (1 - window_KYX.sum(0))
-        for labels, rows, columns, window_KYX in windows:
-            best_YX, labels_YX = best_HW[rows, columns], labels_HW[rows, columns]
+            windows.append((rows, columns, window_KYX))
+        for labels, (rows, columns, window_KYX) in zip(PART_LABELS, windows, strict=True):
+            best_YX, labels_YX = best_HW[rows, columns], labels_BHW[b, rows, columns]
             for channel, label in enumerate(labels, 1):
                 labels_YX.masked_fill_(window_KYX[channel] > best_YX, label)
                 torch.maximum(best_YX, window_KYX[channel], out=best_YX)
     return labels_BHW
 
 
-def _windows(
-    probs: list[Tensor], b: int, theta_P23: list[list[list[float]]], height: int, width: int, mode: str
-) -> Iterator[tuple[tuple[int, ...], slice, slice, Tensor]]:
-    """What face ``b`` pastes: (the part's labels, rows, columns, probabilities window_KYX there) of each part."""
-    for part, labels in enumerate(PART_LABELS):
-        size = probs[part].shape[-1]
-        (scale_x, _, shift_x), (_, scale_y, shift_y) = theta_P23[part]
-        x0, u_X = _window_axis(scale_x, shift_x, size, width, mode)
-        y0, v_Y = _window_axis(scale_y, shift_y, size, height, mode)
-        if not len(u_X) or not len(v_Y):
-            continue
-        u_X, v_Y = u_X.to(probs[part].device), v_Y.to(probs[part].device)
-        probs_KSS = probs[part][b].float()
-        if mode == "nearest":
-            window_KYX = probs_KSS[:, v_Y.long().unsqueeze(1), u_X.long()]
-        else:
-            grid_YX2 = torch.stack(torch.meshgrid(u_X.float(), v_Y.float(), indexing="xy"), -1) * 2 / (size - 1) - 1
-            window_KYX = F.grid_sample(probs_KSS[None], grid_YX2[None], mode, "zeros", align_corners=True)[0]
-        yield labels, slice(y0, y0 + len(v_Y)), slice(x0, x0 + len(u_X)), window_KYX
-
-
-def _window_axis(scale: float, shift: float, size: int, length: int, mode: str) -> tuple[int, Tensor]:
-    """The photo's pixel columns (or rows) that a window touches: the first one, and where each of them lies
-    among the crop's samples (whole numbers for "nearest", halves to even). Empty for a window outside the photo.
+def _paste_axes(theta_BP23: Tensor, size: int, height: int, width: int, mode: str) -> tuple[Tensor, Tensor]:
+    """Where the photo's rows and columns lie among each crop's samples: (rows_BPH, columns_BPW), float64, whole
+    numbers for "nearest" (halves to even).
 
     As in ``sample_points``, what rounding errors alone hold off a sample, or off the middle of two, lies on it.
     """
-    if abs(scale) < MIN_SCALE:
-        scale = math.copysign(MIN_SCALE, scale)
-    half = (size - 1) / 2
-    u_N = (torch.linspace(-1, 1, length, dtype=torch.float64) - shift) * (half / scale) + half
-    snapped_N = (2 * u_N).round() / 2
-    u_N = torch.where((snapped_N - u_N).abs() <= 8 * EPSILON * half / abs(scale), snapped_N, u_N)
-    if mode == "nearest":
-        u_N = u_N.round()
-    touched = torch.nonzero((u_N > -1) & (u_N < size)).flatten()
-    if not len(touched):
-        return 0, u_N[:0]
-    return int(touched[0]), u_N[touched[0] : touched[-1] + 1]
+    axes = []
+    for axis, length in ((1, height), (0, width)):
+        scale_BP1, shift_BP1 = theta_BP23[:, :, axis, axis, None].double(), theta_BP23[:, :, axis, 2, None].double()
+        scale_BP1 = torch.where(scale_BP1.abs() < MIN_SCALE, torch.where(scale_BP1 < 0, -1, 1) * MIN_SCALE, scale_BP1)
+        half = (size - 1) / 2
+        ticks_N = torch.linspace(-1, 1, length, dtype=torch.float64, device=theta_BP23.device)
+        u_BPN = (ticks_N - shift_BP1) * (half / scale_BP1) + half
+        snapped_BPN = (2 * u_BPN).round() / 2
+        u_BPN = torch.where((snapped_BPN - u_BPN).abs() <= 8 * EPSILON * half / scale_BP1.abs(), snapped_BPN, u_BPN)
+        axes.append(u_BPN.round() if mode == "nearest" else u_BPN)
+    return axes[0], axes[1]
+
+
+def _resample(probs_KSS: Tensor, rows_Y: Tensor, columns_X: Tensor) -> Tensor:
+    """Bilinear samples at every crossing of rows and columns, zeros outside: (..., K, Y, X), float32.
+
+    Two products with the matrices of bilinear weights, whose rows hold a single 1 where a sample is hit.
+    """
+    with torch.autocast(probs_KSS.device.type, enabled=False):
+        weights = []
+        for u_N in (rows_Y, columns_X):
+            distance_NS = (u_N.unsqueeze(-1) - torch.arange(probs_KSS.shape[-1], device=u_N.device)).abs()
+            weights.append(torch.where(distance_NS < 1, 1 - distance_NS, 0).float().unsqueeze(-3))
+        return weights[0] @ probs_KSS.float() @ weights[1].transpose(-1, -2)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ class ConvBN(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.activation(self.bn(self.conv(x_BCHW)))
+
+
+def fold_batchnorm(network: nn.Module) -> None:
+    """Fold, in place, the batch normalisations of a trained network's iCNNs into the convolutions before them: the
+    same logits up to rounding with fewer passes over memory. For inference alone."""
+    network.eval()
+    for block in network.modules():
+        if isinstance(block, ConvBN) and isinstance(block.bn, nn.BatchNorm2d):
+            block.conv = fuse_conv_bn_eval(block.conv, block.bn)
+            block.bn = nn.Identity()  # type: ignore[assignment]
 
 
 def downsample(x_BCHW: Tensor) -> Tensor:

@@ -54,17 +54,32 @@ class STNiCNNConfig:
             raise ValueError(f"the released localizer works behind a coarse_size of 128 alone, not {self.coarse_size}")
 
 
-def whole_view(photos_B3HW: Tensor, size: int) -> Tensor:
-    """Photos stretched to size x size, by way of 256 x 256, as the coarse network sees them.
+def whole_view(photos_BHW3: Tensor, size: int) -> Tensor:
+    """Photos (uint8) stretched to size x size as the coarse network sees them: images_B3SS, float in [0, 1].
 
-    ``data.images.make_thumb`` and ``data.augment.whole`` do the same, up to the rounding of bytes and, for photos
-    whose sides are no multiples of 256, up to the weights of the pixels on the bins' borders.
+    The same as ``data.images.make_thumb`` and ``data.augment.whole``, up to the rounding of bytes, as two products
+    with the matrices of each axis' weights.
     """
-    if min(photos_B3HW.shape[-2:]) >= THUMB:
-        thumbs_B3TT = F.adaptive_avg_pool2d(photos_B3HW, THUMB)
+    height, width = photos_BHW3.shape[1:3]
+    shrinks = height >= THUMB and width >= THUMB
+    rows_SH, columns_SW = (_stretch(length, size, shrinks, photos_BHW3.device) for length in (height, width))
+    with torch.autocast(photos_BHW3.device.type, enabled=False):
+        by_rows_BSW3 = (rows_SH @ photos_BHW3.float().flatten(2)).unflatten(2, (-1, 3))
+        return (columns_SW @ by_rows_BSW3).permute(0, 3, 1, 2) / 255
+
+
+def _stretch(length: int, size: int, shrinks: bool, device: torch.device) -> Tensor:
+    """Weights (size, length) of ``length`` pixels in ``size`` by way of ``THUMB``: areas, or bilinear to enlarge."""
+    start_T1 = torch.arange(THUMB, device=device).unsqueeze(1) * (length / THUMB)
+    pixel_L = torch.arange(length, device=device)
+    if shrinks:
+        overlap_TL = (start_T1 + length / THUMB).minimum(pixel_L + 1) - start_T1.maximum(pixel_L)
+        weights_TL = overlap_TL.clamp(min=0) * (THUMB / length)
     else:
-        thumbs_B3TT = F.interpolate(photos_B3HW, (THUMB, THUMB), mode="bilinear")
-    return F.adaptive_avg_pool2d(thumbs_B3TT, size)
+        centre_T1 = (start_T1 + 0.5 * length / THUMB - 0.5).clamp(0, length - 1)
+        weights_TL = (1 - (centre_T1 - pixel_L).abs()).clamp(min=0)
+    pool_ST = F.adaptive_avg_pool1d(torch.eye(THUMB, device=device), size).T
+    return pool_ST @ weights_TL
 
 
 class STNiCNN(nn.Module):
@@ -91,9 +106,9 @@ class STNiCNN(nn.Module):
             return torch.cat([theta_BP23[..., :2] * nominal_BP21, theta_BP23[..., 2:]], -1)
         return theta_BP23
 
-    def label_crops(self, photos_B3HW: Tensor, theta_BP23: Tensor, sizes_B2: Tensor) -> list[Tensor]:
-        """Crop and label: six logits tensors (see ``PartNets.forward``)."""
-        return self.parts(crop(photos_B3HW, theta_BP23, self.config.crop_size, sizes_B2))
+    def label_crops(self, photos_BHW3: Tensor, theta_BP23: Tensor, sizes_B2: Tensor) -> list[Tensor]:
+        """Crop photos (uint8) and label: six logits tensors (see ``PartNets.forward``)."""
+        return self.parts(crop(photos_BHW3, theta_BP23, self.config.crop_size, sizes_B2))
 
     def paste(self, part_logits: list[Tensor], theta_BP23: Tensor, height: int, width: int) -> Tensor:
         """Part logits to canvas_B9HW of label probabilities on the photos' grid (see ``models.grid.paste``)."""
@@ -101,13 +116,13 @@ class STNiCNN(nn.Module):
         return paste(probs, theta_BP23, height, width, self.config.paste)
 
     def paste_labels(self, part_logits: list[Tensor], theta_BP23: Tensor, height: int, width: int) -> Tensor:
-        """The most probable labels_BHW (uint8) of ``paste``, in a ninth of its memory."""
+        """The most probable labels_BHW (uint8) of ``paste``, computed in the windows alone."""
         probs = [logits.float().softmax(1) for logits in part_logits]
         return paste_labels(probs, theta_BP23, height, width, self.config.paste)
 
-    def forward(self, photos_B3HW: Tensor) -> Tensor:
-        """photos_B3HW: float in [0, 1], all of one size. Returns canvas_B9HW of label probabilities."""
-        height, width = photos_B3HW.shape[-2:]
-        sizes_B2 = torch.tensor([[height, width]], device=photos_B3HW.device).expand(len(photos_B3HW), 2)
-        theta_BP23 = self.locate(self.coarse(whole_view(photos_B3HW, self.config.coarse_size)), sizes_B2)
-        return self.paste(self.label_crops(photos_B3HW, theta_BP23, sizes_B2), theta_BP23, height, width)
+    def forward(self, photos_BHW3: Tensor) -> Tensor:
+        """photos_BHW3: uint8, all of one size. Returns canvas_B9HW of label probabilities."""
+        batch, height, width, _ = photos_BHW3.shape
+        sizes_B2 = torch.tensor([[height, width]], device=photos_BHW3.device).expand(batch, 2)
+        theta_BP23 = self.locate(self.coarse(whole_view(photos_BHW3, self.config.coarse_size)), sizes_B2)
+        return self.paste(self.label_crops(photos_BHW3, theta_BP23, sizes_B2), theta_BP23, height, width)

@@ -209,7 +209,7 @@ def test_crops_through_the_theta_frame_equal_crops_of_the_augmented_photo() -> N
     view = draw(ANY, batch)
     theta_BP23 = target_theta(*parts_of(batch, view), batch.sizes_B2, 33, 1.6)
     through = compose(theta_frame(view, batch.sizes_B2), theta_BP23)
-    crops_BP3SS = crop(photos_of(batch), through, 33, batch.sizes_B2)
+    crops_BP3SS = crop(batch.photos_BHW3, through, 33, batch.sizes_B2)
     labels_BPSS = mirror_labels(crop_labels(batch.labels_BHW, through, 33, batch.sizes_B2), view.mirrored_B)
     lut = np.array(MIRROR_LABELS, np.uint8)
     for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
@@ -225,7 +225,7 @@ def test_crops_through_the_theta_frame_equal_crops_of_the_augmented_photo() -> N
             )
         )
         rendered = torch.from_numpy(drawn).permute(2, 0, 1)[None].float() / 255
-        assert (crop(rendered, theta_BP23[b : b + 1], 33)[0] - crops_BP3SS[b]).abs().mean() < 0.01
+        assert (crop(rendered.permute(0, 2, 3, 1), theta_BP23[b : b + 1], 33)[0] - crops_BP3SS[b]).abs().mean() < 0.01
         labels = torch.from_numpy(lut[labels] if view.mirrored_B[b] else labels)[None]
         expected_PSS = crop_labels(labels, theta_BP23[b : b + 1], 33, batch.sizes_B2[b : b + 1])[0]
         assert (expected_PSS == labels_BPSS[b]).float().mean() > 0.95

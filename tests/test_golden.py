@@ -109,7 +109,7 @@ def test_the_four_part_networks_give_the_released_logits_of_six_parts(part_nets:
 
 
 def test_crop_paste_and_labels_on_the_canvas_are_the_released_ones(part_nets: nn.Module, theta: Tensor) -> None:
-    crops = crop(formula_image(1, 3, 1024, 1024), theta, 81)
+    crops = crop(formula_image(1, 3, 1024, 1024).permute(0, 2, 3, 1), theta, 81)
     assert_golden(crops, "crop")
     canvas = paste([logits.softmax(1) for logits in part_nets(crops)], theta, 1024, 1024)
     assert_golden(canvas, "mapback")

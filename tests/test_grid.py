@@ -6,11 +6,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.labels import NUM_LABELS, PART_LABELS
-from models.grid import canvas_to_image, compose, crop, crop_labels, image_to_padded, paste, window_theta
+from models import grid
+from models.grid import canvas_to_image, compose, crop_labels, image_to_padded, paste, window_theta
 
 
 def sizes(*height_width: tuple[int, int]) -> Tensor:
     return torch.tensor(height_width)
+
+
+def crop(photos_BCHW: Tensor, *arguments) -> Tensor:
+    return grid.crop(photos_BCHW.permute(0, 2, 3, 1), *arguments)
 
 
 def windows(centres: list[tuple[float, float]], side: float, height: int, width: int) -> Tensor:
@@ -45,6 +50,21 @@ def test_with_an_odd_window_and_an_integer_centre_the_crop_equals_array_slicing_
     crops = crop(photo, windows(centres, side, height, width), side)
     for part, centre in enumerate(centres):
         assert torch.equal(crops[0, part], sliced(photo[0], centre, side))
+
+
+def test_bytes_are_cropped_as_the_photo_in_zero_to_one() -> None:
+    photo = torch.randint(256, (2, 60, 80, 3), dtype=torch.uint8)
+    theta = windows([(31.3, 20.9), (0, 55), (70, 58)], 23, 60, 80).expand(2, 3, 2, 3)
+    torch.testing.assert_close(grid.crop(photo, theta, 31), grid.crop(photo.float() / 255, theta, 31))
+    centred = windows([(31, 20)], 23, 60, 80).expand(2, 1, 2, 3)
+    assert torch.equal(grid.crop(photo, centred, 23)[1, 0], sliced(photo[1].permute(2, 0, 1), (31, 20), 23) / 255)
+
+
+def test_crops_are_those_of_torch_grid_sample() -> None:
+    torch.manual_seed(0)
+    photo, theta = torch.rand(1, 3, 50, 70), torch.tensor([[[[0.4, 0.1, 0.7], [-0.2, 0.9, -0.3]]]])
+    expected = F.grid_sample(photo, F.affine_grid(theta[0], [1, 3, 33, 33], align_corners=True), align_corners=True)
+    torch.testing.assert_close(crop(photo, theta, 33)[0], expected, rtol=0, atol=1e-5)
 
 
 def test_with_an_even_window_the_crop_lies_half_a_pixel_off_array_slicing() -> None:

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from data.images import make_thumb
 from data.labels import NUM_LABELS, NUM_PARTS, PART_LABELS
 from models.baseline import baseline_theta
 from models.grid import window_theta
-from models.icnn import ICNN, ICNNConfig
+from models.icnn import ICNN, ICNNConfig, fold_batchnorm
 from models.localizer import FACE_LAYOUT, KINDS, build_localizer
 from models.parts import NETWORKS, PartNets, part_targets
-from models.stn_icnn import STNiCNN, STNiCNNConfig
+from models.stn_icnn import STNiCNN, STNiCNNConfig, whole_view
 
 PHOTO_SIZES = [(128, 128), (81, 81), (50, 37)]
 
@@ -114,7 +117,7 @@ def test_shear_is_zero_whatever_the_weights(kind: str) -> None:
 def test_the_whole_labels_a_photo_on_its_own_grid(config: STNiCNNConfig, height: int, width: int) -> None:
     model = STNiCNN(config).eval()
     with torch.inference_mode():
-        probs = model(torch.rand(1, 3, height, width))
+        probs = model(torch.randint(256, (1, height, width, 3), dtype=torch.uint8))
     assert probs.shape == (1, 9, height, width)
     assert probs.isfinite().all()
     assert probs.min() >= 0
@@ -124,7 +127,7 @@ def test_the_whole_labels_a_photo_on_its_own_grid(config: STNiCNNConfig, height:
 def test_the_part_loss_reaches_all_three_modules() -> None:
     model, sizes = STNiCNN(STNiCNNConfig(crop_size=33)), torch.tensor([[90, 70], [90, 70]])
     theta = model.locate(model.coarse(torch.rand(2, 3, 128, 128)), sizes)
-    logits = model.label_crops(torch.rand(2, 3, 90, 70), theta, sizes)
+    logits = model.label_crops(torch.rand(2, 90, 70, 3), theta, sizes)
     sum(part.pow(2).mean() for part in logits).backward()
     for module in (model.coarse, model.localizer, model.parts):
         assert any(parameter.grad.abs().max() > 0 for parameter in module.parameters())
@@ -194,3 +197,23 @@ def test_windows_of_fixed_pixels_start_at_that_many_pixels_whatever_the_photo_s_
     span_2 = torch.tensor([size[1] - 1, size[0] - 1])
     sides_P2 = torch.diagonal(theta_BP23[0, :, :, :2], dim1=-2, dim2=-1) * span_2 + 1
     assert torch.allclose(sides_P2, torch.full((6, 2), 81.0), atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (512, 300), (400, 777), (90, 70), (300, 100)])
+@pytest.mark.parametrize("size", [64, 100, 128])
+def test_a_photo_is_stretched_as_its_cached_thumb_is(height: int, width: int, size: int) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    thumb_13TT = torch.from_numpy(make_thumb(photo))[None].permute(0, 3, 1, 2).float() / 255
+    expected = F.adaptive_avg_pool2d(thumb_13TT, size)
+    torch.testing.assert_close(whole_view(torch.from_numpy(photo)[None], size), expected, rtol=0, atol=1 / 255)
+
+
+def test_folding_batch_normalisation_leaves_the_probabilities_alone() -> None:
+    torch.manual_seed(0)
+    model = STNiCNN(STNiCNNConfig(crop_size=33))
+    shaken(model)
+    photos = torch.randint(256, (1, 60, 80, 3), dtype=torch.uint8)
+    before = model(photos)
+    fold_batchnorm(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in (*model.coarse.modules(), *model.parts.modules()))
+    torch.testing.assert_close(model(photos), before, rtol=1e-3, atol=1e-4)

@@ -107,7 +107,7 @@ def test_best_checkpoints_become_a_model_that_labels_photos(runs: dict[str, Path
         model = load_model([path / "best.pt" for path in paths])
         assert model.config.crop_size == 33
         with torch.no_grad():
-            canvas_B9HW = model(torch.rand(1, 3, 70, 90))
+            canvas_B9HW = model(torch.randint(256, (1, 70, 90, 3), dtype=torch.uint8))
         assert canvas_B9HW.shape == (1, 9, 70, 90)
         assert canvas_B9HW.isfinite().all()
 

@@ -169,29 +169,36 @@ def _train_epoch(
     batches = batches if hasattr(batches, "__len__") else list(batches)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sums: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = {}
     bar = tqdm(batches, desc=f"epoch {epoch + 1}/{optimisation.epochs}", disable=None if lead else True, leave=False)
     for k, batch in enumerate(bar):
         factor = learning_rate_factor(optimisation.schedule, epoch + k / len(batches), optimisation.epochs)  # type: ignore[arg-type]
         for group in optimizer.param_groups:
             group["lr"] = optimisation.lr[group["name"]] * factor
         with runtime.autocast(device, amp):
-            loss, parts = step(batch.to(device))
-        parts = {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}
-        if not torch.isfinite(loss):
-            told = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
-            raise InputError(f"the loss is not finite at epoch {epoch + 1}, step {k + 1} ({told}): lower the --lr")
+            loss, losses = step(batch.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         runtime.average_gradients(parameters)
         if optimisation.clip > 0:
             nn.utils.clip_grad_norm_(parameters, optimisation.clip)
         optimizer.step()
+        if k > 0:
+            _check_finite(parts, epoch, k)  # one step late: the device need not wait for the check
+        parts = {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
         for name, value in parts.items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + value
     count = k + 1
+    _check_finite(parts, epoch, count)
     return {
         name: float(runtime.sum_over_processes(value)) / count / runtime.world_size() for name, value in sums.items()
     }
+
+
+def _check_finite(parts: dict[str, Tensor], epoch: int, step: int) -> None:
+    if not torch.isfinite(parts["loss"]):
+        told = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
+        raise InputError(f"the loss is not finite at epoch {epoch + 1}, step {step} ({told}): lower the --lr")
 
 
 def _resume(

@@ -21,11 +21,6 @@ from utils.visualize import draw_windows, overlay, tile
 CROPS = ("predicted", "baseline", "truth", "none")
 
 
-def photos_of(batch: Batch) -> Tensor:
-    """photos_B3HW, float in [0, 1]."""
-    return batch.photos_BHW3.permute(0, 3, 1, 2).float().div_(255)
-
-
 def true_theta(batch: Batch, model: STNiCNN) -> Tensor:
     """The windows around the true parts, theta_BP23 in the frame of each photo."""
     config = model.config
@@ -63,7 +58,7 @@ def label_crops(model: STNiCNN, batch: Batch, crops: str) -> tuple[list[Tensor],
     logits_B9hw = torch.empty(0) if crops == "truth" else model.coarse(whole(batch, None, model.config.coarse_size))
     theta_BP23 = find_windows(model, batch, crops, logits_B9hw)
     padded_B33 = image_to_padded(batch.sizes_B2, *batch.photos_BHW3.shape[1:3])
-    return model.label_crops(photos_of(batch), theta_BP23, batch.sizes_B2), theta_BP23, compose(padded_B33, theta_BP23)
+    return model.label_crops(batch.photos_BHW3, theta_BP23, batch.sizes_B2), theta_BP23, compose(padded_B33, theta_BP23)
 
 
 def label_probabilities(model: STNiCNN, batch: Batch, crops: str = "predicted") -> tuple[Tensor, Tensor]:
