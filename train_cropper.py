@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
     )
     model = STNiCNN(run.config)
     load_into(model, stage1, ("coarse",))
-    train, val = options.open_split(args, "train"), options.open_split(args, "val")
+    train, val = options.open_split(args, "train", photos=False), options.open_split(args, "val")
     size, margin = run.config.coarse_size, run.config.window_margin
 
     def step(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
     model = STNiCNN(run.config)
     if args.init_from:
         load_into(model, read_weights(args.init_from), ("coarse",))
-    train, val = options.open_split(args, "train"), options.open_split(args, "val")
+    train, val = options.open_split(args, "train", photos=False), options.open_split(args, "val")
     size = run.config.coarse_size
 
     def step(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,8 +84,9 @@ def part_geometry(labels_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 class Faces(Dataset):
     """One cached split. ``faces[ticket]`` reads one face; ``batches`` below is what training and evaluation use."""
 
-    def __init__(self, folder: Path, names: list[str], dataset: str, split: str) -> None:
+    def __init__(self, folder: Path, names: list[str], dataset: str, split: str, photos: bool = True) -> None:
         self.folder, self.names, self.dataset, self.split = folder, names, dataset, split
+        self.with_photos = photos
         self.records = np.fromfile(folder / "records.bin", RECORD)
         self.merge = TABLES[dataset].merge
         self.files = {name: os.open(folder / f"{name}.bin", os.O_RDONLY) for name in FILES}
@@ -112,7 +114,7 @@ class Faces(Dataset):
     def labels(self, index: int) -> np.ndarray:
         """uint8 (H, W), the nine labels."""
         record = self.records[index]
-        return self.merge[self._read("labels", int(record["offset"]), (record["height"], record["width"]))]
+        return cv2.LUT(self._read("labels", int(record["offset"]), (record["height"], record["width"])), self.merge)
 
     def thumb(self, index: int) -> np.ndarray:
         """uint8 (256, 256, 3), RGB, stretched."""
@@ -120,17 +122,18 @@ class Faces(Dataset):
 
     def __getitem__(self, ticket: tuple[int, tuple[int, int, int]]) -> tuple[int, tuple[int, int, int], tuple]:
         index, key = ticket
-        return index, key, (self.photo(index), self.labels(index), self.thumb(index))
+        photo = self.photo(index) if self.with_photos else np.empty((0, 0, 3), np.uint8)
+        return index, key, (photo, self.labels(index), self.thumb(index))
 
     def collate(self, items: list[tuple[int, tuple[int, int, int], tuple]]) -> Batch:
         index = np.array([item[0] for item in items])
         records = self.records[index]
         height, width = int(records["height"].max()), int(records["width"].max())
-        photos = np.zeros((len(items), height, width, 3), np.uint8)
+        photos = np.zeros((len(items), height, width, 3) if self.with_photos else (len(items), 0, 0, 3), np.uint8)
         labels = np.zeros((len(items), height, width), np.uint8)
         for b, (_, _, (photo, label, _)) in enumerate(items):
             photos[b, : photo.shape[0], : photo.shape[1]] = photo
-            labels[b, : photo.shape[0], : photo.shape[1]] = label
+            labels[b, : label.shape[0], : label.shape[1]] = label
         return Batch(
             photos_BHW3=torch.from_numpy(photos),
             labels_BHW=torch.from_numpy(labels),
@@ -153,17 +156,19 @@ def open_faces(
     workers: int = 2,
     partition: str | None = None,
     size: int | None = None,
+    photos: bool = True,
 ) -> Faces:
     """Open a split through its cache, building what is missing. Raises InputError for a bad data folder.
 
-    cache: folder that holds all caches. workers: decoding threads.
+    cache: folder that holds all caches. workers: decoding threads. photos: False leaves the photos of its batches
+    empty, for those who look at the thumbs alone.
     max_images, size, partition: see ``data.source.open_source``.
     """
     source = open_source(dataset, root, split, partition, max_images, size)
     where = f"{root.resolve() if root else ''}|{partition}|{max_images}|{size}"
     folder = cache / f"{dataset}-{split}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
     build_cache(source, folder, workers)
-    return Faces(folder, [sample.name for sample in source.samples], dataset, split)
+    return Faces(folder, [sample.name for sample in source.samples], dataset, split, photos)
 
 
 def _fingerprint(source: Source) -> str:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.functional import gaussian_blur
 
 from data.augment import (
     NO_AUGMENTATION,
@@ -291,3 +292,26 @@ def test_reduced_precision_does_not_reach_the_geometry() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         reduced = geometry()
     assert all(torch.equal(one, two) for one, two in zip(plain, reduced, strict=True))
+
+
+def test_blur_is_torchvisions_and_leaves_half_of_the_faces_sharp() -> None:
+    torch.manual_seed(0)
+    crops_BP3SS = torch.rand(24, 2, 3, 31, 31) * 0.8 + 0.1
+    view = draw(Augmentation(blur=2.0), make_batch(24))
+    blurred_BP3SS = crops_of(view, crops_BP3SS)
+    sharp_B = view.blur_B == 0
+    assert 6 <= sharp_B.sum() <= 18
+    assert view.blur_B.max() <= 2
+    torch.testing.assert_close(blurred_BP3SS[sharp_B], crops_BP3SS[sharp_B])
+    for b in (~sharp_B).nonzero().flatten().tolist():
+        expected = gaussian_blur(crops_BP3SS[b], [9, 9], [float(view.blur_B[b])] * 2)
+        torch.testing.assert_close(blurred_BP3SS[b, ..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4])
+
+
+def test_with_subsets_faces_get_any_number_of_operations_in_one_pass_too() -> None:
+    a = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), noise=0.05, subsets=True)
+    view = draw(a, make_batch(100))
+    turned_B = view.affine_B33[:, 0, 1].abs() > 1e-6
+    shares = torch.stack([turned_B, view.zoom_B != 1, view.noise_B > 0], 1).float().mean(0)
+    assert ((shares > 0.35) & (shares < 0.65)).all()
+    assert draw(Augmentation(noise=0.05), make_batch(100)).noise_B.gt(0).all()

@@ -35,9 +35,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read_face = source.read_face
 
-    def counting(*arguments):
+    def counting(*arguments, **options):
         names.append(arguments[-1].name)
-        return read_face(*arguments)
+        return read_face(*arguments, **options)
 
     monkeypatch.setattr(source, "read_face", counting)
     return names
@@ -222,6 +222,26 @@ def order_of(faces: Faces, batch_size: int, seed: int, epoch: int, folds: int = 
     """(N, 4): index and key of each face of an epoch, in order."""
     batches = training_batches(faces, batch_size, seed, epoch, folds, **where)
     return torch.cat([torch.cat([batch.index_B[:, None], batch.keys_B3], 1) for batch in batches])
+
+
+def test_batches_without_photos_hold_all_the_rest(root: Path) -> None:
+    cache = root.parent / "cache"
+    whole = open_faces("helen", root, "train", cache)
+    bare = open_faces("helen", root, "train", cache, photos=False)
+    for full, empty in zip(evaluation_batches(whole, 4), evaluation_batches(bare, 4), strict=True):
+        assert empty.photos_BHW3.numel() == 0
+        for name, value in vars(full).items():
+            assert name == "photos_BHW3" or torch.equal(getattr(empty, name), value)
+
+
+def test_faces_are_resized_to_the_size_asked_for_labels_by_the_nearest_pixel(root: Path) -> None:
+    whole, small = open_train(root), open_faces("helen", root, "train", root.parent / "cache", size=32)
+    assert small.photo(1).shape == (19, 32, 3)
+    assert small.photo(2).shape == (32, 19, 3)
+    for k in (0, 3):  # 64 x 64: every second pixel
+        np.testing.assert_array_equal(small.labels(k), whole.labels(k)[1::2, 1::2])
+        blocks = whole.photo(k).reshape(32, 2, 32, 2, 3).mean((1, 3))
+        np.testing.assert_allclose(small.photo(k), blocks, rtol=0, atol=1)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(root: Path) -> None:

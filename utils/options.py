@@ -200,8 +200,8 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
         raise InputError("; ".join(problems))
 
 
-def open_split(args: argparse.Namespace, split: str) -> Faces:
-    """One split of the data set that the options name, through its cache."""
+def open_split(args: argparse.Namespace, split: str, photos: bool = True) -> Faces:
+    """One split of the data set that the options name, through its cache. photos: see ``data.loading.open_faces``."""
     return open_faces(
         args.dataset,
         args.data,
@@ -211,6 +211,7 @@ def open_split(args: argparse.Namespace, split: str) -> Faces:
         max(1, args.workers),
         args.partition,
         args.face_size,
+        photos,
     )
 
 

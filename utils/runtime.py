@@ -1,5 +1,6 @@
 """Where and how a script runs: device, processes, precision, and how it ends."""
 
+import ctypes
 import errno
 import os
 import signal
@@ -19,6 +20,7 @@ from utils.errors import InputError
 
 def run_main(main: Callable[[], int]) -> int:
     """Run a script's ``main``: bad input becomes one line and exit status 2, Ctrl-C status 130."""
+    keep_freed_memory()
     try:
         return main()
     except InputError as error:
@@ -38,6 +40,21 @@ def run_main(main: Callable[[], int]) -> int:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc hand freed memory out again instead of giving it back to the system after every large tensor.
+
+    On the CPU, fetching it anew page by page costs a fifth of a training step. Other C libraries are left alone.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # as in malloc.h
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 2**26)
 
 
 def pick_device(name: str) -> torch.device:

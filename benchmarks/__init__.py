@@ -1,0 +1,1 @@
+"""Parts of benchmark.py: the plain reference, the clock, and one module for each group of measurements."""

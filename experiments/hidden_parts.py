@@ -1,0 +1,156 @@
+"""Parts hidden in the photo, the old cropper against the STN: how often and how far the windows miss (paper Fig. 5).
+
+Each face's parts are hidden one after the other, in an order drawn from the seed, under a patch of the photo's mean
+colour; the coarse network, both croppers and the part networks see nothing else. Labels under a patch still count.
+"""
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from data.images import make_thumb
+from data.labels import NUM_PARTS
+from data.loading import Batch
+from experiments import common
+from models.pretrained import load_model
+from utils import options, runtime
+from utils.metrics import confusion_matrix, scores
+from utils.parsing import label_maps, true_theta
+from utils.runtime import run_main
+
+NAME = "hidden_parts"
+CROPPERS = {"old cropper": "baseline", "STN": "predicted"}
+PATCH = 1.3  # side of a patch, in sides of the part's bounding box
+
+
+def hiding_order(present_P: np.ndarray, seed: int, index: int) -> list[int]:
+    """The parts of a face in the order in which they are hidden; a face without some has fewer to hide."""
+    order = np.random.default_rng((seed, index)).permutation(NUM_PARTS)
+    return [int(part) for part in order if present_P[part]]
+
+
+def hide(batch: Batch, boxes_BP4: torch.Tensor, hidden_BP: np.ndarray) -> Batch:
+    """The batch with patches over the hidden parts (bool), in photos and thumbs; labels stay.
+
+    boxes_BP4: see ``common.part_boxes``.
+    """
+    photos_BHW3, thumbs_BTT3 = batch.photos_BHW3.cpu().numpy().copy(), batch.thumbs_BTT3.cpu().numpy().copy()
+    sizes, boxes_BP4 = batch.sizes_B2.tolist(), boxes_BP4.cpu()
+    for b in np.flatnonzero(hidden_BP.any(1)):
+        height, width = sizes[b]
+        photo = photos_BHW3[b, :height, :width]
+        mean = photo.mean((0, 1)).round()
+        for part in np.flatnonzero(hidden_BP[b]):
+            left, top, right, bottom = boxes_BP4[b, part].tolist()
+            grow_x, grow_y = ((PATCH - 1) / 2 * (high - low + 1) for low, high in ((left, right), (top, bottom)))
+            rows = slice(max(0, round(top - grow_y)), round(bottom + grow_y) + 1)
+            columns = slice(max(0, round(left - grow_x)), round(right + grow_x) + 1)
+            photo[rows, columns] = mean
+        thumbs_BTT3[b] = make_thumb(photo)
+    device = batch.photos_BHW3.device
+    return replace(
+        batch,
+        photos_BHW3=torch.from_numpy(photos_BHW3).to(device),
+        thumbs_BTT3=torch.from_numpy(thumbs_BTT3).to(device),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = common.parser(__doc__, batch_size=8)
+    options.add_checkpoint_option(parser)
+    args = common.parse(parser, argv)
+    device = runtime.pick_device(args.device)
+    model = load_model(options.checkpoints(args)).to(device).to(memory_format=torch.channels_last)
+    faces = options.open_split(args, args.split)
+    counts = range(NUM_PARTS + 1)
+    found: dict[tuple[int, str], list[common.Misses]] = {(k, name): [] for k in counts for name in CROPPERS}
+    matrices = {key: np.zeros((9, 9), np.int64) for key in found}
+    present: list[np.ndarray] = []
+    hidden: dict[int, list[np.ndarray]] = {k: [] for k in counts}
+    bar = tqdm(common.batches(args, faces, device), total=-(-len(faces) // args.batch_size), disable=None, leave=False)
+    with torch.inference_mode(), runtime.autocast(device, args.amp):
+        for batch in bar:
+            present_BP = batch.present_BP.cpu().numpy()
+            indices = batch.index_B.tolist()
+            orders = [hiding_order(has, args.seed, i) for has, i in zip(present_BP, indices, strict=True)]
+            boxes_BP4, truth_BP23 = common.part_boxes(batch.labels_BHW), true_theta(batch, model)
+            present.append(present_BP)
+            for k in counts:
+                hidden_BP = np.array([np.isin(np.arange(NUM_PARTS), order[:k]) for order in orders])
+                hidden[k].append(hidden_BP)
+                covered = hide(batch, boxes_BP4, hidden_BP)
+                for name, crops in CROPPERS.items():
+                    labels_BHW, theta_BP23 = label_maps(model, covered, crops)
+                    found[k, name].append(common.misses(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2))
+                    for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
+                        true_HW = batch.labels_BHW[b, :height, :width]
+                        matrices[k, name] += confusion_matrix(labels_BHW[b, :height, :width], true_HW)
+    present_NP = np.concatenate(present)
+    rows = []
+    for k in counts:
+        hidden_NP = np.concatenate(hidden[k])
+        for name in CROPPERS:
+            missed = common.join(found[k, name])
+            rows.append(
+                {
+                    "hidden": k,
+                    "cropper": name,
+                    "all": common.summary(missed, present_NP),
+                    "hidden_only": common.summary(missed, hidden_NP),
+                    "f1": common.headline(scores(matrices[k, name])),
+                }
+            )
+    common.write(NAME, NAME, args, argv, {"faces": len(faces), "split": args.split, "rows": rows}, draw, table)
+    return 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: one line for each number of hidden parts and cropper; "off by" in sides of the window, mean."""
+    header = [
+        "parts hidden",
+        "cropper",
+        "misses",
+        "of the hidden",
+        "off by",
+        "median",
+        "pixels",
+        "overall",
+        "strict",
+    ]
+    rows = []
+    for row in result["rows"]:
+        every, hidden = row["all"] or {}, row["hidden_only"] or {}
+        rates = [every.get("miss_rate"), hidden.get("miss_rate")]
+        distances = [every.get(name) for name in ("share_mean", "share_median", "pixels_mean")]
+        rows.append([row["hidden"], row["cropper"], *rates, *distances, row["f1"]["overall"], row["f1"]["strict"]])
+    return common.markdown(header, rows, 3)
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Miss rate, distance and F1 over the number of hidden parts, a curve for each cropper."""
+    figure, (rate, distance, f1) = common.panels(3)
+    for colour, name in zip(("tab:orange", "tab:blue"), CROPPERS, strict=True):
+        rows = [row for row in result["rows"] if row["cropper"] == name]
+        for which, style, told in (("all", "-o", "all parts"), ("hidden_only", "--", "the hidden ones")):
+            shown = [row for row in rows if row[which]]
+            k = [row["hidden"] for row in shown]
+            rate.plot(k, [row[which]["miss_rate"] for row in shown], style, color=colour, label=f"{name}, {told}", ms=4)
+            distance.plot(k, [row[which]["share_mean"] for row in shown], style, color=colour, ms=4)
+        known = [row for row in rows if row["f1"]["overall"] is not None]
+        f1.plot([row["hidden"] for row in known], [row["f1"]["overall"] for row in known], "-o", color=colour, ms=4)
+    rate.set(title="windows that miss", ylabel="share of windows")
+    distance.set(title="how far the centre is off", ylabel="sides of the window, mean")
+    f1.set(title="overall F1, hidden labels included", ylabel="F1")
+    for ax in (rate, distance, f1):
+        ax.set_xlabel("parts hidden")
+    rate.legend(fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,388 @@
+"""The experiments: their numbers on made-up windows and laws, and each script on tiny faces from end to end."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train_cropper
+import train_end2end
+import train_stage1
+import train_stage2
+from data.loading import part_geometry
+from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, report
+from models.grid import window_theta
+from models.stn_icnn import STNiCNN, STNiCNNConfig
+from utils import checkpoint
+from utils.errors import InputError
+from utils.options import open_split
+from utils.parsing import first_batch
+
+SIZES_B2 = torch.tensor([[101, 201]])
+
+
+def windows(centres: list[tuple[float, float]], side: float) -> torch.Tensor:
+    """theta_BP23 of six windows in a photo of 201 x 101 pixels."""
+    return window_theta(torch.tensor([centres]), torch.full((1, 6), side), SIZES_B2)
+
+
+def made_up() -> common.Misses:
+    """True windows of 41 pixels around (50, 50), parts of 31 x 21 pixels; each of the six predicted otherwise."""
+    truth = windows([(50.0, 50.0)] * 6, 41)
+    found = windows([(50, 50), (53, 54), (56, 50), (50, 58), (50, 62), (150, 50)], 41)
+    boxes = torch.tensor([35.0, 40, 65, 60]).expand(1, 6, 4)
+    return common.misses(found, truth, boxes, SIZES_B2)
+
+
+def test_a_window_misses_when_it_is_far_off_or_cuts_the_part() -> None:
+    found = made_up()
+    np.testing.assert_allclose(found.pixels_NP[0], [0, 5, 6, 8, 12, 100], atol=1e-3)
+    np.testing.assert_allclose(found.share_NP[0], np.array([0, 5, 6, 8, 12, 100]) / 41, atol=1e-4)
+    # held; held; cut at the left by a pixel; held above and below; cut and beyond a quarter; elsewhere
+    assert found.missed_NP[0].tolist() == [False, False, True, False, True, True]
+
+
+def test_a_part_that_no_true_window_holds_is_not_cut() -> None:
+    truth = windows([(50.0, 50.0)] * 6, 41)
+    found = windows([(52.0, 50.0)] * 6, 41)
+    boxes = torch.tensor([20.0, 40, 80, 60]).expand(1, 6, 4)
+    assert not common.misses(found, truth, boxes, SIZES_B2).missed_NP.any()
+
+
+def test_the_summary_counts_the_chosen_windows_alone() -> None:
+    some = np.array([[True, True, False, False, True, False]])
+    summary = common.summary(made_up(), some)
+    assert summary is not None
+    assert summary["windows"] == 3
+    assert summary["miss_rate"] == pytest.approx(1 / 3, abs=1e-4)
+    assert summary["pixels_mean"] == pytest.approx(17 / 3, abs=1e-2)
+    assert summary["pixels_median"] == pytest.approx(5, abs=1e-2)
+    assert common.summary(made_up(), some & False) is None
+
+
+def test_part_boxes_agree_with_the_cached_geometry() -> None:
+    labels = np.zeros((40, 50), np.uint8)
+    labels[5:9, 3:20], labels[30:33, 10:30], labels[33, 12:28] = 1, 6, 8
+    present, _, extents = part_geometry(labels)
+    (boxes,) = common.part_boxes(torch.from_numpy(labels)[None])
+    assert boxes[0].tolist() == [3, 5, 19, 8]
+    assert boxes[5].tolist() == [10, 30, 29, 33]
+    assert boxes[~torch.from_numpy(present)].isnan().all()
+    np.testing.assert_array_equal((boxes[present][:, 2:] - boxes[present][:, :2] + 1).numpy(), extents[present])
+
+
+def test_a_power_law_is_found_again() -> None:
+    counts = [500, 1000, 2000, 3000]
+    assert few_images.power_law(counts, [0.8 * n**-0.3 for n in counts]) == pytest.approx((0.8, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(3000, (4, 32)), (1000, (12, 32)), (200, (62, 32)), (50, (372, 32)), (8, (372, 8))]
+)
+def test_fewer_faces_are_seen_as_often_in_all(count: int, expected: tuple[int, int]) -> None:
+    assert few_images.schedule(4, 3000, count, 32, 1) == expected
+
+
+def test_all_changes_together_make_the_best_recipe_on_the_short_schedule() -> None:
+    for script in (train_stage1, train_cropper, train_stage2, train_end2end):
+        short, best = script.RECIPES.paper_short, script.RECIPES.best
+        made = ablation.adopt(short, best, ablation.fields_of("all"))
+        for part in ("augmentation", "dice", "theta_beta", "jitter", "coarse_weight", "theta_weight"):
+            assert getattr(made, part) == getattr(best, part), (script.__name__, part)
+        assert made.model.items() >= best.model.items()
+        for part in ("optimizer", "schedule", "weight_decay", "clip"):
+            assert getattr(made.optimisation, part) == getattr(best.optimisation, part), (script.__name__, part)
+        assert made.optimisation.lr == short.optimisation.lr
+
+
+def test_a_change_alone_changes_nothing_else() -> None:
+    recipes = train_stage1.RECIPES
+    made = ablation.adopt(recipes.paper_short, recipes.best, ablation.fields_of("mirror"))
+    assert made.augmentation.mirror == recipes.best.augmentation.mirror > 0
+    assert ablation.adopt(made, recipes.paper_short, ablation.fields_of("mirror")) == recipes.paper_short
+
+
+def test_cost_counts_what_the_specification_counts() -> None:
+    whole = common.cost(STNiCNNConfig(), ("coarse",))
+    assert whole["parameters"] == 559_931
+    assert whole["gflop"] == pytest.approx(2.69, abs=0.02)
+    assert common.cost(STNiCNNConfig(), ("parts",))["gflop"] == pytest.approx(5.54, abs=0.05)
+
+
+# the scripts
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An end-to-end checkpoint that has learnt nothing."""
+    torch.manual_seed(0)
+    model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, window_margin=1.6))
+    path = tmp_path_factory.mktemp("weights") / "best.pt"
+    modules = {name: getattr(model, name).state_dict() for name in ("coarse", "localizer", "parts")}
+    checkpoint.save(path, {"stage": "end2end", "config": vars(model.config), "modules": modules})
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+def read(results: Path, name: str) -> dict:
+    assert (results / "experiments" / f"{name}.png").stat().st_size > 1000
+    return json.loads((results / "experiments" / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def options(tiny_options: list[str], results: Path) -> list[str]:
+    return [*tiny_options, "--out", str(results / "experiments")]
+
+
+def test_hidden_parts_are_covered_in_photo_and_thumb_and_nowhere_else(tiny_options: list[str]) -> None:
+    args = common.parse(common.parser(None), tiny_options)
+    batch = first_batch(open_split(args, "val"), 2, torch.device("cpu"))
+    boxes_BP4 = common.part_boxes(batch.labels_BHW)
+    hidden_BP = np.zeros((2, 6), bool)
+    hidden_BP[1, 4] = True
+    covered = hidden_parts.hide(batch, boxes_BP4, hidden_BP)
+    assert torch.equal(covered.photos_BHW3[0], batch.photos_BHW3[0])
+    assert torch.equal(covered.thumbs_BTT3[0], batch.thumbs_BTT3[0])
+    changed_HW = (covered.photos_BHW3[1] != batch.photos_BHW3[1]).any(-1)
+    left, top, right, bottom = boxes_BP4[1, 4].tolist()
+    grow_x, grow_y = 0.15 * (right - left + 1), 0.15 * (bottom - top + 1)
+    ys, xs = torch.nonzero(changed_HW, as_tuple=True)
+    assert left - grow_x - 1 <= xs.min() <= left
+    assert right <= xs.max() <= right + grow_x + 1
+    assert top - grow_y - 1 <= ys.min() <= top
+    assert bottom <= ys.max() <= bottom + grow_y + 1
+    patch = covered.photos_BHW3[1][batch.labels_BHW[1] == 5]
+    assert (patch == patch[0]).all()
+    assert not torch.equal(covered.thumbs_BTT3[1], batch.thumbs_BTT3[1])
+
+
+def test_parts_are_hidden_one_after_the_other_in_an_order_of_the_seed() -> None:
+    present = np.array([True, True, False, True, True, True])
+    order = hidden_parts.hiding_order(present, 3, 7)
+    assert sorted(order) == [0, 1, 3, 4, 5]
+    assert order == hidden_parts.hiding_order(present, 3, 7)
+    assert len({tuple(hidden_parts.hiding_order(present, 3, index)) for index in range(20)}) > 10
+
+
+def test_hidden_parts_gives_a_row_for_each_number_and_cropper(options: list[str], weights: Path, results: Path) -> None:
+    assert hidden_parts.main([*options, "--checkpoint", str(weights)]) == 0
+    rows = read(results, "hidden_parts")["rows"]
+    assert [(row["hidden"], row["cropper"]) for row in rows] == [
+        (k, c) for k in range(7) for c in hidden_parts.CROPPERS
+    ]
+    assert rows[0]["hidden_only"] is None
+    assert rows[-1]["hidden_only"] == rows[-1]["all"]
+    assert all(0 <= row["all"]["miss_rate"] <= 1 and row["f1"]["overall"] is not None for row in rows)
+
+
+def test_odd_crops_equal_slices_and_even_ones_do_not(options: list[str], results: Path) -> None:
+    assert crop_parity.main([*options, "--sizes", "40", "41"]) == 0
+    even, odd = read(results, "crop_parity")["rows"]
+    assert odd["error"] < 1e-3
+    assert odd["f1"] == {"overall": 1.0, "strict": 1.0}
+    assert even["error"] > 1
+    assert even["f1"]["strict"] < 0.99
+
+
+def test_coarse_sizes_are_trained_once_and_compared(
+    options: list[str], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--sizes", "32", "48", "--epochs", "1", "1", "--batch-size", "2", "--max-images", "2", "--crop-size", "33"]
+    command = [*options, *small, "--recipe", "best", "--runs", str(tmp_path)]
+    assert coarse_size.main(command) == 0
+    rows = read(results, "coarse_size")["rows"]
+    assert [row["size"] for row in rows] == [32, 48]
+    assert rows[1]["gflop"] > 2 * rows[0]["gflop"]
+    assert all(row["windows"][name]["pixels_mean"] > 0 for row in rows for name in coarse_size.CROPPERS)
+    capsys.readouterr()
+    assert coarse_size.main(command) == 0
+    told = capsys.readouterr().out
+    assert told.count("finished already") == 4
+    assert "epoch 1/1 " not in told
+    assert read(results, "coarse_size")["rows"] == rows
+
+
+def test_few_images_compares_both_starts_and_the_curve_reuses_its_runs(
+    options: list[str], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [*options, "--epochs", "1", "--batch-size", "2", "--runs", str(tmp_path)]
+    assert few_images.main([*small, "--drawn", "2", "--drawn-size", "48", "--counts", "0", "2", "all"]) == 0
+    rows = read(results, "few_images")["rows"]
+    assert [row["faces"] for row in rows] == [0, 2, 4]
+    assert rows[0]["scratch"] is None
+    assert all(row[start]["overall"] is not None for row in rows[1:] for start in few_images.STARTS)
+    logs = [
+        len((tmp_path / f"few_images/stage1/scratch-{n}/stage1/log.jsonl").read_text().splitlines()) for n in (2, 4)
+    ]
+    assert logs == [2, 1]  # epochs of one and of two steps
+    capsys.readouterr()
+    assert few_images.main([*small, "--scratch-only", "--counts", "2", "all"]) == 0
+    assert "epoch 1/1 " not in capsys.readouterr().out
+    curve = read(results, "training_images")
+    assert curve["fit"]["strict"]["faces"] == 18_000
+    assert [row["scratch"] for row in curve["rows"]] == [row["scratch"] for row in rows[1:]]
+
+
+def test_few_images_starts_the_chain_s_networks_from_the_drawn_faces(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, list[str]]] = []
+
+    def train(stage: str, words: list[str], run_dir: Path, recipes: object = None) -> Path:
+        trained.append((stage, list(words)))
+        return run_dir / "best.pt"
+
+    monkeypatch.setattr(common, "train", train)
+    monkeypatch.setattr(common, "score", lambda *_: {"paper": {"overall": 0.5}, "strict": {"mean": 0.4}})
+    out = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path), "--stage", "chain"]
+    assert few_images.main([*options, *out, "--epochs", "1", "1", "1", "1", "--counts", "0", "2"]) == 0
+    assert [stage for stage, _ in trained] == 3 * list(common.STAGES)
+    inits = [[Path(word).parts[-3:-1] for word in words if word.endswith("best.pt")] for _, words in trained]
+    assert inits[:4] == [[], [("drawn", "stage1")], [], [("drawn", "cropper"), ("drawn", "stage2")]]
+    assert inits[4:8] == [[], [("scratch-2", "stage1")], [], [("scratch-2", "cropper"), ("scratch-2", "stage2")]]
+    assert inits[8] == [("drawn", "stage1")]
+    assert inits[10] == [("drawn", "stage2")]
+    assert inits[11] == [("drawn-2", "cropper"), ("drawn-2", "stage2")]
+
+
+def test_the_ablation_trains_what_a_change_touches_and_counts_its_cost(
+    options: list[str], results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = train_stage2.RECIPES
+    small_crops = recipes._replace(paper_short=replace(recipes.paper_short, model={"crop_size": 33}))
+    monkeypatch.setattr(train_stage2, "RECIPES", small_crops)
+    small = ["--epochs", "1", "--batch-size", "2", "--max-images", "2", "--runs", str(tmp_path)]
+    assert ablation.main([*options, *small, "--rows", "jitter", "taught", "all"]) == 0
+    rows = read(results, "ablation")["rows"]
+    assert [row["change"] for row in rows] == ["paper-short", "jitter", "all"]  # stage 2 knows no end to end
+    assert all(row["parameters"] == 2_185_140 and row["gflop"] > 0.5 for row in rows)
+    recipe = json.loads((tmp_path / "ablation/stage2/jitter/stage2/config.json").read_text())["recipe"]
+    assert recipe["jitter"] == train_stage2.RECIPES.best.jitter
+    assert recipe["dice"] == 0
+
+
+def test_the_ablation_of_the_chain_reuses_stages_that_a_change_leaves_alone(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+
+    def train(stage: str, words: list[str], run_dir: Path, recipes: object = None) -> Path:
+        trained.append(f"{run_dir.parent.name}/{stage}")
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_text('{"config": {}}')
+        return run_dir / "best.pt"
+
+    monkeypatch.setattr(common, "train", train)
+    monkeypatch.setattr(common, "score", lambda *_: {"paper": {"overall": 0.5}, "strict": {"mean": 0.4}, "images": 1})
+    out = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path), "--stage", "chain", "--rows", "jitter", "taught"]
+    assert ablation.main([*options, *out]) == 0
+    base = [f"paper-short/{stage}" for stage in common.STAGES]
+    assert trained == [*base, "jitter/stage2", "jitter/end2end", "taught/cropper", "taught/end2end"]
+
+
+def test_the_report_gathers_runs_seeds_and_experiments_and_is_the_same_each_time(
+    options: list[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "results"
+    (root / "experiments").mkdir(parents=True)
+    assert crop_parity.main([*options, "--sizes", "41", "--out", str(root / "experiments")]) == 0
+    row = {"epoch": 0, "loss": 2.0, "f1": 0.5, "strict": 0.4, "train_s": 50.0, "val_s": 10.0}
+    for seed, overall in enumerate((0.90, 0.92)):
+        run = root / f"mine-seed{seed}"
+        (run / "stage1").mkdir(parents=True)
+        config = {
+            "dataset": "helen",
+            "images": 4,
+            "seed": seed,
+            "config": {"window_margin": 0.0, "crop_size": 81},
+            "recipe": {"batch_size": 2},
+            "optimisation": {"epochs": 2, "lr": {"coarse": 0.1}, "optimizer": "adam", "schedule": "halve"},
+            "environment": {"device": "cpu, 1 threads"},
+        }
+        (run / "stage1" / "config.json").write_text(json.dumps(config))
+        (run / "stage1" / "log.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "epoch": 1, "f1": 0.6}))
+        (run / "command.txt").write_text("python reproduce.py --recipe paper\n")
+        names = ("eyes", "brows", "nose", "in_mouth", "upper_lip", "lower_lip", "mouth")
+        strict = dict.fromkeys(report.FOREGROUND, 0.8)
+        scores = {
+            "paper": {**dict.fromkeys(names, 0.7), "overall": overall},
+            "strict": {**strict, "inner_mouth": None, "mean": 0.8},
+            "images": 1,
+            "dataset": "helen",
+        }
+        for title in ("STN-iCNN", "coarse mask enlarged"):
+            folder = run / "test" / common.slug(title)
+            folder.mkdir(parents=True)
+            (folder / "scores.json").write_text(json.dumps(scores))
+    assert report.main(["--results", str(root)]) == 0
+    text = (root / "README.md").read_text()
+    assert "| STN-iCNN | 0.9100 (0.9000–0.9200) | 0.8000 (0.8000–0.8000) |" in text
+    assert "python reproduce.py --recipe paper" in text
+    assert "2 of 2" in text
+    assert "f1 0.6000, epoch 2" in text
+    assert "| *paper, its test split: STN-iCNN* | 0.895 |" in text
+    assert text.index("| coarse mask enlarged | 0.7") < text.index("| STN-iCNN | 0.7")
+    assert "| 41 | odd | 0.0000 |" in text
+    assert {path.name for path in root.glob("*.png")} == {
+        "mine-seed0-curves.png",
+        "mine-seed1-curves.png",
+        "crop_parity.png",
+    }
+    (root / "benchmark").mkdir()
+    (root / "benchmark" / "benchmark.md").write_text("# Benchmark\n\n## Labelling\n\n| a |\n")
+    assert report.main(["--results", str(root)]) == 0
+    assert "## Benchmark\n\n### Labelling\n\n| a |\n" in (root / "README.md").read_text()
+    before = {path: path.read_bytes() for path in sorted(root.glob("*.*"))}
+    assert report.main(["--results", str(root)]) == 0
+    assert before == {path: path.read_bytes() for path in sorted(root.glob("*.*"))}
+
+
+def test_every_experiment_s_numbers_make_a_table_and_a_plot_in_the_report(results: Path) -> None:
+    """Of those that the tests above have written."""
+    written = sorted(path.stem for path in (results / "experiments").glob("*.json"))
+    if not written:
+        pytest.skip("the experiments were not run")
+    assert report.main(["--results", str(results)]) == 0
+    text = (results / "README.md").read_text()
+    for name in written:
+        assert f"]({name}.png)" in text
+        assert (results / f"{name}.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "message"),
+    [
+        (crop_parity.main, ["--sizes", "4"], "--sizes 4: .*crop size between 8"),
+        (few_images.main, ["--counts", "9"], "--counts 9: there are only 4 faces"),
+        (few_images.main, ["--counts", "some"], "neither a number nor all"),
+        (few_images.main, ["--scratch-only", "--counts", "0"], "--counts 0: "),
+        (few_images.main, ["--drawn", "0"], "--drawn 0: must be at least 1"),
+        (few_images.main, ["--stage", "chain", "--epochs", "3"], "--epochs 3: give 4, of stage1"),
+        (ablation.main, ["--rows", "luck"], "invalid choice: 'luck'"),
+        (ablation.main, ["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (hidden_parts.main, ["--checkpoint", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (coarse_size.main, ["--sizes", "8", "--max-images", "2"], "--coarse-size 8: coarse size must lie between"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    main: Callable[[list[str]], int], words: list[str], message: str, options: list[str], tmp_path: Path
+) -> None:
+    runs = [] if main in (crop_parity.main, hidden_parts.main) else ["--runs", str(tmp_path)]
+    with pytest.raises(InputError, match=message) as caught:
+        main([*options, *runs, *words])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds neither runs nor experiments"):
+        report.main(["--results", str(tmp_path)])
+    with pytest.raises(InputError, match="is no folder"):
+        report.main(["--results", str(tmp_path / "nowhere")])
