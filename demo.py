@@ -11,7 +11,7 @@ from PIL import Image
 import predict
 import reproduce
 from data.loading import open_faces
-from models.pretrained import load_model
+from models.pretrained import load_for_inference
 from utils import options
 from utils.parsing import face_pictures, first_batch, label_maps
 from utils.runtime import run_main
@@ -51,7 +51,7 @@ def parse_portrait(out: Path) -> int:
 def summary(checkpoint: Path, cache: Path) -> np.ndarray:
     """Test faces in rows of photo, parsed, truth: uint8 (H, W, 3)."""
     faces = open_faces("synthetic", None, "test", cache, FACES, size=FACE_SIZE)
-    model = load_model([checkpoint])
+    model = load_for_inference([checkpoint], torch.device("cpu"))
     batch = first_batch(faces, SHOWN, torch.device("cpu"))
     with torch.no_grad():
         labels_BHW, theta_BP23 = label_maps(model, batch)

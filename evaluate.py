@@ -18,8 +18,8 @@ from tqdm import tqdm
 from data import images
 from data.labels import LABELS, TABLES
 from data.loading import evaluation_batches
-from models.icnn import fold_batchnorm
-from models.pretrained import MODULES, load_model
+from models.mirror import mirror_too
+from models.pretrained import MODULES, load_for_inference
 from utils import engine, options, runtime
 from utils.errors import InputError
 from utils.metrics import Scores, confusion_matrix, scores, table, to_csv
@@ -78,6 +78,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="predicted",
         help="windows from the localizer, from the old cropper, around the true parts; none: the enlarged rough mask",
     )
+    options.add_mirror_option(group)
     group.add_argument("--predictions", type=Path, metavar="DIR", help="instead of a model: label PNGs of any parser")
     group.add_argument("--truth", type=Path, metavar="DIR", help="the true label PNGs, of the same stems and sizes")
     group.add_argument("--ids", choices=IDS, default="nine", help="what the ids in --predictions mean")
@@ -106,9 +107,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def score_model(args: argparse.Namespace, device: torch.device) -> Evaluation:
     """Label every face of the split with the model, this process its share of them."""
     paths = options.checkpoints(args)
-    model = load_model(paths, NEEDED[args.crops])
-    fold_batchnorm(model)
-    model.to(device).to(memory_format=torch.channels_last)
+    model = load_for_inference(paths, device, NEEDED[args.crops])
+    if args.mirror:
+        mirror_too(model)
     faces = options.open_split(args, args.split)
     batches = evaluation_batches(faces, args.batch_size, runtime.rank(), runtime.world_size(), args.workers)
     bar = tqdm(batches, desc=f"{args.dataset} {args.split}", disable=None if runtime.rank() == 0 else True, leave=False)
@@ -130,6 +131,7 @@ def score_model(args: argparse.Namespace, device: torch.device) -> Evaluation:
         "dataset": args.dataset,
         "split": args.split,
         "crops": args.crops,
+        "mirror": args.mirror,
         "checkpoint": ", ".join(map(str, paths)),
         "device": str(device),
         "amp": args.amp,

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from data.images import PHOTO_SUFFIXES, make_thumb, natural_key, read_photo
 from data.labels import COLOURS
 from data.loading import Batch
-from models.icnn import fold_batchnorm
-from models.pretrained import load_model
+from models.mirror import mirror_too
+from models.pretrained import load_for_inference
 from models.stn_icnn import STNiCNN
 from utils import options, runtime
 from utils.errors import InputError
@@ -55,13 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     photos, failed = find_photos(args.inputs)
     jobs, clashing = plan(photos, args)
     failed += clashing
-    model = load_model(options.checkpoints(args), NEEDED[args.crops]) if photos else None
+    model = load_for_inference(options.checkpoints(args), device, NEEDED[args.crops]) if photos else None
+    if model is not None and args.mirror:
+        mirror_too(model)
     todo = [job for job in jobs if job.outputs]
     started = time.monotonic()
     if todo and model is not None:
         make_folder(args.out)
-        fold_batchnorm(model)
-        model.to(device).to(memory_format=torch.channels_last)
         failed += label_photos(model, todo, args, device)
     seconds = time.monotonic() - started
     done = len(todo) - sum(path in {job.photo for job in todo} for path, _ in failed)
@@ -74,6 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, folders of photos, or globs in quotes")
     options.add_checkpoint_option(parser, nargs=1)
     parser.add_argument("--crops", choices=tuple(NEEDED), default="predicted", help="localizer, or the old cropper")
+    options.add_mirror_option(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where the results go")
     group.add_argument("--overwrite", action="store_true", help="replace results that lie there already")

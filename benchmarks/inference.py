@@ -33,7 +33,7 @@ from benchmarks.measure import (
 from benchmarks.reference import Plain, parse
 from benchmarks.setup import REPOSITORY, Setup, face_photos, parse_photos
 from data.images import read_photo
-from models.pretrained import load_model
+from models.pretrained import load_for_inference
 from models.stn_icnn import STNiCNN
 from utils import runtime
 
@@ -301,7 +301,7 @@ def measure_predict(setup: Setup) -> list[Table]:
 
     times = alternate(
         {
-            "load": lambda: load_model(setup.checkpoints).to(device),
+            "load": setup.load_ours,
             "compute": compute,
             "decode": lambda: threads(read_photo, files),
             "encode": lambda: threads(partial(predict.write, windows=False), jobs, photos, results),
@@ -333,7 +333,7 @@ def measure_export(setup: Setup) -> list[Table]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    model = load_model(setup.checkpoints).to(memory_format=torch.channels_last)
+    model = load_for_inference(setup.checkpoints, cpu)
     rows: list[Row] = []
     for height, width in setup.sizes:
         photos = face_photos(1, height, width)

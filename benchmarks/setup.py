@@ -16,7 +16,7 @@ from benchmarks.measure import Rounds
 from benchmarks.reference import Plain, load_plain
 from data.labels import HELEN
 from data.synthetic import draw_face
-from models.pretrained import load_model
+from models.pretrained import load_for_inference
 from models.stn_icnn import STNiCNN
 from predict import photo_batch
 from utils import runtime
@@ -52,7 +52,7 @@ class Setup:
 
     def load_ours(self) -> STNiCNN:
         """As predict.py has it."""
-        return load_model(self.checkpoints).to(self.device).to(memory_format=torch.channels_last)
+        return load_for_inference(self.checkpoints, self.device)
 
     def load_plain(self) -> Plain:
         return load_plain(self.checkpoints, self.device)

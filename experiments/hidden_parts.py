@@ -17,7 +17,7 @@ from data.images import make_thumb
 from data.labels import NUM_PARTS
 from data.loading import Batch
 from experiments import common
-from models.pretrained import load_model
+from models.pretrained import load_for_inference
 from utils import options, runtime
 from utils.metrics import confusion_matrix, scores
 from utils.parsing import label_maps, true_theta
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_checkpoint_option(parser)
     args = common.parse(parser, argv)
     device = runtime.pick_device(args.device)
-    model = load_model(options.checkpoints(args)).to(device).to(memory_format=torch.channels_last)
+    model = load_for_inference(options.checkpoints(args), device)
     faces = options.open_split(args, args.split)
     counts = range(NUM_PARTS + 1)
     found: dict[tuple[int, str], list[common.Misses]] = {(k, name): [] for k in counts for name in CROPPERS}

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.images import make_thumb
-from data.labels import NUM_LABELS, NUM_PARTS, PART_LABELS
+from data.labels import MIRROR_LABELS, MIRROR_PARTS, NUM_LABELS, NUM_PARTS, PART_LABELS
 from models.baseline import baseline_theta
 from models.grid import window_theta
 from models.icnn import ICNN, ICNNConfig, fold_batchnorm
 from models.localizer import FACE_LAYOUT, KINDS, build_localizer
+from models.mirror import mirror_too
 from models.parts import NETWORKS, PartNets, part_targets
 from models.stn_icnn import STNiCNN, STNiCNNConfig, whole_view
 
@@ -217,3 +218,21 @@ def test_folding_batch_normalisation_leaves_the_probabilities_alone() -> None:
     fold_batchnorm(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in (*model.coarse.modules(), *model.parts.modules()))
     torch.testing.assert_close(model(photos), before, rtol=1e-3, atol=1e-4)
+
+
+def test_with_mirroring_a_mirrored_photo_gets_the_mirrored_labels() -> None:
+    torch.manual_seed(0)
+    model = STNiCNN(STNiCNNConfig(crop_size=33))
+    shaken(model)
+    images = torch.rand(2, 3, 64, 64)
+    crops_BP3SS = torch.rand(2, 6, 3, 33, 33)
+    before = model.parts(crops_BP3SS)
+    mirror_too(model)
+    logits, mirrored = model.coarse(images), model.coarse(images.flip(-1))
+    torch.testing.assert_close(mirrored, logits.flip(-1)[:, list(MIRROR_LABELS)], rtol=1e-4, atol=1e-5)
+    parts = model.parts(crops_BP3SS)
+    mirrored_parts = model.parts(crops_BP3SS[:, list(MIRROR_PARTS)].flip(-1))
+    for part, other in enumerate(MIRROR_PARTS):
+        torch.testing.assert_close(mirrored_parts[part], parts[other].flip(-1), rtol=1e-4, atol=1e-5)
+    assert torch.equal(parts[0], before[0])
+    assert not torch.allclose(parts[5], before[5], atol=1e-3)
