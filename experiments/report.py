@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from data.labels import PAPER_GROUPS
-from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts
+from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, robustness
 from utils import options
 from utils.errors import InputError
 from utils.metrics import FOREGROUND
@@ -49,6 +49,7 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Fi
     "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, crop_parity.draw),
     "few_images": ("Drawn faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
     "training_images": ("Score over training faces", few_images.table, few_images.draw_curve),
+    "robustness": ("Photos of other kinds", robustness.table, robustness.draw),
     "ablation": ("What each change of recipe brings", ablation.table, ablation.draw),
 }
 LOWER_IS_BETTER = ("theta_loss",)

@@ -9,7 +9,7 @@ Photos of different sizes share a batch by zero padding at the right and bottom;
 import torch
 from torch import Tensor
 
-from data.labels import NUM_LABELS, PART_LABELS, labels_at
+from data.labels import PART_LABELS, labels_at
 
 # A part that is not seen may throw its window anywhere; these keep a window invertible and of finite area.
 MIN_SCALE = 1e-3
@@ -37,7 +37,7 @@ def compose(outer_B33: Tensor, theta_BP23: Tensor) -> Tensor:
 
 def scale_and_shift(scale_B2: Tensor, shift_B2: Tensor) -> Tensor:
     """Matrices B33 of x -> scale * x + shift."""
-    matrix_B33 = torch.zeros(len(scale_B2), 3, 3, dtype=scale_B2.dtype, device=scale_B2.device)
+    matrix_B33 = scale_B2.new_zeros(scale_B2.shape[0], 3, 3)
     matrix_B33[:, 0, 0], matrix_B33[:, 1, 1] = scale_B2[:, 0], scale_B2[:, 1]
     matrix_B33[:, :2, 2], matrix_B33[:, 2, 2] = shift_B2, 1
     return matrix_B33
@@ -94,7 +94,7 @@ def crop(photos_BHWC: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor | 
     points_BPSS2 = sample_points(theta_BP23, size, sizes_B2)
     corner_BPSS2 = points_BPSS2.detach().floor()
     right_BPSS, below_BPSS = (points_BPSS2 - corner_BPSS2).unbind(-1)
-    x_BPSS, y_BPSS = corner_BPSS2.nan_to_num(-2).clamp(-2, max(height, width)).long().unbind(-1)
+    x_BPSS, y_BPSS = corner_BPSS2.nan_to_num(-2).clamp(-2, torch.sym_max(height, width)).long().unbind(-1)
     first_B111 = (torch.arange(batch, device=theta_BP23.device) * (height * width)).view(-1, 1, 1, 1)
     pixels_NC = photos_BHWC.flatten(0, 2)
     crops_BPSSC: Tensor | None = None
@@ -124,18 +124,17 @@ def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode
     probs: six tensors (B, K, S, S), softmax over K, channel 0 background. theta_BP23: in the frame of the
     height x width grid. mode: "nearest" (paper) or "bilinear".
     Returns canvas_B9HW (float32): each part's probabilities in its labels' channels; background is the product over the
-    parts of their background probability, 1 outside their windows.
+    parts of what their labels leave of 1.
     """
     size = probs[0].shape[-1]
     rows_BPH, columns_BPW = _paste_axes(theta_BP23, size, height, width, mode)
-    background_BHW = torch.ones(len(theta_BP23), height, width, device=theta_BP23.device)
-    canvas: list[Tensor] = [background_BHW] * NUM_LABELS
-    for part, labels in enumerate(PART_LABELS):
-        window_BKHW = _resample(probs[part], rows_BPH[:, part], columns_BPW[:, part])
-        background_BHW = background_BHW * (window_BKHW[:, 0] + (1 - window_BKHW.sum(1)))
-        for channel, label in enumerate(labels, 1):
-            canvas[label] = window_BKHW[:, channel]
-    return torch.stack([background_BHW, *canvas[1:]], 1)
+    background_BHW = torch.ones((), device=theta_BP23.device)
+    windows = []  # in the order of PART_LABELS, which is that of the labels
+    for part, probs_BKSS in enumerate(probs):
+        window_BKHW = _resample(probs_BKSS[:, 1:], rows_BPH[:, part], columns_BPW[:, part])
+        background_BHW = background_BHW * (1 - window_BKHW.sum(1))
+        windows.append(window_BKHW)
+    return torch.cat([background_BHW.clamp(min=0).unsqueeze(1), *windows], 1)
 
 
 def paste_labels(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
@@ -150,14 +149,14 @@ def paste_labels(probs: list[Tensor], theta_BP23: Tensor, height: int, width: in
         windows = []
         for part, ((top, high), (left, wide)) in enumerate(spans_P22):
             rows, columns = slice(top, top + high), slice(left, left + wide)
-            window_KYX = _resample(probs[part][b], rows_BPH[b, part, rows], columns_BPW[b, part, columns])
-            best_HW[rows, columns] *= window_KYX[0] + (1 - window_KYX.sum(0))
+            window_KYX = _resample(probs[part][b, 1:], rows_BPH[b, part, rows], columns_BPW[b, part, columns])
+            best_HW[rows, columns] *= 1 - window_KYX.sum(0)
             windows.append((rows, columns, window_KYX))
         for labels, (rows, columns, window_KYX) in zip(PART_LABELS, windows, strict=True):
             best_YX, labels_YX = best_HW[rows, columns], labels_BHW[b, rows, columns]
-            for channel, label in enumerate(labels, 1):
-                labels_YX.masked_fill_(window_KYX[channel] > best_YX, label)
-                torch.maximum(best_YX, window_KYX[channel], out=best_YX)
+            for label, probs_YX in zip(labels, window_KYX, strict=True):
+                labels_YX.masked_fill_(probs_YX > best_YX, label)
+                torch.maximum(best_YX, probs_YX, out=best_YX)
     return labels_BHW
 
 
@@ -172,7 +171,9 @@ def _paste_axes(theta_BP23: Tensor, size: int, height: int, width: int, mode: st
         scale_BP1, shift_BP1 = theta_BP23[:, :, axis, axis, None].double(), theta_BP23[:, :, axis, 2, None].double()
         scale_BP1 = torch.where(scale_BP1.abs() < MIN_SCALE, torch.where(scale_BP1 < 0, -1, 1) * MIN_SCALE, scale_BP1)
         half = (size - 1) / 2
-        ticks_N = torch.linspace(-1, 1, length, dtype=torch.float64, device=theta_BP23.device)
+        pixel_N = torch.arange(length, dtype=torch.float64, device=theta_BP23.device)
+        span_1 = pixel_N[-1:].clamp(min=1)
+        ticks_N = (2 * pixel_N - span_1) / span_1
         u_BPN = (ticks_N - shift_BP1) * (half / scale_BP1) + half
         snapped_BPN = (2 * u_BPN).round() / 2
         u_BPN = torch.where((snapped_BPN - u_BPN).abs() <= 8 * EPSILON * half / scale_BP1.abs(), snapped_BPN, u_BPN)

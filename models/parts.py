@@ -30,7 +30,7 @@ class PartNets(nn.Module):
             crops = [
                 crops_BP3SS[:, part] if side == 0 else crops_BP3SS[:, part].flip(-1) for side, part in enumerate(parts)
             ]
-            outputs = self.nets[name](torch.cat(crops)).chunk(len(parts))
+            outputs = self.nets[name](torch.cat(crops)).unflatten(0, (len(parts), -1))
             for side, part in enumerate(parts):
                 logits[part] = outputs[side] if side == 0 else outputs[side].flip(-1)
         return logits

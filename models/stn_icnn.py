@@ -61,24 +61,23 @@ def whole_view(photos_BHW3: Tensor, size: int) -> Tensor:
     with the matrices of each axis' weights.
     """
     height, width = photos_BHW3.shape[1:3]
-    shrinks = height >= THUMB and width >= THUMB
-    rows_SH, columns_SW = (_stretch(length, size, shrinks, photos_BHW3.device) for length in (height, width))
+    sizes_2 = torch.tensor([height, width], device=photos_BHW3.device)
+    shrinks = (sizes_2 >= THUMB).all()
+    rows_SH, columns_SW = _stretch(height, sizes_2[0], size, shrinks), _stretch(width, sizes_2[1], size, shrinks)
     with torch.autocast(photos_BHW3.device.type, enabled=False):
         by_rows_BSW3 = (rows_SH @ photos_BHW3.float().flatten(2)).unflatten(2, (-1, 3))
         return (columns_SW @ by_rows_BSW3).permute(0, 3, 1, 2) / 255
 
 
-def _stretch(length: int, size: int, shrinks: bool, device: torch.device) -> Tensor:
-    """Weights (size, length) of ``length`` pixels in ``size`` by way of ``THUMB``: areas, or bilinear to enlarge."""
-    start_T1 = torch.arange(THUMB, device=device).unsqueeze(1) * (length / THUMB)
-    pixel_L = torch.arange(length, device=device)
-    if shrinks:
-        overlap_TL = (start_T1 + length / THUMB).minimum(pixel_L + 1) - start_T1.maximum(pixel_L)
-        weights_TL = overlap_TL.clamp(min=0) * (THUMB / length)
-    else:
-        centre_T1 = (start_T1 + 0.5 * length / THUMB - 0.5).clamp(0, length - 1)
-        weights_TL = (1 - (centre_T1 - pixel_L).abs()).clamp(min=0)
-    pool_ST = F.adaptive_avg_pool1d(torch.eye(THUMB, device=device), size).T
+def _stretch(count: int, length: Tensor, size: int, shrinks: Tensor) -> Tensor:
+    """Weights (size, count) of ``count`` pixels in ``size`` by way of ``THUMB``: areas where the photo ``shrinks``,
+    else bilinear. length: ``count`` as a tensor, like ``shrinks``, so that an exported graph takes any photo."""
+    step, pixel_L = length / THUMB, torch.arange(count, device=length.device)
+    start_T1 = torch.arange(THUMB, device=length.device).unsqueeze(1) * step
+    overlap_TL = (start_T1 + step).minimum(pixel_L + 1) - start_T1.maximum(pixel_L)
+    centre_T1 = (start_T1 + 0.5 * step - 0.5).clamp(min=0).minimum(length - 1)
+    weights_TL = torch.where(shrinks, overlap_TL * (THUMB / length), 1 - (centre_T1 - pixel_L).abs()).clamp(min=0)
+    pool_ST = F.adaptive_avg_pool1d(torch.eye(THUMB, device=length.device), size).T
     return pool_ST @ weights_TL
 
 

@@ -14,7 +14,7 @@ import train_end2end
 import train_stage1
 import train_stage2
 from data.loading import part_geometry
-from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, report
+from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, report, robustness
 from models.grid import window_theta
 from models.stn_icnn import STNiCNN, STNiCNNConfig
 from utils import checkpoint
@@ -386,3 +386,17 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
         report.main(["--results", str(tmp_path)])
     with pytest.raises(InputError, match="is no folder"):
         report.main(["--results", str(tmp_path / "nowhere")])
+
+
+def test_robustness_changes_photo_and_labels_alike(options: list[str], weights: Path, results: Path) -> None:
+    labels = np.zeros((100, 120), np.uint8)
+    labels[30:40, 80:90] = 5
+    photo = np.repeat(labels[:, :, None] * 50, 3, 2)
+    for name, change in robustness.CONDITIONS.items():
+        new_photo, new_labels = change((photo, labels), np.random.default_rng(0))
+        assert new_photo.shape == (*new_labels.shape, 3), name
+        if name.startswith(("turned by", "off", "at")):
+            assert ((new_photo[..., 0] > 125) == (new_labels == 5)).mean() > 0.99, name
+            assert 20 < (new_labels == 5).sum() < 250, name
+    assert robustness.main([*options, "--checkpoint", str(weights)]) == 0
+    assert [row["condition"] for row in read(results, "robustness")["rows"]] == list(robustness.CONDITIONS)

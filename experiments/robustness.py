@@ -1,0 +1,126 @@
+"""Photos as other collections have them: turned, off-centre, small, dark, blurred. F1 under each condition."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from data.images import resize_labels, resize_photo
+from experiments import common
+from models.pretrained import load_for_inference
+from predict import photo_batch
+from utils import options, runtime
+from utils.metrics import confusion_matrix, scores
+from utils.parsing import label_maps
+from utils.runtime import run_main
+
+NAME = "robustness"
+Face = tuple[np.ndarray, np.ndarray]  # photo uint8 (H, W, 3), labels uint8 (H, W)
+Change = Callable[[Face, np.random.Generator], Face]
+
+
+def moved(degrees: float = 0.0, shift: float = 0.0, scale: float = 1.0) -> Change:
+    """Turned and shifted (share of each side) either way, scaled about the middle; the border's pixels go on."""
+
+    def change(face: Face, rng: np.random.Generator) -> Face:
+        photo, labels = face
+        height, width = labels.shape
+        sign_3 = rng.choice([-1, 1], 3)
+        middle = ((width - 1) / 2, (height - 1) / 2)
+        matrix_23 = np.asarray(cv2.getRotationMatrix2D(middle, float(sign_3[0] * degrees), scale), np.float64)
+        matrix_23[:, 2] += shift * sign_3[1:] * (width, height)
+        new = cv2.warpAffine(photo, matrix_23, (width, height), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+        return new, cv2.warpAffine(labels, matrix_23, (width, height), flags=cv2.INTER_NEAREST)
+
+    return change
+
+
+def small(side: int) -> Change:
+    """Photo and labels at so many pixels along the longer side."""
+
+    def change(face: Face, rng: np.random.Generator) -> Face:
+        photo, labels = face
+        height, width = (max(1, round(length * side / max(labels.shape))) for length in labels.shape)
+        return resize_photo(photo, height, width), resize_labels(labels, height, width)
+
+    return change
+
+
+def toned(gain: float, gamma: float) -> Change:
+    """gain * photo ** gamma, photo in [0, 1]."""
+    table = np.clip(gain * (np.arange(256) / 255) ** gamma * 255, 0, 255).round().astype(np.uint8)
+    return lambda face, rng: (table[face[0]], face[1])
+
+
+def grainy(sigma: float) -> Change:
+    """Gaussian noise of that standard deviation, photo in [0, 1]."""
+    return lambda face, rng: (
+        np.clip(face[0] + rng.normal(0, 255 * sigma, face[0].shape), 0, 255).round().astype(np.uint8),
+        face[1],
+    )
+
+
+CONDITIONS: dict[str, Change] = {
+    "as it is": lambda face, rng: face,
+    "turned by 20°": moved(degrees=20),
+    "turned by 40°": moved(degrees=40),
+    "off by 15 % of the sides": moved(shift=0.15),
+    "at 0.6 of its size": moved(scale=0.6),
+    "at 1.4 times its size": moved(scale=1.4),
+    "128 pixels": small(128),
+    "64 pixels": small(64),
+    "dark": toned(0.5, 1.6),
+    "bright": toned(1.3, 0.6),
+    "blurred, σ 4 pixels": lambda face, rng: (cv2.GaussianBlur(face[0], (0, 0), 4), face[1]),
+    "noise, σ 0.1": grainy(0.1),
+    "grey": lambda face, rng: (cv2.cvtColor(cv2.cvtColor(face[0], cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), face[1]),
+    "turned, off, small and dark": lambda face, rng: toned(0.6, 1.4)(
+        small(160)(moved(20, 0.1, 0.75)(face, rng), rng), rng
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = common.parser(__doc__)
+    options.add_checkpoint_option(parser)
+    args = common.parse(parser, argv)
+    device = runtime.pick_device(args.device)
+    model = load_for_inference(options.checkpoints(args), device)
+    faces = options.open_split(args, args.split)
+    matrices = {name: np.zeros((9, 9), np.int64) for name in CONDITIONS}
+    with torch.inference_mode(), runtime.autocast(device, args.amp):
+        for k in tqdm(range(len(faces)), disable=None, leave=False):
+            for name, change in CONDITIONS.items():
+                photo, labels = change((faces.photo(k), faces.labels(k)), np.random.default_rng((args.seed, k)))
+                labels_1HW, _ = label_maps(model, photo_batch([photo]).to(device))
+                matrices[name] += confusion_matrix(labels_1HW[0].cpu().numpy(), labels)
+    rows = [{"condition": name, "f1": common.headline(scores(matrix))} for name, matrix in matrices.items()]
+    common.write(NAME, NAME, args, argv, {"faces": len(faces), "split": args.split, "rows": rows}, draw, table)
+    return 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: one line for each condition."""
+    rows = [[row["condition"], row["f1"]["overall"], row["f1"]["strict"]] for row in result["rows"]]
+    return common.markdown(["photo", "overall", "strict"], rows, 3)
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Bars of both F1 for each condition."""
+    figure, (ax,) = common.panels(1, height=5)
+    places = np.arange(len(result["rows"]))[::-1]
+    for offset, key in ((0.2, "overall"), (-0.2, "strict")):
+        ax.barh(places + offset, [row["f1"][key] or 0 for row in result["rows"]], 0.38, label=key)
+    ax.set_yticks(places, [row["condition"] for row in result["rows"]])
+    ax.set(xlabel="F1", title=f"{result['faces']} faces, {result['split']} split")
+    ax.legend(loc="lower left")
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

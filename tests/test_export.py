@@ -1,0 +1,124 @@
+"""The exported files: the model's own labels, for photos of any size and number."""
+
+import importlib.util
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+import export
+from models.icnn import fold_batchnorm
+from models.pretrained import MODULES, load_model
+from models.stn_icnn import STNiCNN, STNiCNNConfig
+from utils import checkpoint
+from utils.errors import InputError
+
+TINY = STNiCNNConfig(coarse_size=32, crop_size=17)
+CONFIGS = {
+    "paper": TINY,
+    "other": replace(TINY, localizer="resnet18", frame="canvas", canvas=256, crop_size=16, paste="bilinear"),
+}
+SHAPES = [(1, 300, 280), (1, 120, 90), (3, 90, 400), (2, 256, 256), (1, 1, 40)]
+
+
+def random_model(config: STNiCNNConfig) -> STNiCNN:
+    """Its logits lie far enough apart for labels other than background."""
+    torch.manual_seed(0)
+    model = STNiCNN(config)
+    with torch.no_grad():
+        for net in (model.coarse, *model.parts.nets.values()):
+            net.head[2].weight *= 20
+            net.head[2].bias.zero_()
+    return model.eval()
+
+
+def save_model(folder: Path, config: STNiCNNConfig) -> Path:
+    model = random_model(config)
+    modules = {name: getattr(model, name).state_dict() for name in MODULES}
+    checkpoint.save(folder / "model.pt", {"stage": "end2end", "config": asdict(config), "modules": modules})
+    return folder / "model.pt"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("weights"), TINY)
+
+
+def compare(function, model: STNiCNN) -> None:
+    """The function labels photos of several sizes and numbers as the model does."""
+    seen = set()
+    for shape in SHAPES:
+        blocks_BHW3 = torch.randint(256, (shape[0], 6, 6, 3), dtype=torch.uint8)
+        rows, columns = (torch.arange(length) * 6 // length for length in shape[1:])
+        photos_BHW3 = blocks_BHW3[:, rows][:, :, columns]
+        with torch.inference_mode():
+            labels_BHW, expected_BHW = function(photos_BHW3), model(photos_BHW3).argmax(1)
+        assert labels_BHW.dtype == torch.uint8
+        assert labels_BHW.shape == shape
+        assert (labels_BHW == expected_BHW).float().mean() >= 0.999
+        seen |= set(expected_BHW.unique().tolist())
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_both_files_label_photos_of_any_size_and_number_as_the_model_does(name, tmp_path, capsys) -> None:
+    weights = save_model(tmp_path, CONFIGS[name])
+    onnx, program = tmp_path / "faces.onnx", tmp_path / "faces.pt2"
+    assert export.main(["--checkpoint", str(weights), "--onnx", str(onnx), "--program", str(program)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces.onnx", "faces.pt2", "model.pt"]
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2
+    assert all("MiB" in line and "% of 3 × 150×200" in line for line in told)
+    model = load_model([weights])
+    fold_batchnorm(model)
+    compare(export.load_program(program), model)
+    compare(export.load_onnx(onnx), model)
+    session = onnxruntime.InferenceSession(onnx)
+    axes = ["batch", "height", "width"]
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [("photos", [*axes, 3])]
+    assert [(value.name, value.shape) for value in session.get_outputs()] == [("labels", axes)]
+
+
+def test_windows_that_follow_the_parts_and_the_released_localizer_are_traced_too() -> None:
+    model = random_model(replace(TINY, localizer="released", coarse_size=128, window_margin=1.6))
+    fold_batchnorm(model)
+    compare(export.trace(export.Labeller(model)).module(), model)
+
+
+def test_a_file_that_labels_otherwise_is_not_kept(weights, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "faces.pt2").write_text("older")
+    monkeypatch.setattr(export, "load_program", lambda path: lambda photos: torch.full(photos.shape[:3], 7))
+    assert export.main(["--checkpoint", str(weights), "--program", str(tmp_path / "faces.pt2"), "--overwrite"]) == 1
+    assert "below 99.9%, so it was not kept" in capsys.readouterr().err
+    assert (tmp_path / "faces.pt2").read_text() == "older"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([], "nothing to write"),
+        (["--onnx", "faces.pt2"], r"must end in \.onnx"),
+        (["--program", "faces.onnx"], r"must end in \.pt2"),
+        (["--program", "nowhere/faces.pt2"], "there is no folder nowhere"),
+        (["--program", "there.pt2"], "is there already"),
+        (["--program", "folder.pt2", "--overwrite"], "is a folder"),
+        (["--program", "faces.pt2", "--checkpoint", "none.pt"], "no such checkpoint"),
+    ],
+)
+def test_bad_options_are_one_line(argv, line, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.pt2").write_text("mine")
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(InputError, match=line):
+        export.main(argv)
+    assert (tmp_path / "there.pt2").read_text() == "mine"
+
+
+def test_missing_packages_are_one_line(tmp_path, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(InputError, match="pip install onnxscript"):
+        export.main(["--onnx", str(tmp_path / "faces.onnx")])
