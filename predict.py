@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.images import PHOTO_SUFFIXES, make_thumb, natural_key, read_photo
+from data.images import PHOTO_SUFFIXES, natural_key, read_photo
 from data.labels import COLOURS
-from data.loading import Batch
+from data.loading import photo_batch
 from models.mirror import mirror_too
 from models.pretrained import load_for_inference
 from models.stn_icnn import STNiCNN
@@ -220,35 +220,16 @@ def ahead(pool: ThreadPoolExecutor, jobs: list[Job], count: int) -> Iterator[tup
         yield waiting.popleft()
 
 
-def photo_batch(photos: list[np.ndarray]) -> Batch:
-    """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth."""
-    count, (height, width) = len(photos), photos[0].shape[:2]
-    none_BP2 = torch.zeros(count, 6, 2)
-    return Batch(
-        photos_BHW3=torch.from_numpy(np.stack(photos) if count > 1 else photos[0][None]),
-        labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
-        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo in photos])),
-        sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
-        present_BP=torch.zeros(count, 6, dtype=torch.bool),
-        centres_BP2=none_BP2,
-        extents_BP2=none_BP2,
-        index_B=torch.arange(count),
-        keys_B3=torch.zeros(count, 3, dtype=torch.long),
-    )
-
-
 def run_model(model: STNiCNN, photos: list[np.ndarray], args: argparse.Namespace, device: torch.device) -> list[Result]:
     """Label photos of one size, uint8 (H, W, 3)."""
     batch = photo_batch(photos).to(device)
     probabilities: list[np.ndarray | None] = [None] * len(photos)
     with torch.inference_mode(), runtime.autocast(device, args.amp):
-        if args.probabilities:
-            canvas_B9HW, theta_BP23 = label_probabilities(model, batch, args.crops)
-            labels_BHW = canvas_B9HW.argmax(1).byte()
-            # where windows overlap, the canvas sums to more than 1
-            probabilities = list(canvas_B9HW.div_(canvas_B9HW.sum(1, keepdim=True)).half().cpu().numpy())
-        else:
-            labels_BHW, theta_BP23 = label_maps(model, batch, args.crops)
+        label = label_probabilities if args.probabilities else label_maps
+        maps, theta_BP23 = label(model, batch, args.crops)
+        labels_BHW = maps.argmax(1).byte() if args.probabilities else maps
+        if args.probabilities:  # where windows overlap, they sum to more than 1
+            probabilities = list(maps.div_(maps.sum(1, keepdim=True)).half().cpu().numpy())
     labels, theta = labels_BHW.cpu().numpy(), theta_BP23.float().cpu().numpy()
     return [Result(*parts) for parts in zip(labels, theta, probabilities, strict=True)]
 

@@ -15,10 +15,10 @@ from PIL import Image
 from benchmarks.measure import Rounds
 from benchmarks.reference import Plain, load_plain
 from data.labels import HELEN
+from data.loading import photo_batch
 from data.synthetic import draw_face
 from models.pretrained import load_for_inference
 from models.stn_icnn import STNiCNN
-from predict import photo_batch
 from utils import runtime
 from utils.parsing import label_maps
 

@@ -265,6 +265,23 @@ def _append_missing(source: Source, folder: Path, workers: int) -> None:
                     progress.update()
 
 
+def photo_batch(photos: list[np.ndarray]) -> Batch:
+    """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth."""
+    count, (height, width) = len(photos), photos[0].shape[:2]
+    none_BP2 = torch.zeros(count, 6, 2)
+    return Batch(
+        photos_BHW3=torch.from_numpy(np.stack(photos) if count > 1 else photos[0][None]),
+        labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
+        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo in photos])),
+        sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
+        present_BP=torch.zeros(count, 6, dtype=torch.bool),
+        centres_BP2=none_BP2,
+        extents_BP2=none_BP2,
+        index_B=torch.arange(count),
+        keys_B3=torch.zeros(count, 3, dtype=torch.long),
+    )
+
+
 def training_batches(
     faces: Faces,
     batch_size: int,

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.images import resize_labels, resize_photo
+from data.loading import photo_batch
 from experiments import common
+from models.mirror import mirror_too
 from models.pretrained import load_for_inference
-from predict import photo_batch
 from utils import options, runtime
 from utils.metrics import confusion_matrix, scores
 from utils.parsing import label_maps
@@ -88,15 +89,18 @@ CONDITIONS: dict[str, Change] = {
 def main(argv: list[str] | None = None) -> int:
     parser = common.parser(__doc__)
     options.add_checkpoint_option(parser)
+    options.add_mirror_option(parser)
     args = common.parse(parser, argv)
     device = runtime.pick_device(args.device)
     model = load_for_inference(options.checkpoints(args), device)
+    if args.mirror:
+        mirror_too(model)
     faces = options.open_split(args, args.split)
     matrices = {name: np.zeros((9, 9), np.int64) for name in CONDITIONS}
     with torch.inference_mode(), runtime.autocast(device, args.amp):
         for k in tqdm(range(len(faces)), disable=None, leave=False):
             for name, change in CONDITIONS.items():
-                photo, labels = change((faces.photo(k), faces.labels(k)), np.random.default_rng((args.seed, k)))
+                photo, labels = change((faces.photo(k).copy(), faces.labels(k)), np.random.default_rng((args.seed, k)))
                 labels_1HW, _ = label_maps(model, photo_batch([photo]).to(device))
                 matrices[name] += confusion_matrix(labels_1HW[0].cpu().numpy(), labels)
     rows = [{"condition": name, "f1": common.headline(scores(matrix))} for name, matrix in matrices.items()]
