@@ -1,5 +1,6 @@
 """The whole chain for one data set: four stages, then every row of the F1 table. What is finished is skipped."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -29,11 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     options.check(args)
     runtime.start_processes(args.device)
 
-    shared = _flags(args, "dataset", "data", "partition", "face_size", "cache", "max_images")
-    shared += _flags(args, "device", "workers", "seed", "amp")
-    training = [*shared, *_flags(args, "recipe", "batch_size"), "--resume"]
+    shared = flags(args, "dataset", "data", "partition", "face_size", "cache", "max_images")
+    shared += flags(args, "device", "workers", "seed", "amp")
+    training = [*shared, *flags(args, "recipe", "batch_size"), "--resume"]
     best = {stage: args.out / stage / "best.pt" for stage in STAGES}
-    coarse, crop = _flags(args, "coarse_size"), _flags(args, "crop_size")
+    coarse, crop = flags(args, "coarse_size"), flags(args, "crop_size")
     chain = {
         "stage1": (train_stage1.main, coarse),
         "cropper": (train_cropper.main, ["--init-from", str(best["stage1"]), *crop]),
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     results = {}
     for title, (checkpoints, crops) in rows.items():
-        folder = args.out / "scores" / args.split / _file_name(title)
+        folder = args.out / "scores" / args.split / slug(title)
         newer = is_newer(folder / "scores.json", checkpoints)
         runtime.barrier()  # all processes have looked before one writes
         if not newer:
@@ -78,13 +79,15 @@ def is_newer(file: Path, sources: list[str]) -> bool:
     return file.exists() and file.stat().st_mtime >= max(Path(source).stat().st_mtime for source in sources)
 
 
-def _flags(args: object, *names: str) -> list[str]:
-    """Options as they were given, to hand on."""
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+def flags(args: argparse.Namespace, *names: str, **instead: object) -> list[str]:
+    """Options as they were given, to hand on to another script. instead: other values; None leaves an option out."""
+    values = {**{name: getattr(args, name) for name in names}, **instead}
+    given = {name: value for name, value in values.items() if value is not None}
     return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def _file_name(title: str) -> str:
+def slug(title: str) -> str:
+    """A row's title as a folder name."""
     return "".join(c if c.isalnum() or c == "-" else "_" for c in title)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+import reproduce
 from experiments import common
 from models.stn_icnn import STNiCNNConfig
 from utils.options import Recipe
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     args = common.parse(parser, argv)
     stages = common.STAGES if args.stage == "chain" else ("stage2",)
     epochs = common.epochs_of_stages(args, stages)
-    words = common.flags(args, *common.DATA, *common.MACHINE, "batch_size", recipe=BASE)
+    words = reproduce.flags(args, *common.DATA, *common.MACHINE, "batch_size", recipe=BASE)
     root = args.runs / NAME / args.stage
     modules, crops = SCORED[stages[-1]]
     done: dict[str, Path] = {}  # what was trained, and from what -> checkpoint
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             start = common.from_earlier(stage, best)
             key = repr((stage, recipe, start))
             if key not in done:
-                more = common.flags(args, epochs=epochs[stage])
+                more = reproduce.flags(args, epochs=epochs[stage])
                 altered = recipes._replace(paper_short=recipe)
                 done[key] = common.train(stage, [*words, *more, *start], root / change / stage, altered)
             best[stage] = done[key]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+import reproduce
 from data.augment import whole
 from experiments import common
 from models.pretrained import load_model
@@ -35,14 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     args = common.parse(parser, argv)
     device = runtime.pick_device(args.device)
     epochs = common.epochs_of_stages(args, STAGES)
-    words = common.flags(args, *common.DATA, *common.MACHINE, "recipe", "batch_size")
+    words = reproduce.flags(args, *common.DATA, *common.MACHINE, "recipe", "batch_size")
     rows = []
     for size in args.sizes:
         root = args.runs / NAME / str(size)
         best: dict[str, Path] = {}
         for stage in STAGES:
             own = {"coarse_size": size} if stage == "stage1" else {"crop_size": args.crop_size}
-            more = common.flags(args, **own, epochs=epochs[stage])
+            more = reproduce.flags(args, **own, epochs=epochs[stage])
             best[stage] = common.train(stage, [*words, *more, *common.from_earlier(stage, best)], root / stage)
         result = common.score(args, [best["stage1"]], "none", root / "scores" / args.split)
         model = load_model([best["cropper"]], ("coarse", "localizer")).to(device)

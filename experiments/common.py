@@ -70,18 +70,6 @@ def parse(made: options.Parser, argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def flags(args: argparse.Namespace, *names: str, **instead: object) -> list[str]:
-    """Options as they were given, to hand on to another script. instead: other values; None leaves an option out."""
-    values = {**{name: getattr(args, name) for name in names}, **instead}
-    given = {name: value for name, value in values.items() if value is not None}
-    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def slug(title: str) -> str:
-    """A row's title as a folder name."""
-    return "".join(c if c.isalnum() or c == "-" else "_" for c in title)
-
-
 # trainings and scores
 
 
@@ -105,7 +93,7 @@ def score(args: argparse.Namespace, checkpoints: list[Path], crops: str, folder:
     paths = [str(path) for path in checkpoints]
     file = folder / "scores.json"
     if not reproduce.is_newer(file, paths):
-        words = [*flags(args, *DATA, *MACHINE, "split"), "--checkpoint", *paths, "--crops", crops]
+        words = [*reproduce.flags(args, *DATA, *MACHINE, "split"), "--checkpoint", *paths, "--crops", crops]
         evaluate.main([*words, "--out", str(folder), "--overwrite"])
     return json.loads(file.read_text())
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+import reproduce
 from experiments import common
 from models.stn_icnn import STNiCNNConfig
 from utils import options
@@ -119,7 +120,7 @@ def train_drawn(args: argparse.Namespace, recipes: dict[str, Recipe], root: Path
     for stage, recipe in recipes.items():
         folds = recipe.augmentation.folds
         epochs, batch = schedule(recipe.optimisation.epochs, args.drawn, args.drawn, recipe.batch_size, folds)
-        words = common.flags(args, "cache", *common.MACHINE, "recipe", **data, epochs=epochs, batch_size=batch)
+        words = reproduce.flags(args, "cache", *common.MACHINE, "recipe", **data, epochs=epochs, batch_size=batch)
         words += crop_size(stage, recipe)
         best[stage] = common.train(stage, [*words, *common.from_earlier(stage, best)], root / stage)
     return best
@@ -142,7 +143,7 @@ def train(
         folds = recipe.augmentation.folds
         epochs, batch = schedule(recipe.optimisation.epochs, everything, count, recipe.batch_size, folds)
         data = {"max_images": args.max_images if count == everything else count}
-        words = common.flags(args, *common.DATA, *common.MACHINE, "recipe", epochs=epochs, batch_size=batch, **data)
+        words = reproduce.flags(args, *common.DATA, *common.MACHINE, "recipe", epochs=epochs, batch_size=batch, **data)
         words += crop_size(stage, recipe)
         if drawn and stage in INITS:
             words += ["--init-from", str(drawn[stage])]

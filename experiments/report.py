@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+import reproduce
 from data.labels import PAPER_GROUPS
 from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, robustness
 from utils import options
@@ -131,7 +132,7 @@ def read_run(folder: Path) -> Run | None:
                 raise InputError(f"{log} is damaged ({error}): copy it again") from error
             stages[stage] = Stage(read_json(config), rows)
     scores = {}
-    titles = {common.slug(title): title for title in TITLES}
+    titles = {reproduce.slug(title): title for title in TITLES}
     for split in ("val", "test"):
         files = {path.parent.name: path for path in sorted((folder / split).glob("*/scores.json"))}
         order = [name for name in titles if name in files] + [name for name in files if name not in titles]

@@ -122,7 +122,7 @@ def draw(result: dict[str, Any]) -> Figure:
         ax.barh(places + offset, [row["f1"][key] or 0 for row in result["rows"]], 0.38, label=key)
     ax.set_yticks(places, [row["condition"] for row in result["rows"]])
     ax.set(xlabel="F1", title=f"{result['faces']} faces, {result['split']} split")
-    ax.legend(loc="lower left")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import reproduce
 import train_cropper
 import train_end2end
 import train_stage1
@@ -319,7 +320,7 @@ def test_the_report_gathers_runs_seeds_and_experiments_and_is_the_same_each_time
             "dataset": "helen",
         }
         for title in ("STN-iCNN", "coarse mask enlarged"):
-            folder = run / "test" / common.slug(title)
+            folder = run / "test" / reproduce.slug(title)
             folder.mkdir(parents=True)
             (folder / "scores.json").write_text(json.dumps(scores))
     assert report.main(["--results", str(root)]) == 0
