@@ -38,7 +38,7 @@ PAPER_SHORT = Recipe(
 BEST = Recipe(
     Optimisation(epochs=40, lr={"coarse": 4e-3}, optimizer="adamw", schedule="onecycle", weight_decay=1e-2, clip=1.0),
     batch_size=32,
-    augmentation=Augmentation(rotation=25, shift=0.12, scale=(0.7, 1.35), noise=0.04, tone=1.0, blur=1.5, mirror=0.5),
+    augmentation=Augmentation(rotation=15, shift=0.08, scale=(0.8, 1.25), noise=0.03, tone=0.8, mirror=0.5),
     model={"window_margin": 1.6, "paste": "bilinear"},
     dice=0.5,
 )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch.utils.data import DataLoader
 
-from data.augment import NO_AUGMENTATION, Augmentation
+from data.augment import NO_AUGMENTATION, WIDE_AUGMENTATION, Augmentation
 from data.loading import Faces, open_faces, training_batches
 from data.source import SPLITS
 from models.stn_icnn import STNiCNNConfig
@@ -127,9 +127,10 @@ def checkpoints(args: argparse.Namespace) -> list[Path]:
 def add_recipe_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--recipe",
-        choices=("paper", "paper-short", "best"),
+        choices=("paper", "paper-short", "best", "wide"),
         default="paper",
-        help="the paper's hyperparameters, its method in few steps (for a CPU; with --face-size 320), or ours",
+        help="the paper's hyperparameters, its method in few steps (for a CPU; with --face-size 320), ours, "
+        "or ours with wider augmentation",
     )
 
 
@@ -284,6 +285,7 @@ def start(args: argparse.Namespace, recipes: Recipes, **model: Any) -> Run:
         "paper": recipes.paper_celebamask if args.dataset == "celebamask" else recipes.paper_helen,
         "paper-short": recipes.paper_short,
         "best": recipes.best,
+        "wide": replace(recipes.best, augmentation=WIDE_AUGMENTATION),
     }[args.recipe]
     lr = {
         name: given if (given := getattr(args, f"lr_{name}", None)) is not None else value
