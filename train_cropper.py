@@ -57,24 +57,29 @@ RECIPES = Recipes(
 
 def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
     parser = options.training_parser(
-        __doc__, ["coarse", "localizer"], {"--init-from": "the checkpoint of stage 1 (its coarse network)"}
+        __doc__,
+        ["coarse", "localizer"],
+        {"--init-from": "the checkpoint of stage 1 (its coarse network); a localizer in it is trained further"},
     )
     parser.add_argument(
-        "--localizer", choices=("paper", "resnet18", "released"), default="paper", help="its architecture"
+        "--localizer",
+        choices=("paper", "resnet18", "released"),
+        help="its architecture; default: that of --init-from where it holds one, else paper",
     )
     parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = parser.parse_args(argv)
     options.check(args, required=["init_from"])
     stage1 = read_weights(args.init_from)
+    held = stage1.config.localizer if "localizer" in stage1.modules else None
     run = options.start(
         args,
         recipes,
-        localizer=args.localizer,
+        localizer=args.localizer or held or "paper",
         crop_size=args.crop_size,
         coarse_size=stage1.config.coarse_size,
     )
     model = STNiCNN(run.config)
-    load_into(model, stage1, ("coarse",))
+    load_into(model, stage1, ("coarse", "localizer") if run.config.localizer == held else ("coarse",))
     train, val = options.open_split(args, "train", photos=False), options.open_split(args, "val")
     size, margin = run.config.coarse_size, run.config.window_margin
 

@@ -325,9 +325,9 @@ def messages(taken: dict[str, Any]) -> Row:
     counts = {"MB": 0.0, "messages": 0}
 
     def normalised(module: nn.Module, inputs: Any, output: Any) -> None:
-        if module.training and isinstance(module, nn.BatchNorm2d):  # mean and variance, forward and backward
+        if module.training and isinstance(module, nn.BatchNorm2d):  # mean; variance; both of their gradients
             counts["MB"] += 4 * 4 * module.num_features / 1e6
-            counts["messages"] += 4
+            counts["messages"] += 3
 
     learned = [module for name, module in modules.items() if lr[name] > 0]
     for name, module in modules.items():

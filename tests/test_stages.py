@@ -125,6 +125,20 @@ def test_the_other_localizers_train_and_are_remembered(
     assert model.config.localizer == localizer
 
 
+@pytest.mark.parametrize("runs", ["best"], indirect=True)
+def test_the_cropper_trains_a_localizer_further_where_it_starts_from_one(
+    runs: dict[str, Path], tiny_options: list[str], tmp_path: Path
+) -> None:
+    options = [*tiny_options, "--recipe", "best", "--batch-size", "2", *SMALL_CROPS, "--lr-localizer", "1e-9"]
+    whole = runs["end2end"] / "best.pt"
+    held = checkpoint.load(whole)["modules"]["localizer"]
+    further = checkpoint.load(train("cropper", options, tmp_path / "further", "--init-from", str(whole)) / "best.pt")
+    torch.testing.assert_close(further["modules"]["localizer"]["linear.weight"], held["linear.weight"])
+    coarse = ["--init-from", str(runs["stage1"] / "best.pt")]
+    fresh = checkpoint.load(train("cropper", options, tmp_path / "fresh", *coarse) / "best.pt")
+    assert (fresh["modules"]["localizer"]["linear.weight"] - held["linear.weight"]).abs().max() > 1e-4
+
+
 def test_bfloat16_and_worker_processes_train_too(tiny_options: list[str], tmp_path: Path) -> None:
     options = [*tiny_options, "--recipe", "best", "--batch-size", "2", "--coarse-size", "32"]
     run_dir = train("stage1", options, tmp_path / "run", "--amp", "bf16", "--workers", "1", "--max-images", "2")

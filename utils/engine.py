@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from utils import checkpoint, runtime
+from utils import batchnorm, checkpoint, runtime
 from utils.errors import InputError
 from utils.metrics import confusion_matrix
 
@@ -83,7 +83,7 @@ def fit(
         module.to(device).to(memory_format=torch.channels_last)
         module.requires_grad_(name in trained)
         if name in trained:
-            runtime.synchronise_batchnorm(module)
+            batchnorm.use_in(module)
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimisation.optimizer]
     optimizer = optimizer_class(
         [{"params": list(module.parameters()), "name": name} for name, module in trained.items()],
