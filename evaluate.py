@@ -153,7 +153,7 @@ def score_folders(args: argparse.Namespace, device: torch.device) -> Evaluation:
         return read_nine(pred, pred_ids, lut_of[pred_ids]), read_nine(truth, truth_ids, lut_of[truth_ids])
 
     mine = range(runtime.rank(), len(pairs), runtime.world_size())
-    with ThreadPoolExecutor(max(1, args.workers)) as pool:
+    with ThreadPoolExecutor(options.threads(args.workers)) as pool:
         matrices = list(pool.map(lambda index: confusion_matrix(*read(index)), mine))
     matrices_N99 = torch.from_numpy(np.array(matrices, np.int64).reshape(-1, len(LABELS), len(LABELS)))
     about = {

@@ -161,7 +161,7 @@ def label_photos(
 ) -> list[tuple[Path, str]]:
     """Decode ahead, label in batches of one size, encode behind. Returns (photo, reason) for each that failed."""
     failed: list[tuple[Path, str]] = []
-    workers = max(1, args.workers)
+    threads = options.threads(args.workers)
     writing: deque[tuple[Job, Future[None]]] = deque()
     group: list[tuple[Job, np.ndarray]] = []
     bar = tqdm(total=len(jobs), unit="photo", disable=None, leave=False)
@@ -189,10 +189,10 @@ def label_photos(
             for (job, photo), result in zip(group, results, strict=True):
                 writing.append((job, encoders.submit(write, job, photo, result, args.windows)))
         group.clear()
-        settle(2 * workers)
+        settle(2 * threads)
 
-    with ThreadPoolExecutor(workers) as decoders, ThreadPoolExecutor(workers) as encoders:
-        for job, future in ahead(decoders, jobs, 2 * workers):
+    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(threads) as encoders:
+        for job, future in ahead(decoders, jobs, 2 * threads):
             try:
                 photo = future.result()
             except InputError as error:

@@ -224,7 +224,7 @@ def measure_scaling(setup: Setup) -> list[Table]:
         series: dict[str, list[float]] = {name: [] for name in labellers}
         for size, how, photos in plan:
             times = alternate(
-                {name: how(label, photos) for name, label in labellers.items()}, setup.device, _few(setup)
+                {name: how(label, photos) for name, label in labellers.items()}, setup.device, setup.few_rounds
             )
             for name, measured in times.items():
                 series[name].append(measured.median)
@@ -238,11 +238,7 @@ def measure_scaling(setup: Setup) -> list[Table]:
 
 def _rounds(setup: Setup, batch: int) -> Rounds:
     """Throughput needs fewer calls than latency."""
-    return setup.rounds if batch == 1 else _few(setup)
-
-
-def _few(setup: Setup) -> Rounds:
-    return Rounds(setup.rounds.seconds / 2, min(3, setup.rounds.least), 10)
+    return setup.rounds if batch == 1 else setup.few_rounds
 
 
 def plot(rows: list[Row], fits: list[Row], path: Path) -> None:
@@ -296,7 +292,7 @@ def measure_predict(setup: Setup) -> list[Table]:
             results.extend(predict.Result(labels, np.zeros((6, 2, 3), np.float32), None) for labels in labels_BHW)
 
     def threads(function: Callable[..., Any], *columns: list[Any]) -> None:
-        with ThreadPoolExecutor(max(1, setup.workers)) as pool:
+        with ThreadPoolExecutor(setup.threads) as pool:
             list(pool.map(function, *columns))
 
     times = alternate(
@@ -308,7 +304,7 @@ def measure_predict(setup: Setup) -> list[Table]:
             "whole": whole,
         },
         device,
-        _few(setup),
+        setup.few_rounds,
     )
     slowest = max(("decode", "compute", "encode"), key=lambda name: times[name].median)
     folder_s = times["whole"].median - times["load"].median
@@ -316,7 +312,7 @@ def measure_predict(setup: Setup) -> list[Table]:
     row |= {f"{name} ms": 1e3 * times[name].median / count for name in ("decode", "compute", "encode")}
     row |= {"slowest": slowest, "predict.py / slowest": folder_s / times[slowest].median}
     note = (
-        f"Milliseconds a photo; predict.py without loading the weights. {setup.workers} threads decode, as many encode."
+        f"Milliseconds a photo; predict.py without loading the weights. {setup.threads} threads decode, as many encode."
     )
     return [Table("predict.py on a folder", [row], note)]
 

@@ -19,7 +19,7 @@ from data.loading import photo_batch
 from data.synthetic import draw_face
 from models.pretrained import load_for_inference
 from models.stn_icnn import STNiCNN
-from utils import runtime
+from utils import options, runtime
 from utils.parsing import label_maps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -49,6 +49,16 @@ class Setup:
     quick: bool
     out: Path
     scratch: Path
+
+    @property
+    def threads(self) -> int:
+        """Those that decode and write photos."""
+        return options.threads(self.workers)
+
+    @property
+    def few_rounds(self) -> Rounds:
+        """For what takes longer."""
+        return Rounds(self.rounds.seconds / 2, min(3, self.rounds.least), 10)
 
     def load_ours(self) -> STNiCNN:
         """As predict.py has it."""
@@ -100,7 +110,7 @@ def helen_folder(setup: Setup, faces: int) -> Path:
             mask = cv2.GaussianBlur(np.where(labels == label, 255, 0).astype(np.uint8), (3, 3), 0)
             Image.fromarray(mask).save(folder / f"{folder.name}_lbl{label:02d}.png")
 
-    with ThreadPoolExecutor(max(1, setup.workers)) as pool:
+    with ThreadPoolExecutor(setup.threads) as pool:
         list(pool.map(write, range(len(distinct))))
     for k, name in enumerate(every[len(distinct) :]):
         same = distinct[k % len(distinct)]

@@ -128,7 +128,7 @@ def measure_training(setup: Setup) -> list[Table]:
         step = _train_step(taken, batch)
         network = _network_step(taken["modules"], taken["optimisation"].lr, setup, device)
         flops = count_flops(step)
-        times = alternate({"step": step, "networks": network}, device, setup.rounds)
+        times = alternate({"step": step, "networks": network}, device, setup.few_rounds)
         rate = {name: setup.batch_size / measured.median for name, measured in times.items()}
         with_data = images / float(np.median(seconds))
         row: Row = {"stage": stage, "images/s": spread([images / s for s in seconds])}
@@ -253,12 +253,12 @@ def measure_cache(setup: Setup) -> list[Table]:
 
     def build() -> None:
         shutil.rmtree(target, ignore_errors=True)
-        open_faces("helen", root, "train", target, workers=max(1, setup.workers))
+        open_faces("helen", root, "train", target, workers=setup.threads)
         sizes.append(sum(path.stat().st_size for path in target.rglob("*.bin")))
 
     times: Times = alternate({"build": build}, torch.device("cpu"), setup.rounds)["build"]
     rates = spread([setup.faces / seconds for seconds in times.seconds])
-    row: Row = {"faces": setup.faces, "size": setup.face_size, "threads": max(1, setup.workers), "faces/s": rates}
+    row: Row = {"faces": setup.faces, "size": setup.face_size, "threads": setup.threads, "faces/s": rates}
     row["MB a face"] = sizes[-1] / setup.faces / 1e6
     return [Table("Building the cache", [row], "A JPEG and eleven PNG masks for each face, in HELEN's layout.")]
 

@@ -179,15 +179,15 @@ def _photometric(draw: Draw, images_BN3SS: Tensor) -> Tensor:
 
 def whole(batch: Batch, draw: Draw | None, size: int) -> Tensor:
     """The stretched photo: images_B3SS, float in [0, 1]. draw: None for the photo as it is."""
-    thumbs_B3TT = batch.thumbs_BTT3.permute(0, 3, 1, 2).float() / 255
+    thumbs_B3TT = batch.thumbs_BTT3.permute(0, 3, 1, 2).float()
     if draw is None:
-        return F.adaptive_avg_pool2d(thumbs_B3TT, size)
+        return F.adaptive_avg_pool2d(thumbs_B3TT, size) / 255
     if size < THUMB // 2:
         thumbs_B3TT = F.adaptive_avg_pool2d(thumbs_B3TT, 2 * size)
     matrix_B33 = _normalised(draw.affine_B33, batch.sizes_B2.flip(-1).float() / 2)
     grid_BSS2 = _grid(matrix_B33, size)
     images_B3SS = F.grid_sample(thumbs_B3TT, grid_BSS2, "bilinear", "zeros", align_corners=False)
-    return _photometric(draw, images_B3SS[:, None])[:, 0]
+    return _photometric(draw, images_B3SS[:, None] / 255)[:, 0]
 
 
 def whole_labels(batch: Batch, draw: Draw | None, size: int) -> Tensor:
