@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scratch-only", action="store_true", help="score over training faces, without drawn ones")
     parser.add_argument("--drawn", type=int, default=3000, metavar="N", help="faces drawn to train on first")
     parser.add_argument("--drawn-size", type=int, metavar="N", help="their side, pixels; default: --face-size")
+    parser.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
     args = common.parse(parser, argv)
     if args.drawn < 1:
         raise InputError(f"--drawn {args.drawn}: must be at least 1")
@@ -121,7 +122,7 @@ def train_drawn(args: argparse.Namespace, recipes: dict[str, Recipe], root: Path
         folds = recipe.augmentation.folds
         epochs, batch = schedule(recipe.optimisation.epochs, args.drawn, args.drawn, recipe.batch_size, folds)
         words = reproduce.flags(args, "cache", *common.MACHINE, "recipe", **data, epochs=epochs, batch_size=batch)
-        words += crop_size(stage, recipe)
+        words += sizes(stage, recipe, args)
         best[stage] = common.train(stage, [*words, *common.from_earlier(stage, best)], root / stage)
     return best
 
@@ -144,15 +145,17 @@ def train(
         epochs, batch = schedule(recipe.optimisation.epochs, everything, count, recipe.batch_size, folds)
         data = {"max_images": args.max_images if count == everything else count}
         words = reproduce.flags(args, *common.DATA, *common.MACHINE, "recipe", epochs=epochs, batch_size=batch, **data)
-        words += crop_size(stage, recipe)
+        words += sizes(stage, recipe, args)
         if drawn and stage in INITS:
             words += ["--init-from", str(drawn[stage])]
         best[stage] = common.train(stage, [*words, *common.from_earlier(stage, best)], root / stage)
     return best
 
 
-def crop_size(stage: str, recipe: Recipe) -> list[str]:
-    """The same crops for every data set, in the stages that have the option."""
+def sizes(stage: str, recipe: Recipe, args: argparse.Namespace) -> list[str]:
+    """The coarse size where it is given, and the same crops for every data set, in the stages that have the options."""
+    if stage == "stage1":
+        return reproduce.flags(args, "coarse_size")
     return ["--crop-size", str(STNiCNNConfig(**recipe.model).crop_size)] if stage in ("cropper", "stage2") else []
 
 
