@@ -33,8 +33,8 @@ RECIPES = Recipes(
         model={"crop_size": 127},
     ),
     paper_short=Recipe(
-        Optimisation(epochs=4, lr={"coarse": 0.0, "localizer": 4e-3}, schedule="onecycle"),
-        batch_size=32,
+        Optimisation(epochs=4, lr={"coarse": 0.0, "localizer": 2e-3}, schedule="onecycle"),
+        batch_size=PAPER_SHORT.batch_size,
         augmentation=PAPER_SHORT.augmentation,
         model=PAPER_SHORT.model,
     ),

@@ -35,7 +35,7 @@ RECIPES = Recipes(
     ),
     paper_short=Recipe(
         Optimisation(epochs=2, lr={"coarse": 1e-4, "localizer": 1e-4, "parts": 1e-3}, schedule="onecycle"),
-        batch_size=16,
+        batch_size=PAPER_SHORT.batch_size,
         augmentation=PAPER_SHORT.augmentation,
     ),
     best=Recipe(

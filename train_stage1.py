@@ -30,8 +30,8 @@ PAPER_CELEBAMASK = Recipe(
     model={"crop_size": 127},
 )
 PAPER_SHORT = Recipe(
-    Optimisation(epochs=4, lr={"coarse": 4e-3}, schedule="onecycle"),
-    batch_size=32,
+    Optimisation(epochs=5, lr={"coarse": 2e-3}, schedule="onecycle"),
+    batch_size=8,  # in few epochs steps are what counts
     augmentation=replace(PAPER_AUGMENTATION, folds=1),
     model={"crop_size": 81},
 )

@@ -35,8 +35,8 @@ RECIPES = Recipes(
         model={"crop_size": 127},
     ),
     paper_short=Recipe(
-        Optimisation(epochs=4, lr={"parts": 4e-3}, schedule="onecycle"),
-        batch_size=16,
+        Optimisation(epochs=3, lr={"parts": 3e-3}, schedule="onecycle"),
+        batch_size=PAPER_SHORT.batch_size,
         augmentation=PAPER_SHORT.augmentation,
         model=PAPER_SHORT.model,
     ),

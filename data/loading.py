@@ -111,10 +111,14 @@ class Faces(Dataset):
         record = self.records[index]
         return self._read("photos", int(record["offset"]) * 3, (record["height"], record["width"], 3))
 
+    def classes(self, index: int) -> np.ndarray:
+        """uint8 (H, W), the data set's own ids."""
+        record = self.records[index]
+        return self._read("labels", int(record["offset"]), (record["height"], record["width"]))
+
     def labels(self, index: int) -> np.ndarray:
         """uint8 (H, W), the nine labels."""
-        record = self.records[index]
-        return cv2.LUT(self._read("labels", int(record["offset"]), (record["height"], record["width"])), self.merge)
+        return cv2.LUT(self.classes(index), self.merge)
 
     def thumb(self, index: int) -> np.ndarray:
         """uint8 (256, 256, 3), RGB, stretched."""

@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--rows", nargs="+", choices=(*CHANGES, ALL), default=[*CHANGES, ALL], metavar="CHANGE", help="which changes"
     )
+    parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = common.parse(parser, argv)
     stages = common.STAGES if args.stage == "chain" else ("stage2",)
     epochs = common.epochs_of_stages(args, stages)
@@ -90,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
             start = common.from_earlier(stage, best)
             key = repr((stage, recipe, start))
             if key not in done:
-                more = reproduce.flags(args, epochs=epochs[stage])
+                sizes = ("crop_size",) if stage in common.CROPPING else ()
+                more = reproduce.flags(args, *sizes, epochs=epochs[stage])
                 altered = recipes._replace(paper_short=recipe)
                 done[key] = common.train(stage, [*words, *more, *start], root / change / stage, altered)
             best[stage] = done[key]

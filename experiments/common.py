@@ -37,6 +37,7 @@ SOURCES = {
     "stage2": {},
     "end2end": {"--init-from-cropper": "cropper", "--init-from-stage2": "stage2"},
 }
+CROPPING = ("cropper", "stage2")  # the stages that settle the size of the crops
 DATA = ("dataset", "data", "partition", "face_size", "cache", "max_images")
 MACHINE = ("device", "workers", "seed", "amp")
 
@@ -231,6 +232,18 @@ def panels(count: int, height: float = 3.6) -> tuple[Figure, list[Any]]:
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def bars(result: dict[str, Any], titles: Sequence[str]) -> Figure:
+    """Bars of both F1 of each of the result's rows, under these titles."""
+    figure, (ax,) = panels(1, height=5)
+    places = np.arange(len(titles))[::-1]
+    for offset, key in ((0.2, "overall"), (-0.2, "strict")):
+        ax.barh(places + offset, [row["f1"][key] or 0 for row in result["rows"]], 0.38, label=key)
+    ax.set_yticks(places, titles)
+    ax.set(xlabel="F1", title=f"{result['faces']} faces, {result['split']} split")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:

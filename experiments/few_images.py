@@ -156,7 +156,7 @@ def sizes(stage: str, recipe: Recipe, args: argparse.Namespace) -> list[str]:
     """The coarse size where it is given, and the same crops for every data set, in the stages that have the options."""
     if stage == "stage1":
         return reproduce.flags(args, "coarse_size")
-    return ["--crop-size", str(STNiCNNConfig(**recipe.model).crop_size)] if stage in ("cropper", "stage2") else []
+    return ["--crop-size", str(STNiCNNConfig(**recipe.model).crop_size)] if stage in common.CROPPING else []
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import reproduce
 from data.labels import PAPER_GROUPS
-from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, robustness
+from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, kinds, robustness
 from utils import options
 from utils.errors import InputError
 from utils.metrics import FOREGROUND
@@ -51,6 +51,7 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Fi
     "few_images": ("Drawn faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
     "training_images": ("Score over training faces", few_images.table, few_images.draw_curve),
     "robustness": ("Photos of other kinds", robustness.table, robustness.draw),
+    "kinds": ("Kinds of faces", kinds.table, kinds.draw),
     "ablation": ("What each change of recipe brings", ablation.table, ablation.draw),
 }
 LOWER_IS_BETTER = ("theta_loss",)

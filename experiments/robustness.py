@@ -116,14 +116,7 @@ def table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any]) -> Figure:
     """Bars of both F1 for each condition."""
-    figure, (ax,) = common.panels(1, height=5)
-    places = np.arange(len(result["rows"]))[::-1]
-    for offset, key in ((0.2, "overall"), (-0.2, "strict")):
-        ax.barh(places + offset, [row["f1"][key] or 0 for row in result["rows"]], 0.38, label=key)
-    ax.set_yticks(places, [row["condition"] for row in result["rows"]])
-    ax.set(xlabel="F1", title=f"{result['faces']} faces, {result['split']} split")
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
+    return common.bars(result, [row["condition"] for row in result["rows"]])
 
 
 if __name__ == "__main__":

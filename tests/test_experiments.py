@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import train_end2end
 import train_stage1
 import train_stage2
 from data.loading import part_geometry
-from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, report, robustness
+from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, kinds, report, robustness
 from models.grid import window_theta
 from models.stn_icnn import STNiCNN, STNiCNNConfig
 from utils import checkpoint
@@ -211,6 +210,43 @@ def test_coarse_sizes_are_trained_once_and_compared(
     assert read(results, "coarse_size")["rows"] == rows
 
 
+def test_kinds_are_read_off_the_true_parts() -> None:
+    names = ("background", "skin", "glasses")
+    turn_N, roll_N = np.array([0.0, 0.5, np.nan]), np.array([0.0, 20.0, np.nan])
+    present_NP = np.array([[True] * 6, [True] * 6, [True, True, False, True, True, True]])
+    classes_NC = np.array([[True, True, False]] * 3)
+    traits = kinds.Traits(classes_NC, present_NP, turn_N, roll_N, np.array([0.2, 0.5, 0.8]))
+    found = {kind: chosen.tolist() for kind, chosen in kinds.kinds(traits, names).items()}
+    assert found["all"] == [True, True, True]
+    assert found["glasses"] == [False, False, False]
+    assert found["an eye hidden"] == [False, False, True]
+    assert found["head turned, nose off by more than 0.25"] == [False, True, False]
+    assert found["head tilted by more than 10°"] == [False, True, False]
+    assert found["skin in the darkest fifth"] == [True, False, False]
+    assert found["skin in the brightest fifth"] == [False, False, True]
+
+
+def test_turned_and_tilted_heads_are_measured_by_eyes_and_nose(tiny_options: list[str]) -> None:
+    faces = open_split(common.parse(common.parser(None), tiny_options), "val")
+    for k, (left, right, nose) in enumerate((((20, 30), (40, 30), (30, 40)), ((20, 20), (40, 40), (40, 40)))):
+        faces.records["centre"][k, 2:5] = left, right, nose
+        faces.records["present"][k] = True
+    faces.records["present"][2, 3] = False
+    traits = kinds.measure(faces)
+    np.testing.assert_allclose(traits.turn_N, [0, 0.5, np.nan], atol=1e-6)
+    np.testing.assert_allclose(traits.roll_N, [0, 45, np.nan], atol=1e-6)
+    skin = faces.photo(0)[faces.classes(0) == 1].astype(float)
+    assert traits.brightness_N[0] == pytest.approx((skin @ [0.299, 0.587, 0.114]).mean() / 255)
+
+
+def test_kinds_of_faces_are_scored_apart(options: list[str], weights: Path, results: Path) -> None:
+    assert kinds.main([*options, "--checkpoint", str(weights)]) == 0
+    rows = {row["kind"]: row for row in read(results, "kinds")["rows"]}
+    assert rows["all"]["faces"] == 3
+    assert rows["skin in the darkest fifth"]["faces"] == 1
+    assert "glasses" not in rows  # HELEN does not know them
+
+
 def test_few_images_compares_both_starts_and_the_curve_reuses_its_runs(
     options: list[str], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,12 +291,9 @@ def test_few_images_starts_the_chain_s_networks_from_the_drawn_faces(
 
 
 def test_the_ablation_trains_what_a_change_touches_and_counts_its_cost(
-    options: list[str], results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], results: Path, tmp_path: Path
 ) -> None:
-    recipes = train_stage2.RECIPES
-    small_crops = recipes._replace(paper_short=replace(recipes.paper_short, model={"crop_size": 33}))
-    monkeypatch.setattr(train_stage2, "RECIPES", small_crops)
-    small = ["--epochs", "1", "--batch-size", "2", "--max-images", "2", "--runs", str(tmp_path)]
+    small = ["--epochs", "1", "--batch-size", "2", "--max-images", "2", "--crop-size", "33", "--runs", str(tmp_path)]
     assert ablation.main([*options, *small, "--rows", "jitter", "taught", "all"]) == 0
     rows = read(results, "ablation")["rows"]
     assert [row["change"] for row in rows] == ["paper-short", "jitter", "all"]  # stage 2 knows no end to end
