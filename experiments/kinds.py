@@ -46,8 +46,8 @@ class Traits(NamedTuple):
 def measure(faces: Faces) -> Traits:
     """The traits of every face."""
     names = TABLES[faces.dataset].names
-    present_NP, centres_NP2 = faces.records["present"], faces.records["centre"].astype(np.float64)
-    eyes_N: np.ndarray = present_NP[:, [EYE1, EYE2]].all(1)
+    present_NP, centres_NP2 = np.array(faces.records["present"]), faces.records["centre"].astype(np.float64)
+    eyes_N = present_NP[:, EYE1] & present_NP[:, EYE2]
     along_N2 = np.where(eyes_N[:, None], centres_NP2[:, EYE2] - centres_NP2[:, EYE1], np.nan)
     distance_N = np.linalg.norm(along_N2, axis=1)
     to_nose_N2 = centres_NP2[:, NOSE] - centres_NP2[:, [EYE1, EYE2]].mean(1)
