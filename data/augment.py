@@ -55,7 +55,7 @@ NO_AUGMENTATION = Augmentation()
 PAPER_AUGMENTATION = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), noise=0.05, subsets=True, folds=5)
 
 # For photos of other kinds than the training data's: turned, off-centre, of other sizes, dark, blurred.
-WIDE_AUGMENTATION = Augmentation(rotation=25, shift=0.12, scale=(0.7, 1.35), noise=0.04, tone=1.0, blur=1.5, mirror=0.5)
+WIDE_AUGMENTATION = Augmentation(rotation=30, shift=0.18, scale=(0.6, 1.4), noise=0.04, tone=1.0, blur=1.5, mirror=0.5)
 
 
 class Draw(NamedTuple):
