@@ -18,7 +18,6 @@ from tqdm import tqdm
 from data import images
 from data.labels import LABELS, TABLES
 from data.loading import evaluation_batches
-from models.mirror import mirror_too
 from models.pretrained import MODULES, load_for_inference
 from utils import engine, options, runtime
 from utils.errors import InputError
@@ -107,9 +106,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def score_model(args: argparse.Namespace, device: torch.device) -> Evaluation:
     """Label every face of the split with the model, this process its share of them."""
     paths = options.checkpoints(args)
-    model = load_for_inference(paths, device, NEEDED[args.crops])
-    if args.mirror:
-        mirror_too(model)
+    model = load_for_inference(paths, device, NEEDED[args.crops], args.mirror)
     faces = options.open_split(args, args.split)
     batches = evaluation_batches(faces, args.batch_size, runtime.rank(), runtime.world_size(), args.workers)
     bar = tqdm(batches, desc=f"{args.dataset} {args.split}", disable=None if runtime.rank() == 0 else True, leave=False)

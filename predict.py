@@ -19,7 +19,6 @@ from tqdm import tqdm
 from data.images import PHOTO_SUFFIXES, natural_key, read_photo
 from data.labels import COLOURS
 from data.loading import photo_batch
-from models.mirror import mirror_too
 from models.pretrained import load_for_inference
 from models.stn_icnn import STNiCNN
 from utils import options, runtime
@@ -55,9 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     photos, failed = find_photos(args.inputs)
     jobs, clashing = plan(photos, args)
     failed += clashing
-    model = load_for_inference(options.checkpoints(args), device, NEEDED[args.crops]) if photos else None
-    if model is not None and args.mirror:
-        mirror_too(model)
+    model = load_for_inference(options.checkpoints(args), device, NEEDED[args.crops], args.mirror) if photos else None
     todo = [job for job in jobs if job.outputs]
     started = time.monotonic()
     if todo and model is not None:

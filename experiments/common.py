@@ -23,6 +23,7 @@ import train_stage1
 import train_stage2
 from data.labels import NUM_LABELS, NUM_PARTS, PART_LABELS
 from data.loading import Batch, Faces, evaluation_batches
+from models.pretrained import load_for_inference
 from models.stn_icnn import STNiCNN, STNiCNNConfig
 from utils import options, runtime
 from utils.errors import InputError
@@ -50,6 +51,21 @@ def parser(description: str | None, batch_size: int | None = None) -> options.Pa
         "--out", type=Path, default=Path("results/experiments"), metavar="DIR", help="where numbers and plot go"
     )
     return made
+
+
+def checkpoint_parser(description: str | None, batch_size: int | None = None) -> options.Parser:
+    """``parser`` with ``--checkpoint`` and ``--mirror``, for experiments with a trained model."""
+    made = parser(description, batch_size)
+    options.add_checkpoint_option(made)
+    options.add_mirror_option(made)
+    return made
+
+
+def load(args: argparse.Namespace) -> tuple[STNiCNN, Faces, torch.device]:
+    """The model, the split and the device that the options of ``checkpoint_parser`` name."""
+    device = runtime.pick_device(args.device)
+    model = load_for_inference(options.checkpoints(args), device, mirror=args.mirror)
+    return model, options.open_split(args, args.split), device
 
 
 def add_training_options(made: options.Parser, epochs_of: str, nargs: int | str) -> None:

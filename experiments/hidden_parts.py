@@ -17,8 +17,7 @@ from data.images import make_thumb
 from data.labels import NUM_PARTS
 from data.loading import Batch
 from experiments import common
-from models.pretrained import load_for_inference
-from utils import options, runtime
+from utils import runtime
 from utils.metrics import confusion_matrix, scores
 from utils.parsing import label_maps, true_theta
 from utils.runtime import run_main
@@ -61,12 +60,8 @@ def hide(batch: Batch, boxes_BP4: torch.Tensor, hidden_BP: np.ndarray) -> Batch:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common.parser(__doc__, batch_size=8)
-    options.add_checkpoint_option(parser)
-    args = common.parse(parser, argv)
-    device = runtime.pick_device(args.device)
-    model = load_for_inference(options.checkpoints(args), device)
-    faces = options.open_split(args, args.split)
+    args = common.parse(common.checkpoint_parser(__doc__, batch_size=8), argv)
+    model, faces, device = common.load(args)
     counts = range(NUM_PARTS + 1)
     found: dict[tuple[int, str], list[common.Misses]] = {(k, name): [] for k in counts for name in CROPPERS}
     matrices = {key: np.zeros((9, 9), np.int64) for key in found}

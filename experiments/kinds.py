@@ -15,9 +15,7 @@ from tqdm import tqdm
 from data.labels import PARTS, TABLES
 from data.loading import Faces, evaluation_batches
 from experiments import common
-from models.mirror import mirror_too
-from models.pretrained import load_for_inference
-from utils import engine, options, runtime
+from utils import engine, runtime
 from utils.metrics import scores
 from utils.parsing import label_batch
 from utils.runtime import run_main
@@ -94,15 +92,8 @@ def kinds(traits: Traits, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common.parser(__doc__)
-    options.add_checkpoint_option(parser)
-    options.add_mirror_option(parser)
-    args = common.parse(parser, argv)
-    device = runtime.pick_device(args.device)
-    model = load_for_inference(options.checkpoints(args), device)
-    if args.mirror:
-        mirror_too(model)
-    faces = options.open_split(args, args.split)
+    args = common.parse(common.checkpoint_parser(__doc__), argv)
+    model, faces, device = common.load(args)
     batches = evaluation_batches(faces, args.batch_size or 8, workers=args.workers)
     bar = tqdm(batches, disable=None, leave=False)
     with torch.inference_mode(), runtime.autocast(device, args.amp):

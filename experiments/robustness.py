@@ -13,9 +13,7 @@ from tqdm import tqdm
 from data.images import resize_labels, resize_photo
 from data.loading import photo_batch
 from experiments import common
-from models.mirror import mirror_too
-from models.pretrained import load_for_inference
-from utils import options, runtime
+from utils import runtime
 from utils.metrics import confusion_matrix, scores
 from utils.parsing import label_maps
 from utils.runtime import run_main
@@ -87,15 +85,8 @@ CONDITIONS: dict[str, Change] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common.parser(__doc__)
-    options.add_checkpoint_option(parser)
-    options.add_mirror_option(parser)
-    args = common.parse(parser, argv)
-    device = runtime.pick_device(args.device)
-    model = load_for_inference(options.checkpoints(args), device)
-    if args.mirror:
-        mirror_too(model)
-    faces = options.open_split(args, args.split)
+    args = common.parse(common.checkpoint_parser(__doc__), argv)
+    model, faces, device = common.load(args)
     matrices = {name: np.zeros((9, 9), np.int64) for name in CONDITIONS}
     with torch.inference_mode(), runtime.autocast(device, args.amp):
         for k in tqdm(range(len(faces)), disable=None, leave=False):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.icnn import fold_batchnorm
+from models.mirror import mirror_too
 from models.released import from_released
 from models.stn_icnn import STNiCNN, STNiCNNConfig
 from utils import checkpoint
@@ -84,8 +85,15 @@ def load_model(paths: list[Path], names: tuple[str, ...] = MODULES) -> STNiCNN:
     return model.eval()
 
 
-def load_for_inference(paths: list[Path], device: torch.device, names: tuple[str, ...] = MODULES) -> STNiCNN:
-    """``load_model``, then all that makes labelling fast: batch norm folded, channels last, on the device."""
+def load_for_inference(
+    paths: list[Path], device: torch.device, names: tuple[str, ...] = MODULES, mirror: bool = False
+) -> STNiCNN:
+    """``load_model``, then all that makes labelling fast: batch norm folded, channels last, on the device.
+
+    mirror: label with test-time mirroring, see ``models.mirror``.
+    """
     model = load_model(paths, names)
     fold_batchnorm(model)
+    if mirror:
+        mirror_too(model)
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
