@@ -27,6 +27,7 @@ TITLES = (
     "iCNN (old cropper)",
     "STN-iCNN before end-to-end",
     "STN-iCNN",
+    "STN-iCNN, mirrored too",
     "STN-iCNN, crops on the truth",
 )
 # What the paper's tables print, test split, columns of PAPER_GROUPS.
