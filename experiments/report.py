@@ -1,4 +1,5 @@
 """Every table and plot of the results, from what the runs left behind: results/README.md, and a picture beside each.
+In the README.md beside the results, tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` are written again.
 
 Read are, where they are there: <run>/{stage1,cropper,stage2,end2end}/{config.json,log.jsonl}, <run>/command.txt,
 <run>/{val,test}/<row>/scores.json, experiments/<experiment>.json and any benchmark.md, all under --results.
@@ -56,6 +57,7 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Fi
     "ablation": ("What each change of recipe brings", ablation.table, ablation.draw),
 }
 LOWER_IS_BETTER = ("theta_loss",)
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 class Stage(NamedTuple):
@@ -111,7 +113,22 @@ def main(argv: list[str] | None = None) -> int:
     file = args.results / "README.md"
     file.write_text("\n".join(lines).rstrip() + "\n")
     print(f"written: {file}, from {len(runs)} runs and {len(found)} experiments")
+    beside = args.results.resolve().parent / "README.md"
+    if beside.is_file():
+        tables = {f"experiments/{name}": EXPERIMENTS[name][1](read_json(path)) for name, path in found.items()}
+        for run in runs:
+            for split in run.scores:
+                tables[f"{run.name}/{split}/paper"] = f1_table(run, split)
+                tables[f"{run.name}/{split}/strict"] = strict_table(run.scores[split])
+        beside.write_text(with_tables(beside.read_text(), tables))
     return 0
+
+
+def with_tables(text: str, tables: dict[str, str]) -> str:
+    """The text with its marked tables as they are now. Raises InputError for a mark that names none."""
+    if lost := {name for _, name, _ in MARKED.findall(text)} - tables.keys():
+        raise InputError(f"no results for the tables {', '.join(sorted(lost))}: there are {', '.join(sorted(tables))}")
+    return MARKED.sub(lambda match: f"{match[1]}{tables[match[2]]}{match[3]}", text)
 
 
 def read_json(path: Path) -> Any:

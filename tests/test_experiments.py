@@ -1,6 +1,7 @@
 """The experiments: their numbers on made-up windows and laws, and each script on tiny faces from end to end."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -413,6 +414,24 @@ def test_mistakes_are_told_in_one_line(
     with pytest.raises(InputError, match=message) as caught:
         main([*options, *runs, *words])
     assert "\n" not in str(caught.value)
+
+
+def test_the_report_writes_the_marked_tables_of_a_text_again() -> None:
+    text = "before\n<!-- table: a/test/paper -->\nold\nrows\n<!-- end -->\nafter\n"
+    new = report.with_tables(text, {"a/test/paper": "| new |\n"})
+    assert new == "before\n<!-- table: a/test/paper -->\n| new |\n<!-- end -->\nafter\n"
+    assert report.with_tables(new, {"a/test/paper": "| new |\n"}) == new
+    with pytest.raises(InputError, match="no results for the tables a/test/paper"):
+        report.with_tables(text, {"b": ""})
+
+
+def test_the_readme_s_tables_are_those_of_the_results(tmp_path: Path) -> None:
+    home = Path(report.__file__).parent.parent
+    shutil.copytree(home / "results", tmp_path / "results")
+    shutil.copy(home / "README.md", tmp_path)
+    assert report.main(["--results", str(tmp_path / "results")]) == 0
+    assert (tmp_path / "README.md").read_text() == (home / "README.md").read_text()
+    assert (tmp_path / "results" / "README.md").read_text() == (home / "results" / "README.md").read_text()
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
