@@ -82,7 +82,7 @@ def kinds(traits: Traits, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         "hat": of_class(names, "hat")(traits),
         "an eye hidden": ~traits.present_NP[:, [EYE1, EYE2]].all(1),
         "a brow hidden": ~traits.present_NP[:, [BROW1, BROW2]].all(1),
-        "head turned, nose off by more than 0.25": traits.turn_N > 0.25,
+        "head turned": traits.turn_N > 0.25,
         "head tilted by more than 10°": traits.roll_N > 10,
         "mouth open": open_N,
         "mouth closed": ~open_N & traits.present_NP[:, MOUTH],
