@@ -4,7 +4,6 @@ The kinds are read off the true masks and the photo; nothing is labelled by hand
 """
 
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,19 +66,19 @@ def measure(faces: Faces) -> Traits:
     )
 
 
-def of_class(names: tuple[str, ...], name: str) -> Callable[[Traits], np.ndarray]:
-    """The faces whose masks hold a class; none where the data set does not know it."""
-    return lambda t: t.classes_NC[:, names.index(name)] if name in names else np.zeros(len(t.classes_NC), bool)
+def holding(traits: Traits, names: tuple[str, ...], name: str) -> np.ndarray:
+    """The faces whose masks hold a class (bool); none where the data set does not know it."""
+    return traits.classes_NC[:, names.index(name)] if name in names else np.zeros(len(traits.classes_NC), bool)
 
 
 def kinds(traits: Traits, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Title of a kind -> its faces (bool). Fifths are the split's own."""
     low, high = np.nanquantile(traits.brightness_N, (0.2, 0.8)) if np.isfinite(traits.brightness_N).any() else (0, 1)
-    open_N = of_class(names, "mouth")(traits) | of_class(names, "inner_mouth")(traits)
+    open_N = holding(traits, names, "mouth") | holding(traits, names, "inner_mouth")
     return {
         "all": np.ones(len(traits.turn_N), bool),
-        "glasses": of_class(names, "eye_g")(traits),
-        "hat": of_class(names, "hat")(traits),
+        "glasses": holding(traits, names, "eye_g"),
+        "hat": holding(traits, names, "hat"),
         "an eye hidden": ~traits.present_NP[:, [EYE1, EYE2]].all(1),
         "a brow hidden": ~traits.present_NP[:, [BROW1, BROW2]].all(1),
         "head turned": traits.turn_N > 0.25,
