@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
     model = STNiCNN(run.config)
     load_into(model, stage1, ("coarse", "localizer") if run.config.localizer == held else ("coarse",))
     train, val = options.open_split(args, "train", photos=False), options.open_split(args, "val")
-    size, margin = run.config.coarse_size, run.config.window_margin
+    size = run.config.coarse_size
 
     def step(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         view = draw(run.recipe.augmentation, batch)
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
             logits_B9SS = model.coarse(whole(batch, view, size))
         theta_BP23 = model.locate(logits_B9SS, batch.sizes_B2)
         centres_BP2, extents_BP2, present_BP = parts_of(batch, view)
-        target_BP23 = target_theta(centres_BP2, extents_BP2, present_BP, batch.sizes_B2, run.config.crop_size, margin)
+        target_BP23 = target_theta(centres_BP2, extents_BP2, present_BP, batch.sizes_B2, *run.config.windows)
         return theta_loss(theta_BP23, target_BP23, present_BP, run.recipe.theta_beta), {}
 
     def validate() -> dict[str, float]:

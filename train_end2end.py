@@ -92,9 +92,7 @@ def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
             losses["coarse"] = recipe.coarse_weight * segmentation_loss(logits_B9SS, labels_BSS, recipe.dice)
         if recipe.theta_weight > 0:
             centres_BP2, extents_BP2, present_BP = parts_of(batch, view)
-            target_BP23 = target_theta(
-                centres_BP2, extents_BP2, present_BP, batch.sizes_B2, config.crop_size, config.window_margin
-            )
+            target_BP23 = target_theta(centres_BP2, extents_BP2, present_BP, batch.sizes_B2, *config.windows)
             losses["theta"] = recipe.theta_weight * theta_loss(theta_BP23, target_BP23, present_BP, recipe.theta_beta)
         return torch.stack(list(losses.values())).sum(), losses
 

@@ -39,7 +39,7 @@ BEST = Recipe(
     Optimisation(epochs=40, lr={"coarse": 4e-3}, optimizer="adamw", schedule="onecycle", weight_decay=1e-2, clip=1.0),
     batch_size=32,
     augmentation=Augmentation(rotation=15, shift=0.08, scale=(0.8, 1.25), noise=0.03, tone=0.8, mirror=0.5),
-    model={"window_margin": 1.6, "paste": "bilinear"},
+    model={"window_margin": 1.6, "window_aspect": 0.5, "paste": "bilinear"},
     dice=0.5,
 )
 RECIPES = Recipes(paper_helen=PAPER_HELEN, paper_celebamask=PAPER_CELEBAMASK, paper_short=PAPER_SHORT, best=BEST)

@@ -64,11 +64,11 @@ def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
     if args.init_from:
         load_into(model, read_weights(args.init_from), ("parts",))
     train, val = options.open_split(args, "train"), options.open_split(args, "val")
-    size, margin = run.config.crop_size, run.config.window_margin
+    size = run.config.crop_size
 
     def step(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         view = draw(run.recipe.augmentation, batch)
-        theta_BP23 = target_theta(*parts_of(batch, view), batch.sizes_B2, size, margin)
+        theta_BP23 = target_theta(*parts_of(batch, view), batch.sizes_B2, *run.config.windows)
         theta_BP23 = jitter_windows(theta_BP23, batch, run.recipe.jitter)
         source_BP23 = compose(theta_frame(view, batch.sizes_B2), theta_BP23)
         crops_BP3SS = crops_of(view, crop(batch.photos_BHW3, source_BP23, size, batch.sizes_B2))

@@ -62,14 +62,12 @@ class Draw(NamedTuple):
     """One draw for a batch, on the batch's device.
 
     affine_B33: centred pixel coordinates of the augmented photo -> those of the cached one.
-    mirrored_B: bool. zoom_B: size of the augmented face relative to the cached one. gain_B3, bias_B, gamma_B:
-    photo ** gamma * gain + bias. blur_B: standard deviations, in samples. noise_B: standard deviations; seeds_B: for
+    mirrored_B: bool. gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias. blur_B: standard deviations, in samples. noise_B: standard deviations; seeds_B: for
     the noise; these three stay on the CPU.
     """
 
     affine_B33: Tensor
     mirrored_B: Tensor
-    zoom_B: Tensor
     noise_B: Tensor
     seeds_B: Tensor
     gain_B3: Tensor
@@ -99,7 +97,6 @@ def draw(augmentation: Augmentation, batch: Batch) -> Draw:
     return Draw(
         affine_B33.float().to(device),
         mirrored.bool().to(device),
-        scale.float().to(device),
         noise.float(),
         seeds.long(),
         gain_B3.float().to(device),
@@ -226,7 +223,8 @@ def parts_of(batch: Batch, draw: Draw | None) -> tuple[Tensor, Tensor, Tensor]:
     centred_BP2 = batch.centres_BP2 - middle_B12
     turned_BP2 = (centred_BP2[:, :, None] * inverse_B33[:, None, :2, :2]).sum(-1)
     centres_BP2 = turned_BP2 + inverse_B33[:, None, :2, 2] + middle_B12
-    extents_BP2 = batch.extents_BP2 * draw.zoom_B[:, None, None]
+    # of ellipses, as which turned parts are taken
+    extents_BP2 = (batch.extents_BP2[:, :, None] * inverse_B33[:, None, :2, :2]).square().sum(-1).sqrt()
     inside_BP = ((centres_BP2 >= 0) & (centres_BP2 <= 2 * middle_B12)).all(-1)
     present_BP = batch.present_BP & inside_BP
     swap_BP = draw.mirrored_B[:, None]

@@ -29,6 +29,7 @@ CHANGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "blur-tone": ("blur and tone", ("augmentation.blur", "augmentation.tone")),
     "dice": ("Dice loss beside cross-entropy", ("dice",)),
     "margin": ("windows that follow the part's size", ("model.window_margin",)),
+    "aspect": ("the same, each side its own", ("model.window_margin", "model.window_aspect")),
     "jitter": ("windows jittered in stage 2", ("jitter",)),
     "adamw": (
         "AdamW, weight decay, clipped gradients",

@@ -219,6 +219,8 @@ def trainings(run: Run) -> str:
     for name, (config, log) in run.stages.items():
         optimisation, model = config["optimisation"], config["config"]
         windows = f"margin {model['window_margin']:g}" if model["window_margin"] else "of their pixels"
+        if (aspect := model.get("window_aspect", 1)) < 1:
+            windows += f", aspect {aspect:g}"
         rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(optimisation["lr"].values()) if lr)
         rows.append(
             [

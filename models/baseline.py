@@ -5,6 +5,7 @@ from torch import Tensor
 
 from data.labels import PART_LABELS
 from models.grid import window_theta
+from models.windows import window_sides
 
 
 def mask_geometry(labels_Bhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,10 +31,12 @@ def mask_geometry(labels_Bhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack(centroids, 1), torch.stack(extents, 1), torch.stack(present, 1)
 
 
-def baseline_theta(coarse_labels_Bhw: Tensor, sizes_B2: Tensor, crop_size: int, margin: float) -> Tensor:
+def baseline_theta(
+    coarse_labels_Bhw: Tensor, sizes_B2: Tensor, crop_size: int, margin: float, aspect: float
+) -> Tensor:
     """Windows around the rough mask's centroids, on integer pixels of the photo.
 
-    margin: 0 for windows of ``crop_size`` pixels; else their side is ``margin`` times the part's longer extent.
+    margin: 0 for windows of ``crop_size`` pixels; else they follow the part (see ``window_sides``).
     A part that the rough mask lacks gets a window of ``crop_size`` pixels at the photo's centre, as in the released
     code: the very failure that the STN removes (paper Fig. 5). Returns theta_BP23 in the frame of each photo.
     """
@@ -43,7 +46,8 @@ def baseline_theta(coarse_labels_Bhw: Tensor, sizes_B2: Tensor, crop_size: int, 
     ratio_B12 = photo_B12 / torch.tensor([width, height], device=photo_B12.device)
     found_BP2 = ((centroids_BP2 + 0.5) * ratio_B12 - 0.5).round()
     centres_BP2 = torch.where(present_BP.unsqueeze(-1), found_BP2, ((photo_B12 - 1) / 2).floor())
-    sides_BP = torch.full_like(centres_BP2[..., 0], crop_size)
+    sides_BP2 = torch.full_like(centres_BP2, crop_size)
     if margin > 0:
-        sides_BP = torch.where(present_BP, (margin * (extents_BP2 * ratio_B12).amax(-1)).round(), sides_BP)
-    return window_theta(centres_BP2, sides_BP, sizes_B2)
+        following_BP2 = window_sides(extents_BP2 * ratio_B12, margin, aspect).round()
+        sides_BP2 = torch.where(present_BP.unsqueeze(-1), following_BP2, sides_BP2)
+    return window_theta(centres_BP2, sides_BP2, sizes_B2)

@@ -16,14 +16,14 @@ MIN_SCALE = 1e-3
 EPSILON = torch.finfo(torch.float32).eps
 
 
-def window_theta(centres_BP2: Tensor, sides_BP: Tensor, sizes_B2: Tensor) -> Tensor:
-    """Square windows to theta_BP23: s = (P - 1) / (W - 1), t = -1 + 2 c / (W - 1) (paper eq. 21, the form
+def window_theta(centres_BP2: Tensor, sides_BP2: Tensor, sizes_B2: Tensor) -> Tensor:
+    """Windows to theta_BP23: s = (P - 1) / (W - 1), t = -1 + 2 c / (W - 1) (paper eq. 21, the form
     of the released code, which samples exactly on the pixel grid for an odd P and an integer c).
 
-    centres_BP2: (x, y) in pixels. sides_BP: window sides in pixels.
+    centres_BP2: (x, y) in pixels. sides_BP2: window sides (x, y) in pixels; (B, P, 1) for square windows.
     """
     span_B12 = (sizes_B2.flip(-1).to(centres_BP2.dtype) - 1).clamp(min=1).unsqueeze(1)
-    scale_BP2 = (sides_BP.unsqueeze(-1) - 1) / span_B12
+    scale_BP2 = (sides_BP2 - 1) / span_B12
     shift_BP2 = -1 + 2 * centres_BP2 / span_B12
     return torch.cat([torch.diag_embed(scale_BP2), shift_BP2.unsqueeze(-1)], -1)
 

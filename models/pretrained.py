@@ -53,11 +53,16 @@ def load_into(model: STNiCNN, weights: Weights, names: tuple[str, ...]) -> None:
         checkpoint.load_module(getattr(model, name), weights.modules[name], weights.path, name)
 
 
+def told(config: STNiCNNConfig) -> str:
+    """What is said of a configuration's windows."""
+    return f"{config.crop_size} (margin {config.window_margin:g}, aspect {config.window_aspect:g})"
+
+
 def load_model(paths: list[Path], names: tuple[str, ...] = MODULES) -> STNiCNN:
     """One end-to-end checkpoint, or several that hold the named modules between them (the last one wins).
 
     names: the modules that will be used; the others stay as they were drawn. The localizer decides about
-    coarse_size, localizer, frame and window_margin, the part networks about crop_size and paste; where one is not
+    coarse_size, localizer, frame and the windows' margin and aspect, the part networks about crop_size and paste; where one is not
     named, the other decides. Raises InputError where a named module is missing.
     """
     found: dict[str, Weights] = {}
@@ -72,10 +77,11 @@ def load_model(paths: list[Path], names: tuple[str, ...] = MODULES) -> STNiCNN:
         raise InputError(f"{', '.join(map(str, paths))}: no {' or '.join(missing)} weights; {mend}")
     if "localizer" in names and "parts" in names:
         seen, made = found["localizer"].config, found["parts"].config
-        if seen.window_margin != made.window_margin or (seen.window_margin == 0 and seen.crop_size != made.crop_size):
+        follow = seen.window_margin > 0 and made.window_margin > 0  # then any number of samples fits
+        if seen.windows[1:] != made.windows[1:] or (not follow and seen.crop_size != made.crop_size):
             raise InputError(
-                f"{found['localizer'].path} places windows of {seen.crop_size} (margin {seen.window_margin}), but "
-                f"{found['parts'].path} was trained on {made.crop_size} (margin {made.window_margin}): train both alike"
+                f"{found['localizer'].path} places windows of {told(seen)}, but {found['parts'].path} was trained on "
+                f"{told(made)}: train both alike"
             )
     one = next(found[name] for name in ("localizer", "coarse", "parts") if name in names).config
     two = next(found[name] for name in ("parts", "localizer", "coarse") if name in names).config

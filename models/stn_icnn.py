@@ -23,7 +23,9 @@ class STNiCNNConfig:
     coarse_size: side of the stretched photo that the coarse network sees (pixels).
     crop_size: samples along a side of each crop (paper: 81 for HELEN, 127 for CelebAMask-HQ).
     window_margin: 0 for the paper's windows of crop_size photo pixels; else the windows that the localizer is
-        taught follow the part: their side is this many times the part's longer extent.
+        taught follow the part: their longer side is this many times the part's longer extent.
+    window_aspect: the shorter side of windows that follow the part is so many times its shorter extent too, but
+        at least this share of the longer side; 1 for square windows.
     localizer: "paper", "resnet18" or "released".
     frame: what theta is relative to: "image", or the released checkpoints' centred square "canvas".
     canvas: side of that canvas (pixels).
@@ -33,6 +35,7 @@ class STNiCNNConfig:
     coarse_size: int = 128
     crop_size: int = 81
     window_margin: float = 0.0
+    window_aspect: float = 1.0
     localizer: str = "paper"
     frame: str = "image"
     canvas: int = 1024
@@ -48,10 +51,17 @@ class STNiCNNConfig:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
         if not (16 <= self.coarse_size <= 1024 and 8 <= self.crop_size <= 1024):
             raise ValueError("coarse size must lie between 16 and 1024, crop size between 8 and 1024")
-        if not (0 <= self.window_margin <= 10 and 2 <= self.canvas <= 65536):
-            raise ValueError("window margin must lie between 0 and 10, the canvas between 2 and 65536")
+        if not (0 <= self.window_margin <= 10 and 0 < self.window_aspect <= 1 and 2 <= self.canvas <= 65536):
+            raise ValueError(
+                "window margin must lie between 0 and 10, aspect above 0 and up to 1, the canvas between 2 and 65536"
+            )
         if self.localizer == "released" and self.coarse_size != 128:
             raise ValueError(f"the released localizer works behind a coarse_size of 128 alone, not {self.coarse_size}")
+
+    @property
+    def windows(self) -> tuple[int, float, float]:
+        """(crop_size, margin, aspect), as ``target_theta`` and ``baseline_theta`` take them."""
+        return self.crop_size, self.window_margin, self.window_aspect
 
 
 def whole_view(photos_BHW3: Tensor, size: int) -> Tensor:

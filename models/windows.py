@@ -14,22 +14,35 @@ def target_theta(
     sizes_B2: Tensor,
     crop_size: int,
     margin: float,
+    aspect: float,
 ) -> Tensor:
     """True windows, theta_BP23, in the frame of each photo.
 
     centres_BP2, extents_BP2: part centroids and bounding boxes (x, y) in pixels. present_BP: bool; a part that is
     not there gets the window where the face's other parts presume it (it counts in no theta loss, see
     ``utils.losses``, but a part network has to learn to label nothing there).
-    margin: 0 for windows of ``crop_size`` photo pixels (paper); else each window's side is ``margin`` times the
-    part's longer extent, kept between 0.6 and 1.8 times what is usual for the face's size.
+    margin, aspect: see ``window_sides``; the longer side is kept between 0.6 and 1.8 times what is usual for the
+    face's size.
     """
     centres_BP2, usual_BP = complete(centres_BP2, present_BP, sizes_B2)
     if margin == 0:
-        sides_BP = torch.full_like(usual_BP, crop_size)
-    else:
-        sides_BP = (margin * extents_BP2.amax(-1)).clamp(0.6 * usual_BP, 1.8 * usual_BP)
-        sides_BP = torch.where(present_BP, sides_BP, usual_BP)
-    return window_theta(centres_BP2, sides_BP, sizes_B2)
+        return window_theta(centres_BP2, torch.full_like(centres_BP2, crop_size), sizes_B2)
+    usual_BP1 = usual_BP.unsqueeze(-1)
+    sides_BP2 = window_sides(extents_BP2, margin, aspect, (0.6 * usual_BP1, 1.8 * usual_BP1))
+    sides_BP2 = torch.where(present_BP.unsqueeze(-1), sides_BP2, usual_BP1)
+    return window_theta(centres_BP2, sides_BP2, sizes_B2)
+
+
+def window_sides(
+    extents_BP2: Tensor, margin: float, aspect: float, limits: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Sides of windows that follow their parts, sides_BP2 (x, y) in pixels: ``margin`` times the part's extents, the
+    longer between the ``limits`` (shape (B, P, 1)), the shorter at least ``aspect`` of it; 1 for square windows."""
+    wanted_BP2 = margin * extents_BP2
+    longer_BP1 = wanted_BP2.amax(-1, keepdim=True)
+    if limits is not None:
+        longer_BP1 = longer_BP1.clamp(*limits)
+    return wanted_BP2.clamp(aspect * longer_BP1, longer_BP1)
 
 
 def complete(centres_BP2: Tensor, present_BP: Tensor, sizes_B2: Tensor) -> tuple[Tensor, Tensor]:

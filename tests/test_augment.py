@@ -12,6 +12,7 @@ from data.augment import (
     NO_AUGMENTATION,
     PAPER_AUGMENTATION,
     Augmentation,
+    Draw,
     crops_of,
     draw,
     jitter_windows,
@@ -70,6 +71,11 @@ def make_batch(count: int = 2, first: int = 0) -> Batch:
         index_B=torch.arange(first, first + count),
         keys_B3=torch.tensor([[0, 0, k] for k in range(first, first + count)]),
     )
+
+
+def zoom(view: Draw) -> torch.Tensor:
+    """How many times larger the augmented faces are."""
+    return torch.linalg.det(view.affine_B33).abs().rsqrt()
 
 
 def photos_of(batch: Batch) -> torch.Tensor:
@@ -142,6 +148,18 @@ def test_a_mirror_swaps_sides() -> None:
     assert mirror_labels(labels, torch.tensor([True, False])).tolist() == [[0, 2, 1], [3, 4, 8]]
 
 
+def test_extents_turn_as_those_of_ellipses_do() -> None:
+    batch = make_batch()
+    _, extents_BP2, _ = parts_of(batch, draw(Augmentation(rotation=40), batch))
+    radians = torch.linspace(0, 2 * torch.pi, 10_001, dtype=torch.float64)
+    for b, view in enumerate(draw(Augmentation(rotation=40), batch).affine_B33.double().inverse()):
+        wide, high = batch.extents_BP2[b, 0].tolist()
+        ellipse_2N = torch.stack([wide / 2 * radians.cos(), high / 2 * radians.sin()])
+        turned_2N = view[:2, :2] @ ellipse_2N
+        extent_2 = turned_2N.amax(1) - turned_2N.amin(1)
+        torch.testing.assert_close(extents_BP2[b, 0].double(), extent_2, rtol=1e-4, atol=1e-3)
+
+
 def test_scale_makes_the_face_larger_about_the_middle() -> None:
     batch = make_batch()
     centres_BP2, extents_BP2, _ = parts_of(batch, draw(Augmentation(scale=(1.25, 1.25)), batch))
@@ -179,7 +197,7 @@ def test_fold_k_applies_exactly_k_operations(fold: int) -> None:
     batch = replace(make_batch(40), keys_B3=torch.tensor([[1, 2, 5 * k + fold] for k in range(40)]))
     view = draw(PAPER_AUGMENTATION, batch)
     rotated = view.affine_B33[:, 0, 1] != 0
-    zoomed = view.zoom_B != 1
+    zoomed = (zoom(view) - 1).abs() > 1e-5
     shifted = view.affine_B33[:, :2, 2].abs().amax(1) > 0
     noisy = view.noise_B > 0
     applied_BO = torch.stack([rotated, shifted, zoomed, noisy], 1)
@@ -208,7 +226,7 @@ def test_crops_through_the_theta_frame_equal_crops_of_the_augmented_photo() -> N
     smooth = np.stack([cv2.GaussianBlur(photo, (0, 0), 3) for photo in batch.photos_BHW3.numpy()])
     batch = replace(batch, photos_BHW3=torch.from_numpy(smooth))
     view = draw(ANY, batch)
-    theta_BP23 = target_theta(*parts_of(batch, view), batch.sizes_B2, 33, 1.6)
+    theta_BP23 = target_theta(*parts_of(batch, view), batch.sizes_B2, 33, 1.6, 1.0)
     through = compose(theta_frame(view, batch.sizes_B2), theta_BP23)
     crops_BP3SS = crop(batch.photos_BHW3, through, 33, batch.sizes_B2)
     labels_BPSS = mirror_labels(crop_labels(batch.labels_BHW, through, 33, batch.sizes_B2), view.mirrored_B)
@@ -260,7 +278,7 @@ def test_noise_has_the_deviation_that_was_drawn_and_is_each_face_s_own() -> None
 
 def test_windows_jitter_by_a_share_of_their_side_from_the_face_s_own_key() -> None:
     batch = make_batch(50)
-    theta_BP23 = target_theta(batch.centres_BP2, batch.extents_BP2, batch.present_BP, batch.sizes_B2, 33, 1.6)
+    theta_BP23 = target_theta(batch.centres_BP2, batch.extents_BP2, batch.present_BP, batch.sizes_B2, 33, 1.6, 1.0)
     assert jitter_windows(theta_BP23, batch, 0) is theta_BP23
     moved_BP23 = jitter_windows(theta_BP23, batch, 0.1)
     sides_BP2 = 2 * torch.diagonal(theta_BP23[..., :2], dim1=-2, dim2=-1)
@@ -312,6 +330,6 @@ def test_with_subsets_faces_get_any_number_of_operations_in_one_pass_too() -> No
     a = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), noise=0.05, subsets=True)
     view = draw(a, make_batch(100))
     turned_B = view.affine_B33[:, 0, 1].abs() > 1e-6
-    shares = torch.stack([turned_B, view.zoom_B != 1, view.noise_B > 0], 1).float().mean(0)
+    shares = torch.stack([turned_B, (zoom(view) - 1).abs() > 1e-5, view.noise_B > 0], 1).float().mean(0)
     assert ((shares > 0.35) & (shares < 0.65)).all()
     assert draw(Augmentation(noise=0.05), make_batch(100)).noise_B.gt(0).all()

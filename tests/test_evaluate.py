@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 import subprocess
@@ -207,6 +208,11 @@ def test_without_weights_that_ship_a_checkpoint_is_asked_for(monkeypatch, tmp_pa
     monkeypatch.setattr(options, "SHIPPED_WEIGHTS", tmp_path / "stn_icnn.pt")
     with pytest.raises(InputError, match="--checkpoint FILE is needed"):
         evaluate.main(["--cache", str(tmp_path)])
+
+
+def test_weights_that_ship_are_told_from_here(monkeypatch):
+    monkeypatch.chdir(options.SHIPPED_WEIGHTS.parent)
+    assert options.checkpoints(argparse.Namespace(checkpoint=None)) == [Path("stn_icnn.pt")]
 
 
 def write_folders(root, pred, truth):

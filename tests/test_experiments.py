@@ -28,7 +28,7 @@ SIZES_B2 = torch.tensor([[101, 201]])
 
 def windows(centres: list[tuple[float, float]], side: float) -> torch.Tensor:
     """theta_BP23 of six windows in a photo of 201 x 101 pixels."""
-    return window_theta(torch.tensor([centres]), torch.full((1, 6), side), SIZES_B2)
+    return window_theta(torch.tensor([centres]), torch.full((1, 6, 1), side), SIZES_B2)
 
 
 def made_up() -> common.Misses:

@@ -89,7 +89,7 @@ def part_nets() -> nn.Module:
 @pytest.fixture(scope="module")
 def theta() -> Tensor:
     centres = torch.tensor(expected("centres")).float()
-    return window_theta(centres[None], torch.full((1, 6), 81.0), torch.tensor([[1024, 1024]]))
+    return window_theta(centres[None], torch.full((1, 6, 1), 81.0), torch.tensor([[1024, 1024]]))
 
 
 def test_the_coarse_network_gives_the_released_logits(coarse_probs: Tensor) -> None:

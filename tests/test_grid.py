@@ -21,7 +21,7 @@ def crop(photos_BCHW: Tensor, *arguments) -> Tensor:
 def windows(centres: list[tuple[float, float]], side: float, height: int, width: int) -> Tensor:
     """theta_1P23 of windows of one side."""
     centres_1P2 = torch.tensor([centres], dtype=torch.float32)
-    return window_theta(centres_1P2, torch.full((1, len(centres)), float(side)), sizes((height, width)))
+    return window_theta(centres_1P2, torch.full((1, len(centres), 1), float(side)), sizes((height, width)))
 
 
 def sliced(photo: Tensor, centre: tuple[int, int], side: int) -> Tensor:

@@ -140,14 +140,18 @@ def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_c
     rough[0, 40:43, 29:36] = 6  # with the lower lip: one mouth, centroid (32, 42)
     rough[0, 42:45, 29:36] = 8
     sizes = torch.tensor([[128, 256]])
-    theta = baseline_theta(rough, sizes, 21, margin=0)
+    theta = baseline_theta(rough, sizes, 21, margin=0, aspect=1)
     centres = [((22 + 0.5) * 4 - 0.5, (11 + 0.5) * 2 - 0.5), *[(127, 63)] * 4, ((32 + 0.5) * 4 - 0.5, None)]
     mouth = rough[0].ge(6).nonzero()[:, 0].float().mean().item()
     centres[5] = (centres[5][0], (mouth + 0.5) * 2 - 0.5)
     whole = torch.tensor([centres]).round()
-    torch.testing.assert_close(theta, window_theta(whole, torch.full((1, 6), 21.0), sizes))
+    torch.testing.assert_close(theta, window_theta(whole, torch.full((1, 6, 1), 21.0), sizes))
     sides = torch.tensor([[1.5 * 5 * 4, 21, 21, 21, 21, 1.5 * 7 * 4]])  # the photo is 4 times as wide, 2 times as high
-    torch.testing.assert_close(baseline_theta(rough, sizes, 21, margin=1.5), window_theta(whole, sides, sizes))
+    square = window_theta(whole, sides.unsqueeze(-1), sizes)
+    torch.testing.assert_close(baseline_theta(rough, sizes, 21, margin=1.5, aspect=1), square)
+    low = torch.tensor([[0.6 * 1.5 * 5 * 4, 21, 21, 21, 21, 0.6 * 1.5 * 7 * 4]])  # of 9 and 15 rows
+    oblong = window_theta(whole, torch.stack([sides, low], -1).round(), sizes)
+    torch.testing.assert_close(baseline_theta(rough, sizes, 21, margin=1.5, aspect=0.6), oblong)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from data.labels import HELEN, NUM_PARTS
 from data.loading import part_geometry
 from data.synthetic import draw_face
 from models.localizer import FACE_LAYOUT
-from models.windows import complete, target_theta
+from models.windows import complete, target_theta, window_sides
 from utils.losses import theta_loss
 
 SIZES = torch.tensor([[200, 160]])
@@ -48,10 +48,10 @@ def test_a_turned_and_enlarged_layout_is_completed_exactly(
 def test_a_missing_part_moves_no_other_window(missing: int, margin: float) -> None:
     centres_BP2, extents_BP2, present_BP = real_faces()
     sizes_B2 = torch.tensor([[160, 160]]).expand(len(centres_BP2), 2)
-    whole_BP23 = target_theta(centres_BP2, extents_BP2, present_BP, sizes_B2, 81, margin)
+    whole_BP23 = target_theta(centres_BP2, extents_BP2, present_BP, sizes_B2, 81, margin, 1.0)
     keep_P = torch.arange(NUM_PARTS) != missing
     theta_BP23 = target_theta(
-        centres_BP2 * keep_P[:, None], extents_BP2 * keep_P[:, None], present_BP & keep_P, sizes_B2, 81, margin
+        centres_BP2 * keep_P[:, None], extents_BP2 * keep_P[:, None], present_BP & keep_P, sizes_B2, 81, margin, 1.0
     )
     assert torch.equal(theta_BP23[:, keep_P, :, 2], whole_BP23[:, keep_P, :, 2])
     if margin == 0:
@@ -82,14 +82,14 @@ def test_no_part_at_all_leaves_the_layout_in_the_photo_s_middle() -> None:
     torch.testing.assert_close(filled_1P2[0], expected_P2)
     assert (sides_1P > 0).all()
     theta_1P23 = target_theta(
-        torch.zeros(1, 6, 2), torch.zeros(1, 6, 2), torch.zeros(1, 6, dtype=torch.bool), SIZES, 81, 1.6
+        torch.zeros(1, 6, 2), torch.zeros(1, 6, 2), torch.zeros(1, 6, dtype=torch.bool), SIZES, 81, 1.6, 1.0
     )
     assert theta_1P23.isfinite().all()
 
 
 def test_windows_of_the_paper_have_crop_size_pixels() -> None:
     present_1P = torch.ones(1, 6, dtype=torch.bool)
-    theta_1P23 = target_theta(layout_face(), torch.full((1, 6, 2), 10.0), present_1P, SIZES, 81, 0)
+    theta_1P23 = target_theta(layout_face(), torch.full((1, 6, 2), 10.0), present_1P, SIZES, 81, 0, 1.0)
     torch.testing.assert_close(theta_1P23[0, :, 0, 0], torch.full((6,), 80 / 159))
     torch.testing.assert_close(theta_1P23[0, :, 1, 1], torch.full((6,), 80 / 199))
     torch.testing.assert_close(theta_1P23[0, :, 0, 2], -1 + 2 * layout_face()[0, :, 0] / 159)
@@ -102,15 +102,23 @@ def test_windows_that_follow_the_part_keep_to_bounds_around_the_usual() -> None:
     usual_P = 2 * 50 * FACE_LAYOUT[:, 2]
     extents_1P2 = torch.stack([usual_P / 1.6, usual_P / 4], -1)[None].clone()
     extents_1P2[0, 0], extents_1P2[0, 1] = 1, 500
-    theta_1P23 = target_theta(layout_face(), extents_1P2, present_1P, SIZES, 81, 1.6)
+    theta_1P23 = target_theta(layout_face(), extents_1P2, present_1P, SIZES, 81, 1.6, 1.0)
     sides_P = theta_1P23[0, :, 0, 0] * 159 + 1
     torch.testing.assert_close(sides_P[2:], usual_P[2:], rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(sides_P[:2], torch.stack([0.6 * usual_P[0], 1.8 * usual_P[1]]), rtol=1e-4, atol=1e-3)
 
 
+def test_the_sides_of_oblong_windows_follow_both_extents() -> None:
+    extents_1P2 = torch.tensor([[[40.0, 30.0], [30.0, 40.0], [40.0, 5.0], [5.0, 40.0], [40.0, 40.0]]])
+    assert window_sides(extents_1P2, 1.5, 0.5)[0].tolist() == [[60, 45], [45, 60], [60, 30], [30, 60], [60, 60]]
+    assert window_sides(extents_1P2, 1.5, 1.0)[0].tolist() == [[60, 60]] * 5
+    limits = torch.tensor([[[20.0]]]), torch.tensor([[[50.0]]])
+    assert window_sides(extents_1P2, 1.5, 0.5, limits)[0].tolist() == [[50, 45], [45, 50], [50, 25], [25, 50], [50, 50]]
+
+
 def test_missing_parts_weigh_nothing_in_the_theta_loss() -> None:
     present_1P = torch.tensor([[True, True, False, True, True, False]])
-    target_1P23 = target_theta(layout_face(), torch.full((1, 6, 2), 10.0), present_1P, SIZES, 81, 1.6)
+    target_1P23 = target_theta(layout_face(), torch.full((1, 6, 2), 10.0), present_1P, SIZES, 81, 1.6, 1.0)
     guess_1P23 = (target_1P23 + 0.2).requires_grad_()
     theta_loss(guess_1P23, target_1P23, present_1P).backward()
     assert guess_1P23.grad is not None

@@ -1,6 +1,7 @@
 """The command-line options that the scripts share, and their checks."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -120,7 +121,7 @@ def checkpoints(args: argparse.Namespace) -> list[Path]:
     if args.checkpoint:
         return args.checkpoint
     if SHIPPED_WEIGHTS.is_file():
-        return [SHIPPED_WEIGHTS]
+        return [Path(os.path.relpath(SHIPPED_WEIGHTS))]  # as scores.json tells it: no folder of this machine
     raise InputError(f"--checkpoint FILE is needed: no weights lie at {SHIPPED_WEIGHTS}")
 
 

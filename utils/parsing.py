@@ -23,15 +23,8 @@ CROPS = ("predicted", "baseline", "truth", "none")
 
 def true_theta(batch: Batch, model: STNiCNN) -> Tensor:
     """The windows around the true parts, theta_BP23 in the frame of each photo."""
-    config = model.config
-    return target_theta(
-        batch.centres_BP2,
-        batch.extents_BP2,
-        batch.present_BP,
-        batch.sizes_B2,
-        config.crop_size,
-        config.window_margin,
-    )
+    where = batch.centres_BP2, batch.extents_BP2, batch.present_BP
+    return target_theta(*where, batch.sizes_B2, *model.config.windows)
 
 
 def enlarge(logits_B9hw: Tensor, sizes_B2: Tensor, height: int, width: int) -> Tensor:
@@ -48,8 +41,7 @@ def find_windows(model: STNiCNN, batch: Batch, crops: str, logits_B9hw: Tensor) 
     if crops == "truth":
         return true_theta(batch, model)
     if crops == "baseline":
-        config = model.config
-        return baseline_theta(logits_B9hw.argmax(1), batch.sizes_B2, config.crop_size, config.window_margin)
+        return baseline_theta(logits_B9hw.argmax(1), batch.sizes_B2, *model.config.windows)
     return model.locate(logits_B9hw, batch.sizes_B2)
 
 
