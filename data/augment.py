@@ -62,8 +62,8 @@ class Draw(NamedTuple):
     """One draw for a batch, on the batch's device.
 
     affine_B33: centred pixel coordinates of the augmented photo -> those of the cached one.
-    mirrored_B: bool. gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias. blur_B: standard deviations, in samples. noise_B: standard deviations; seeds_B: for
-    the noise; these three stay on the CPU.
+    mirrored_B: bool. noise_B: standard deviations; seeds_B: for the noise; these two stay on the CPU.
+    gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias. blur_B: standard deviations, in samples; on the CPU.
     """
 
     affine_B33: Tensor

@@ -31,9 +31,7 @@ def mask_geometry(labels_Bhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack(centroids, 1), torch.stack(extents, 1), torch.stack(present, 1)
 
 
-def baseline_theta(
-    coarse_labels_Bhw: Tensor, sizes_B2: Tensor, crop_size: int, margin: float, aspect: float
-) -> Tensor:
+def baseline_theta(coarse_labels_Bhw: Tensor, sizes_B2: Tensor, crop_size: int, margin: float, aspect: float) -> Tensor:
     """Windows around the rough mask's centroids, on integer pixels of the photo.
 
     margin: 0 for windows of ``crop_size`` pixels; else they follow the part (see ``window_sides``).

@@ -62,8 +62,8 @@ def load_model(paths: list[Path], names: tuple[str, ...] = MODULES) -> STNiCNN:
     """One end-to-end checkpoint, or several that hold the named modules between them (the last one wins).
 
     names: the modules that will be used; the others stay as they were drawn. The localizer decides about
-    coarse_size, localizer, frame and the windows' margin and aspect, the part networks about crop_size and paste; where one is not
-    named, the other decides. Raises InputError where a named module is missing.
+    coarse_size, localizer, frame and the windows' margin and aspect, the part networks about crop_size and paste;
+    where one is not named, the other decides. Raises InputError where a named module is missing.
     """
     found: dict[str, Weights] = {}
     for path in paths:
