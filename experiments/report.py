@@ -93,8 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     if not runs and not found:
         raise InputError(f"--results {args.results} holds neither runs nor experiments")
     lines = ["# Results", "", "Written by `python -m experiments.report`; edits get lost.", ""]
-    for group in by_seed(runs):
-        lines += [f"## {group[0].name}", "", *spread(group)]
+    groups = by_seed(runs)
+    for name, group in groups.items():
+        lines += [f"## {name}", "", *spread(group).values()]
         for run in group:
             if len(group) > 1:
                 lines += [f"### {run.name}, seed {seed_of(run)}", ""]
@@ -116,6 +117,8 @@ def main(argv: list[str] | None = None) -> int:
     beside = args.results.resolve().parent / "README.md"
     if beside.is_file():
         tables = {f"experiments/{name}": EXPERIMENTS[name][1](read_json(path)) for name, path in found.items()}
+        for name, group in groups.items():
+            tables |= {f"{name}/{split}/seeds": table for split, table in spread(group).items()}
         for run in runs:
             for split in run.scores:
                 tables[f"{run.name}/{split}/paper"] = f1_table(run, split)
@@ -163,37 +166,35 @@ def read_run(folder: Path) -> Run | None:
     return Run(folder.name, stages, scores, command.read_text().strip() if command.is_file() else "")
 
 
-def by_seed(runs: list[Run]) -> list[list[Run]]:
-    """Runs that differ in their seeds alone, together, in the order of their names."""
+def by_seed(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in their seeds alone, together, by their common name, in the order of their names."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(re.sub(r"-seed\d+$", "", run.name), []).append(run)
-    return list(groups.values())
+    return groups
 
 
 def seed_of(run: Run) -> str:
     return ", ".join(sorted({str(stage.config["seed"]) for stage in run.stages.values()})) or "unknown"
 
 
-def spread(group: list[Run]) -> list[str]:
-    """For several seeds: mean, smallest and largest headline scores of each row that all of them have."""
-    lines: list[str] = []
+def spread(group: list[Run]) -> dict[str, str]:
+    """For several seeds, split -> Markdown: mean and range of the headline scores of each row that all of them have."""
+    tables: dict[str, str] = {}
     for split in ("val", "test") if len(group) > 1 else ():
-        tables = [run.scores.get(split, {}) for run in group]
+        scores = [run.scores.get(split, {}) for run in group]
         rows = []
-        for title in tables[0]:
-            if not all(title in table for table in tables):
-                continue
+        for title in (title for title in scores[0] if all(title in of for of in scores)):
             cells = []
             for which in ("overall", "strict"):
-                values = [value for table in tables if (value := common.headline(table[title])[which]) is not None]
+                values = [value for of in scores if (value := common.headline(of[title])[which]) is not None]
                 low, high = min(values, default=0.0), max(values, default=0.0)
                 cells.append(f"{sum(values) / len(values):.4f} ({low:.4f}–{high:.4f})" if values else None)
             rows.append([title, *cells])
         if rows:
             header = [f"{len(group)} seeds, {split} split: mean (range)", "overall", "strict mean"]
-            lines += [common.markdown(header, rows)]
-    return lines
+            tables[split] = common.markdown(header, rows)
+    return tables
 
 
 def section(run: Run) -> list[str]:

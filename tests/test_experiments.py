@@ -357,9 +357,12 @@ def test_the_report_gathers_runs_seeds_and_experiments_and_is_the_same_each_time
             folder = run / "test" / reproduce.slug(title)
             folder.mkdir(parents=True)
             (folder / "scores.json").write_text(json.dumps(scores))
+    (tmp_path / "README.md").write_text("<!-- table: mine/test/seeds -->\n<!-- end -->\n")
     assert report.main(["--results", str(root)]) == 0
     text = (root / "README.md").read_text()
-    assert "| STN-iCNN | 0.9100 (0.9000–0.9200) | 0.8000 (0.8000–0.8000) |" in text
+    assert "## mine\n" in text
+    for written in (text, (tmp_path / "README.md").read_text()):
+        assert "| STN-iCNN | 0.9100 (0.9000–0.9200) | 0.8000 (0.8000–0.8000) |" in written
     assert "python reproduce.py --recipe paper" in text
     assert "2 of 2" in text
     assert "f1 0.6000, epoch 2" in text
