@@ -22,7 +22,9 @@ class Augmentation:
     """Ranges that are drawn from, uniformly unless said.
 
     rotation: degrees either way. shift: share of width and of height, either way. scale: smallest and largest
-    size of the face relative to the cached photo (log-uniform). noise: largest standard deviation of the
+    size of the face relative to the cached photo (log-uniform). stretch: largest logarithm of the factor on the
+    width over the height, either way, as of photos of other shapes that are stretched to a square; half of the faces
+    keep their shape. noise: largest standard deviation of the
     Gaussian noise (photo in [0, 1]). tone: strength of brightness, contrast, gamma and colour changes in [0, 1].
     blur: largest standard deviation of a Gaussian blur, in samples of each look; half of the faces stay sharp.
     mirror: probability of a mirrored face (sides swapped in labels and parts).
@@ -34,6 +36,7 @@ class Augmentation:
     rotation: float = 0.0
     shift: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
+    stretch: float = 0.0
     noise: float = 0.0
     tone: float = 0.0
     blur: float = 0.0
@@ -54,8 +57,10 @@ NO_AUGMENTATION = Augmentation()
 # also the released code's lower end.
 PAPER_AUGMENTATION = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), noise=0.05, subsets=True, folds=5)
 
-# For photos of other kinds than the training data's: turned, off-centre, of other sizes, dark, blurred.
-WIDE_AUGMENTATION = Augmentation(rotation=30, shift=0.18, scale=(0.6, 1.4), noise=0.04, tone=1.0, blur=1.5, mirror=0.5)
+# For photos of other kinds than the training data's: turned, off-centre, of other sizes and shapes, dark, blurred.
+WIDE_AUGMENTATION = Augmentation(
+    rotation=30, shift=0.18, scale=(0.6, 1.4), stretch=0.5, noise=0.04, tone=1.0, blur=1.5, mirror=0.5
+)
 
 
 class Draw(NamedTuple):
@@ -83,17 +88,17 @@ def draw(augmentation: Augmentation, batch: Batch) -> Draw:
         torch.tensor(column, dtype=torch.float64) for column in zip(*columns, strict=True)
     )
     sizes_B2 = batch.sizes_B2.cpu()
-    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    flip = 1 - 2 * mirrored
-    dx, dy = shift_x * sizes_B2[:, 1], shift_y * sizes_B2[:, 0]
-    # augmented = scale * rotate(source) + shift, mirrored last; this is its inverse
+    gain_B3, bias_B, gamma_B, blur_B, stretch = torch.stack(tone[:3], 1), *tone[3:]
+    wide, high = scale * torch.exp(stretch / 2), scale * torch.exp(-stretch / 2)
+    cos, sin, flip = torch.cos(angle), torch.sin(angle), 1 - 2 * mirrored
+    dx, dy = shift_x * sizes_B2[:, 1] / wide, shift_y * sizes_B2[:, 0] / high
+    # augmented = (wide, high) * rotate(source) + shift, mirrored last; this is its inverse
     affine_B33 = torch.zeros(len(angle), 3, 3, dtype=torch.float64)
-    affine_B33[:, 0, 0], affine_B33[:, 0, 1] = cos * flip, sin
-    affine_B33[:, 1, 0], affine_B33[:, 1, 1] = -sin * flip, cos
+    affine_B33[:, 0, 0], affine_B33[:, 0, 1] = cos / wide * flip, sin / high
+    affine_B33[:, 1, 0], affine_B33[:, 1, 1] = -sin / wide * flip, cos / high
     affine_B33[:, 0, 2], affine_B33[:, 1, 2] = -(cos * dx + sin * dy), sin * dx - cos * dy
     affine_B33[:, 2, 2] = 1
     device = batch.sizes_B2.device
-    gain_B3, bias_B, gamma_B, blur_B = torch.stack(tone[:3], 1), tone[3], tone[4], tone[5]
     return Draw(
         affine_B33.float().to(device),
         mirrored.bool().to(device),
@@ -123,7 +128,8 @@ def _draw_one(augmentation: Augmentation, key: list[int]) -> tuple[float, ...]:
     bias = 0.5 * (1 - contrast) + a.tone * rng.uniform(-0.15, 0.15)
     gamma = np.exp(a.tone * rng.uniform(-0.7, 0.7))
     blur = max(0.0, rng.uniform(-a.blur, a.blur))
-    return (angle, *shift, scale, mirrored, noise, seed, *gain, bias, gamma, blur)
+    stretch = rng.uniform(-a.stretch, a.stretch) * (rng.random() < 0.5)
+    return (angle, *shift, scale, mirrored, noise, seed, *gain, bias, gamma, blur, stretch)
 
 
 def _normalised(affine_B33: Tensor, half_B2: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ FACE_LAYOUT = torch.tensor(
     ]
 )
 
+# Their extents (x, y) as shares of the longer one, medians too.
+PART_SHAPES = torch.tensor([[1, 0.33], [1, 0.33], [1, 0.37], [1, 0.37], [0.74, 1], [1, 0.4]])
+
 
 def zero_shear(theta_BP23: Tensor) -> Tensor:
     """theta * [[1, 0, 1], [0, 1, 1]]."""

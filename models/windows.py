@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from models.grid import window_theta
-from models.localizer import FACE_LAYOUT
+from models.localizer import FACE_LAYOUT, PART_SHAPES
 
 
 def target_theta(
@@ -28,8 +28,8 @@ def target_theta(
     if margin == 0:
         return window_theta(centres_BP2, torch.full_like(centres_BP2, crop_size), sizes_B2)
     usual_BP1 = usual_BP.unsqueeze(-1)
+    extents_BP2 = torch.where(present_BP.unsqueeze(-1), extents_BP2, usual_BP1 / margin * PART_SHAPES.to(usual_BP))
     sides_BP2 = window_sides(extents_BP2, margin, aspect, (0.6 * usual_BP1, 1.8 * usual_BP1))
-    sides_BP2 = torch.where(present_BP.unsqueeze(-1), sides_BP2, usual_BP1)
     return window_theta(centres_BP2, sides_BP2, sizes_B2)
 
 

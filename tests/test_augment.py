@@ -28,7 +28,7 @@ from data.loading import Batch, part_geometry
 from models.grid import compose, crop, crop_labels
 from models.windows import target_theta
 
-ANY = Augmentation(rotation=15, shift=0.1, scale=(0.8, 1.25), mirror=0.5)
+ANY = Augmentation(rotation=15, shift=0.1, scale=(0.8, 1.25), stretch=0.3, mirror=0.5)
 SIZES = ((160, 120), (120, 200))  # not square; the second is padded below, the first at the right
 # (label, x, y, width, height) in shares of the photo: a face of blobs, not symmetric
 BLOBS = (
@@ -158,6 +158,20 @@ def test_extents_turn_as_those_of_ellipses_do() -> None:
         turned_2N = view[:2, :2] @ ellipse_2N
         extent_2 = turned_2N.amax(1) - turned_2N.amin(1)
         torch.testing.assert_close(extents_BP2[b, 0].double(), extent_2, rtol=1e-4, atol=1e-3)
+
+
+def test_stretch_changes_the_shape_of_half_of_the_faces_and_the_size_of_none() -> None:
+    batch = make_batch(100)
+    view = draw(Augmentation(stretch=0.5), batch)
+    assert torch.equal(view.affine_B33[:, 0, 1], torch.zeros(100))
+    torch.testing.assert_close(zoom(view), torch.ones(100))
+    shape_B = (view.affine_B33[:, 1, 1] / view.affine_B33[:, 0, 0]).log()
+    assert 35 < (shape_B.abs() < 1e-6).sum() < 65
+    assert 0.4 < shape_B.max() <= 0.5
+    assert -0.5 <= shape_B.min() < -0.4
+    _, extents_BP2, _ = parts_of(batch, view)
+    stretched_B1 = (extents_BP2 / batch.extents_BP2)[:, :1].log()
+    torch.testing.assert_close(stretched_B1[..., 0] - stretched_B1[..., 1], shape_B[:, None], rtol=0, atol=1e-4)
 
 
 def test_scale_makes_the_face_larger_about_the_middle() -> None:

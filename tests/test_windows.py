@@ -9,7 +9,7 @@ import torch
 from data.labels import HELEN, NUM_PARTS
 from data.loading import part_geometry
 from data.synthetic import draw_face
-from models.localizer import FACE_LAYOUT
+from models.localizer import FACE_LAYOUT, PART_SHAPES
 from models.windows import complete, target_theta, window_sides
 from utils.losses import theta_loss
 
@@ -114,6 +114,19 @@ def test_the_sides_of_oblong_windows_follow_both_extents() -> None:
     assert window_sides(extents_1P2, 1.5, 1.0)[0].tolist() == [[60, 60]] * 5
     limits = torch.tensor([[[20.0]]]), torch.tensor([[[50.0]]])
     assert window_sides(extents_1P2, 1.5, 0.5, limits)[0].tolist() == [[50, 45], [45, 50], [50, 25], [25, 50], [50, 50]]
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1.0])
+def test_a_missing_part_s_window_has_the_usual_shape_of_one_that_is_there(aspect: float) -> None:
+    extents_1P2 = 2 * 50 / 1.6 * FACE_LAYOUT[:, 2:] * PART_SHAPES
+    theta = [
+        target_theta(layout_face(), extents_1P2[None] * present, present.T[None, 0].bool(), SIZES, 81, 1.6, aspect)
+        for present in (torch.ones(6, 1), torch.tensor([[1.0]] * 3 + [[0.0]] + [[1.0]] * 2))
+    ]
+    torch.testing.assert_close(*theta, rtol=0, atol=1e-4)
+    shape_P = theta[0][0, :, 1, 1] * 199 / (theta[0][0, :, 0, 0] * 159)
+    assert shape_P[4] > 1.2 if aspect < 1 else (shape_P - 1).abs().max() < 0.01
+    assert (shape_P[:4] < 0.6).all() == (aspect < 1)
 
 
 def test_missing_parts_weigh_nothing_in_the_theta_loss() -> None:
