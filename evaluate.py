@@ -126,6 +126,8 @@ def score_model(args: argparse.Namespace, device: torch.device) -> Evaluation:
 
     about = {
         "dataset": args.dataset,
+        "partition": args.partition,
+        "face_size": args.face_size,
         "split": args.split,
         "crops": args.crops,
         "mirror": args.mirror,
@@ -155,6 +157,8 @@ def score_folders(args: argparse.Namespace, device: torch.device) -> Evaluation:
     matrices_N99 = torch.from_numpy(np.array(matrices, np.int64).reshape(-1, len(LABELS), len(LABELS)))
     about = {
         "dataset": None,
+        "partition": None,
+        "face_size": None,
         "split": None,
         "crops": None,
         "checkpoint": None,

@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import evaluate
 import train_cropper
@@ -14,7 +16,19 @@ from utils import options, runtime
 from utils.metrics import table
 from utils.runtime import run_main
 
-STAGES = ("stage1", "cropper", "stage2", "end2end")
+SCRIPTS = {"stage1": train_stage1, "cropper": train_cropper, "stage2": train_stage2, "end2end": train_end2end}
+STAGES = tuple(SCRIPTS)
+# Which earlier stages' weights each stage starts from, by option, and the sizes that it settles.
+SOURCES = {
+    "stage1": {},
+    "cropper": {"--init-from": "stage1"},
+    "stage2": {},
+    "end2end": {"--init-from-cropper": "cropper", "--init-from-stage2": "stage2"},
+}
+SIZES = {"stage1": ("coarse_size",), "cropper": ("crop_size",), "stage2": ("crop_size",), "end2end": ()}
+FACES = ("dataset", "partition", "face_size")  # which faces, at what size
+DATA = (*FACES, "data", "cache", "max_images")
+MACHINE = ("device", "workers", "seed", "amp")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,23 +44,12 @@ def main(argv: list[str] | None = None) -> int:
     options.check(args)
     runtime.start_processes(args.device)
 
-    shared = flags(args, "dataset", "data", "partition", "face_size", "cache", "max_images")
-    shared += flags(args, "device", "workers", "seed", "amp")
-    training = [*shared, *flags(args, "recipe", "batch_size"), "--resume"]
+    shared = flags(args, *DATA, *MACHINE)
     best = {stage: args.out / stage / "best.pt" for stage in STAGES}
-    coarse, crop = flags(args, "coarse_size"), flags(args, "crop_size")
-    chain = {
-        "stage1": (train_stage1.main, coarse),
-        "cropper": (train_cropper.main, ["--init-from", str(best["stage1"]), *crop]),
-        "stage2": (train_stage2.main, crop),
-        "end2end": (
-            train_end2end.main,
-            ["--init-from-cropper", str(best["cropper"]), "--init-from-stage2", str(best["stage2"])],
-        ),
-    }
-    for k, (stage, (train, own)) in enumerate(chain.items()):
-        epochs = ["--epochs", str(args.epochs[k])] if args.epochs else []
-        train([*training, *own, *epochs, "--run-dir", str(args.out / stage)])
+    for k, (stage, script) in enumerate(SCRIPTS.items()):
+        own = flags(args, "recipe", "batch_size", *SIZES[stage], epochs=args.epochs[k] if args.epochs else None)
+        start = from_earlier(stage, best)
+        script.main([*shared, *own, *start, "--resume", "--run-dir", str(args.out / stage)])
         runtime.barrier()
 
     separate = [str(best["cropper"]), str(best["stage2"])]
@@ -60,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     results = {}
     for title, (checkpoints, crops) in rows.items():
         folder = args.out / "scores" / args.split / slug(title)
-        newer = is_newer(folder / "scores.json", checkpoints)
+        scored = is_scored(folder / "scores.json", checkpoints, args)
         runtime.barrier()  # all processes have looked before one writes
-        if not newer:
+        if not scored:
             to = ["--checkpoint", *checkpoints, "--crops", crops, "--out", str(folder), "--overwrite"]
             evaluate.main([*shared, "--split", args.split, *to])
             runtime.barrier()
@@ -74,9 +77,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def is_newer(file: Path, sources: list[str]) -> bool:
-    """Whether a file is there and younger than all of its sources."""
-    return file.exists() and file.stat().st_mtime >= max(Path(source).stat().st_mtime for source in sources)
+def from_earlier(stage: str, best: Mapping[str, Path]) -> list[str]:
+    """The options that start a stage from the checkpoints of the stages before it."""
+    return [word for flag, source in SOURCES[stage].items() for word in (flag, str(best[source]))]
+
+
+def is_scored(file: Path, checkpoints: list[str], args: argparse.Namespace) -> bool:
+    """Whether scores.json is there, younger than the checkpoints, and of the faces that the options name."""
+    if not file.exists() or any(Path(path).stat().st_mtime > file.stat().st_mtime for path in checkpoints):
+        return False
+    about: dict[str, Any] = json.loads(file.read_text())
+    return all(about.get(name) == getattr(args, name) for name in FACES)
 
 
 def flags(args: argparse.Namespace, *names: str, **instead: object) -> list[str]:

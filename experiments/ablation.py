@@ -23,10 +23,10 @@ BASE, ALL = "paper-short", "all"
 CHANGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "mirror": ("side-swapping mirror", ("augmentation.mirror",)),
     "augmentation": (
-        "stronger augmentation, every operation always",
+        "every operation always, in the ranges of best",
         tuple(f"augmentation.{name}" for name in ("rotation", "shift", "scale", "noise", "subsets")),
     ),
-    "blur-tone": ("blur and tone", ("augmentation.blur", "augmentation.tone")),
+    "tone": ("changes of tone", ("augmentation.tone",)),
     "dice": ("Dice loss beside cross-entropy", ("dice",)),
     "margin": ("windows that follow the part's size", ("model.window_margin",)),
     "aspect": ("the same, each side its own", ("model.window_margin", "model.window_aspect")),
@@ -77,9 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = common.parse(parser, argv)
-    stages = common.STAGES if args.stage == "chain" else ("stage2",)
+    stages = reproduce.STAGES if args.stage == "chain" else ("stage2",)
     epochs = common.epochs_of_stages(args, stages)
-    words = reproduce.flags(args, *common.DATA, *common.MACHINE, "batch_size", recipe=BASE)
+    words = reproduce.flags(args, *reproduce.DATA, *reproduce.MACHINE, "batch_size", recipe=BASE)
     root = args.runs / NAME / args.stage
     modules, crops = SCORED[stages[-1]]
     done: dict[str, Path] = {}  # what was trained, and from what -> checkpoint
@@ -87,12 +87,12 @@ def main(argv: list[str] | None = None) -> int:
     for change in (BASE, *args.rows):
         best: dict[str, Path] = {}
         for stage in stages:
-            recipes = common.SCRIPTS[stage].RECIPES
+            recipes = reproduce.SCRIPTS[stage].RECIPES
             recipe = adopt(recipes.paper_short, recipes.best, fields_of(change))
-            start = common.from_earlier(stage, best)
+            start = reproduce.from_earlier(stage, best)
             key = repr((stage, recipe, start))
             if key not in done:
-                sizes = ("crop_size",) if stage in common.CROPPING else ()
+                sizes = (name for name in reproduce.SIZES[stage] if name == "crop_size")
                 more = reproduce.flags(args, *sizes, epochs=epochs[stage])
                 altered = recipes._replace(paper_short=recipe)
                 done[key] = common.train(stage, [*words, *more, *start], root / change / stage, altered)

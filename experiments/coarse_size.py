@@ -22,7 +22,6 @@ from utils.runtime import run_main
 
 NAME = "coarse_size"
 STAGES = ("stage1", "cropper")
-CROPPERS = {"old cropper": "baseline", "STN": "predicted"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     args = common.parse(parser, argv)
     device = runtime.pick_device(args.device)
     epochs = common.epochs_of_stages(args, STAGES)
-    words = reproduce.flags(args, *common.DATA, *common.MACHINE, "recipe", "batch_size")
+    words = reproduce.flags(args, *reproduce.DATA, *reproduce.MACHINE, "recipe", "batch_size")
     rows = []
     for size in args.sizes:
         root = args.runs / NAME / str(size)
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         for stage in STAGES:
             own = {"coarse_size": size} if stage == "stage1" else {"crop_size": args.crop_size}
             more = reproduce.flags(args, **own, epochs=epochs[stage])
-            best[stage] = common.train(stage, [*words, *more, *common.from_earlier(stage, best)], root / stage)
+            best[stage] = common.train(stage, [*words, *more, *reproduce.from_earlier(stage, best)], root / stage)
         result = common.score(args, [best["stage1"]], "none", root / "scores" / args.split)
         model = load_model([best["cropper"]], ("coarse", "localizer")).to(device)
         rows.append(
@@ -64,29 +63,29 @@ def main(argv: list[str] | None = None) -> int:
 def windows(model: STNiCNN, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """How far each cropper's windows miss on the split: cropper -> ``common.summary``."""
     faces = options.open_split(args, args.split)
-    found: dict[str, list[common.Misses]] = {name: [] for name in CROPPERS}
+    found: dict[str, list[common.Misses]] = {name: [] for name in common.CROPPERS}
     present = []
     with torch.inference_mode(), runtime.autocast(device, args.amp):
         for batch in common.batches(args, faces, device):
             logits_B9SS = model.coarse(whole(batch, None, model.config.coarse_size))
             truth_BP23, boxes_BP4 = true_theta(batch, model), common.part_boxes(batch.labels_BHW)
             present.append(batch.present_BP.cpu().numpy())
-            for name, crops in CROPPERS.items():
+            for name, crops in common.CROPPERS.items():
                 theta_BP23 = find_windows(model, batch, crops, logits_B9SS)
                 found[name].append(common.misses(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2))
     present_NP = np.concatenate(present)
-    return {name: common.summary(common.join(found[name]), present_NP) for name in CROPPERS}
+    return {name: common.summary(common.join(found[name]), present_NP) for name in common.CROPPERS}
 
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: one line for each size."""
     header = ["coarse input", "GFLOP", "mask enlarged, overall", "strict"]
-    for name in CROPPERS:
+    for name in common.CROPPERS:
         header += [f"{name}: off by, pixels", "windows missed"]
     rows = []
     for row in result["rows"]:
         cells = [f"{row['size']}×{row['size']}", row["gflop"], row["f1"]["overall"], row["f1"]["strict"]]
-        for name in CROPPERS:
+        for name in common.CROPPERS:
             of = row["windows"][name] or {}
             cells += [of.get("pixels_mean"), of.get("miss_rate")]
         rows.append(cells)
@@ -101,7 +100,7 @@ def draw(result: dict[str, Any]) -> Figure:
     ticks = np.arange(len(rows))
     for k, which in enumerate(("overall", "strict")):
         f1.bar(ticks + 0.4 * k - 0.2, [row["f1"][which] or 0 for row in rows], 0.38, label=which)
-    for k, (name, colour) in enumerate(zip(CROPPERS, ("tab:orange", "tab:blue"), strict=True)):
+    for k, (name, colour) in enumerate(zip(common.CROPPERS, ("tab:orange", "tab:blue"), strict=True)):
         missed = [(row["windows"][name] or {}).get("pixels_mean", 0) for row in rows]
         off.bar(ticks + 0.4 * k - 0.2, missed, 0.38, label=name, color=colour)
     f1.set(title="coarse mask enlarged", ylabel="F1")

@@ -17,10 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import evaluate
 import reproduce
-import train_cropper
-import train_end2end
-import train_stage1
-import train_stage2
 from data.labels import NUM_LABELS, NUM_PARTS, PART_LABELS
 from data.loading import Batch, Faces, evaluation_batches
 from models.pretrained import load_for_inference
@@ -29,18 +25,7 @@ from utils import options, runtime
 from utils.errors import InputError
 from utils.options import Recipes
 
-SCRIPTS = {"stage1": train_stage1, "cropper": train_cropper, "stage2": train_stage2, "end2end": train_end2end}
-STAGES = tuple(SCRIPTS)
-# Which earlier stages' weights each stage starts from, by option.
-SOURCES = {
-    "stage1": {},
-    "cropper": {"--init-from": "stage1"},
-    "stage2": {},
-    "end2end": {"--init-from-cropper": "cropper", "--init-from-stage2": "stage2"},
-}
-CROPPING = ("cropper", "stage2")  # the stages that settle the size of the crops
-DATA = ("dataset", "data", "partition", "face_size", "cache", "max_images")
-MACHINE = ("device", "workers", "seed", "amp")
+CROPPERS = {"old cropper": "baseline", "STN": "predicted"}  # title -> what ``--crops`` calls it
 
 
 def parser(description: str | None, batch_size: int | None = None) -> options.Parser:
@@ -48,7 +33,11 @@ def parser(description: str | None, batch_size: int | None = None) -> options.Pa
     made = options.base_parser(description, splits=True, batch_size=batch_size)
     made.set_defaults(split="val")
     made.add_argument(
-        "--out", type=Path, default=Path("results/experiments"), metavar="DIR", help="where numbers and plot go"
+        "--out",
+        type=Path,
+        default=Path("runs/experiments"),
+        metavar="DIR",
+        help="where numbers and plot go; results/experiments puts them into the report",
     )
     return made
 
@@ -93,24 +82,25 @@ def parse(made: options.Parser, argv: list[str] | None) -> argparse.Namespace:
 def train(stage: str, words: Sequence[str], run_dir: Path, recipes: Recipes | None = None) -> Path:
     """Train a stage, or what is left of it; its best checkpoint."""
     argv = [*words, "--resume", "--run-dir", str(run_dir)]
-    SCRIPTS[stage].main(argv) if recipes is None else SCRIPTS[stage].main(argv, recipes)
+    reproduce.SCRIPTS[stage].main(argv) if recipes is None else reproduce.SCRIPTS[stage].main(argv, recipes)
     return run_dir / "best.pt"
 
 
-def from_earlier(stage: str, best: dict[str, Path]) -> list[str]:
-    """The options that start a stage from the checkpoints of the stages before it."""
-    return [word for flag, source in SOURCES[stage].items() for word in (flag, str(best[source]))]
-
-
 def score(args: argparse.Namespace, checkpoints: list[Path], crops: str, folder: Path) -> dict[str, Any]:
-    """scores.json of ``evaluate.py`` on ``--split``, done again only where the weights are newer.
+    """scores.json of ``evaluate.py`` on ``--split``, done again only where the weights are newer or the faces others.
 
     Evaluated in the batches that ``evaluate.py`` likes, whatever the training's.
     """
     paths = [str(path) for path in checkpoints]
     file = folder / "scores.json"
-    if not reproduce.is_newer(file, paths):
-        words = [*reproduce.flags(args, *DATA, *MACHINE, "split"), "--checkpoint", *paths, "--crops", crops]
+    if not reproduce.is_scored(file, paths, args):
+        words = [
+            *reproduce.flags(args, *reproduce.DATA, *reproduce.MACHINE, "split"),
+            "--checkpoint",
+            *paths,
+            "--crops",
+            crops,
+        ]
         evaluate.main([*words, "--out", str(folder), "--overwrite"])
     return json.loads(file.read_text())
 

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     args = common.parse(parser, argv)
     if args.drawn < 1:
         raise InputError(f"--drawn {args.drawn}: must be at least 1")
-    stages = common.STAGES if args.stage == "chain" else ("stage1",)
+    stages = reproduce.STAGES if args.stage == "chain" else ("stage1",)
     recipes = {stage: recipe_of(stage, args) for stage in stages}
     everything = len(options.open_split(args, "train"))
     asked = args.counts or ([500, 1000, 2000, None] if args.scratch_only else [0, 50, 200, 1000, None])
@@ -107,8 +107,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def recipe_of(stage: str, args: argparse.Namespace) -> Recipe:
     """The stage's recipe, with ``--epochs`` and ``--batch-size`` applied."""
-    recipe: Recipe = getattr(common.SCRIPTS[stage].RECIPES, args.recipe.replace("-", "_"))
-    stages = common.STAGES if args.stage == "chain" else ("stage1",)
+    recipe: Recipe = getattr(reproduce.SCRIPTS[stage].RECIPES, args.recipe.replace("-", "_"))
+    stages = reproduce.STAGES if args.stage == "chain" else ("stage1",)
     epochs = common.epochs_of_stages(args, stages)[stage] or recipe.optimisation.epochs
     optimisation = replace(recipe.optimisation, epochs=epochs)
     return replace(recipe, optimisation=optimisation, batch_size=args.batch_size or recipe.batch_size)
@@ -121,9 +121,9 @@ def train_drawn(args: argparse.Namespace, recipes: dict[str, Recipe], root: Path
     for stage, recipe in recipes.items():
         folds = recipe.augmentation.folds
         epochs, batch = schedule(recipe.optimisation.epochs, args.drawn, args.drawn, recipe.batch_size, folds)
-        words = reproduce.flags(args, "cache", *common.MACHINE, "recipe", **data, epochs=epochs, batch_size=batch)
+        words = reproduce.flags(args, "cache", *reproduce.MACHINE, "recipe", **data, epochs=epochs, batch_size=batch)
         words += sizes(stage, recipe, args)
-        best[stage] = common.train(stage, [*words, *common.from_earlier(stage, best)], root / stage)
+        best[stage] = common.train(stage, [*words, *reproduce.from_earlier(stage, best)], root / stage)
     return best
 
 
@@ -144,11 +144,13 @@ def train(
         folds = recipe.augmentation.folds
         epochs, batch = schedule(recipe.optimisation.epochs, everything, count, recipe.batch_size, folds)
         data = {"max_images": args.max_images if count == everything else count}
-        words = reproduce.flags(args, *common.DATA, *common.MACHINE, "recipe", epochs=epochs, batch_size=batch, **data)
+        words = reproduce.flags(
+            args, *reproduce.DATA, *reproduce.MACHINE, "recipe", epochs=epochs, batch_size=batch, **data
+        )
         words += sizes(stage, recipe, args)
         if drawn and stage in INITS:
             words += ["--init-from", str(drawn[stage])]
-        best[stage] = common.train(stage, [*words, *common.from_earlier(stage, best)], root / stage)
+        best[stage] = common.train(stage, [*words, *reproduce.from_earlier(stage, best)], root / stage)
     return best
 
 
@@ -156,7 +158,9 @@ def sizes(stage: str, recipe: Recipe, args: argparse.Namespace) -> list[str]:
     """The coarse size where it is given, and the same crops for every data set, in the stages that have the options."""
     if stage == "stage1":
         return reproduce.flags(args, "coarse_size")
-    return ["--crop-size", str(STNiCNNConfig(**recipe.model).crop_size)] if stage in common.CROPPING else []
+    return (
+        ["--crop-size", str(STNiCNNConfig(**recipe.model).crop_size)] if "crop_size" in reproduce.SIZES[stage] else []
+    )
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

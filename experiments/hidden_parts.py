@@ -23,7 +23,6 @@ from utils.parsing import label_maps, true_theta
 from utils.runtime import run_main
 
 NAME = "hidden_parts"
-CROPPERS = {"old cropper": "baseline", "STN": "predicted"}
 PATCH = 1.3  # side of a patch, in sides of the part's bounding box
 
 
@@ -63,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     args = common.parse(common.checkpoint_parser(__doc__, batch_size=8), argv)
     model, faces, device = common.load(args)
     counts = range(NUM_PARTS + 1)
-    found: dict[tuple[int, str], list[common.Misses]] = {(k, name): [] for k in counts for name in CROPPERS}
+    found: dict[tuple[int, str], list[common.Misses]] = {(k, name): [] for k in counts for name in common.CROPPERS}
     matrices = {key: np.zeros((9, 9), np.int64) for key in found}
     present: list[np.ndarray] = []
     hidden: dict[int, list[np.ndarray]] = {k: [] for k in counts}
@@ -79,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
                 hidden_BP = np.array([np.isin(np.arange(NUM_PARTS), order[:k]) for order in orders])
                 hidden[k].append(hidden_BP)
                 covered = hide(batch, boxes_BP4, hidden_BP)
-                for name, crops in CROPPERS.items():
+                for name, crops in common.CROPPERS.items():
                     labels_BHW, theta_BP23 = label_maps(model, covered, crops)
                     found[k, name].append(common.misses(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2))
                     for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for k in counts:
         hidden_NP = np.concatenate(hidden[k])
-        for name in CROPPERS:
+        for name in common.CROPPERS:
             missed = common.join(found[k, name])
             rows.append(
                 {
@@ -129,7 +128,7 @@ def table(result: dict[str, Any]) -> str:
 def draw(result: dict[str, Any]) -> Figure:
     """Miss rate, distance and F1 over the number of hidden parts, a curve for each cropper."""
     figure, (rate, distance, f1) = common.panels(3)
-    for colour, name in zip(("tab:orange", "tab:blue"), CROPPERS, strict=True):
+    for colour, name in zip(("tab:orange", "tab:blue"), common.CROPPERS, strict=True):
         rows = [row for row in result["rows"] if row["cropper"] == name]
         for which, style, told in (("all", "-o", "all parts"), ("hidden_only", "--", "the hidden ones")):
             shown = [row for row in rows if row[which]]

@@ -91,9 +91,9 @@ def kinds(traits: Traits, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = common.parse(common.checkpoint_parser(__doc__), argv)
+    args = common.parse(common.checkpoint_parser(__doc__, batch_size=8), argv)
     model, faces, device = common.load(args)
-    batches = evaluation_batches(faces, args.batch_size or 8, workers=args.workers)
+    batches = evaluation_batches(faces, args.batch_size, workers=args.workers)
     bar = tqdm(batches, disable=None, leave=False)
     with torch.inference_mode(), runtime.autocast(device, args.amp):
         _, matrices_N99 = engine.evaluate(lambda batch: label_batch(model, batch), bar, device)

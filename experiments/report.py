@@ -145,7 +145,7 @@ def read_json(path: Path) -> Any:
 def read_run(folder: Path) -> Run | None:
     """A run folder; None for one without stages and scores. Raises InputError for damaged files."""
     stages = {}
-    for stage in common.STAGES:
+    for stage in reproduce.STAGES:
         config, log = folder / stage / "config.json", folder / stage / "log.jsonl"
         if config.is_file() and log.is_file():
             try:
@@ -289,7 +289,7 @@ def told(result: Result) -> str:
     about = result["options"]
     words = [f"{about['dataset']}, {result['split']} split"]
     words += [f"{result['faces']} faces"] if "faces" in result else []
-    words += [f"the first {about['max_images']}"] if about.get("max_images") else []
+    words += [f"at most {about['max_images']} faces of a split"] if about.get("max_images") else []
     words += [f"photos of {about['face_size']} pixels"] if about.get("face_size") else []
     words += [f"recipe {about['recipe']}"] if about.get("recipe") else []
     words += [f"{'all four stages' if result['stage'] == 'chain' else result['stage']}"] if "stage" in result else []

@@ -33,8 +33,23 @@ def moved(degrees: float = 0.0, shift: float = 0.0, scale: float = 1.0) -> Chang
         middle = ((width - 1) / 2, (height - 1) / 2)
         matrix_23 = np.asarray(cv2.getRotationMatrix2D(middle, float(sign_3[0] * degrees), scale), np.float64)
         matrix_23[:, 2] += shift * sign_3[1:] * (width, height)
-        new = cv2.warpAffine(photo, matrix_23, (width, height), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+        if scale < 1:  # what shrinks would show false edges
+            photo = cv2.GaussianBlur(photo, (0, 0), 0.5 * (scale**-2 - 1) ** 0.5)
+        new = cv2.warpAffine(photo, matrix_23, (width, height), borderMode=cv2.BORDER_REPLICATE)
         return new, cv2.warpAffine(labels, matrix_23, (width, height), flags=cv2.INTER_NEAREST)
+
+    return change
+
+
+def cut(height: float = 1.0, width: float = 1.0) -> Change:
+    """The middle of the photo, such a share of each side."""
+
+    def change(face: Face, rng: np.random.Generator) -> Face:
+        rows, columns = (
+            slice(round((1 - share) / 2 * length), length - round((1 - share) / 2 * length))
+            for share, length in zip((height, width), face[1].shape, strict=True)
+        )
+        return face[0][rows, columns], face[1][rows, columns]
 
     return change
 
@@ -71,6 +86,8 @@ CONDITIONS: dict[str, Change] = {
     "off by 15 % of the sides": moved(shift=0.15),
     "at 0.6 of its size": moved(scale=0.6),
     "at 1.4 times its size": moved(scale=1.4),
+    "3:4, a portrait": cut(width=0.75),
+    "4:3": cut(height=0.75),
     "128 pixels": small(128),
     "64 pixels": small(64),
     "dark": toned(0.5, 1.6),

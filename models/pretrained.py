@@ -83,9 +83,16 @@ def load_model(paths: list[Path], names: tuple[str, ...] = MODULES) -> STNiCNN:
                 f"{found['localizer'].path} places windows of {told(seen)}, but {found['parts'].path} was trained on "
                 f"{told(made)}: train both alike"
             )
-    one = next(found[name] for name in ("localizer", "coarse", "parts") if name in names).config
-    two = next(found[name] for name in ("parts", "localizer", "coarse") if name in names).config
-    model = STNiCNN(replace(one, crop_size=two.crop_size, paste=two.paste))
+    one, windows, two = (
+        next(found[name] for name in order if name in names).config
+        for order in (
+            ("localizer", "coarse", "parts"),
+            ("localizer", "parts", "coarse"),
+            ("parts", "localizer", "coarse"),
+        )
+    )
+    margin, aspect = windows.window_margin, windows.window_aspect
+    model = STNiCNN(replace(one, window_margin=margin, window_aspect=aspect, crop_size=two.crop_size, paste=two.paste))
     for name in names:
         load_into(model, found[name], (name,))
     return model.eval()

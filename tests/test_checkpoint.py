@@ -3,6 +3,7 @@
 import os
 import pickle
 import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,15 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     assert "no such checkpoint file" in refused(tmp_path / "none.pt")
     assert "no such checkpoint file" in refused(tmp_path)
+
+
+def test_without_a_localizer_the_part_networks_decide_about_the_windows(model: STNiCNN, tmp_path: Path) -> None:
+    coarse, parts = tmp_path / "stage1.pt", tmp_path / "stage2.pt"
+    following = replace(model.config, window_margin=1.6, window_aspect=0.5)
+    checkpoint.save(coarse, state_of(model, "stage1", "coarse"))
+    checkpoint.save(parts, {**state_of(model, "stage2", "parts"), "config": asdict(following)})
+    for paths in ([coarse, parts], [parts, coarse]):
+        assert load_model(paths, ("coarse", "parts")).config.windows == following.windows
 
 
 @pytest.mark.parametrize(

@@ -176,9 +176,7 @@ def test_parts_are_hidden_one_after_the_other_in_an_order_of_the_seed() -> None:
 def test_hidden_parts_gives_a_row_for_each_number_and_cropper(options: list[str], weights: Path, results: Path) -> None:
     assert hidden_parts.main([*options, "--checkpoint", str(weights)]) == 0
     rows = read(results, "hidden_parts")["rows"]
-    assert [(row["hidden"], row["cropper"]) for row in rows] == [
-        (k, c) for k in range(7) for c in hidden_parts.CROPPERS
-    ]
+    assert [(row["hidden"], row["cropper"]) for row in rows] == [(k, c) for k in range(7) for c in common.CROPPERS]
     assert rows[0]["hidden_only"] is None
     assert rows[-1]["hidden_only"] == rows[-1]["all"]
     assert all(0 <= row["all"]["miss_rate"] <= 1 and row["f1"]["overall"] is not None for row in rows)
@@ -202,7 +200,7 @@ def test_coarse_sizes_are_trained_once_and_compared(
     rows = read(results, "coarse_size")["rows"]
     assert [row["size"] for row in rows] == [32, 48]
     assert rows[1]["gflop"] > 2 * rows[0]["gflop"]
-    assert all(row["windows"][name]["pixels_mean"] > 0 for row in rows for name in coarse_size.CROPPERS)
+    assert all(row["windows"][name]["pixels_mean"] > 0 for row in rows for name in common.CROPPERS)
     capsys.readouterr()
     assert coarse_size.main(command) == 0
     told = capsys.readouterr().out
@@ -282,7 +280,7 @@ def test_few_images_starts_the_chain_s_networks_from_the_drawn_faces(
     monkeypatch.setattr(common, "score", lambda *_: {"paper": {"overall": 0.5}, "strict": {"mean": 0.4}})
     out = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path), "--stage", "chain"]
     assert few_images.main([*options, *out, "--epochs", "1", "1", "1", "1", "--counts", "0", "2"]) == 0
-    assert [stage for stage, _ in trained] == 3 * list(common.STAGES)
+    assert [stage for stage, _ in trained] == 3 * list(reproduce.STAGES)
     inits = [[Path(word).parts[-3:-1] for word in words if word.endswith("best.pt")] for _, words in trained]
     assert inits[:4] == [[], [("drawn", "stage1")], [], [("drawn", "cropper"), ("drawn", "stage2")]]
     assert inits[4:8] == [[], [("scratch-2", "stage1")], [], [("scratch-2", "cropper"), ("scratch-2", "stage2")]]
@@ -319,7 +317,7 @@ def test_the_ablation_of_the_chain_reuses_stages_that_a_change_leaves_alone(
     monkeypatch.setattr(common, "score", lambda *_: {"paper": {"overall": 0.5}, "strict": {"mean": 0.4}, "images": 1})
     out = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path), "--stage", "chain", "--rows", "jitter", "taught"]
     assert ablation.main([*options, *out]) == 0
-    base = [f"paper-short/{stage}" for stage in common.STAGES]
+    base = [f"paper-short/{stage}" for stage in reproduce.STAGES]
     assert trained == [*base, "jitter/stage2", "jitter/end2end", "taught/cropper", "taught/end2end"]
 
 
@@ -451,8 +449,13 @@ def test_robustness_changes_photo_and_labels_alike(options: list[str], weights: 
     for name, change in robustness.CONDITIONS.items():
         new_photo, new_labels = change((photo, labels), np.random.default_rng(0))
         assert new_photo.shape == (*new_labels.shape, 3), name
-        if name.startswith(("turned by", "off", "at")):
+        if name.startswith(("turned by", "off", "at", "3:4", "4:3")):
             assert ((new_photo[..., 0] > 125) == (new_labels == 5)).mean() > 0.99, name
             assert 20 < (new_labels == 5).sum() < 250, name
+    shapes = [
+        change((photo, labels), np.random.default_rng(0))[1].shape
+        for change in (robustness.CONDITIONS[n] for n in ("3:4, a portrait", "4:3"))
+    ]
+    assert shapes == [(100, 90), (76, 120)]
     assert robustness.main([*options, "--checkpoint", str(weights)]) == 0
     assert [row["condition"] for row in read(results, "robustness")["rows"]] == list(robustness.CONDITIONS)

@@ -1,5 +1,6 @@
 """The chain: every stage and every row of the table, and nothing twice."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,20 @@ def test_a_row_is_scored_again_once_its_weights_are_newer(chain: list[str]) -> N
     assert changed == {"STN-iCNN", "STN-iCNN__crops_on_the_truth"}
 
 
+def test_scores_of_other_faces_do_not_pass_for_those_asked_for(chain: list[str]) -> None:
+    file = next((Path(chain[-1]) / "scores" / "test").glob("*/scores.json"))
+    args = argparse.Namespace(dataset="helen", partition=None, face_size=None)
+    assert reproduce.is_scored(file, [], args)
+    args.face_size = 96
+    assert not reproduce.is_scored(file, [], args)
+
+
 def test_other_options_do_not_pass_for_the_old_results(chain: list[str]) -> None:
     before = files(Path(chain[-1]))
     with pytest.raises(InputError, match=r"trained with seed 0, not 5"):
         reproduce.main([*chain, "--seed", "5"])
+    with pytest.raises(InputError, match=r"trained with face_size None, not 96"):
+        reproduce.main([*chain, "--face-size", "96"])
     assert files(Path(chain[-1])) == before
 
 

@@ -277,6 +277,8 @@ class Run:
             "description": {
                 "config": asdict(self.config),
                 "dataset": self.args.dataset,
+                "partition": self.args.partition,
+                "face_size": self.args.face_size,
                 "images": len(train),
                 "seed": self.args.seed,
                 "recipe": asdict(self.recipe),
