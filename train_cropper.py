@@ -59,18 +59,22 @@ def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
     parser = options.training_parser(
         __doc__,
         ["coarse", "localizer"],
-        {"--init-from": "the checkpoint of stage 1 (its coarse network); a localizer in it is trained further"},
+        {
+            "--init-from": "the checkpoint of stage 1 (its coarse network); a localizer in it is trained further",
+            "--init-from-cropper": "a checkpoint whose localizer is trained further instead",
+        },
     )
     parser.add_argument(
         "--localizer",
         choices=("paper", "resnet18", "released"),
-        help="its architecture; default: that of --init-from where it holds one, else paper",
+        help="its architecture; default: that of the one to train further, else paper",
     )
     parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = parser.parse_args(argv)
     options.check(args, required=["init_from"])
     stage1 = read_weights(args.init_from)
-    held = stage1.config.localizer if "localizer" in stage1.modules else None
+    cropper = read_weights(args.init_from_cropper) if args.init_from_cropper else stage1
+    held = cropper.config.localizer if args.init_from_cropper or "localizer" in stage1.modules else None
     run = options.start(
         args,
         recipes,
@@ -79,7 +83,9 @@ def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
         coarse_size=stage1.config.coarse_size,
     )
     model = STNiCNN(run.config)
-    load_into(model, stage1, ("coarse", "localizer") if run.config.localizer == held else ("coarse",))
+    load_into(model, stage1, ("coarse",))
+    if run.config.localizer == held or args.init_from_cropper:
+        load_into(model, cropper, ("localizer",))
     train, val = options.open_split(args, "train", photos=False), options.open_split(args, "val")
     size = run.config.coarse_size
 

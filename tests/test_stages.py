@@ -12,6 +12,7 @@ import train_stage1
 import train_stage2
 from models.pretrained import load_model
 from utils import checkpoint
+from utils.errors import InputError
 
 SCRIPTS = {"stage1": train_stage1, "cropper": train_cropper, "stage2": train_stage2, "end2end": train_end2end}
 MODULES = {
@@ -137,6 +138,13 @@ def test_the_cropper_trains_a_localizer_further_where_it_starts_from_one(
     coarse = ["--init-from", str(runs["stage1"] / "best.pt")]
     fresh = checkpoint.load(train("cropper", options, tmp_path / "fresh", *coarse) / "best.pt")
     assert (fresh["modules"]["localizer"]["linear.weight"] - held["linear.weight"]).abs().max() > 1e-4
+    other = [*coarse, "--init-from-cropper", str(whole)]
+    mixed = checkpoint.load(train("cropper", options, tmp_path / "mixed", *other) / "best.pt")["modules"]
+    torch.testing.assert_close(mixed["localizer"]["linear.weight"], held["linear.weight"])
+    first = checkpoint.load(runs["stage1"] / "best.pt")["modules"]["coarse"]
+    assert all(torch.equal(mixed["coarse"][name], value) for name, value in first.items())
+    with pytest.raises(InputError, match="localizer weights are of another architecture"):
+        train("cropper", options, tmp_path / "odd", *other, "--localizer", "resnet18")
 
 
 def test_bfloat16_and_worker_processes_train_too(tiny_options: list[str], tmp_path: Path) -> None:
