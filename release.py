@@ -1,28 +1,40 @@
-"""Make the weights that ship: an end-to-end checkpoint in half precision, without what only training needs."""
+"""Make the weights that ship: all three modules in half precision, without what only training needs."""
 
 import hashlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from models.pretrained import MODULES, load_model
 from utils import checkpoint, options
 from utils.errors import InputError
 from utils.runtime import run_main
 
-KEPT = ("stage", "config", "dataset", "images", "seed", "recipe", "epoch", "best")
+KEPT = ("dataset", "images", "seed", "recipe", "epoch", "best")  # of the last checkpoint
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = options.Parser(__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="best.pt of train_end2end.py")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="best.pt of train_end2end.py, or several that hold its modules between them (the last one wins)",
+    )
     parser.add_argument("--out", type=Path, default=options.SHIPPED_WEIGHTS, metavar="FILE", help="what to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     args = parser.parse_args(argv)
     if args.out.exists() and not args.overwrite:
         raise InputError(f"{args.out} is there already: name another --out, or add --overwrite")
-    state = checkpoint.load(args.checkpoint, ("end2end",))
-    checkpoint.save(args.out, {**{key: state[key] for key in KEPT}, "modules": halved(state["modules"])})
+    model = load_model(args.checkpoint)
+    state = checkpoint.load(args.checkpoint[-1])
+    modules = halved({name: getattr(model, name).state_dict() for name in MODULES})
+    whole = {"stage": "end2end", "config": asdict(model.config), "modules": modules}
+    checkpoint.save(args.out, {**{key: state[key] for key in KEPT}, **whole})
     digest = hashlib.sha256(args.out.read_bytes()).hexdigest()
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, SHA-256 {digest}")
     return 0

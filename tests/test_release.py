@@ -41,6 +41,20 @@ def test_weights_that_ship_are_half_as_large_and_label_alike(trained: Path, tmp_
     assert (one == two).float().mean() > 0.99
 
 
+def test_modules_of_a_later_checkpoint_win(trained: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(trained)
+    localizer = {key: torch.zeros_like(value) for key, value in state["modules"]["localizer"].items()}
+    other = {**state, "stage": "cropper", "modules": {"localizer": localizer}, "seed": 7}
+    checkpoint.save(tmp_path / "other.pt", other)
+    out = tmp_path / "shipped.pt"
+    assert release.main(["--checkpoint", str(trained), str(tmp_path / "other.pt"), "--out", str(out)]) == 0
+    shipped = checkpoint.load(out, ("end2end",))
+    assert not any(value.any() for value in shipped["modules"]["localizer"].values())
+    for key, value in state["modules"]["parts"].items():
+        torch.testing.assert_close(shipped["modules"]["parts"][key].to(value.dtype), value, rtol=1e-3, atol=1e-4)
+    assert shipped["seed"] == 7
+
+
 def test_a_file_that_is_there_is_not_replaced_unasked(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.pt").write_text("mine")
     with pytest.raises(InputError, match="is there already"):
