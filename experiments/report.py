@@ -94,8 +94,9 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"--results {args.results} holds neither runs nor experiments")
     lines = ["# Results", "", "Written by `python -m experiments.report`; edits get lost.", ""]
     groups = by_seed(runs)
+    spreads = {name: spread(group) for name, group in groups.items()}
     for name, group in groups.items():
-        lines += [f"## {name}", "", *spread(group).values()]
+        lines += [f"## {name}", "", *spreads[name].values()]
         for run in group:
             if len(group) > 1:
                 lines += [f"### {run.name}, seed {seed_of(run)}", ""]
@@ -117,8 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     beside = args.results.resolve().parent / "README.md"
     if beside.is_file():
         tables = {f"experiments/{name}": EXPERIMENTS[name][1](read_json(path)) for name, path in found.items()}
-        for name, group in groups.items():
-            tables |= {f"{name}/{split}/seeds": table for split, table in spread(group).items()}
+        for name, by_split in spreads.items():
+            tables |= {f"{name}/{split}/seeds": table for split, table in by_split.items()}
         for run in runs:
             for split in run.scores:
                 tables[f"{run.name}/{split}/paper"] = f1_table(run, split)

@@ -77,21 +77,18 @@ def load_model(paths: list[Path], names: tuple[str, ...] = MODULES) -> STNiCNN:
         raise InputError(f"{', '.join(map(str, paths))}: no {' or '.join(missing)} weights; {mend}")
     if "localizer" in names and "parts" in names:
         seen, made = found["localizer"].config, found["parts"].config
-        follow = seen.window_margin > 0 and made.window_margin > 0  # then any number of samples fits
-        if seen.windows[1:] != made.windows[1:] or (not follow and seen.crop_size != made.crop_size):
+        fixed = seen.window_margin == 0  # else any number of samples fits
+        if seen.windows[1:] != made.windows[1:] or (fixed and seen.crop_size != made.crop_size):
             raise InputError(
                 f"{found['localizer'].path} places windows of {told(seen)}, but {found['parts'].path} was trained on "
                 f"{told(made)}: train both alike"
             )
-    one, windows, two = (
-        next(found[name] for name in order if name in names).config
-        for order in (
-            ("localizer", "coarse", "parts"),
-            ("localizer", "parts", "coarse"),
-            ("parts", "localizer", "coarse"),
-        )
-    )
-    margin, aspect = windows.window_margin, windows.window_aspect
+
+    def decides(*order: str) -> STNiCNNConfig:
+        return next(found[name] for name in order if name in names).config
+
+    one, two = decides("localizer", "coarse", "parts"), decides("parts", "localizer", "coarse")
+    _, margin, aspect = decides("localizer", "parts", "coarse").windows
     model = STNiCNN(replace(one, window_margin=margin, window_aspect=aspect, crop_size=two.crop_size, paste=two.paste))
     for name in names:
         load_into(model, found[name], (name,))
