@@ -1,10 +1,9 @@
-"""Fetch a checkpoint that the STN-iCNN authors published: ``python download.py NAME``.
+"""Download a checkpoint that the STN-iCNN authors published: ``python download.py NAME``.
 
-Resumes a partial download, checks size and SHA-256 before the file gets its name, and never replaces
-a different file unasked. Weights and their licence are the authors'; see ``checkpoints/manifest.json``.
+Continues a partial download, checks the SHA-256 before the file gets its name, and replaces a different file only
+with --force. Weights and licence are the authors'; see ``checkpoints/manifest.json``.
 """
 
-import hashlib
 import http.client
 import json
 import os
@@ -16,8 +15,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from utils.cli import Parser
 from utils.errors import InputError
-from utils.options import Parser
+from utils.files import sha256
+from utils.runtime import run_main
 
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
 BLOCK = 1 << 18  # bytes read at a time
@@ -25,7 +26,7 @@ TIMEOUT = 30  # seconds without an answer
 
 
 class Entry(NamedTuple):
-    """One file of the manifest; ``sha256`` in lower-case hexadecimal."""
+    """One file of the manifest. sha256: in lower-case hexadecimal. holds: name of a network -> what it is."""
 
     name: str
     file: str
@@ -36,7 +37,7 @@ class Entry(NamedTuple):
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Entry], str]:
-    """The manifest's entries by name, and its licence note. Raises InputError if it is not such a file."""
+    """The manifest's entries by name, and its licence note. Raises InputError for any other file."""
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         entries = [Entry(*(item[field] for field in Entry._fields)) for item in manifest["files"]]
@@ -52,20 +53,11 @@ def read_manifest(path: Path) -> tuple[dict[str, Entry], str]:
     return {entry.name: entry for entry in entries}, licence
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in lower-case hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def fetch(entry: Entry, part: Path) -> None:
-    """Download ``entry.url`` into ``part``, going on where an earlier try stopped if the server can.
+    """Download ``entry.url`` into ``part``, from where an earlier attempt stopped if the server allows it.
 
-    Starts anew when the server ignores or refuses the range. Raises InputError when the server cannot be
-    reached, answers with an error or breaks off (what came stays in ``part``), and when writing fails.
+    Starts again from the first byte if the server ignores or refuses the range. Raises InputError if the server
+    cannot be reached, answers with an error or stops early (what was received stays in ``part``), and if writing fails.
     """
     have = part.stat().st_size if part.exists() else 0
     if have == entry.bytes:
@@ -78,7 +70,7 @@ def fetch(entry: Entry, part: Path) -> None:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and have:  # range not satisfiable: the server's file is another one
+        if error.code == 416 and have:  # range not satisfiable: the server's file is a different one
             part.unlink()
             return fetch(entry, part)
         raise InputError(f"{entry.url}: the server answered {error.code} {error.reason}; try again later") from None
@@ -100,10 +92,10 @@ def fetch(entry: Entry, part: Path) -> None:
 
 
 def _save(response: http.client.HTTPResponse, entry: Entry, part: Path, start: int) -> None:
-    """Append the answer to ``part`` from byte ``start`` on. An OSError that leaves here is one of writing."""
+    """Append the response to ``part`` from byte ``start`` on. Raises OSError only if writing fails."""
     declared = response.headers.get("Content-Length")
     end = start + int(declared) if declared else entry.bytes
-    size, trouble = start, ""
+    size, problem = start, ""
     with (
         part.open("ab" if start else "wb") as file,
         tqdm(
@@ -116,11 +108,11 @@ def _save(response: http.client.HTTPResponse, entry: Entry, part: Path, start: i
             disable=None,
         ) as bar,
     ):
-        while size <= entry.bytes:  # a longer answer is another file: the digest will tell
+        while size <= entry.bytes:  # a longer response is a different file: the digest will differ
             try:
                 block = response.read(BLOCK)
             except (OSError, http.client.HTTPException) as error:
-                trouble = f" ({error})"
+                problem = f" ({error})"
                 break
             if not block:
                 break
@@ -129,54 +121,54 @@ def _save(response: http.client.HTTPResponse, entry: Entry, part: Path, start: i
             bar.update(len(block))
         file.flush()
         os.fsync(file.fileno())
-    if size < min(end, entry.bytes) or (trouble and size < entry.bytes):
+    if size < min(end, entry.bytes) or (problem and size < entry.bytes):
         raise InputError(
-            f"{entry.url}: broke off after {size} of {entry.bytes} bytes{trouble}; the same command goes on from there"
+            f"{entry.url}: broke off after {size} of {entry.bytes} bytes{problem}; run the same command to continue"
         )
 
 
 def download(entry: Entry, out: Path, force: bool = False) -> tuple[Path, bool]:
-    """Put the entry's file into folder ``out``; returns its path and whether anything had to be fetched.
+    """Put the entry's file into folder ``out``. Returns its path, and False if the file was there already.
 
-    Raises InputError as ``fetch`` does, when another file of that name is there and ``force`` is not set,
-    and when the digest differs (the partial file is deleted then).
+    Raises InputError as ``fetch`` does, if a different file of that name is there and ``force`` is not set,
+    and if the digest differs (the partial file is then deleted).
     """
     target, part = out / entry.file, out / f"{entry.file}.part"
     try:
         out.mkdir(parents=True, exist_ok=True)
         if target.exists():
             if not target.is_file():
-                raise InputError(f"{target}: in the way and not a file; move it or choose another folder with --out")
-            if sha256_of(target) == entry.sha256:
+                raise InputError(f"{target}: exists and is not a file; move it or choose another folder with --out")
+            if sha256(target) == entry.sha256:
                 return target, False
             if not force:
-                raise InputError(f"{target}: another file of this name is there; --force replaces it")
+                raise InputError(f"{target}: a different file of this name exists; --force replaces it")
         fetch(entry, part)
-        size, got = part.stat().st_size, sha256_of(part)
+        size, got = part.stat().st_size, sha256(part)
         if got != entry.sha256:
             part.unlink()
             raise InputError(
                 f"{entry.url}: SHA-256 differs, partial file deleted: expected {entry.sha256} ({entry.bytes} bytes), "
                 f"got {got} ({size} bytes); try again"
             )
-        os.replace(part, target)
+        os.replace(part, target)  # the next attempt continues the partial file, so its name is not a random one
     except OSError as error:
         raise InputError(f"{error.filename or out}: {error.strerror}; choose another folder with --out") from None
     return target, True
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("Fetch a checkpoint that the STN-iCNN authors published.")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="which one; --list shows them")
-    parser.add_argument("--list", action="store_true", help="show names, sizes and contents, fetch nothing")
-    parser.add_argument("--out", type=Path, default=CHECKPOINTS, metavar="DIR", help="folder to write to (checkpoints)")
+    parser = Parser("Download a checkpoint that the STN-iCNN authors published.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="which checkpoint; --list shows the names")
+    parser.add_argument("--list", action="store_true", help="show names, sizes and contents, and download nothing")
+    parser.add_argument("--out", type=Path, default=CHECKPOINTS, metavar="DIR", help="folder to write to")
     parser.add_argument("--force", action="store_true", help="replace a different file of the same name")
     parser.add_argument(
         "--manifest",
         type=Path,
         default=CHECKPOINTS / "manifest.json",
         metavar="FILE",
-        help="JSON list of the files (checkpoints/manifest.json)",
+        help="JSON list of the files",
     )
     args = parser.parse_args(argv)
 
@@ -188,16 +180,14 @@ def main(argv: list[str] | None = None) -> int:
         print(licence)
         return 0
     if args.name not in entries:
-        problem = f"no checkpoint is called {args.name!r}" if args.name else "no checkpoint named"
+        problem = f"no checkpoint is called {args.name!r}" if args.name else "NAME is missing"
         raise InputError(f"{problem}; choose one of {', '.join(entries)}")
     path, fetched = download(entries[args.name], args.out, args.force)
-    print(f"{path}: {'downloaded, SHA-256 is right' if fetched else 'already there, SHA-256 is right'}")
+    print(f"{path}: {'downloaded' if fetched else 'already there'}, SHA-256 is right")
     if fetched:
         print(licence)
     return 0
 
 
 if __name__ == "__main__":
-    from utils.runtime import run_main
-
     sys.exit(run_main(main))

@@ -1,11 +1,12 @@
-"""Scores of a model on a split, or of any parser's label maps in a folder: the paper's table and the strict one."""
+"""Score a face parser on a split, or any label maps in a folder: the paper's F1, the strict F1 and other measures."""
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,145 +17,194 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import images
-from data.labels import LABELS, TABLES
-from data.loading import evaluation_batches
-from models.pretrained import MODULES, load_for_inference
-from utils import engine, options, runtime
+from data.batches import Faces, evaluation_batches, open_faces
+from data.labels import LABEL_SETS, NINE, NO_ID, LabelSet
+from data.source import FaceData
+from models.loading import load_for_inference
+from models.parser import FaceParser
+from models.stn_icnn.model import CROPS
+from utils import distributed, engine, files, options, runtime
 from utils.errors import InputError
-from utils.metrics import Scores, confusion_matrix, scores, table, to_csv
-from utils.parsing import CROPS, face_pictures, label_batch, label_maps
+from utils.metrics import Scores, confusion_matrix, measures_table, scores, table, to_csv
 from utils.runtime import run_main
-from utils.visualize import colour
+from utils.training import Machine
+from utils.visualize import colour, face_pictures
 
-# What each kind of crops needs of the model.
-NEEDED = {"predicted": MODULES, "baseline": ("coarse", "parts"), "truth": ("parts",), "none": ("coarse",)}
-IDS = ("nine", "helen", "celebamask")
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which parser is scored on which faces.
+
+    checkpoints: files that hold the parser between them, see ``models.loading``. data, split: the faces.
+    crops: for STN-iCNN, where its windows come from, one of ``models.stn_icnn.model.CROPS``. mirror: test-time
+    mirroring. batch_size: faces at once, over all processes.
+    """
+
+    checkpoints: Sequence[Path]
+    data: FaceData
+    machine: Machine
+    split: str = "test"
+    crops: str = "predicted"
+    mirror: bool = False
+    batch_size: int = BATCH_SIZE
 
 
 class Evaluation(NamedTuple):
-    """One row of the tables.
+    """Scored faces: one row of the tables.
 
-    title: the row's name. about: what was scored, plain values. names: of the faces. matrices_N99: int64, one
-    confusion matrix (rows: truth) for each. picture: index of a face -> [photo |] prediction | truth, uint8 (H, W, 3).
+    title: the row's name. about: what was scored, as plain values for scores.json. labels: the label set of the scores.
+    names: of the N faces. matrices_NKK: int64, one confusion matrix (rows: truth) for each face.
+    picture: index of a face -> [photo |] prediction | truth, uint8 (H, W, 3).
     """
 
     title: str
     about: dict[str, Any]
+    labels: LabelSet
     names: list[str]
-    matrices_N99: np.ndarray
+    matrices_NKK: np.ndarray
     picture: Callable[[int], np.ndarray]
+
+    def scores(self) -> Scores:
+        """The scores of all faces together, see ``utils.metrics.scores``."""
+        return scores(self.matrices_NKK.sum(0), self.labels)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    device = runtime.pick_device(args.device)
-    runtime.start_processes(args.device)
+    machine = options.machine(args)
+    distributed.start_processes(args.device)
     torch.manual_seed(args.seed)
-    evaluation = score_folders(args, device) if args.predictions else score_model(args, device)
-    if runtime.rank() > 0:
+    if args.predictions:
+        evaluation = score_folders(
+            args.predictions, args.truth, LABEL_SETS[args.ids], LABEL_SETS[args.truth_ids], machine, args.max_images
+        )
+    else:
+        paths, data = options.checkpoints(args), options.face_data(args)
+        evaluation = score_model(Request(paths, data, machine, args.split, args.crops, args.mirror, args.batch_size))
+    if distributed.rank() > 0:
         return 0
-    result = scores(evaluation.matrices_N99.sum(0))
-    text = table({evaluation.title: result}) + "\n" + measures_table(result)
-    print(text + f"\n{len(evaluation.names)} faces")
-    if result["absent"]:
-        print(f"neither in the truth nor predicted, hence without a score: {', '.join(result['absent'])}")
+    print(f"{tables(evaluation)}\n{len(evaluation.names)} faces")
+    if absent := evaluation.scores()["absent"]:
+        print(f"without a score, since neither in the truth nor predicted: {', '.join(absent)}")
     if args.out:
-        try:
-            write(args.out, evaluation, result, text, args.worst)
-        except OSError as error:
-            raise InputError(f"--out {args.out} could not be written ({error.strerror or error})") from error
+        result = save(args.out, evaluation, args.worst)
+        pictures = f", worst/ ({len(result['worst'])})" if result["worst"] else ""
+        print(f"written: {args.out / 'scores.json'}, scores.csv, scores.md{pictures}")
     return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = options.base_parser(__doc__, splits=True, batch_size=8)
+    parser = options.base_parser(__doc__, splits=True, batch_size=BATCH_SIZE)
     group = parser.add_argument_group("what is scored")
     options.add_checkpoint_option(group)
     group.add_argument(
         "--crops",
         choices=CROPS,
         default="predicted",
-        help="windows from the localizer, from the old cropper, around the true parts; none: the enlarged rough mask",
+        help="for STN-iCNN: windows from the localizer, from the old cropper, or around the true parts; "
+        "none: the enlarged rough mask",
     )
     options.add_mirror_option(group)
-    group.add_argument("--predictions", type=Path, metavar="DIR", help="instead of a model: label PNGs of any parser")
-    group.add_argument("--truth", type=Path, metavar="DIR", help="the true label PNGs, of the same stems and sizes")
-    group.add_argument("--ids", choices=IDS, default="nine", help="what the ids in --predictions mean")
-    group.add_argument("--truth-ids", choices=IDS, help="what those in --truth mean, if something else")
+    group.add_argument(
+        "--predictions", type=Path, metavar="DIR", help="score these label PNGs of any parser instead of a checkpoint"
+    )
+    group.add_argument("--truth", type=Path, metavar="DIR", help="true label PNGs with the same stems and sizes")
+    group.add_argument("--ids", choices=tuple(LABEL_SETS), default=NINE.name, help="label set of --predictions")
+    group.add_argument("--truth-ids", choices=tuple(LABEL_SETS), help="label set of --truth; default: that of --ids")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, metavar="DIR", help="where scores.json, scores.csv and scores.md go")
-    group.add_argument("--overwrite", action="store_true", help="replace the scores that lie in --out")
-    group.add_argument("--worst", type=int, default=0, metavar="N", help="also draw the N worst faces into --out")
+    group.add_argument("--out", type=Path, metavar="DIR", help="folder for scores.json, scores.csv and scores.md")
+    group.add_argument("--overwrite", action="store_true", help="replace the scores in --out")
+    group.add_argument("--worst", type=int, default=0, metavar="N", help="also save pictures of the N worst faces")
     args = parser.parse_args(argv)
     options.check(args)
     if (args.predictions is None) != (args.truth is None):
         raise InputError("--predictions and --truth belong together: name both folders")
     if args.predictions and (args.checkpoint or args.data):
-        raise InputError("--predictions are scored without a model or a data set: leave out --checkpoint and --data")
+        raise InputError("--predictions need no checkpoint and no data set: leave out --checkpoint and --data")
     if args.worst < 0:
         raise InputError(f"--worst {args.worst}: must be at least 0")
     if args.worst and not args.out:
-        raise InputError("--worst draws into --out DIR: name one")
+        raise InputError("--worst saves pictures in --out DIR: name one")
     if args.out and not args.overwrite and (args.out / "scores.json").exists():
         raise InputError(f"{args.out} already holds scores.json: name another --out, or add --overwrite")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out {args.out} is a file: name a folder")
+    args.truth_ids = args.truth_ids or args.ids
     return args
 
 
-def score_model(args: argparse.Namespace, device: torch.device) -> Evaluation:
-    """Label every face of the split with the model, this process its share of them."""
-    paths = options.checkpoints(args)
-    model = load_for_inference(paths, device, NEEDED[args.crops], args.mirror)
-    faces = options.open_split(args, args.split)
-    batches = evaluation_batches(faces, args.batch_size, runtime.rank(), runtime.world_size(), args.workers)
-    bar = tqdm(batches, desc=f"{args.dataset} {args.split}", disable=None if runtime.rank() == 0 else True, leave=False)
-    with torch.inference_mode(), runtime.autocast(device, args.amp):
-        index_N, matrices_N99 = engine.evaluate(lambda batch: label_batch(model, batch, args.crops), bar, device)
+def score_model(request: Request) -> Evaluation:
+    """Load a parser and score it on a split, together with the other processes.
+
+    Raises InputError for checkpoints, options or faces that cannot be used.
+    """
+    machine, data = request.machine, request.data
+    parser = load_for_inference(request.checkpoints, machine.device, request.crops, request.mirror)
+    faces = open_faces(data, request.split, parser.labels, threads=machine.threads)
 
     def picture(index: int) -> np.ndarray:
-        batch = faces.collate([faces[index, (0, 0, index)]]).to(device)
-        with torch.inference_mode(), runtime.autocast(device, args.amp):
-            if args.crops == "none":
-                labels_BHW, theta_BP23 = label_batch(model, batch, "none"), None
-            else:
-                labels_BHW, theta_BP23 = label_maps(model, batch, args.crops)
-        (predicted,) = face_pictures(batch, labels_BHW, theta_BP23)
+        batch = faces.collate([faces[index, (0, 0, index)]]).to(machine.device)
+        with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
+            parsed = parser.parse(batch)
+        (predicted,) = face_pictures(batch, *parsed)
         (true,) = face_pictures(batch, batch.labels_BHW)
         return np.hstack([faces.photo(index), predicted, true])
 
     about = {
-        "dataset": args.dataset,
-        "partition": args.partition,
-        "face_size": args.face_size,
-        "split": args.split,
-        "crops": args.crops,
-        "mirror": args.mirror,
-        "checkpoint": ", ".join(map(str, paths)),
-        "device": str(device),
-        "amp": args.amp,
+        "dataset": data.dataset,
+        "partition": data.partition,
+        "face_size": data.face_size,
+        "split": request.split,
+        "crops": request.crops,
+        "mirror": request.mirror,
+        "checkpoint": ", ".join(map(str, request.checkpoints)),
+        "sha256": [files.sha256(path) for path in request.checkpoints],
+        "device": str(machine.device),
+        "amp": machine.amp,
     }
-    title = f"{' + '.join(path.stem for path in paths)}, crops {args.crops}"
-    return Evaluation(title, about, faces.names, gather(index_N, matrices_N99, len(faces), device), picture)
+    title = f"{' + '.join(path.stem for path in request.checkpoints)}, crops {request.crops}"
+    matrices_NKK = score_faces(parser, faces, machine, request.batch_size)
+    return Evaluation(title, about, parser.labels, faces.names, matrices_NKK, picture)
 
 
-def score_folders(args: argparse.Namespace, device: torch.device) -> Evaluation:
-    """Compare two folders of label PNGs, this process its share. Raises InputError listing what does not pair."""
-    pairs = pair_folders(args.predictions, args.truth)[: args.max_images]
-    luts = [np.where(np.arange(256) < len(LABELS), np.arange(256), 255).astype(np.uint8)]
-    luts += [TABLES[name].merge for name in IDS[1:]]
-    lut_of = dict(zip(IDS, luts, strict=True))
-    pred_ids, truth_ids = args.ids, args.truth_ids or args.ids
+def score_faces(parser: FaceParser, faces: Faces, machine: Machine, batch_size: int = BATCH_SIZE) -> np.ndarray:
+    """Label every face, each process its share, and compare: matrices_NKK, int64, of all faces, on every process.
+
+    faces: in the label set of the parser. batch_size: faces at once, over all processes.
+    """
+    rank, world = distributed.rank(), distributed.world_size()
+    batches = evaluation_batches(faces, batch_size, rank, world, machine.workers)
+    bar = tqdm(batches, desc=f"{faces.split} split", disable=None if rank == 0 else True, leave=False)
+    with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
+        index_N, matrices_NKK = engine.evaluate(parser.label, bar, machine.device, len(parser.labels))
+    return gather(index_N, matrices_NKK, len(faces), machine.device)
+
+
+def score_folders(
+    predictions: Path, truth: Path, ids: LabelSet, truth_ids: LabelSet, machine: Machine, max_images: int | None = None
+) -> Evaluation:
+    """Compare two folders of label PNGs, together with the other processes, in the label set ``nine``.
+
+    ids, truth_ids: their label sets. max_images: the first so many, default all.
+    Raises InputError that lists what does not pair, and for ids that do not exist.
+    """
+    pairs = pair_folders(predictions, truth)[:max_images]
+    lut, truth_lut = ids.map_to(NINE), truth_ids.map_to(NINE)
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
-        _, pred, truth = pairs[index]
-        return read_nine(pred, pred_ids, lut_of[pred_ids]), read_nine(truth, truth_ids, lut_of[truth_ids])
+        _, pred, true = pairs[index]
+        return read_mapped(pred, ids, lut), read_mapped(true, truth_ids, truth_lut)
 
-    mine = range(runtime.rank(), len(pairs), runtime.world_size())
-    with ThreadPoolExecutor(options.threads(args.workers)) as pool:
-        matrices = list(pool.map(lambda index: confusion_matrix(*read(index)), mine))
-    matrices_N99 = torch.from_numpy(np.array(matrices, np.int64).reshape(-1, len(LABELS), len(LABELS)))
+    def count(index: int) -> np.ndarray:
+        return confusion_matrix(*read(index), len(NINE))
+
+    own = range(distributed.rank(), len(pairs), distributed.world_size())
+    with ThreadPoolExecutor(machine.threads) as pool:
+        matrices = list(pool.map(count, own))
+    matrices_NKK = torch.from_numpy(np.array(matrices, np.int64).reshape(-1, len(NINE), len(NINE)))
     about = {
         "dataset": None,
         "partition": None,
@@ -162,16 +212,16 @@ def score_folders(args: argparse.Namespace, device: torch.device) -> Evaluation:
         "split": None,
         "crops": None,
         "checkpoint": None,
-        "predictions": str(args.predictions),
-        "truth": str(args.truth),
+        "predictions": str(predictions),
+        "truth": str(truth),
     }
-    names = [name for name, _, _ in pairs]
-    every_N99 = gather(torch.tensor(list(mine), dtype=torch.long), matrices_N99, len(pairs), device)
 
     def picture(index: int) -> np.ndarray:
-        return np.hstack([colour(labels) for labels in read(index)])
+        return np.hstack([colour(label_map, NINE) for label_map in read(index)])
 
-    return Evaluation(args.predictions.resolve().name, about, names, every_N99, picture)
+    names = [name for name, _, _ in pairs]
+    whole_NKK = gather(torch.tensor(list(own), dtype=torch.long), matrices_NKK, len(pairs), machine.device)
+    return Evaluation(predictions.resolve().name, about, NINE, names, whole_NKK, picture)
 
 
 def pair_folders(predictions: Path, truth: Path) -> list[tuple[str, Path, Path]]:
@@ -193,64 +243,78 @@ def pair_folders(predictions: Path, truth: Path) -> list[tuple[str, Path, Path]]
     return pairs
 
 
-def read_nine(path: Path, ids: str, lut: np.ndarray) -> np.ndarray:
-    """A label map merged into the nine labels. Raises InputError for ids that do not exist."""
+def read_mapped(path: Path, labels: LabelSet, lut: np.ndarray) -> np.ndarray:
+    """A label map in the ids that ``lut`` maps to, uint8 (H, W). Raises InputError for ids that do not exist."""
     stored = images.read_labels(path)
-    labels = lut[stored]
-    unknown = np.unique(stored[labels == 255])
+    mapped = lut[stored]
+    unknown = np.unique(stored[mapped == NO_ID])
     if unknown.size:
-        raise InputError(f"{path} holds ids that {ids} does not have: {images.shorten(map(str, unknown))}")
-    return labels
+        raise InputError(f"{path} holds ids that {labels.name} does not have: {images.shorten(map(str, unknown))}")
+    return mapped
 
 
-def gather(index_N: Tensor, matrices_N99: Tensor, count: int, device: torch.device) -> np.ndarray:
-    """Every face's confusion matrix, from all processes: int64 (count, 9, 9)."""
-    every_N99 = torch.zeros(count, *matrices_N99.shape[1:], dtype=torch.long)
-    every_N99[index_N] = matrices_N99
-    return runtime.sum_over_processes(every_N99.to(device)).cpu().numpy()
+def gather(index_N: Tensor, matrices_NKK: Tensor, count: int, device: torch.device) -> np.ndarray:
+    """Every face's confusion matrix, from all processes: int64 (count, K, K).
+
+    index_N, matrices_NKK: this process's faces and their matrices, on the CPU. device: where processes exchange data.
+    """
+    whole_NKK = torch.zeros(count, *matrices_NKK.shape[1:], dtype=torch.long)
+    whole_NKK[index_N] = matrices_NKK
+    return distributed.sum_over_processes(whole_NKK.to(device)).cpu().numpy()
 
 
-def measures_table(result: Scores) -> str:
-    """IoU, precision and recall of the eight labels and their mean, in Markdown."""
-    columns = [*LABELS[1:], "mean"]
-    lines = [f"| all labels | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
-    for measure, title in (("iou", "IoU"), ("precision", "precision"), ("recall", "recall")):
-        cells = ["–" if (value := result[measure][name]) is None else f"{value:.4f}" for name in columns]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def worst_faces(matrices_N99: np.ndarray, count: int) -> list[tuple[int, float]]:
+def worst_faces(evaluation: Evaluation, count: int) -> list[tuple[int, float]]:
     """(index, strict mean F1) of the faces with the lowest; a face without any label, true or predicted, scores 1."""
-    means = [scores(matrix_99)["strict"]["mean"] for matrix_99 in matrices_N99]
+    if not count:
+        return []
+    means = [scores(matrix_KK, evaluation.labels)["strict"]["mean"] for matrix_KK in evaluation.matrices_NKK]
     filled = [(index, 1.0 if mean is None else mean) for index, mean in enumerate(means)]
     return sorted(filled, key=lambda item: item[1])[:count]
 
 
-def write(out: Path, evaluation: Evaluation, result: Scores, text: str, worst: int) -> None:
-    """scores.csv, scores.md, worst/*.jpg and, last, scores.json."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "scores.csv").write_text(to_csv({evaluation.title: result}))
-    (out / "scores.md").write_text(text)
-    ranked = worst_faces(evaluation.matrices_N99, worst) if worst else []
-    for old in (out / "worst").glob("[0-9]*_[01].[0-9]*_*.jpg"):
-        old.unlink()
-    if ranked:
-        (out / "worst").mkdir(exist_ok=True)
-    for place, (index, mean) in enumerate(ranked, 1):
-        picture = Image.fromarray(evaluation.picture(index))
-        picture.save(out / "worst" / f"{place:03d}_{mean:.4f}_{evaluation.names[index]}.jpg", quality=92)
+def tables(evaluation: Evaluation) -> str:
+    """The row's F1 tables and that of the other measures, in Markdown."""
+    result, labels = evaluation.scores(), evaluation.labels
+    return f"{table({evaluation.title: result}, labels)}\n{measures_table(result, labels)}"
+
+
+def save(out: Path, evaluation: Evaluation, worst: int = 0) -> dict[str, Any]:
+    """Write scores.csv, scores.md, worst/*.jpg and, last, scores.json into a folder; returns what scores.json holds.
+
+    worst: of so many faces, those with the lowest scores, pictures are saved. Raises InputError where the folder cannot
+    be written.
+    """
+    result = evaluation.scores()
+    ranked = worst_faces(evaluation, worst)
     whole = {
         **result,
         "images": len(evaluation.names),
+        "labels": evaluation.labels.name,
         **evaluation.about,
-        "confusion": evaluation.matrices_N99.sum(0).tolist(),
+        "confusion": evaluation.matrices_NKK.sum(0).tolist(),
         "worst": [{"name": evaluation.names[index], "strict_mean": mean} for index, mean in ranked],
     }
-    partial = out / "scores.json.tmp"
-    partial.write_text(json.dumps(whole, indent=1) + "\n")
-    os.replace(partial, out / "scores.json")
-    print(f"written: {out / 'scores.json'}, scores.csv, scores.md" + (f", worst/ ({len(ranked)})" if ranked else ""))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files.write_text(out / "scores.csv", to_csv({evaluation.title: result}, evaluation.labels))
+        files.write_text(out / "scores.md", tables(evaluation))
+        save_pictures(out / "worst", evaluation, ranked)
+        files.write_text(out / "scores.json", json.dumps(whole, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"--out {out} could not be written ({error.strerror or error})") from error
+    return whole
+
+
+def save_pictures(folder: Path, evaluation: Evaluation, ranked: Sequence[tuple[int, float]]) -> None:
+    """The pictures of these faces, in place of an earlier call's. Raises OSError."""
+    for old in folder.glob("[0-9]*_[01].[0-9]*_*.jpg"):
+        old.unlink()
+    if ranked:
+        folder.mkdir(exist_ok=True)
+    for place, (index, mean) in enumerate(ranked, 1):
+        path = folder / f"{place:03d}_{mean:.4f}_{evaluation.names[index]}.jpg"
+        picture = Image.fromarray(evaluation.picture(index))
+        files.write_whole(path, partial(picture.save, format="JPEG", quality=92))
 
 
 if __name__ == "__main__":

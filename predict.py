@@ -1,65 +1,68 @@
-"""Label photos: for each one a label map, an overlay and, if wanted, the labels' probabilities."""
+"""Parse photos of faces: for each one a label map, an overlay and, if asked for, the labels' probabilities."""
 
 import argparse
 import glob
-import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from data.batches import photo_batch
 from data.images import PHOTO_SUFFIXES, natural_key, read_photo
-from data.labels import COLOURS
-from data.loading import photo_batch
-from models.pretrained import load_for_inference
-from models.stn_icnn import STNiCNN
+from data.labels import LabelSet
+from models.loading import load_for_inference
+from models.parser import FaceParser
 from utils import options, runtime
+from utils.cli import Parser
 from utils.errors import InputError
-from utils.parsing import label_maps, label_probabilities
+from utils.files import write_whole
 from utils.runtime import run_main
+from utils.training import Machine
 from utils.visualize import draw_windows, overlay
 
 SUFFIXES = (*PHOTO_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")  # looked for in folders and globs
-BATCH_PIXELS = 2**22  # at most so many in one batch, for the sake of memory
-NEEDED = {"predicted": ("coarse", "localizer", "parts"), "baseline": ("coarse", "parts")}
+BATCH_PIXELS = 2**22  # at most so many in one batch, to limit the memory
+CROPS = ("predicted", "baseline")  # those that need neither the truth nor go without windows
 
 
 class Job(NamedTuple):
-    """A photo and what is to be written for it: kind ("labels", "overlay" or "probabilities") -> path."""
+    """A photo and the files to write for it: kind ("labels", "overlay" or "probabilities") -> path."""
 
     photo: Path
     outputs: dict[str, Path]
 
 
 class Result(NamedTuple):
-    """What the model makes of a photo: labels_HW uint8, theta_P23, probabilities_9HW float16 or None."""
+    """What the parser makes of a photo: labels_HW uint8; theta_P23 float32, None where it has no windows;
+    probabilities_KHW float16, None where they are not asked for."""
 
     labels_HW: np.ndarray
-    theta_P23: np.ndarray
-    probabilities_9HW: np.ndarray | None
+    theta_P23: np.ndarray | None
+    probabilities_KHW: np.ndarray | None
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    device = runtime.pick_device(args.device)
+    machine = options.machine(args)
     torch.manual_seed(args.seed)
     photos, failed = find_photos(args.inputs)
     jobs, clashing = plan(photos, args)
     failed += clashing
-    model = load_for_inference(options.checkpoints(args), device, NEEDED[args.crops], args.mirror) if photos else None
+    parser = load_for_inference(options.checkpoints(args), machine.device, args.crops, args.mirror) if photos else None
     todo = [job for job in jobs if job.outputs]
     started = time.monotonic()
-    if todo and model is not None:
+    if todo and parser is not None:
         make_folder(args.out)
-        failed += label_photos(model, todo, args, device)
+        failed += label_photos(parser, todo, args, machine)
     seconds = time.monotonic() - started
     done = len(todo) - sum(path in {job.photo for job in todo} for path, _ in failed)
     return report(args, done, [job.photo for job in jobs if not job.outputs], failed, seconds)
@@ -67,23 +70,54 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = options.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, folders of photos, or globs in quotes")
-    options.add_checkpoint_option(parser, nargs=1)
-    parser.add_argument("--crops", choices=tuple(NEEDED), default="predicted", help="localizer, or the old cropper")
+    options.add_checkpoint_option(parser)
+    parser.add_argument(
+        "--crops",
+        choices=CROPS,
+        default="predicted",
+        help="for STN-iCNN: windows from the localizer, or from the old cropper",
+    )
     options.add_mirror_option(parser)
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where the results go")
-    group.add_argument("--overwrite", action="store_true", help="replace results that lie there already")
-    group.add_argument("--probabilities", action="store_true", help="save them too: float16 (9, height, width) in .npz")
-    group.add_argument("--windows", action="store_true", help="draw the six windows into the overlay")
+    group.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the results")
+    group.add_argument("--overwrite", action="store_true", help="replace results that exist already")
+    group.add_argument(
+        "--probabilities", action="store_true", help="also save them: float16 (labels, height, width) in .npz"
+    )
+    group.add_argument("--windows", action="store_true", help="draw the parser's windows into the overlay")
     group.add_argument("--no-overlay", action="store_true", help="write no overlay")
     options.add_machine_options(parser, batch_size=8)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(inputs_first(sys.argv[1:] if argv is None else argv))
     options.check(args)
     if args.windows and args.no_overlay:
         raise InputError("--windows are drawn into the overlay: leave out --no-overlay")
     return args
+
+
+def inputs_first(argv: Sequence[str]) -> list[str]:
+    """The arguments, with photos and folders that follow the files of ``--checkpoint`` moved to the front.
+
+    argparse takes all words up to the next option for checkpoints. The first one always is a checkpoint, so that a
+    wrong file is reported instead of being parsed with the weights that ship.
+    """
+    moved: list[str] = []
+    kept: list[str] = []
+    count = -1  # words since --checkpoint; negative elsewhere
+    for word in argv:
+        if word.startswith("-"):
+            count = 0 if word == "--checkpoint" else -1
+        elif count >= 0:
+            count += 1
+        (moved if count > 1 and is_input(word) else kept).append(word)
+    return moved + kept
+
+
+def is_input(word: str) -> bool:
+    """Whether an argument is a folder, is named like a photo, or is a glob."""
+    path = Path(word)
+    return path.is_dir() or path.suffix.lower() in SUFFIXES or (glob.has_magic(word) and not path.is_file())
 
 
 def find_photos(inputs: list[str]) -> tuple[list[Path], list[tuple[Path, str]]]:
@@ -119,10 +153,10 @@ def is_photo(path: Path) -> bool:
 
 
 def plan(photos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[tuple[Path, str]]]:
-    """What to write for each photo, and (photo, reason) for those whose results would have another's name.
+    """What to write for each photo, and (photo, reason) for those whose results would have another photo's name.
 
-    Results are named by the photo's stem, those of photos with the same stem by the whole file name. Files that are
-    there already are left out unless --overwrite. Raises InputError where a result would replace a photo.
+    Results are named after the photo's stem, or after its whole file name where several photos share a stem. Files
+    that exist already are left out unless --overwrite. Raises InputError where a result would replace a photo.
     """
     stems = Counter(photo.stem for photo in photos)
     given = {photo.resolve() for photo in photos}
@@ -154,11 +188,13 @@ def make_folder(out: Path) -> None:
 
 
 def label_photos(
-    model: STNiCNN, jobs: list[Job], args: argparse.Namespace, device: torch.device
+    parser: FaceParser, jobs: list[Job], args: argparse.Namespace, machine: Machine
 ) -> list[tuple[Path, str]]:
-    """Decode ahead, label in batches of one size, encode behind. Returns (photo, reason) for each that failed."""
+    """Parse the photos in batches of one size, while threads decode the next ones and write the results.
+
+    Returns (photo, reason) for each that failed. Raises InputError for --windows with a parser that has none.
+    """
     failed: list[tuple[Path, str]] = []
-    threads = options.threads(args.workers)
     writing: deque[tuple[Job, Future[None]]] = deque()
     group: list[tuple[Job, np.ndarray]] = []
     bar = tqdm(total=len(jobs), unit="photo", disable=None, leave=False)
@@ -176,7 +212,7 @@ def label_photos(
         if not group:
             return
         try:
-            results = run_model(model, [photo for _, photo in group], args, device)
+            results = run_parser(parser, [photo for _, photo in group], args, machine)
         except (MemoryError, RuntimeError) as error:
             if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
                 raise
@@ -184,12 +220,12 @@ def label_photos(
             bar.update(len(group))
         else:
             for (job, photo), result in zip(group, results, strict=True):
-                writing.append((job, encoders.submit(write, job, photo, result, args.windows)))
+                writing.append((job, encoders.submit(write, job, photo, result, parser.labels, args.windows)))
         group.clear()
-        settle(2 * threads)
+        settle(2 * machine.threads)
 
-    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(threads) as encoders:
-        for job, future in ahead(decoders, jobs, 2 * threads):
+    with ThreadPoolExecutor(machine.threads) as decoders, ThreadPoolExecutor(machine.threads) as encoders:
+        for job, future in ahead(decoders, jobs, 2 * machine.threads):
             try:
                 photo = future.result()
             except InputError as error:
@@ -207,7 +243,7 @@ def label_photos(
 
 
 def ahead(pool: ThreadPoolExecutor, jobs: list[Job], count: int) -> Iterator[tuple[Job, "Future[np.ndarray]"]]:
-    """The jobs in order with their photos, ``count`` of which are decoded ahead."""
+    """The jobs in order with their photos; ``count`` photos are decoded in advance."""
     waiting: deque[tuple[Job, Future[np.ndarray]]] = deque()
     for job in jobs:
         waiting.append((job, pool.submit(read_photo, job.photo)))
@@ -217,55 +253,50 @@ def ahead(pool: ThreadPoolExecutor, jobs: list[Job], count: int) -> Iterator[tup
         yield waiting.popleft()
 
 
-def run_model(model: STNiCNN, photos: list[np.ndarray], args: argparse.Namespace, device: torch.device) -> list[Result]:
-    """Label photos of one size, uint8 (H, W, 3)."""
-    batch = photo_batch(photos).to(device)
+def run_parser(
+    parser: FaceParser, photos: list[np.ndarray], args: argparse.Namespace, machine: Machine
+) -> list[Result]:
+    """Parse photos of one size, uint8 (H, W, 3). Raises InputError for --windows with a parser that has none."""
+    batch = photo_batch(photos, parser.labels).to(machine.device)
     probabilities: list[np.ndarray | None] = [None] * len(photos)
-    with torch.inference_mode(), runtime.autocast(device, args.amp):
-        label = label_probabilities if args.probabilities else label_maps
-        maps, theta_BP23 = label(model, batch, args.crops)
-        labels_BHW = maps.argmax(1).byte() if args.probabilities else maps
-        if args.probabilities:  # where windows overlap, they sum to more than 1
-            probabilities = list(maps.div_(maps.sum(1, keepdim=True)).half().cpu().numpy())
-    labels, theta = labels_BHW.cpu().numpy(), theta_BP23.float().cpu().numpy()
-    return [Result(*parts) for parts in zip(labels, theta, probabilities, strict=True)]
+    with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
+        if args.probabilities:
+            canvas_BKHW, theta_BP23 = parser.probabilities(batch)
+            labels_BHW = canvas_BKHW.argmax(1).byte()
+            canvas_BKHW /= canvas_BKHW.sum(1, keepdim=True)  # where windows overlap, the sum is more than 1
+            probabilities = list(canvas_BKHW.half().cpu().numpy())
+        else:
+            labels_BHW, theta_BP23 = parser.parse(batch)
+    if args.windows and theta_BP23 is None:
+        raise InputError(f"--windows: {parser.kind} has no windows to draw; leave it out")
+    theta = [None] * len(photos) if theta_BP23 is None else list(theta_BP23.float().cpu().numpy())
+    return [Result(*parts) for parts in zip(labels_BHW.cpu().numpy(), theta, probabilities, strict=True)]
 
 
-def write(job: Job, photo: np.ndarray, result: Result, windows: bool) -> None:
+def write(job: Job, photo: np.ndarray, result: Result, labels: LabelSet, windows: bool) -> None:
     """Write the job's files. Raises OSError."""
     if path := job.outputs.get("labels"):
         picture = Image.fromarray(result.labels_HW)
-        picture.putpalette(COLOURS.ravel().tolist())
-        save_whole(path, lambda file: picture.save(file, format="PNG"))
+        picture.putpalette([channel for colour in labels.colours for channel in colour])
+        write_whole(path, partial(picture.save, format="PNG"))
     if path := job.outputs.get("overlay"):
-        shown = overlay(photo, result.labels_HW)
-        if windows:
-            shown = draw_windows(shown, result.theta_P23)
-        save_whole(path, lambda file: Image.fromarray(shown).save(file, format="JPEG", quality=92))
-    values_9HW = result.probabilities_9HW
-    if (path := job.outputs.get("probabilities")) and values_9HW is not None:
-        save_whole(path, lambda file: np.savez_compressed(file, probabilities=values_9HW))
-
-
-def save_whole(path: Path, save: Callable[[BinaryIO], None]) -> None:
-    """Write under a temporary name, then rename, so that no half file is ever taken for a result."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            save(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        shown = overlay(photo, result.labels_HW, labels)
+        if windows and result.theta_P23 is not None:
+            shown = draw_windows(shown, result.theta_P23, labels)
+        write_whole(path, partial(Image.fromarray(shown).save, format="JPEG", quality=92))
+    if (path := job.outputs.get("probabilities")) and result.probabilities_KHW is not None:
+        write_whole(path, partial(np.savez_compressed, probabilities=result.probabilities_KHW))
 
 
 def report(
     args: argparse.Namespace, done: int, skipped: list[Path], failed: list[tuple[Path, str]], seconds: float
 ) -> int:
-    """Tell what was done and what not; returns the exit status."""
+    """Print what was done and what was not. Returns the exit status."""
     if done:
-        print(f"{done} photo{'s' * (done != 1)} labelled in {args.out} ({done / max(seconds, 1e-9):.1f} photos/s)")
+        rate = f"{done / max(seconds, 1e-9):.1f} photos/s"
+        print(f"{done} photo{'s' * (done != 1)} labelled in {args.out} ({rate})")
     if skipped:
-        print(f"{len(skipped)} skipped, their results lie in {args.out} already (--overwrite replaces them):")
+        print(f"{len(skipped)} skipped, their results are in {args.out} already (--overwrite replaces them):")
         for path in skipped:
             print(f"  {path}")
     sys.stdout.flush()

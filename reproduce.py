@@ -4,34 +4,94 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import evaluate
 import train_cropper
 import train_end2end
 import train_stage1
 import train_stage2
-from utils import options, runtime
-from utils.metrics import table
+from data.labels import label_set
+from data.source import FaceData
+from models.stn_icnn.model import STNiCNN
+from utils import distributed, files, options
+from utils.engine import fit
+from utils.errors import InputError
+from utils.metrics import headline, table
 from utils.runtime import run_main
+from utils.training import Machine, Plan, Recipe
 
-SCRIPTS = {"stage1": train_stage1, "cropper": train_cropper, "stage2": train_stage2, "end2end": train_end2end}
-STAGES = tuple(SCRIPTS)
-# Which earlier stages' weights each stage starts from, by option, and the sizes that it settles.
-SOURCES = {
-    "stage1": {},
-    "cropper": {"--init-from": "stage1"},
-    "stage2": {},
-    "end2end": {"--init-from-cropper": "cropper", "--init-from-stage2": "stage2"},
+
+class Stage(NamedTuple):
+    """A stage of the chain: its script, the earlier stages that it starts from (name in ``Plan.start`` -> stage), and
+    the sizes of the model that it settles."""
+
+    script: ModuleType
+    sources: dict[str, str]
+    sizes: tuple[str, ...]
+
+
+class Row(NamedTuple):
+    """A row of the F1 table: the stages whose checkpoints it takes, and where its windows come from."""
+
+    stages: tuple[str, ...]
+    crops: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the trainings of one chain share.
+
+    sizes: fields of the parser's ``Config`` that options set, None for the recipe's; a stage takes those it settles.
+    """
+
+    data: FaceData
+    machine: Machine
+    seed: int = 0
+    sizes: Mapping[str, int | None] = field(default_factory=dict)
+
+
+STAGES = {
+    "stage1": Stage(train_stage1, {}, ("coarse_size",)),
+    "cropper": Stage(train_cropper, {"init_from": "stage1"}, ("crop_size",)),
+    "stage2": Stage(train_stage2, {}, ("crop_size",)),
+    "end2end": Stage(train_end2end, {"init_from_cropper": "cropper", "init_from_stage2": "stage2"}, ()),
 }
-SIZES = {"stage1": ("coarse_size",), "cropper": ("crop_size",), "stage2": ("crop_size",), "end2end": ()}
-FACES = ("dataset", "partition", "face_size")  # which faces, at what size
-DATA = (*FACES, "data", "cache", "max_images")
-MACHINE = ("device", "workers", "seed", "amp")
+ROWS = {
+    "coarse mask enlarged": Row(("stage1",), "none"),
+    "iCNN (old cropper)": Row(("cropper", "stage2"), "baseline"),
+    "STN-iCNN before end-to-end": Row(("cropper", "stage2"), "predicted"),
+    "STN-iCNN": Row(("end2end",), "predicted"),
+    "STN-iCNN, crops on the truth": Row(("end2end",), "truth"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    recipes = {name: stage.script.RECIPES.choose(args.recipe, args.dataset) for name, stage in STAGES.items()}
+    epochs = dict(zip(STAGES, args.epochs or [None] * len(STAGES), strict=True))
+    changed = {name: recipe.changed(epochs[name], args.batch_size) for name, recipe in recipes.items()}
+    sizes = {"coarse_size": args.coarse_size, "crop_size": args.crop_size}
+    setup = Setup(options.face_data(args), options.machine(args), args.seed, sizes)
+    best = train_stages(changed, setup, args.out)
+    results = {}
+    for title, row in ROWS.items():
+        checkpoints = [best[stage] for stage in row.stages]
+        request = evaluate.Request(checkpoints, setup.data, setup.machine, args.split, row.crops)
+        results[title] = score(request, args.out / "scores" / args.split / slug(title), title)
+    if distributed.rank() == 0:
+        labels = label_set(next(iter(results.values()))["labels"])
+        text = f"{args.dataset}, {args.split} split\n\n{table(results, labels)}"
+        files.write_text(args.out / f"table_{args.split}.md", text)
+        print("\n" + text)
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options, checked. Raises InputError."""
     parser = options.base_parser(__doc__, splits=True)
     options.add_recipe_option(parser)
     parser.add_argument(
@@ -42,59 +102,92 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
     args = parser.parse_args(argv)
     options.check(args)
-    runtime.start_processes(args.device)
-
-    shared = flags(args, *DATA, *MACHINE)
-    best = {stage: args.out / stage / "best.pt" for stage in STAGES}
-    for k, (stage, script) in enumerate(SCRIPTS.items()):
-        own = flags(args, "recipe", "batch_size", *SIZES[stage], epochs=args.epochs[k] if args.epochs else None)
-        start = from_earlier(stage, best)
-        script.main([*shared, *own, *start, "--resume", "--run-dir", str(args.out / stage)])
-        runtime.barrier()
-
-    separate = [str(best["cropper"]), str(best["stage2"])]
-    rows = {
-        "coarse mask enlarged": ([str(best["stage1"])], "none"),
-        "iCNN (old cropper)": (separate, "baseline"),
-        "STN-iCNN before end-to-end": (separate, "predicted"),
-        "STN-iCNN": ([str(best["end2end"])], "predicted"),
-        "STN-iCNN, crops on the truth": ([str(best["end2end"])], "truth"),
-    }
-    results = {}
-    for title, (checkpoints, crops) in rows.items():
-        folder = args.out / "scores" / args.split / slug(title)
-        scored = is_scored(folder / "scores.json", checkpoints, args)
-        runtime.barrier()  # all processes have looked before one writes
-        if not scored:
-            to = ["--checkpoint", *checkpoints, "--crops", crops, "--out", str(folder), "--overwrite"]
-            evaluate.main([*shared, "--split", args.split, *to])
-            runtime.barrier()
-        results[title] = json.loads((folder / "scores.json").read_text())
-    if runtime.rank() == 0:
-        text = f"{args.dataset}, {args.split} split\n\n{table(results)}"
-        (args.out / f"table_{args.split}.md").write_text(text + "\n")
-        print("\n" + text)
-    return 0
+    distributed.start_processes(args.device)
+    return args
 
 
-def from_earlier(stage: str, best: Mapping[str, Path]) -> list[str]:
-    """The options that start a stage from the checkpoints of the stages before it."""
-    return [word for flag, source in SOURCES[stage].items() for word in (flag, str(best[source]))]
+def train_stages(
+    recipes: Mapping[str, Recipe], setup: Setup, out: Path, start: Mapping[str, Mapping[str, Path]] | None = None
+) -> dict[str, Path]:
+    """Train the stages that have a recipe, in order, or what is left of them: stage -> its best checkpoint.
+
+    out: stage NAME goes into out/NAME. start: stage -> more checkpoints to start from, see ``plan_stage``.
+    Every stage's options are checked before the first one trains. Raises InputError.
+    """
+    plans: dict[str, Plan] = {}
+    for name, recipe in recipes.items():
+        best = {stage: plan.folder / "best.pt" for stage, plan in plans.items()}
+        plans[name] = plan_stage(name, recipe, setup, out / name, best, (start or {}).get(name))
+    return {name: train_stage(name, plan) for name, plan in plans.items()}
 
 
-def is_scored(file: Path, checkpoints: list[str], args: argparse.Namespace) -> bool:
-    """Whether scores.json is there, younger than the checkpoints, and of the faces that the options name."""
-    if not file.exists() or any(Path(path).stat().st_mtime > file.stat().st_mtime for path in checkpoints):
+def plan_stage(
+    name: str,
+    recipe: Recipe,
+    setup: Setup,
+    folder: Path,
+    best: Mapping[str, Path],
+    start: Mapping[str, Path] | None = None,
+) -> Plan:
+    """The training of one stage, which goes on where it was interrupted.
+
+    best: checkpoints of the stages before it. start: more checkpoints to start from, by their names in ``Plan.start``.
+    Raises InputError for options that cannot be.
+    """
+    stage = STAGES[name]
+    sizes = {size: value for size in stage.sizes if (value := setup.sizes.get(size)) is not None}
+    sources = {key: best[source] for key, source in stage.sources.items()} | dict(start or {})
+    options.require_shares(recipe.batch_size)
+    plan = Plan(setup.data, recipe, setup.machine, folder, setup.seed, True, sources, sizes)
+    plan.config(STNiCNN)
+    return plan
+
+
+def train_stage(name: str, plan: Plan) -> Path:
+    """Train a stage, or what is left of it; returns its best checkpoint."""
+    task = STAGES[name].script.build(plan)
+    fit(task, task.run)
+    distributed.barrier()
+    return plan.folder / "best.pt"
+
+
+def score(request: evaluate.Request, folder: Path, title: str) -> dict[str, Any]:
+    """scores.json in a folder, made again where it is not of these weights and faces. title: of the row, to print."""
+    file = folder / "scores.json"
+    scored = is_scored(file, request)
+    distributed.barrier()  # all processes have looked before one writes
+    if not scored:
+        evaluation = evaluate.score_model(request)
+        if distributed.rank() == 0:
+            found = headline(evaluate.save(folder, evaluation))
+            values = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
+            print(f"{title}, {request.split} split: {values}", flush=True)
+        distributed.barrier()
+    return read_scores(file)
+
+
+def is_scored(file: Path, request: evaluate.Request) -> bool:
+    """Whether scores.json is there and of the weights and faces that are asked for."""
+    if not file.exists():
         return False
-    about: dict[str, Any] = json.loads(file.read_text())
-    return all(about.get(name) == getattr(args, name) for name in FACES)
+    about = read_scores(file)
+    asked = {
+        "sha256": [files.sha256(path) for path in request.checkpoints],
+        "dataset": request.data.dataset,
+        "partition": request.data.partition,
+        "face_size": request.data.face_size,
+        "split": request.split,
+        "crops": request.crops,
+    }
+    return all(about.get(name) == value for name, value in asked.items())
 
 
-def flags(args: argparse.Namespace, *names: str, **instead: object) -> list[str]:
-    """Options as they were given, to hand on to another script. instead: other values; None leaves an option out."""
-    values = {**{name: getattr(args, name) for name in names}, **instead}
-    given = {name: value for name, value in values.items() if value is not None}
-    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+def read_scores(file: Path) -> dict[str, Any]:
+    """Raises InputError for a file that is damaged."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}): remove it, and it is made again") from error
 
 
 def slug(title: str) -> str:

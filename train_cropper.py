@@ -2,22 +2,23 @@
 
 import sys
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from data.augment import PAPER_AUGMENTATION, draw, parts_of, whole
-from data.loading import Batch, evaluation_batches
-from models.pretrained import load_into, read_weights
-from models.stn_icnn import STNiCNN
-from models.windows import target_theta
+from data.batches import Batch
+from data.view import PAPER_AUGMENTATION, View
+from models.loading import read_weights
+from models.parser import Parsed, Weights
+from models.stn_icnn.localizer import KINDS
+from models.stn_icnn.model import STNiCNN
 from train_stage1 import BEST as BEST_STAGE1
 from train_stage1 import PAPER_SHORT
-from utils import options, runtime
-from utils.engine import Optimisation, fit
+from utils import distributed, options
+from utils.engine import Optimisation, Scores, fit
+from utils.errors import InputError
 from utils.losses import theta_loss
-from utils.options import Recipe, Recipes
-from utils.parsing import first_batch, label_batch, progress_picture, true_theta
 from utils.runtime import run_main
+from utils.training import ParserTask, Plan, Recipe, Recipes
 
 RECIPES = Recipes(
     paper_helen=Recipe(
@@ -55,78 +56,99 @@ RECIPES = Recipes(
 )
 
 
-def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
-    parser = options.training_parser(
-        __doc__,
-        ["coarse", "localizer"],
-        {
-            "--init-from": "the checkpoint of stage 1 (its coarse network); a localizer in it is trained further",
-            "--init-from-cropper": "a checkpoint whose localizer is trained further instead",
-        },
-    )
+class Cropper(ParserTask):
+    """Smooth L1 between the predicted windows and those around the true parts."""
+
+    stage = "cropper"
+    score = "theta_loss"
+    maximise = False
+    model: STNiCNN
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        recipe, model = self.plan.recipe, self.model
+        view = recipe.augmentation.view(batch)
+        with torch.set_grad_enabled(recipe.optimisation.lr["coarse"] > 0):
+            logits_BKSS = model.coarse(view.photo(model.config.coarse_size))
+        theta_BP23 = model.locate(logits_BKSS, view.sizes_B2)
+        return {"theta": theta_loss(theta_BP23, model.true_windows(view), view.parts().present_BP, recipe.theta_beta)}
+
+    def validate(self) -> Scores:
+        """Smooth L1 of theta, and how far the windows' centres miss, in pixels of the photo."""
+        device = self.plan.machine.device
+        sums_3 = torch.zeros(3, dtype=torch.float64, device=device)
+        for batch in self.val_batches():
+            batch = batch.to(device)
+            theta_BP23 = self.model.windows_of(batch, "predicted")
+            target_BP23 = self.model.true_windows(View(batch))
+            span_B12 = (batch.sizes_B2.flip(-1) - 1).unsqueeze(1) / 2
+            miss_BP = ((theta_BP23 - target_BP23)[..., 2] * span_B12).norm(dim=-1) * batch.present_BP
+            loss = theta_loss(theta_BP23, target_BP23, batch.present_BP, self.plan.recipe.theta_beta)
+            sums_3 += torch.stack([loss * batch.present_BP.numel(), miss_BP.sum(), batch.present_BP.sum()])
+        loss, miss, count = distributed.sum_over_processes(sums_3).tolist()
+        return {"theta_loss": loss / max(count, 1), "centre_px": miss / max(count, 1)}
+
+    def parse(self, batch: Batch) -> Parsed:
+        """The rough mask, and the windows."""
+        return Parsed(self.model.parse(batch, "none").labels_BHW, self.model.windows_of(batch, "predicted"))
+
+
+def build(plan: Plan) -> Cropper:
+    """The task of a plan.
+
+    plan.start: "init_from", the checkpoint of stage 1, or of a later one whose localizer is trained further;
+    "init_from_cropper", a checkpoint whose localizer is trained further instead.
+    """
+    torch.manual_seed(plan.seed)
+    stage1 = read_weights(plan.start["init_from"])
+    cropper = read_weights(path) if (path := plan.start.get("init_from_cropper")) else stage1
+    further = _goes_on(cropper, plan.model.get("localizer"), named="init_from_cropper" in plan.start)
+    settled = _kept_windows(plan, cropper) if further else {}
+    model = STNiCNN(plan.config(STNiCNN, coarse_size=stage1.config.coarse_size, **settled))
+    model.load(stage1, ("coarse",))
+    if further:
+        model.load(cropper, ("localizer",))
+    return Cropper(plan, model, ("coarse", "localizer"), photos=View.needs_photos(model.config.coarse_size))
+
+
+def _goes_on(cropper: Weights, localizer: str | None, named: bool) -> bool:
+    """Whether the checkpoint's localizer is trained further: it has one, of the architecture asked for.
+
+    named: whether a file was named for its localizer, which must fit then.
+    """
+    return named or ("localizer" in cropper.modules and localizer in (None, cropper.config.localizer))
+
+
+def _kept_windows(plan: Plan, cropper: Weights) -> dict[str, object]:
+    """What a localizer that is trained further keeps: its frame and how its windows follow the parts.
+
+    Raises InputError where --crop-size asks for other windows.
+    """
+    config = cropper.config
+    crop_size = plan.model.get("crop_size", config.crop_size)
+    if config.window_margin == 0 and crop_size != config.crop_size:
+        raise InputError(
+            f"--crop-size {crop_size}: the localizer of {cropper.path} places windows of {config.crop_size} photo "
+            "pixels; leave the option out, or train a new localizer from a checkpoint of stage 1"
+        )
+    kept = {name: getattr(config, name) for name in ("frame", "canvas", "window_margin", "window_aspect")}
+    return {**kept, "crop_size": crop_size, "localizer": plan.model.get("localizer", config.localizer)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    starts = {
+        "--init-from": "the checkpoint of stage 1 (its coarse network); a localizer in it is trained further",
+        "--init-from-cropper": "a checkpoint whose localizer is trained further instead; it keeps its kind of windows",
+    }
+    parser = options.training_parser(__doc__, ["coarse", "localizer"], starts)
     parser.add_argument(
-        "--localizer",
-        choices=("paper", "resnet18", "released"),
-        help="its architecture; default: that of the one to train further, else paper",
+        "--localizer", choices=KINDS, help="its architecture; default: that of the one to train further, else paper"
     )
     parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = parser.parse_args(argv)
     options.check(args, required=["init_from"])
-    stage1 = read_weights(args.init_from)
-    cropper = read_weights(args.init_from_cropper) if args.init_from_cropper else stage1
-    held = cropper.config.localizer if args.init_from_cropper or "localizer" in stage1.modules else None
-    run = options.start(
-        args,
-        recipes,
-        localizer=args.localizer or held or "paper",
-        crop_size=args.crop_size,
-        coarse_size=stage1.config.coarse_size,
-    )
-    model = STNiCNN(run.config)
-    load_into(model, stage1, ("coarse",))
-    if run.config.localizer == held or args.init_from_cropper:
-        load_into(model, cropper, ("localizer",))
-    train, val = options.open_split(args, "train", photos=False), options.open_split(args, "val")
-    size = run.config.coarse_size
-
-    def step(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        view = draw(run.recipe.augmentation, batch)
-        with torch.set_grad_enabled(run.recipe.optimisation.lr["coarse"] > 0):
-            logits_B9SS = model.coarse(whole(batch, view, size))
-        theta_BP23 = model.locate(logits_B9SS, batch.sizes_B2)
-        centres_BP2, extents_BP2, present_BP = parts_of(batch, view)
-        target_BP23 = target_theta(centres_BP2, extents_BP2, present_BP, batch.sizes_B2, *run.config.windows)
-        return theta_loss(theta_BP23, target_BP23, present_BP, run.recipe.theta_beta), {}
-
-    def validate() -> dict[str, float]:
-        """Smooth L1 of theta, and how far the windows' centres miss in pixels of the photo."""
-        sums_3 = torch.zeros(3, dtype=torch.float64, device=run.device)
-        for batch in evaluation_batches(val, run.eval_batch, runtime.rank(), runtime.world_size(), args.workers):
-            batch = batch.to(run.device)
-            theta_BP23 = model.locate(model.coarse(whole(batch, None, size)), batch.sizes_B2)
-            target_BP23 = true_theta(batch, model)
-            span_B12 = (batch.sizes_B2.flip(-1) - 1).unsqueeze(1) / 2
-            miss_BP = ((theta_BP23 - target_BP23)[..., 2] * span_B12).norm(dim=-1) * batch.present_BP
-            loss = theta_loss(theta_BP23, target_BP23, batch.present_BP, run.recipe.theta_beta) * len(theta_BP23)
-            sums_3 += torch.stack([loss * theta_BP23.shape[1], miss_BP.sum(), batch.present_BP.sum()])
-        loss, miss, count = runtime.sum_over_processes(sums_3).tolist()
-        return {"theta_loss": loss / max(count, 1), "centre_px": miss / max(count, 1)}
-
-    def picture() -> np.ndarray:
-        batch = first_batch(val, 8, run.device)
-        theta_BP23 = model.locate(model.coarse(whole(batch, None, size)), batch.sizes_B2)
-        return progress_picture(batch, label_batch(model, batch, "none"), theta_BP23)
-
-    fit(
-        stage="cropper",
-        modules={"coarse": model.coarse, "localizer": model.localizer},
-        step=step,
-        validate=validate,
-        picture=picture,
-        score="theta_loss",
-        maximise=False,
-        **run.fit_options(train),
-    )
+    sizes = {"localizer": args.localizer, "crop_size": args.crop_size}
+    task = build(options.plan(args, RECIPES, ("init_from", "init_from_cropper"), **sizes))
+    fit(task, task.run)
     return 0
 
 

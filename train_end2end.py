@@ -3,24 +3,22 @@
 
 import sys
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from data.augment import PAPER_AUGMENTATION, crops_of, draw, mirror_labels, parts_of, theta_frame, whole, whole_labels
-from data.loading import Batch
-from models.grid import compose, crop, crop_labels
-from models.parts import part_targets
-from models.pretrained import load_model
-from models.windows import target_theta
+from data.batches import Batch
+from data.view import PAPER_AUGMENTATION
+from models.loading import read_weights
+from models.stn_icnn.model import STNiCNN
+from models.stn_icnn.parts import part_targets
 from train_stage1 import BEST as BEST_STAGE1
 from train_stage1 import PAPER_SHORT
 from utils import options
 from utils.engine import Optimisation, fit
 from utils.errors import InputError
 from utils.losses import parts_loss, segmentation_loss, theta_loss
-from utils.options import Recipe, Recipes
-from utils.parsing import first_batch, label_maps, progress_picture, validation_f1
 from utils.runtime import run_main
+from utils.training import ParserTask, Plan, Recipe, Recipes
 
 RECIPES = Recipes(
     paper_helen=Recipe(
@@ -58,59 +56,53 @@ RECIPES = Recipes(
 )
 
 
-def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
-    parser = options.training_parser(
-        __doc__,
-        ["coarse", "localizer", "parts"],
-        {
-            "--init-from-cropper": "the cropper stage's checkpoint (coarse network and localizer)",
-            "--init-from-stage2": "stage 2's checkpoint (part networks)",
-            "--init-from": "instead of both: an end-to-end checkpoint to fine-tune",
-        },
-    )
-    args = parser.parse_args(argv)
-    sources = [path for path in (args.init_from_cropper, args.init_from_stage2) if path]
-    if (args.init_from is None) == (not sources) or len(sources) == 1:
-        raise InputError("start from --init-from-cropper and --init-from-stage2 together, or from --init-from alone")
-    run = options.start(args, recipes)
-    model = load_model(sources or [args.init_from])
-    run = run.with_config(model.config)
-    train, val = options.open_split(args, "train"), options.open_split(args, "val")
-    config, recipe = run.config, run.recipe
+class EndToEnd(ParserTask):
+    """The part loss in the predicted windows; recipes may keep teaching the rough mask and the windows too."""
 
-    def step(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        view = draw(recipe.augmentation, batch)
-        logits_B9SS = model.coarse(whole(batch, view, config.coarse_size))
-        theta_BP23 = model.locate(logits_B9SS, batch.sizes_B2)
-        source_BP23 = compose(theta_frame(view, batch.sizes_B2), theta_BP23)
-        crops_BP3SS = crops_of(view, crop(batch.photos_BHW3, source_BP23, config.crop_size, batch.sizes_B2))
-        labels_BPSS = crop_labels(batch.labels_BHW, source_BP23.detach(), config.crop_size, batch.sizes_B2)
-        labels_BPSS = mirror_labels(labels_BPSS, view.mirrored_B)
-        losses = {"parts": parts_loss(model.parts(crops_BP3SS), part_targets(labels_BPSS), recipe.dice)}
+    stage = "end2end"
+    model: STNiCNN
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        recipe, model, config = self.plan.recipe, self.model, self.model.config
+        view = recipe.augmentation.view(batch)
+        logits_BKSS = model.coarse(view.photo(config.coarse_size))
+        theta_BP23 = model.locate(logits_BKSS, view.sizes_B2)
+        part_logits = model.parts(view.crops(theta_BP23, config.crop_size))
+        targets = part_targets(view.crop_labels(theta_BP23, config.crop_size))
+        losses = {"parts": parts_loss(part_logits, targets, recipe.dice)}
         if recipe.coarse_weight > 0:
-            labels_BSS = whole_labels(batch, view, config.coarse_size)
-            losses["coarse"] = recipe.coarse_weight * segmentation_loss(logits_B9SS, labels_BSS, recipe.dice)
+            coarse_loss = segmentation_loss(logits_BKSS, view.label_map(config.coarse_size), recipe.dice)
+            losses["coarse"] = recipe.coarse_weight * coarse_loss
         if recipe.theta_weight > 0:
-            centres_BP2, extents_BP2, present_BP = parts_of(batch, view)
-            target_BP23 = target_theta(centres_BP2, extents_BP2, present_BP, batch.sizes_B2, *config.windows)
-            losses["theta"] = recipe.theta_weight * theta_loss(theta_BP23, target_BP23, present_BP, recipe.theta_beta)
-        return torch.stack(list(losses.values())).sum(), losses
+            window_loss = theta_loss(theta_BP23, model.true_windows(view), view.parts().present_BP, recipe.theta_beta)
+            losses["theta"] = recipe.theta_weight * window_loss
+        return losses
 
-    def picture() -> np.ndarray:
-        batch = first_batch(val, 8, run.device)
-        labels_BHW, theta_BP23 = label_maps(model, batch, "predicted")
-        return progress_picture(batch, labels_BHW, theta_BP23)
 
-    fit(
-        stage="end2end",
-        modules={"coarse": model.coarse, "localizer": model.localizer, "parts": model.parts},
-        step=step,
-        validate=lambda: validation_f1(model, val, "predicted", run.eval_batch, run.device, args.workers),
-        picture=picture,
-        score="f1",
-        maximise=True,
-        **run.fit_options(train),
-    )
+def build(plan: Plan) -> EndToEnd:
+    """The task of a plan.
+
+    plan.start: "init_from_cropper" (coarse network and localizer) and "init_from_stage2" (part networks), or
+    "init_from", an end-to-end checkpoint. Raises InputError for other combinations.
+    """
+    sources = [plan.start[name] for name in ("init_from_cropper", "init_from_stage2") if name in plan.start]
+    if ("init_from" in plan.start) == bool(sources) or len(sources) == 1:
+        raise InputError("start from --init-from-cropper and --init-from-stage2 together, or from --init-from alone")
+    torch.manual_seed(plan.seed)
+    model = STNiCNN.from_weights([read_weights(path) for path in sources or [plan.start["init_from"]]])
+    return EndToEnd(plan, model, STNiCNN.networks)
+
+
+def main(argv: list[str] | None = None) -> int:
+    starts = {
+        "--init-from-cropper": "the cropper stage's checkpoint (coarse network and localizer)",
+        "--init-from-stage2": "stage 2's checkpoint (part networks)",
+        "--init-from": "instead of both: an end-to-end checkpoint to fine-tune",
+    }
+    parser = options.training_parser(__doc__, ["coarse", "localizer", "parts"], starts)
+    args = parser.parse_args(argv)
+    task = build(options.plan(args, RECIPES, ("init_from_cropper", "init_from_stage2", "init_from")))
+    fit(task, task.run)
     return 0
 
 

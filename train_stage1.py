@@ -3,19 +3,19 @@
 import sys
 from dataclasses import replace
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from data.augment import PAPER_AUGMENTATION, Augmentation, draw, whole, whole_labels
-from data.loading import Batch
-from models.pretrained import load_into, read_weights
-from models.stn_icnn import STNiCNN
+from data.batches import Batch
+from data.view import PAPER_AUGMENTATION, Augmentation, View
+from models.loading import read_weights
+from models.parser import Parsed
+from models.stn_icnn.model import STNiCNN
 from utils import options
 from utils.engine import Optimisation, fit
 from utils.losses import segmentation_loss
-from utils.options import Recipe, Recipes
-from utils.parsing import first_batch, label_batch, progress_picture, validation_f1
 from utils.runtime import run_main
+from utils.training import ParserTask, Plan, Recipe, Recipes
 
 PAPER_HELEN = Recipe(
     Optimisation(epochs=25, lr={"coarse": 0.0023}),
@@ -45,40 +45,40 @@ BEST = Recipe(
 RECIPES = Recipes(paper_helen=PAPER_HELEN, paper_celebamask=PAPER_CELEBAMASK, paper_short=PAPER_SHORT, best=BEST)
 
 
-def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
-    parser = options.training_parser(
-        __doc__, ["coarse"], {"--init-from": "a checkpoint whose coarse network to start from"}
-    )
+class Stage1(ParserTask):
+    """Cross-entropy of the rough mask; validation scores the mask enlarged to the photo."""
+
+    stage = "stage1"
+    model: STNiCNN
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        recipe, size = self.plan.recipe, self.model.config.coarse_size
+        view = recipe.augmentation.view(batch)
+        logits_BKSS = self.model.coarse(view.photo(size))
+        return {"coarse": segmentation_loss(logits_BKSS, view.label_map(size), recipe.dice)}
+
+    def parse(self, batch: Batch) -> Parsed:
+        return self.model.parse(batch, "none")
+
+
+def build(plan: Plan) -> Stage1:
+    """The task of a plan. plan.start: "init_from", a checkpoint whose coarse network to start from."""
+    torch.manual_seed(plan.seed)
+    model = STNiCNN(plan.config(STNiCNN))
+    if path := plan.start.get("init_from"):
+        model.load(read_weights(path), ("coarse",))
+    return Stage1(plan, model, ("coarse",), photos=View.needs_photos(model.config.coarse_size))
+
+
+def main(argv: list[str] | None = None) -> int:
+    starts = {"--init-from": "a checkpoint whose coarse network to start from"}
+    parser = options.training_parser(__doc__, ["coarse"], starts)
     parser.add_argument(
         "--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels; default: 128"
     )
     args = parser.parse_args(argv)
-    run = options.start(args, recipes, coarse_size=args.coarse_size)
-    model = STNiCNN(run.config)
-    if args.init_from:
-        load_into(model, read_weights(args.init_from), ("coarse",))
-    train, val = options.open_split(args, "train", photos=False), options.open_split(args, "val")
-    size = run.config.coarse_size
-
-    def step(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        view = draw(run.recipe.augmentation, batch)
-        logits_B9SS = model.coarse(whole(batch, view, size))
-        return segmentation_loss(logits_B9SS, whole_labels(batch, view, size), run.recipe.dice), {}
-
-    def picture() -> np.ndarray:
-        batch = first_batch(val, 8, run.device)
-        return progress_picture(batch, label_batch(model, batch, "none"))
-
-    fit(
-        stage="stage1",
-        modules={"coarse": model.coarse},
-        step=step,
-        validate=lambda: validation_f1(model, val, "none", run.eval_batch, run.device, args.workers),
-        picture=picture,
-        score="f1",
-        maximise=True,
-        **run.fit_options(train),
-    )
+    task = build(options.plan(args, RECIPES, ("init_from",), coarse_size=args.coarse_size))
+    fit(task, task.run)
     return 0
 
 

@@ -2,24 +2,22 @@
 
 import sys
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from data.augment import PAPER_AUGMENTATION, crops_of, draw, jitter_windows, mirror_labels, parts_of, theta_frame
-from data.loading import Batch
-from models.grid import compose, crop, crop_labels
-from models.parts import part_targets
-from models.pretrained import load_into, read_weights
-from models.stn_icnn import STNiCNN
-from models.windows import target_theta
+from data.batches import Batch
+from data.view import PAPER_AUGMENTATION
+from models.loading import read_weights
+from models.parser import Parsed
+from models.stn_icnn.model import STNiCNN
+from models.stn_icnn.parts import part_targets
 from train_stage1 import BEST as BEST_STAGE1
 from train_stage1 import PAPER_SHORT
 from utils import options
 from utils.engine import Optimisation, fit
 from utils.losses import parts_loss
-from utils.options import Recipe, Recipes
-from utils.parsing import first_batch, label_maps, progress_picture, validation_f1
 from utils.runtime import run_main
+from utils.training import ParserTask, Plan, Recipe, Recipes
 
 RECIPES = Recipes(
     paper_helen=Recipe(
@@ -53,43 +51,39 @@ RECIPES = Recipes(
 )
 
 
-def main(argv: list[str] | None = None, recipes: Recipes = RECIPES) -> int:
-    parser = options.training_parser(
-        __doc__, ["parts"], {"--init-from": "a checkpoint whose part networks to start from"}
-    )
+class Stage2(ParserTask):
+    """Cross-entropy of the parts in windows around the true ones, which ``recipe.jitter`` moves a little."""
+
+    stage = "stage2"
+    model: STNiCNN
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        recipe, size = self.plan.recipe, self.model.config.crop_size
+        view = recipe.augmentation.view(batch)
+        theta_BP23 = view.jittered(self.model.true_windows(view), recipe.jitter)
+        logits = self.model.parts(view.crops(theta_BP23, size))
+        return {"parts": parts_loss(logits, part_targets(view.crop_labels(theta_BP23, size)), recipe.dice)}
+
+    def parse(self, batch: Batch) -> Parsed:
+        return self.model.parse(batch, "truth")
+
+
+def build(plan: Plan) -> Stage2:
+    """The task of a plan. plan.start: "init_from", a checkpoint whose part networks to start from."""
+    torch.manual_seed(plan.seed)
+    model = STNiCNN(plan.config(STNiCNN))
+    if path := plan.start.get("init_from"):
+        model.load(read_weights(path), ("parts",))
+    return Stage2(plan, model, ("parts",))
+
+
+def main(argv: list[str] | None = None) -> int:
+    starts = {"--init-from": "a checkpoint whose part networks to start from"}
+    parser = options.training_parser(__doc__, ["parts"], starts)
     parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = parser.parse_args(argv)
-    run = options.start(args, recipes, crop_size=args.crop_size)
-    model = STNiCNN(run.config)
-    if args.init_from:
-        load_into(model, read_weights(args.init_from), ("parts",))
-    train, val = options.open_split(args, "train"), options.open_split(args, "val")
-    size = run.config.crop_size
-
-    def step(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        view = draw(run.recipe.augmentation, batch)
-        theta_BP23 = target_theta(*parts_of(batch, view), batch.sizes_B2, *run.config.windows)
-        theta_BP23 = jitter_windows(theta_BP23, batch, run.recipe.jitter)
-        source_BP23 = compose(theta_frame(view, batch.sizes_B2), theta_BP23)
-        crops_BP3SS = crops_of(view, crop(batch.photos_BHW3, source_BP23, size, batch.sizes_B2))
-        labels_BPSS = mirror_labels(crop_labels(batch.labels_BHW, source_BP23, size, batch.sizes_B2), view.mirrored_B)
-        return parts_loss(model.parts(crops_BP3SS), part_targets(labels_BPSS), run.recipe.dice), {}
-
-    def picture() -> np.ndarray:
-        batch = first_batch(val, 8, run.device)
-        labels_BHW, theta_BP23 = label_maps(model, batch, "truth")
-        return progress_picture(batch, labels_BHW, theta_BP23)
-
-    fit(
-        stage="stage2",
-        modules={"parts": model.parts},
-        step=step,
-        validate=lambda: validation_f1(model, val, "truth", run.eval_batch, run.device, args.workers),
-        picture=picture,
-        score="f1",
-        maximise=True,
-        **run.fit_options(train),
-    )
+    task = build(options.plan(args, RECIPES, ("init_from",), crop_size=args.crop_size))
+    fit(task, task.run)
     return 0
 
 

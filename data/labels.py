@@ -1,18 +1,168 @@
-"""The one class table: every data set's ids, their merge into the nine labels, sides and colours.
+"""Label sets: what the ids of a label map mean, for each data set and each parser.
 
-Side convention, the same for every data set: ``brow1`` and ``eye1`` lie on the **image's left**
-(the subject's right), ``brow2`` and ``eye2`` on the image's right.
+Side convention, the same everywhere: ``brow1`` and ``eye1`` lie on the **image's left** (the subject's right),
+``brow2`` and ``eye2`` on the image's right.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-# The nine labels that STN-iCNN segments (paper section 3.1); skin and hair count as background.
-LABELS = (
+from utils.errors import InputError
+
+NO_ID = 255  # what a map between label sets gives for ids that do not exist
+
+# The six parts that STN-iCNN crops, and the labels that make up each of them.
+PARTS = {
+    "brow1": ("brow1",),
+    "brow2": ("brow2",),
+    "eye1": ("eye1",),
+    "eye2": ("eye2",),
+    "nose": ("nose",),
+    "mouth": ("upper_lip", "inner_mouth", "lower_lip"),
+}
+NUM_PARTS = len(PARTS)
+MIRROR_PARTS = (1, 0, 3, 2, 4, 5)  # part at the same place once the photo is mirrored
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSet:
+    """The labels of a data set or of a parser.
+
+    name: what checkpoints and scores.json call it. names: position = id; 0 is background. colours: RGB, 0 to 255.
+    pairs: labels that change places once a photo is mirrored. groups: columns of the paper's F1 table, each with the
+    labels that it pools; empty for sets that the paper has no table for. shared: own name -> the name that other sets
+    have for the same label, where it differs. Raises ValueError where these do not fit each other.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    pairs: tuple[tuple[str, str], ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.names) <= NO_ID or len(set(self.names)) < len(self.names):
+            raise ValueError(f"label set {self.name}: needs 2 to {NO_ID} different names")
+        if len(self.colours) != len(self.names):
+            raise ValueError(f"label set {self.name}: {len(self.names)} names, but {len(self.colours)} colours")
+        used = {*sum(self.pairs, ()), *sum(self.groups.values(), ()), *self.shared}
+        if unknown := used - set(self.names):
+            raise ValueError(f"label set {self.name} has no {', '.join(sorted(unknown))}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def foreground(self) -> tuple[str, ...]:
+        """All names but the background's."""
+        return self.names[1:]
+
+    @cached_property
+    def mirror(self) -> tuple[int, ...]:
+        """Id of the same pixel once the photo is mirrored, for each id."""
+        swapped = {one: two for pair in self.pairs for one, two in (pair, pair[::-1])}
+        return tuple(self.names.index(swapped.get(name, name)) for name in self.names)
+
+    @cached_property
+    def part_ids(self) -> tuple[tuple[int, ...], ...]:
+        """The ids of each of ``PARTS``; empty for a set that lacks any of their labels."""
+        ids = {name: i for i, name in enumerate(self._shared_names)}
+        parts = tuple(tuple(ids[name] for name in names if name in ids) for names in PARTS.values())
+        return parts if all(map(len, parts)) else ()
+
+    @property
+    def _shared_names(self) -> tuple[str, ...]:
+        return tuple(self.shared.get(name, name) for name in self.names)
+
+    def group_ids(self, group: str) -> tuple[int, ...]:
+        """The ids that a column of the paper's F1 table pools."""
+        return tuple(self.names.index(name) for name in self.groups[group])
+
+    def map_to(self, target: "LabelSet") -> np.ndarray:
+        """The same label maps in another set's ids: uint8 (256,), id here -> id there.
+
+        Labels that the other set does not have become background (``lost_in`` names them); ids that do not exist map
+        to ``NO_ID``. Raises InputError where the other set has labels that cannot be told from this set's.
+        """
+        own, wanted = self._shared_names, target._shared_names
+        lacking = [name for name, same in zip(target.names, wanted, strict=True) if same not in own]
+        if lacking:
+            raise InputError(
+                f"label set {self.name} does not tell {', '.join(lacking)}, which label set {target.name} needs: "
+                "choose data and checkpoint that fit each other"
+            )
+        lut = np.full(256, NO_ID, np.uint8)
+        lut[: len(own)] = [wanted.index(name) if name in wanted else 0 for name in own]
+        return lut
+
+    def lost_in(self, target: "LabelSet") -> tuple[str, ...]:
+        """The labels that become background in another set."""
+        wanted = target._shared_names
+        return tuple(name for name, same in zip(self.names, self._shared_names, strict=True) if same not in wanted)
+
+
+def among(labels: Array, ids: Sequence[int]) -> Array:
+    """Where a label map (integer, any shape, NumPy or torch) holds one of these ids: bool, of the same shape."""
+    found = labels == ids[0]
+    for other in ids[1:]:
+        found = found | (labels == other)
+    return found
+
+
+_BROWS_AND_EYES = (("brow1", "brow2"), ("eye1", "eye2"))
+_RGB = {
+    "background": (0, 0, 0),
+    "brow1": (255, 196, 0),
+    "brow2": (255, 120, 0),
+    "eye1": (0, 200, 255),
+    "eye2": (0, 90, 255),
+    "nose": (80, 220, 80),
+    "upper_lip": (255, 60, 130),
+    "inner_mouth": (150, 0, 60),
+    "lower_lip": (190, 70, 255),
+    "skin": (230, 190, 160),
+    "hair": (120, 80, 40),
+}
+
+
+def _colours(names: Sequence[str], shared: Mapping[str, str], more: Mapping[str, tuple[int, int, int]]) -> tuple:
+    return tuple({**_RGB, **more}[shared.get(name, name)] for name in names)
+
+
+_NINE = ("background", "brow1", "brow2", "eye1", "eye2", "nose", "upper_lip", "inner_mouth", "lower_lip")
+
+# What STN-iCNN labels (paper section 3.1); skin and hair count as background. Confusions inside a group of the F1
+# table count as correct (see utils.metrics).
+NINE = LabelSet(
+    "nine",
+    _NINE,
+    _colours(_NINE, {}, {}),
+    _BROWS_AND_EYES,
+    groups={
+        "eyes": ("eye1", "eye2"),
+        "brows": ("brow1", "brow2"),
+        "nose": ("nose",),
+        "in_mouth": ("inner_mouth",),
+        "upper_lip": ("upper_lip",),
+        "lower_lip": ("lower_lip",),
+        "mouth": ("upper_lip", "inner_mouth", "lower_lip"),
+        "overall": _NINE[1:],
+    },
+)
+
+# HELEN (Smith et al. 2013), and the faces that are drawn here. Which side its files' "left" is, data.datasets.helen
+# settles by reading the masks.
+_HELEN = (
     "background",
+    "skin",
     "brow1",
     "brow2",
     "eye1",
@@ -21,128 +171,67 @@ LABELS = (
     "upper_lip",
     "inner_mouth",
     "lower_lip",
+    "hair",
 )
-NUM_LABELS = len(LABELS)
-MIRROR_LABELS = (0, 2, 1, 4, 3, 5, 6, 7, 8)  # label of the same pixel once the photo is mirrored
-
-# The six parts that are cropped, and the labels that each window may hold besides background.
-PARTS = ("brow1", "brow2", "eye1", "eye2", "nose", "mouth")
-PART_LABELS = ((1,), (2,), (3,), (4,), (5,), (6, 7, 8))
-NUM_PARTS = len(PARTS)
-MIRROR_PARTS = (1, 0, 3, 2, 4, 5)
-
-# Groups of the paper's F1 tables: confusions inside a group count as correct (spec of the metric: utils.metrics).
-PAPER_GROUPS = {
-    "eyes": (3, 4),
-    "brows": (1, 2),
-    "nose": (5,),
-    "in_mouth": (7,),
-    "upper_lip": (6,),
-    "lower_lip": (8,),
-    "mouth": (6, 7, 8),
-    "overall": (1, 2, 3, 4, 5, 6, 7, 8),
-}
-
-# One colour (RGB) per label, for overlays and colour maps.
-COLOURS = np.array(
-    [
-        (0, 0, 0),
-        (255, 196, 0),
-        (255, 120, 0),
-        (0, 200, 255),
-        (0, 90, 255),
-        (80, 220, 80),
-        (255, 60, 130),
-        (150, 0, 60),
-        (190, 70, 255),
-    ],
-    np.uint8,
-)
-
-
-@dataclass(frozen=True)
-class ClassTable:
-    """Classes of one data set.
-
-    names: class names, position = id in the label maps.
-    merge: uint8 array (256,), id -> one of the nine labels; ids that do not exist map to 255.
-    mirror: uint8 array (256,), id -> id of the same pixel once the photo is mirrored.
-    """
-
-    names: tuple[str, ...]
-    merge: np.ndarray
-    mirror: np.ndarray
-
-
-def _table(names: tuple[str, ...], merge: dict[str, str], pairs: tuple[tuple[str, str], ...]) -> ClassTable:
-    lut = np.full(256, 255, np.uint8)
-    lut[: len(names)] = 0
-    for name, label in merge.items():
-        lut[names.index(name)] = LABELS.index(label)
-    mirror = np.arange(256, dtype=np.uint8)
-    for one, two in pairs:
-        a, b = names.index(one), names.index(two)
-        mirror[a], mirror[b] = b, a
-    return ClassTable(names, lut, mirror)
-
-
-# HELEN (Smith et al. 2013). Its files' "left" is settled by data.helen, which reads the masks' x-centres;
-# the label maps that it returns already follow the side convention above, as the synthetic faces do.
-HELEN = _table(
-    ("background", "skin", "brow1", "brow2", "eye1", "eye2", "nose", "upper_lip", "inner_mouth", "lower_lip", "hair"),
-    {name: name for name in LABELS},
-    (("brow1", "brow2"), ("eye1", "eye2")),
-)
-SYNTHETIC = HELEN
+HELEN = LabelSet("helen", _HELEN, _colours(_HELEN, {}, {}), _BROWS_AND_EYES)
 
 # CelebAMask-HQ (Lee et al. 2019), challenge numbering. l_ is the subject's left, hence the image's right.
-CELEBAMASK = _table(
-    (
-        "background",
-        "skin",
-        "nose",
-        "eye_g",
-        "l_eye",
-        "r_eye",
-        "l_brow",
-        "r_brow",
-        "l_ear",
-        "r_ear",
-        "mouth",
-        "u_lip",
-        "l_lip",
-        "hair",
-        "hat",
-        "ear_r",
-        "neck_l",
-        "neck",
-        "cloth",
+_CELEBAMASK = (
+    "background",
+    "skin",
+    "nose",
+    "eye_g",
+    "l_eye",
+    "r_eye",
+    "l_brow",
+    "r_brow",
+    "l_ear",
+    "r_ear",
+    "mouth",
+    "u_lip",
+    "l_lip",
+    "hair",
+    "hat",
+    "ear_r",
+    "neck_l",
+    "neck",
+    "cloth",
+)
+_CELEBAMASK_SHARED = {
+    "r_brow": "brow1",
+    "l_brow": "brow2",
+    "r_eye": "eye1",
+    "l_eye": "eye2",
+    "u_lip": "upper_lip",
+    "mouth": "inner_mouth",
+    "l_lip": "lower_lip",
+}
+CELEBAMASK = LabelSet(
+    "celebamask",
+    _CELEBAMASK,
+    _colours(
+        _CELEBAMASK,
+        _CELEBAMASK_SHARED,
+        {
+            "eye_g": (120, 255, 255),
+            "l_ear": (200, 140, 90),
+            "r_ear": (160, 110, 70),
+            "hat": (200, 200, 60),
+            "ear_r": (255, 240, 150),
+            "neck_l": (90, 160, 160),
+            "neck": (180, 150, 200),
+            "cloth": (100, 110, 170),
+        },
     ),
-    {
-        "r_brow": "brow1",
-        "l_brow": "brow2",
-        "r_eye": "eye1",
-        "l_eye": "eye2",
-        "nose": "nose",
-        "u_lip": "upper_lip",
-        "mouth": "inner_mouth",
-        "l_lip": "lower_lip",
-    },
     (("l_eye", "r_eye"), ("l_brow", "r_brow"), ("l_ear", "r_ear")),
+    shared=_CELEBAMASK_SHARED,
 )
 
-TABLES = {"helen": HELEN, "celebamask": CELEBAMASK, "synthetic": SYNTHETIC}
+LABEL_SETS = {labels.name: labels for labels in (NINE, HELEN, CELEBAMASK)}
 
 
-def labels_at(labels_BHW: Tensor, points_px: Tensor, sizes_B2: Tensor) -> Tensor:
-    """Label (uint8) of the pixel nearest to each point; 0 outside the photo.
-
-    points_px: (B, ..., 2) as (x, y) in pixels of the photo.
-    """
-    batch, _, width = labels_BHW.shape
-    flat_BN2 = points_px.reshape(batch, -1, 2).round().long()
-    x_BN, y_BN = flat_BN2.unbind(-1)
-    inside_BN = (x_BN >= 0) & (y_BN >= 0) & (x_BN < sizes_B2[:, 1:]) & (y_BN < sizes_B2[:, :1])
-    index_BN = torch.where(inside_BN, y_BN * width + x_BN, 0)
-    found_BN = labels_BHW.reshape(batch, -1).gather(1, index_BN)
-    return torch.where(inside_BN, found_BN, 0).reshape(points_px.shape[:-1])
+def label_set(name: str) -> LabelSet:
+    """Raises InputError for a name that is none of ``LABEL_SETS``."""
+    if name not in LABEL_SETS:
+        raise InputError(f"unknown label set {name!r}: choose from {', '.join(LABEL_SETS)}")
+    return LABEL_SETS[name]

@@ -1,10 +1,12 @@
 """What the changes of recipe ``best`` bring: each alone on top of ``paper-short``, then all, on the same schedule.
 
-Stage 2 alone, with crops around the true parts, or all four stages. What a change leaves as it was is trained once.
+Stage 2 alone, with crops around the true parts, or all four stages. Trainings that a change leaves as they were are
+shared.
 """
 
-import json
+import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 import reproduce
+from evaluate import Request
 from experiments import common
-from models.stn_icnn import STNiCNNConfig
-from utils.options import Recipe
+from models.loading import read_weights
+from models.stn_icnn.model import STNiCNN
+from utils.metrics import headline
 from utils.runtime import run_main
+from utils.tables import markdown
+from utils.training import Plan, Recipe
 
 NAME = "ablation"
 BASE, ALL = "paper-short", "all"
-# Change -> (title, the fields of a Recipe that it takes from ``best``).
+# Change -> (title, the fields of a Recipe that it takes from ``best``)
 CHANGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "mirror": ("side-swapping mirror", ("augmentation.mirror",)),
     "augmentation": (
@@ -41,11 +47,15 @@ CHANGES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("theta_beta", "coarse_weight", "theta_weight"),
     ),
 }
-SCORED = {"stage2": (("parts",), "truth"), "end2end": (("coarse", "localizer", "parts"), "predicted")}
+# What is trained -> its stages, the networks that are scored, and where their windows come from
+TRAINED = {
+    "stage2": (("stage2",), ("parts",), "truth"),
+    "chain": (tuple(reproduce.STAGES), STNiCNN.networks, "predicted"),
+}
 
 
 def adopt(recipe: Recipe, best: Recipe, fields: tuple[str, ...]) -> Recipe:
-    """The recipe with the named fields (dotted, as in CHANGES) as ``best`` has them."""
+    """The recipe with some fields of ``best``, named as in ``CHANGES``."""
     for name in fields:
         head, _, tail = name.partition(".")
         value = getattr(best, head)
@@ -71,46 +81,54 @@ def title_of(change: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = common.parser(__doc__)
     common.add_training_options(parser, "stage 2, or of the four stages", "+")
-    parser.add_argument("--stage", choices=("stage2", "chain"), default="stage2", help="train it alone, or all four")
+    parser.add_argument("--stage", choices=tuple(TRAINED), default="stage2", help="train it alone, or all four")
     parser.add_argument(
         "--rows", nargs="+", choices=(*CHANGES, ALL), default=[*CHANGES, ALL], metavar="CHANGE", help="which changes"
     )
     parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = common.parse(parser, argv)
-    stages = reproduce.STAGES if args.stage == "chain" else ("stage2",)
-    epochs = common.epochs_of_stages(args, stages)
-    words = reproduce.flags(args, *reproduce.DATA, *reproduce.MACHINE, "batch_size", recipe=BASE)
-    root = args.runs / NAME / args.stage
-    modules, crops = SCORED[stages[-1]]
-    done: dict[str, Path] = {}  # what was trained, and from what -> checkpoint
+    stages, networks, crops = TRAINED[args.stage]
+    trained: set[Path] = set()
     rows: list[dict[str, Any]] = []
-    for change in (BASE, *args.rows):
-        best: dict[str, Path] = {}
-        for stage in stages:
-            recipes = reproduce.SCRIPTS[stage].RECIPES
-            recipe = adopt(recipes.paper_short, recipes.best, fields_of(change))
-            start = reproduce.from_earlier(stage, best)
-            key = repr((stage, recipe, start))
-            if key not in done:
-                sizes = (name for name in reproduce.SIZES[stage] if name == "crop_size")
-                more = reproduce.flags(args, *sizes, epochs=epochs[stage])
-                altered = recipes._replace(paper_short=recipe)
-                done[key] = common.train(stage, [*words, *more, *start], root / change / stage, altered)
-            best[stage] = done[key]
-        final = best[stages[-1]]
-        if rows and final == rows[0]["checkpoint"]:
-            continue  # the change has no part in this stage
-        result = common.score(args, [final], crops, root / change / "scores" / args.split)
-        config = STNiCNNConfig(**json.loads((final.parent / "config.json").read_text())["config"])
-        row = {"change": change, "checkpoint": final, "f1": common.headline(result), "strict": result["strict"]}
-        rows.append({**row, **common.cost(config, modules)})
-    rows = [{key: value for key, value in row.items() if key != "checkpoint"} for row in rows]
+    for change, plans in plan_changes(args, stages).items():
+        for stage, plan in plans.items():
+            if plan.folder not in trained:
+                reproduce.train_stage(stage, plan)
+                trained.add(plan.folder)
+        request = Request([plan.folder / "best.pt"], plan.data, plan.machine, args.split, crops)
+        folder = args.runs / NAME / args.stage / change / "scores" / args.split
+        result = reproduce.score(request, folder, title_of(change))
+        row = {"change": change, "f1": headline(result), "strict": result["strict"]}
+        rows.append({**row, **common.cost(read_weights(plan.folder / "best.pt").config, networks)})
     common.write(NAME, NAME, args, argv, {"split": args.split, "stage": args.stage, "rows": rows}, draw, table)
     return 0
 
 
+def plan_changes(args: argparse.Namespace, stages: Sequence[str]) -> dict[str, dict[str, Plan]]:
+    """Change -> stage -> its training, ``BASE`` first. Changes that alter none of the stages are left out.
+
+    A training that a change leaves as it was is the very plan of an earlier change. Raises InputError for options
+    that cannot be.
+    """
+    epochs, setup = common.epochs_of_stages(args, stages), common.setup(args, crop_size=args.crop_size)
+    known: dict[str, Plan] = {}  # what is trained, and from what -> its training
+    planned: dict[str, dict[str, Plan]] = {}
+    for change in (BASE, *args.rows):
+        plans: dict[str, Plan] = {}
+        for stage in stages:
+            recipes = reproduce.STAGES[stage].script.RECIPES
+            recipe = adopt(recipes.paper_short, recipes.best, fields_of(change)).changed(epochs[stage], args.batch_size)
+            best = {name: plan.folder / "best.pt" for name, plan in plans.items()}
+            folder = args.runs / NAME / args.stage / change / stage
+            plan = reproduce.plan_stage(stage, recipe, setup, folder, best)
+            plans[stage] = known.setdefault(repr((stage, recipe, plan.start)), plan)
+        if change == BASE or plans[stages[-1]] is not planned[BASE][stages[-1]]:
+            planned[change] = plans
+    return planned
+
+
 def gain(result: dict[str, Any], row: dict[str, Any], which: str) -> float | None:
-    """What a row's score has over the first one's."""
+    """How much higher a row's score is than the first one's. which: "overall" or "strict"."""
     base, own = result["rows"][0]["f1"][which], row["f1"][which]
     return None if base is None or own is None else own - base
 
@@ -121,10 +139,10 @@ def table(result: dict[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
         gained = gain(result, row, "strict")
-        told = None if row["change"] == BASE or gained is None else f"{gained:+.4f}"
+        shown = None if row["change"] == BASE or gained is None else f"{gained:+.4f}"
         cells = [title_of(row["change"]), f"{row['parameters']:,}", f"{row['gflop']:.2f}"]
-        rows.append([*cells, row["f1"]["overall"], row["f1"]["strict"], told])
-    return common.markdown(header, rows)
+        rows.append([*cells, row["f1"]["overall"], row["f1"]["strict"], shown])
+    return markdown(header, rows)
 
 
 def draw(result: dict[str, Any]) -> Figure:

@@ -1,10 +1,11 @@
-"""A coarse network that sees 64 x 64 pixels against one that sees 128 x 128 (paper Fig. 6): its enlarged mask's F1, and
-how far the windows of the old cropper and of the STN's localizer miss."""
+"""How large must the photo be that the coarse network sees: 64 x 64 pixels, or 128 x 128 (paper Fig. 6)?
+
+For each size: F1 of the enlarged rough mask, and how far the windows of the old cropper and of the localizer miss.
+"""
 
 import argparse
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,18 @@ import torch
 from matplotlib.figure import Figure
 
 import reproduce
-from data.augment import whole
+from data.batches import open_faces
+from data.view import View
+from evaluate import Request
 from experiments import common
-from models.pretrained import load_model
-from models.stn_icnn import STNiCNN
+from models.loading import read_weights
+from models.stn_icnn.baseline import part_boxes
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from utils import options, runtime
-from utils.parsing import find_windows, true_theta
+from utils.metrics import headline
 from utils.runtime import run_main
+from utils.tables import markdown
+from utils.training import Machine, Recipe
 
 NAME = "coarse_size"
 STAGES = ("stage1", "cropper")
@@ -33,45 +39,44 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = common.parse(parser, argv)
-    device = runtime.pick_device(args.device)
-    epochs = common.epochs_of_stages(args, STAGES)
-    words = reproduce.flags(args, *reproduce.DATA, *reproduce.MACHINE, "recipe", "batch_size")
-    rows = []
-    for size in args.sizes:
-        root = args.runs / NAME / str(size)
-        best: dict[str, Path] = {}
-        for stage in STAGES:
-            own = {"coarse_size": size} if stage == "stage1" else {"crop_size": args.crop_size}
-            more = reproduce.flags(args, **own, epochs=epochs[stage])
-            best[stage] = common.train(stage, [*words, *more, *reproduce.from_earlier(stage, best)], root / stage)
-        result = common.score(args, [best["stage1"]], "none", root / "scores" / args.split)
-        model = load_model([best["cropper"]], ("coarse", "localizer")).to(device)
-        rows.append(
-            {
-                "size": size,
-                "f1": common.headline(result),
-                "paper": result["paper"],
-                "windows": windows(model, args, device),
-                "config": asdict(model.config),
-                **common.cost(model.config, ("coarse", "localizer")),
-            }
-        )
+    common.configs_of_sizes(lambda size: STNiCNNConfig(coarse_size=size), args.sizes)
+    recipes = common.recipes_of_stages(args, STAGES)
+    rows = [score_size(size, recipes, args) for size in args.sizes]
     common.write(NAME, NAME, args, argv, {"split": args.split, "rows": rows}, draw, table)
     return 0
 
 
-def windows(model: STNiCNN, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def score_size(size: int, recipes: dict[str, Recipe], args: argparse.Namespace) -> dict[str, Any]:
+    """Train both stages, or what is left of them, for photos stretched to ``size``; the size's row."""
+    setup = common.setup(args, coarse_size=size, crop_size=args.crop_size)
+    root = args.runs / NAME / str(size)
+    best = reproduce.train_stages(recipes, setup, root)
+    request = Request([best["stage1"]], setup.data, setup.machine, args.split, "none")
+    result = reproduce.score(request, root / "scores" / args.split, f"coarse input {size} x {size}")
+    weights = read_weights(best["cropper"])
+    model = STNiCNN(weights.config)
+    model.load(weights, ("coarse", "localizer"))
+    return {
+        "size": size,
+        "f1": headline(result),
+        "paper": result["paper"],
+        "windows": windows(model.eval().to(setup.machine.device), args, setup.machine),
+        "config": asdict(model.config),
+        **common.cost(model.config, ("coarse", "localizer")),
+    }
+
+
+def windows(model: STNiCNN, args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
     """How far each cropper's windows miss on the split: cropper -> ``common.summary``."""
-    faces = options.open_split(args, args.split)
+    faces = open_faces(options.face_data(args), args.split, model.labels, threads=machine.threads)
     found: dict[str, list[common.Misses]] = {name: [] for name in common.CROPPERS}
     present = []
-    with torch.inference_mode(), runtime.autocast(device, args.amp):
-        for batch in common.batches(args, faces, device):
-            logits_B9SS = model.coarse(whole(batch, None, model.config.coarse_size))
-            truth_BP23, boxes_BP4 = true_theta(batch, model), common.part_boxes(batch.labels_BHW)
+    with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
+        for batch in common.batches(faces, machine):
+            truth_BP23, boxes_BP4 = model.true_windows(View(batch)), part_boxes(batch.labels_BHW)
             present.append(batch.present_BP.cpu().numpy())
             for name, crops in common.CROPPERS.items():
-                theta_BP23 = find_windows(model, batch, crops, logits_B9SS)
+                theta_BP23 = model.windows_of(batch, crops)
                 found[name].append(common.misses(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2))
     present_NP = np.concatenate(present)
     return {name: common.summary(common.join(found[name]), present_NP) for name in common.CROPPERS}
@@ -86,10 +91,10 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         cells = [f"{row['size']}×{row['size']}", row["gflop"], row["f1"]["overall"], row["f1"]["strict"]]
         for name in common.CROPPERS:
-            of = row["windows"][name] or {}
-            cells += [of.get("pixels_mean"), of.get("miss_rate")]
+            missed = row["windows"][name] or {}
+            cells += [missed.get("pixels_mean"), missed.get("miss_rate")]
         rows.append(cells)
-    return common.markdown(header, rows)
+    return markdown(header, rows)
 
 
 def draw(result: dict[str, Any]) -> Figure:
@@ -101,8 +106,8 @@ def draw(result: dict[str, Any]) -> Figure:
     for k, which in enumerate(("overall", "strict")):
         f1.bar(ticks + 0.4 * k - 0.2, [row["f1"][which] or 0 for row in rows], 0.38, label=which)
     for k, (name, colour) in enumerate(zip(common.CROPPERS, ("tab:orange", "tab:blue"), strict=True)):
-        missed = [(row["windows"][name] or {}).get("pixels_mean", 0) for row in rows]
-        off.bar(ticks + 0.4 * k - 0.2, missed, 0.38, label=name, color=colour)
+        distances = [(row["windows"][name] or {}).get("pixels_mean", 0) for row in rows]
+        off.bar(ticks + 0.4 * k - 0.2, distances, 0.38, label=name, color=colour)
     f1.set(title="coarse mask enlarged", ylabel="F1")
     off.set(title="centres of the windows", ylabel="off by, pixels of the photo, mean")
     for ax in (f1, off):

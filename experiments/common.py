@@ -1,13 +1,13 @@
-"""What the experiments share: options, trainings and scores that are not done twice, windows that miss, output."""
+"""What the experiments share: options, loading, setups of trainings, windows that miss, plots and files."""
 
 import argparse
 import json
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,20 +15,27 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import evaluate
 import reproduce
-from data.labels import NUM_LABELS, NUM_PARTS, PART_LABELS
-from data.loading import Batch, Faces, evaluation_batches
-from models.pretrained import load_for_inference
-from models.stn_icnn import STNiCNN, STNiCNNConfig
-from utils import options, runtime
+from data.batches import Batch, Faces, evaluation_batches, open_faces
+from data.labels import NINE, NUM_PARTS
+from models.loading import load_for_inference
+from models.parser import FaceParser
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from utils import distributed, files, options, runtime
+from utils.cli import Parser
 from utils.errors import InputError
-from utils.options import Recipes
+from utils.training import Machine, Recipe
 
-CROPPERS = {"old cropper": "baseline", "STN": "predicted"}  # title -> what ``--crops`` calls it
+CROPPERS = {"old cropper": "baseline", "STN": "predicted"}  # title -> where its windows come from
+BATCH_SIZE = 8  # faces at once
+
+AnyParser = TypeVar("AnyParser", bound=FaceParser)
 
 
-def parser(description: str | None, batch_size: int | None = None) -> options.Parser:
+# options
+
+
+def parser(description: str | None, batch_size: int | None = None) -> Parser:
     """Options of every experiment: data, machine, ``--split`` (default: val, on which things are chosen), ``--out``."""
     made = options.base_parser(description, splits=True, batch_size=batch_size)
     made.set_defaults(split="val")
@@ -42,67 +49,31 @@ def parser(description: str | None, batch_size: int | None = None) -> options.Pa
     return made
 
 
-def checkpoint_parser(description: str | None, batch_size: int | None = None) -> options.Parser:
-    """``parser`` with ``--checkpoint`` and ``--mirror``, for experiments with a trained model."""
-    made = parser(description, batch_size)
+def checkpoint_parser(description: str | None) -> Parser:
+    """``parser`` with ``--checkpoint`` and ``--mirror``, for experiments with a trained parser."""
+    made = parser(description, BATCH_SIZE)
     options.add_checkpoint_option(made)
     options.add_mirror_option(made)
     return made
 
 
-def load(args: argparse.Namespace) -> tuple[STNiCNN, Faces, torch.device]:
-    """The model, the split and the device that the options of ``checkpoint_parser`` name."""
-    device = runtime.pick_device(args.device)
-    model = load_for_inference(options.checkpoints(args), device, mirror=args.mirror)
-    return model, options.open_split(args, args.split), device
-
-
-def add_training_options(made: options.Parser, epochs_of: str, nargs: int | str) -> None:
-    """``--epochs`` and ``--batch-size`` of trainings, and ``--runs``, where they go."""
-    made.add_argument("--epochs", type=int, nargs=nargs, metavar="N", help=f"of {epochs_of}; default: the recipe's")
+def add_training_options(made: Parser, stages: str, nargs: int | str) -> None:
+    """``--epochs``, and ``--runs``, the folder of the trainings. stages: which stages are trained, for the help."""
+    made.add_argument("--epochs", type=int, nargs=nargs, metavar="N", help=f"of {stages}; default: the recipe's")
     made.add_argument(
         "--runs", type=Path, default=Path("runs/experiments"), metavar="DIR", help="where trainings go, and go on"
     )
 
 
-def parse(made: options.Parser, argv: list[str] | None) -> argparse.Namespace:
+def parse(made: Parser, argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
     args = made.parse_args(argv)
     options.check(args)
-    if runtime.world_size() > 1:
+    if distributed.world_size() > 1:
         raise InputError("experiments run in one process: start them without torchrun")
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out {args.out} is a file: name a folder")
     return args
-
-
-# trainings and scores
-
-
-def train(stage: str, words: Sequence[str], run_dir: Path, recipes: Recipes | None = None) -> Path:
-    """Train a stage, or what is left of it; its best checkpoint."""
-    argv = [*words, "--resume", "--run-dir", str(run_dir)]
-    reproduce.SCRIPTS[stage].main(argv) if recipes is None else reproduce.SCRIPTS[stage].main(argv, recipes)
-    return run_dir / "best.pt"
-
-
-def score(args: argparse.Namespace, checkpoints: list[Path], crops: str, folder: Path) -> dict[str, Any]:
-    """scores.json of ``evaluate.py`` on ``--split``, done again only where the weights are newer or the faces others.
-
-    Evaluated in the batches that ``evaluate.py`` likes, whatever the training's.
-    """
-    paths = [str(path) for path in checkpoints]
-    file = folder / "scores.json"
-    if not reproduce.is_scored(file, paths, args):
-        words = [
-            *reproduce.flags(args, *reproduce.DATA, *reproduce.MACHINE, "split"),
-            "--checkpoint",
-            *paths,
-            "--crops",
-            crops,
-        ]
-        evaluate.main([*words, "--out", str(folder), "--overwrite"])
-    return json.loads(file.read_text())
 
 
 def epochs_of_stages(args: argparse.Namespace, stages: Sequence[str]) -> dict[str, int | None]:
@@ -110,32 +81,72 @@ def epochs_of_stages(args: argparse.Namespace, stages: Sequence[str]) -> dict[st
     if args.epochs is None:
         return dict.fromkeys(stages)
     if len(args.epochs) != len(stages):
-        told = " ".join(map(str, args.epochs))
-        raise InputError(f"--epochs {told}: give {len(stages)}, of {', '.join(stages)}")
+        given = " ".join(map(str, args.epochs))
+        raise InputError(f"--epochs {given}: give {len(stages)}, of {', '.join(stages)}")
     return dict(zip(stages, args.epochs, strict=True))
 
 
-def headline(scores: dict[str, Any]) -> dict[str, float | None]:
-    """The two numbers of a row: overall F1 of the paper's protocol, and the strict mean."""
-    return {"overall": scores["paper"]["overall"], "strict": scores["strict"]["mean"]}
+def recipes_of_stages(args: argparse.Namespace, stages: Sequence[str]) -> dict[str, Recipe]:
+    """``--recipe`` of each stage, changed by ``--epochs`` and ``--batch-size``. Raises InputError, see above."""
+    return {
+        stage: reproduce.STAGES[stage].script.RECIPES.choose(args.recipe, args.dataset).changed(epochs, args.batch_size)
+        for stage, epochs in epochs_of_stages(args, stages).items()
+    }
 
 
-def cost(config: STNiCNNConfig, modules: Iterable[str]) -> dict[str, float]:
-    """Parameters, and GFLOP (2 x MAC) of the networks for one face. Nothing is computed."""
+def configs_of_sizes(config_of: Callable[[int], STNiCNNConfig], sizes: Sequence[int]) -> dict[int, STNiCNNConfig]:
+    """Size -> its configuration. sizes: those of ``--sizes``. Raises InputError for a size that cannot be."""
+    try:
+        return {size: config_of(size) for size in sizes}
+    except ValueError as error:
+        raise InputError(f"--sizes {' '.join(map(str, sizes))}: {error}") from error
+
+
+def setup(args: argparse.Namespace, **sizes: int | None) -> reproduce.Setup:
+    """What the trainings of an experiment share. sizes: see ``reproduce.Setup``."""
+    return reproduce.Setup(options.face_data(args), options.machine(args), args.seed, sizes)
+
+
+# parsers and faces
+
+
+def load(args: argparse.Namespace, kind: type[AnyParser]) -> tuple[AnyParser, Faces, Machine]:
+    """The parser, the split and the machine that the options of ``checkpoint_parser`` name.
+
+    kind: ``FaceParser``, or ``STNiCNN`` for experiments that compare windows. Raises InputError for another parser.
+    """
+    machine, paths = options.machine(args), options.checkpoints(args)
+    model = load_for_inference(paths, machine.device, mirror=args.mirror)
+    if not isinstance(model, kind):
+        names = ", ".join(map(str, paths))
+        raise InputError(
+            f"--checkpoint {names} holds {model.kind}, but this experiment compares windows of {kind.kind}"
+        )
+    return model, open_faces(options.face_data(args), args.split, model.labels, threads=machine.threads), machine
+
+
+def batches(faces: Faces, machine: Machine, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
+    """Every face of a split once, on the device."""
+    return (batch.to(machine.device) for batch in evaluation_batches(faces, batch_size, workers=machine.workers))
+
+
+def cost(config: STNiCNNConfig, networks: Iterable[str]) -> dict[str, float]:
+    """Parameters, and GFLOP (2 x MAC) of some networks of STN-iCNN for one face. Nothing is computed."""
+    networks = list(networks)
     with torch.device("meta"):
         model = STNiCNN(config).eval()
         coarse, crop = config.coarse_size, config.crop_size
         inputs = {
             "coarse": torch.empty(1, 3, coarse, coarse),
-            "localizer": torch.empty(1, NUM_LABELS, coarse, coarse),
+            "localizer": torch.empty(1, len(NINE), coarse, coarse),
             "parts": torch.empty(1, NUM_PARTS, 3, crop, crop),
         }
         flop = 0
-        for name in modules:
+        for name in networks:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 getattr(model, name)(inputs[name])
             flop += counter.get_total_flops()
-    parameters = sum(p.numel() for name in modules for p in getattr(model, name).parameters())
+    parameters = sum(p.numel() for name in networks for p in getattr(model, name).parameters())
     return {"parameters": parameters, "gflop": round(flop / 1e9, 3)}
 
 
@@ -143,48 +154,41 @@ def cost(config: STNiCNNConfig, modules: Iterable[str]) -> dict[str, float]:
 
 
 class Misses(NamedTuple):
-    """How windows miss the true ones, arrays (N, 6): pixels, share of the true window's side, whether missed."""
+    """How windows differ from the true ones, arrays (N, 6).
+
+    pixels_NP: distance of the centres. share_NP: the same in sides of the true window. missed_NP: bool.
+    """
 
     pixels_NP: np.ndarray
     share_NP: np.ndarray
     missed_NP: np.ndarray
 
 
-def boxes_of(theta_BP23: Tensor, sizes_B2: Tensor) -> tuple[Tensor, Tensor]:
+def window_boxes(theta_BP23: Tensor, sizes_B2: Tensor) -> tuple[Tensor, Tensor]:
     """Windows as (centres_BP2, sides_BP2) in pixels of the photo (x, y); theta in the frame of each photo."""
     span_B12 = (sizes_B2.flip(-1).to(theta_BP23.dtype) - 1).unsqueeze(1)
     scale_BP2 = torch.diagonal(theta_BP23[..., :2], dim1=-2, dim2=-1).abs()
     return (theta_BP23[..., 2] + 1) / 2 * span_B12, scale_BP2 * span_B12 + 1
 
 
-def part_boxes(labels_BHW: Tensor) -> Tensor:
-    """Bounding boxes of the six parts, boxes_BP4 as (left, top, right, bottom), centres of pixels; missing: NaN."""
-    boxes = torch.full((len(labels_BHW), NUM_PARTS, 4), torch.nan)
-    for b, labels_HW in enumerate(labels_BHW.cpu()):
-        for part, labels in enumerate(PART_LABELS):
-            ys, xs = torch.nonzero((labels_HW >= labels[0]) & (labels_HW <= labels[-1]), as_tuple=True)
-            if len(xs):
-                boxes[b, part] = torch.stack([xs.min(), ys.min(), xs.max(), ys.max()]).float()
-    return boxes.to(labels_BHW.device)
-
-
 def misses(theta_BP23: Tensor, truth_BP23: Tensor, boxes_BP4: Tensor, sizes_B2: Tensor) -> Misses:
-    """Windows against the true ones.
+    """Compare windows with the true ones.
 
     A window misses when its centre is off by more than a quarter of the true window's side, or when it cuts the
-    part's box that the true window holds. Only meaningful for parts that the photo has.
+    part's box and the true window does not. Only meaningful for parts that the photo shows.
+    theta_BP23, truth_BP23: in the frame of each photo. boxes_BP4: see ``models.stn_icnn.baseline.part_boxes``.
     """
-    centres_BP2, sides_BP2 = boxes_of(theta_BP23.float(), sizes_B2)
-    true_centres_BP2, true_sides_BP2 = boxes_of(truth_BP23.float(), sizes_B2)
+    centres_BP2, sides_BP2 = window_boxes(theta_BP23.float(), sizes_B2)
+    true_centres_BP2, true_sides_BP2 = window_boxes(truth_BP23.float(), sizes_B2)
 
-    def holds(centres: Tensor, sides: Tensor) -> Tensor:
+    def contains(centres: Tensor, sides: Tensor) -> Tensor:
         low_BP2, high_BP2 = centres - (sides - 1) / 2, centres + (sides - 1) / 2
         slack = 1e-2  # pixels; theta is a float32
         return ((boxes_BP4[..., :2] >= low_BP2 - slack) & (boxes_BP4[..., 2:] <= high_BP2 + slack)).all(-1)
 
     pixels_BP = (centres_BP2 - true_centres_BP2).norm(dim=-1)
     share_BP = pixels_BP / true_sides_BP2.mean(-1)
-    cut_BP = holds(true_centres_BP2, true_sides_BP2) & ~holds(centres_BP2, sides_BP2)
+    cut_BP = contains(true_centres_BP2, true_sides_BP2) & ~contains(centres_BP2, sides_BP2)
     return Misses(*(array.cpu().numpy() for array in (pixels_BP, share_BP, cut_BP | (share_BP > 0.25))))
 
 
@@ -193,11 +197,11 @@ def join(parts: Iterable[Misses]) -> Misses:
     return Misses(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def summary(of: Misses, counted_NP: np.ndarray) -> dict[str, float | int] | None:
+def summary(found: Misses, counted_NP: np.ndarray) -> dict[str, float | int] | None:
     """Miss rate, mean and median distance over the counted windows (bool); None where there are none."""
     if not counted_NP.any():
         return None
-    pixels, share, missed = (array[counted_NP] for array in of)
+    pixels, share, missed = (array[counted_NP] for array in found)
     return {
         "windows": int(counted_NP.sum()),
         "miss_rate": round(float(missed.mean()), 5),
@@ -208,29 +212,11 @@ def summary(of: Misses, counted_NP: np.ndarray) -> dict[str, float | int] | None
     }
 
 
-def batches(args: argparse.Namespace, faces: Faces, device: torch.device) -> Iterable[Batch]:
-    """Every face of a split once, on the device."""
-    return (batch.to(device) for batch in evaluation_batches(faces, args.batch_size or 8, workers=args.workers))
-
-
 # output
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 4) -> str:
-    """A Markdown table; floats with so many digits, None as a dash."""
-
-    def cell(value: object) -> str:
-        if value is None:
-            return "–"
-        text = f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-        return text.replace("|", "\\|")
-
-    lines = [" | ".join(header), " | ".join(["---", *["---:"] * (len(header) - 1)])]
-    return "\n".join(f"| {line} |" for line in [*lines, *(" | ".join(map(cell, row)) for row in rows)]) + "\n"
-
-
 def panels(count: int, height: float = 3.6) -> tuple[Figure, list[Any]]:
-    """A figure of so many plots in a row."""
+    """A figure of so many plots in a row. height: inches."""
     figure = Figure(figsize=(4.6 * count, height), layout="constrained")
     axes = list(figure.subplots(1, count, squeeze=False)[0])
     for ax in axes:
@@ -253,8 +239,8 @@ def bars(result: dict[str, Any], titles: Sequence[str]) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """PNG without the date or version of what wrote it: the same numbers give the same bytes."""
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    """PNG without the date or version of what wrote it: the same numbers give the same bytes. Raises OSError."""
+    files.write_whole(path, partial(figure.savefig, format="png", dpi=110, metadata={"Software": None}))
 
 
 def write(
@@ -266,13 +252,13 @@ def write(
     draw: Callable[[dict[str, Any]], Figure],
     table: Callable[[dict[str, Any]], str],
 ) -> None:
-    """The script's NAME.json (command, options, numbers) and NAME.png into ``--out``; prints the table.
+    """Write NAME.json (command, options, numbers) and NAME.png into ``--out``; print the table.
 
-    Raises InputError where they cannot be written.
+    script: the experiment's module. Raises InputError where the files cannot be written.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     for k, word in enumerate(words[:-1]):
-        if word in ("--data", "--cache"):  # folders that say nothing elsewhere
+        if word in ("--data", "--cache"):  # folders that mean nothing on another machine
             words[k + 1] = "DIR"
     settings = {key: value for key, value in sorted(vars(args).items()) if not isinstance(value, Path)}
     result = {
@@ -285,9 +271,7 @@ def write(
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         save_figure(draw(result), args.out / f"{name}.png")
-        partial = args.out / f"{name}.json.tmp"
-        partial.write_text(json.dumps(result, indent=1, default=str) + "\n")
-        os.replace(partial, args.out / f"{name}.json")
+        files.write_text(args.out / f"{name}.json", json.dumps(result, indent=1, default=str) + "\n")
     except OSError as error:
         raise InputError(f"--out {args.out} could not be written ({error.strerror or error})") from error
     print("\n" + table(result) + f"\nwritten: {args.out / name}.json, .png")

@@ -1,6 +1,6 @@
 """Crops of odd against even sides (paper Fig. 7, 8). Nothing is trained: windows of as many photo pixels as samples.
 
-An odd window around a pixel samples pixels; an even one samples between them. Compared are the photo's crops with plain
+An odd window around a pixel samples pixels; an even one samples between them. The photo's crops are compared with plain
 array slicing, and the true labels with themselves, cropped (nearest) and pasted back.
 """
 
@@ -12,23 +12,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from data.labels import NUM_PARTS, PART_LABELS
-from data.loading import Batch
+from data.batches import open_faces
+from data.labels import NINE, NUM_PARTS, among
+from data.view import View
 from experiments import common
-from models.grid import crop_labels
-from models.parts import part_targets
-from models.stn_icnn import STNiCNN, STNiCNNConfig
-from utils import options, runtime
-from utils.errors import InputError
-from utils.metrics import confusion_matrix, scores
-from utils.parsing import label_crops
+from models.geometry import compose, image_to_padded, paste_labels
+from models.stn_icnn.model import STNiCNNConfig
+from models.stn_icnn.parts import part_targets
+from models.stn_icnn.windows import target_theta
+from utils import options
+from utils.metrics import confusion_matrices, headline, scores
 from utils.runtime import run_main
+from utils.tables import markdown
 
 NAME = "crop_parity"
-CERTAIN = 1e4  # a logit whose softmax is 1
 
 
 def slices(photo_HW3: np.ndarray, centres_P2: np.ndarray, size: int) -> np.ndarray:
@@ -39,66 +39,65 @@ def slices(photo_HW3: np.ndarray, centres_P2: np.ndarray, size: int) -> np.ndarr
 
 
 def within(labels_BHW: Tensor, centres_BP2: Tensor, size: int) -> Tensor:
-    """The labels with every part erased outside its own window, whose border passes at (size - 1) / 2 pixels."""
+    """The labels, with each part erased outside its own window, which ends (size - 1) / 2 pixels from its centre.
+
+    labels_BHW: uint8, the nine labels. centres_BP2: (x, y) in pixels.
+    """
     height, width = labels_BHW.shape[-2:]
     kept_BHW = torch.zeros_like(labels_BHW)
     y_H, x_W = torch.arange(height, device=labels_BHW.device), torch.arange(width, device=labels_BHW.device)
-    for part, labels in enumerate(PART_LABELS):
+    for part, ids in enumerate(NINE.part_ids):
         x_B1, y_B1 = centres_BP2[:, part, :1], centres_BP2[:, part, 1:]
         near_BH, near_BW = ((ticks - centre).abs() <= (size - 1) / 2 for ticks, centre in ((y_H, y_B1), (x_W, x_B1)))
-        part_BHW = (labels_BHW >= labels[0]) & (labels_BHW <= labels[-1])
-        kept_BHW += labels_BHW * (part_BHW & near_BH[:, :, None] & near_BW[:, None])
+        kept_BHW += labels_BHW * (among(labels_BHW, ids) & near_BH[:, :, None] & near_BW[:, None])
     return kept_BHW
 
 
-def paste_back(model: STNiCNN, batch: Batch, theta_BP23: Tensor, padded_BP23: Tensor) -> Tensor:
-    """The true labels, cropped and pasted: labels_BHW."""
-    labels_BPSS = crop_labels(batch.labels_BHW, theta_BP23, model.config.crop_size, batch.sizes_B2)
-    logits = [
-        CERTAIN * F.one_hot(target_BSS, 1 + len(labels)).permute(0, 3, 1, 2).float()
-        for target_BSS, labels in zip(part_targets(labels_BPSS), PART_LABELS, strict=True)
+def paste_back(view: View, theta_BP23: Tensor, config: STNiCNNConfig) -> Tensor:
+    """The true labels, cropped and pasted: labels_BHW, uint8."""
+    height, width = view.batch.labels_BHW.shape[1:]
+    targets = part_targets(view.crop_labels(theta_BP23, config.crop_size))
+    probs = [
+        F.one_hot(target_BSS, 1 + len(ids)).permute(0, 3, 1, 2).float()
+        for target_BSS, ids in zip(targets, NINE.part_ids, strict=True)
     ]
-    return model.paste_labels(logits, padded_BP23, *batch.labels_BHW.shape[-2:])
+    padded_BP23 = compose(image_to_padded(view.sizes_B2, height, width), theta_BP23)
+    return paste_labels(probs, padded_BP23, height, width, config.paste)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common.parser(__doc__, batch_size=8)
+    parser = common.parser(__doc__, common.BATCH_SIZE)
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[80, 81, 126, 127], metavar="N", help="sides of the windows, pixels"
     )
     args = common.parse(parser, argv)
-    device = runtime.pick_device(args.device)
-    try:
-        models = {size: STNiCNN(STNiCNNConfig(crop_size=size)).to(device).eval() for size in args.sizes}
-    except ValueError as error:
-        raise InputError(f"--sizes {' '.join(map(str, args.sizes))}: {error}") from error
-    for model in models.values():
-        model.parts = nn.Identity()  # type: ignore[assignment]  # crops are what would be labelled
-    faces = options.open_split(args, args.split)
-    errors: dict[int, list[float]] = {size: [] for size in models}
-    worst = dict.fromkeys(models, 0.0)
-    matrices = {size: np.zeros((9, 9), np.int64) for size in models}
-    bar = tqdm(common.batches(args, faces, device), total=-(-len(faces) // args.batch_size), disable=None, leave=False)
-    with torch.inference_mode():
-        for batch in bar:
-            batch = replace(batch, centres_BP2=batch.centres_BP2.round())
-            for size, model in models.items():
-                crops_BP3SS, theta_BP23, padded_BP23 = label_crops(model, batch, "truth")
-                crops_BPSS3 = torch.as_tensor(crops_BP3SS).permute(0, 1, 3, 4, 2).cpu().numpy() * 255
-                for b, (photo, centres, present) in enumerate(
-                    zip(batch.photos_BHW3.cpu().numpy(), batch.centres_BP2.cpu().numpy(), batch.present_BP, strict=True)
-                ):
-                    difference = np.abs(crops_BPSS3[b] - slices(photo, centres, size))[present.cpu().numpy()]
-                    errors[size].extend(difference.mean((1, 2, 3)).tolist())
-                    worst[size] = max(worst[size], float(difference.max(initial=0)))
-                pasted_BHW = paste_back(model, batch, theta_BP23, padded_BP23)
-                true_BHW = within(batch.labels_BHW, batch.centres_BP2, size)
-                matrices[size] += confusion_matrix(within(pasted_BHW, batch.centres_BP2, size), true_BHW)
+    configs = common.configs_of_sizes(lambda size: STNiCNNConfig(crop_size=size), args.sizes)
+    machine = options.machine(args)
+    faces = open_faces(options.face_data(args), args.split, NINE, threads=machine.threads)
+    errors: dict[int, list[float]] = {size: [] for size in configs}
+    worst = dict.fromkeys(configs, 0.0)
+    matrices = {size: np.zeros((len(NINE), len(NINE)), np.int64) for size in configs}
+    steps = -(-len(faces) // args.batch_size)
+    for batch in tqdm(common.batches(faces, machine, args.batch_size), total=steps, disable=None, leave=False):
+        view = View(replace(batch, centres_BP2=batch.centres_BP2.round()))
+        centres_BP2 = view.batch.centres_BP2
+        for size, config in configs.items():
+            theta_BP23 = target_theta(view.parts(), view.sizes_B2, config.windows)
+            crops_BPSS3 = view.crops(theta_BP23, size).permute(0, 1, 3, 4, 2).cpu().numpy() * 255
+            for b, present_P in enumerate(batch.present_BP.cpu().numpy()):
+                sliced = slices(batch.photos_BHW3[b].cpu().numpy(), centres_BP2[b].cpu().numpy(), size)
+                difference = np.abs(crops_BPSS3[b] - sliced)[present_P]
+                errors[size].extend(difference.mean((1, 2, 3)).tolist())
+                worst[size] = max(worst[size], float(difference.max(initial=0)))
+            pasted_BHW = within(paste_back(view, theta_BP23, config), centres_BP2, size)
+            true_BHW = within(batch.labels_BHW, centres_BP2, size)
+            counts_BKK, _ = confusion_matrices(pasted_BHW, true_BHW, batch.sizes_B2, len(NINE))
+            matrices[size] += counts_BKK.sum(0).cpu().numpy()
     rows = []
-    for size in models:
-        result = scores(matrices[size])
+    for size in configs:
+        result = scores(matrices[size], NINE)
         mean = float(np.mean(errors[size])) if errors[size] else None
-        row = {"size": size, "error": mean, "worst": worst[size], "f1": common.headline(result)}
+        row = {"size": size, "error": mean, "worst": worst[size], "f1": headline(result)}
         rows.append({**row, "strict": result["strict"]})
     numbers = {"faces": len(faces), "split": args.split, "parts": NUM_PARTS, "rows": rows}
     common.write(NAME, NAME, args, argv, numbers, draw, table)
@@ -112,7 +111,7 @@ def table(result: dict[str, Any]) -> str:
         [row["size"], "odd" if row["size"] % 2 else "even", row["error"], row["worst"], *row["f1"].values()]
         for row in result["rows"]
     ]
-    return common.markdown(header, rows)
+    return markdown(header, rows)
 
 
 def draw(result: dict[str, Any]) -> Figure:

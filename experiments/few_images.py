@@ -15,18 +15,24 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import reproduce
+from data.source import FaceData, open_source
+from evaluate import Request
 from experiments import common
-from models.stn_icnn import STNiCNNConfig
-from utils import options
 from utils.errors import InputError
-from utils.options import Recipe
+from utils.metrics import headline
 from utils.runtime import run_main
+from utils.tables import markdown
+from utils.training import Recipe
 
 NAME, CURVE = "few_images", "training_images"
 PAPER_IMAGES = 18_000
 STARTS = {"scratch": "from scratch", "drawn": "drawn faces first"}
-INITS = ("stage1", "stage2")  # the stages that start from those of the drawn faces; the others from these
-SCORED = {"stage1": ("stage1", "none"), "chain": ("end2end", "predicted")}
+INITS = ("stage1", "stage2")  # the stages that start from those of the drawn faces; the others start from these two
+# What is trained -> its stages, the one that is scored, and where its windows come from
+TRAINED = {
+    "stage1": (("stage1",), "stage1", "none"),
+    "chain": (tuple(reproduce.STAGES), "end2end", "predicted"),
+}
 
 
 def number_or_all(text: str) -> int | None:
@@ -52,10 +58,52 @@ def power_law(counts: list[int], errors: list[float]) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    stages, final, crops = TRAINED[args.stage]
+    recipes = common.recipes_of_stages(args, stages)
+    setup = common.setup(args, coarse_size=args.coarse_size)
+    everything = len(open_source(setup.data, "train").samples)
+    asked = args.counts or ([500, 1000, 2000, None] if args.scratch_only else [0, 50, 200, 1000, None])
+    counts = sorted({everything if count is None else count for count in asked})
+    if counts[-1] > everything:
+        raise InputError(f"--counts {counts[-1]}: there are only {everything} faces to train on")
+
+    root = args.runs / NAME / args.stage
+    drawn: dict[str, Path] = {}
+    if not args.scratch_only:
+        faces = FaceData(face_size=args.drawn_size or args.face_size, max_images=args.drawn, cache=args.cache)
+        same_steps = with_same_steps(recipes, args.drawn, args.drawn)
+        drawn = reproduce.train_stages(same_steps, replace(setup, data=faces), root / "drawn")
+    rows = []
+    for count in counts:
+        row: dict[str, Any] = {"faces": count}
+        for start in ("scratch",) if args.scratch_only else STARTS:
+            folder = root / f"{start}-{count}"
+            if count:
+                best = train(recipes, setup, count, everything, drawn if start == "drawn" else {}, folder)
+            elif start == "drawn":
+                best = drawn
+            else:
+                row[start] = None  # random weights say nothing
+                continue
+            request = Request([best[final]], setup.data, setup.machine, args.split, crops)
+            title = f"{count} faces, {STARTS[start]}"
+            row[start] = headline(reproduce.score(request, folder / "scores" / args.split, title))
+        rows.append(row)
+    numbers: dict[str, Any] = {"split": args.split, "stage": args.stage, "rows": rows}
+    if args.scratch_only:
+        numbers["fit"] = fit(rows)
+    script_draw, name = (draw_curve, CURVE) if args.scratch_only else (draw, NAME)
+    common.write(NAME, name, args, argv, numbers, script_draw, table)
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options, checked. Raises InputError."""
     parser = common.parser(__doc__)
     parser.add_argument("--recipe", choices=("paper-short", "best"), default="paper-short", help="both one-cycle")
     common.add_training_options(parser, "stage 1, or of the four stages, with all faces", "+")
-    parser.add_argument("--stage", choices=tuple(SCORED), default="stage1", help="train it alone, or all four")
+    parser.add_argument("--stage", choices=tuple(TRAINED), default="stage1", help="train it alone, or all four")
     parser.add_argument(
         "--counts",
         type=number_or_all,
@@ -70,66 +118,14 @@ def main(argv: list[str] | None = None) -> int:
     args = common.parse(parser, argv)
     if args.drawn < 1:
         raise InputError(f"--drawn {args.drawn}: must be at least 1")
-    stages = reproduce.STAGES if args.stage == "chain" else ("stage1",)
-    recipes = {stage: recipe_of(stage, args) for stage in stages}
-    everything = len(options.open_split(args, "train"))
-    asked = args.counts or ([500, 1000, 2000, None] if args.scratch_only else [0, 50, 200, 1000, None])
-    counts = sorted({everything if count is None else count for count in asked})
-    if counts[-1] > everything:
-        raise InputError(f"--counts {counts[-1]}: there are only {everything} faces to train on")
-    if args.scratch_only and counts[0] == 0:
+    if args.scratch_only and args.counts and 0 in args.counts:
         raise InputError("--counts 0: without drawn faces, no faces train nothing")
-
-    root = args.runs / NAME / args.stage
-    stage, crops = SCORED[args.stage]
-    drawn = {} if args.scratch_only else train_drawn(args, recipes, root / "drawn")
-    rows = []
-    for count in counts:
-        row: dict[str, Any] = {"faces": count}
-        for start in ("scratch",) if args.scratch_only else STARTS:
-            folder = root / f"{start}-{count}"
-            if count:
-                best = train(args, recipes, count, everything, drawn if start == "drawn" else {}, folder)
-            elif start == "drawn":
-                best = drawn
-            else:
-                row[start] = None  # weights as they were drawn say nothing
-                continue
-            row[start] = common.headline(common.score(args, [best[stage]], crops, folder / "scores" / args.split))
-        rows.append(row)
-    numbers: dict[str, Any] = {"split": args.split, "stage": args.stage, "rows": rows}
-    if args.scratch_only:
-        numbers["fit"] = fit(rows)
-    script_draw, name = (draw_curve, CURVE) if args.scratch_only else (draw, NAME)
-    common.write(NAME, name, args, argv, numbers, script_draw, table)
-    return 0
-
-
-def recipe_of(stage: str, args: argparse.Namespace) -> Recipe:
-    """The stage's recipe, with ``--epochs`` and ``--batch-size`` applied."""
-    recipe: Recipe = getattr(reproduce.SCRIPTS[stage].RECIPES, args.recipe.replace("-", "_"))
-    stages = reproduce.STAGES if args.stage == "chain" else ("stage1",)
-    epochs = common.epochs_of_stages(args, stages)[stage] or recipe.optimisation.epochs
-    optimisation = replace(recipe.optimisation, epochs=epochs)
-    return replace(recipe, optimisation=optimisation, batch_size=args.batch_size or recipe.batch_size)
-
-
-def train_drawn(args: argparse.Namespace, recipes: dict[str, Recipe], root: Path) -> dict[str, Path]:
-    """Train the stages on drawn faces: stage -> best checkpoint."""
-    data = {"dataset": "synthetic", "max_images": args.drawn, "face_size": args.drawn_size or args.face_size}
-    best: dict[str, Path] = {}
-    for stage, recipe in recipes.items():
-        folds = recipe.augmentation.folds
-        epochs, batch = schedule(recipe.optimisation.epochs, args.drawn, args.drawn, recipe.batch_size, folds)
-        words = reproduce.flags(args, "cache", *reproduce.MACHINE, "recipe", **data, epochs=epochs, batch_size=batch)
-        words += sizes(stage, recipe, args)
-        best[stage] = common.train(stage, [*words, *reproduce.from_earlier(stage, best)], root / stage)
-    return best
+    return args
 
 
 def train(
-    args: argparse.Namespace,
     recipes: dict[str, Recipe],
+    setup: reproduce.Setup,
     count: int,
     everything: int,
     drawn: dict[str, Path],
@@ -139,28 +135,21 @@ def train(
 
     The best epoch is chosen on as many faces of the validation split, no more than there are.
     """
-    best: dict[str, Path] = {}
+    if count < everything:
+        setup = replace(setup, data=replace(setup.data, max_images=count))
+    start = {stage: {"init_from": drawn[stage]} for stage in INITS if stage in drawn}
+    return reproduce.train_stages(with_same_steps(recipes, everything, count), setup, root, start)
+
+
+def with_same_steps(recipes: dict[str, Recipe], everything: int, count: int) -> dict[str, Recipe]:
+    """The recipes with the epochs and batch sizes of ``schedule``."""
+    changed = {}
     for stage, recipe in recipes.items():
-        folds = recipe.augmentation.folds
-        epochs, batch = schedule(recipe.optimisation.epochs, everything, count, recipe.batch_size, folds)
-        data = {"max_images": args.max_images if count == everything else count}
-        words = reproduce.flags(
-            args, *reproduce.DATA, *reproduce.MACHINE, "recipe", epochs=epochs, batch_size=batch, **data
+        epochs = recipe.optimisation.epochs
+        changed[stage] = recipe.changed(
+            *schedule(epochs, everything, count, recipe.batch_size, recipe.augmentation.folds)
         )
-        words += sizes(stage, recipe, args)
-        if drawn and stage in INITS:
-            words += ["--init-from", str(drawn[stage])]
-        best[stage] = common.train(stage, [*words, *reproduce.from_earlier(stage, best)], root / stage)
-    return best
-
-
-def sizes(stage: str, recipe: Recipe, args: argparse.Namespace) -> list[str]:
-    """The coarse size where it is given, and the same crops for every data set, in the stages that have the options."""
-    if stage == "stage1":
-        return reproduce.flags(args, "coarse_size")
-    return (
-        ["--crop-size", str(STNiCNNConfig(**recipe.model).crop_size)] if "crop_size" in reproduce.SIZES[stage] else []
-    )
+    return changed
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -186,7 +175,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     if law := result.get("fit"):
         rows.append([f"{PAPER_IMAGES}, predicted", *(law[which]["predicted"] for which in ("overall", "strict"))])
-    return common.markdown(header, rows)
+    return markdown(header, rows)
 
 
 def draw(result: dict[str, Any]) -> Figure:
@@ -214,11 +203,10 @@ def draw_curve(result: dict[str, Any]) -> Figure:
         ax.plot([count for count, _ in known], [error for _, error in known], "o", color=colour, label=which)
         if law := result.get("fit"):
             n = np.geomspace(known[0][0], PAPER_IMAGES, 50)
-            of = law[which]
-            ax.plot(n, of["a"] * n ** -of["b"], "--", color=colour, lw=1)
-            ax.plot(n[-1:], [1 - of["predicted"]], "x", color=colour)
-            told = f"F1 {of['predicted']:.3f} "
-            ax.text(n[-1], 1 - of["predicted"], told, ha="right", va="top", fontsize=8, color=colour)
+            a, b, predicted = (law[which][name] for name in ("a", "b", "predicted"))
+            ax.plot(n, a * n**-b, "--", color=colour, lw=1)
+            ax.plot(n[-1:], [1 - predicted], "x", color=colour)
+            ax.text(n[-1], 1 - predicted, f"F1 {predicted:.3f} ", ha="right", va="top", fontsize=8, color=colour)
     ax.set(xscale="log", yscale="log", xlabel="faces to train on", ylabel="1 - F1")
     ax.legend(fontsize=8)
     return figure

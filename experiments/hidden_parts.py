@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 from tqdm import tqdm
 
+from data.batches import Batch
 from data.images import make_thumb
 from data.labels import NUM_PARTS
-from data.loading import Batch
+from data.view import View
 from experiments import common
+from models.stn_icnn.baseline import part_boxes
+from models.stn_icnn.model import STNiCNN
 from utils import runtime
-from utils.metrics import confusion_matrix, scores
-from utils.parsing import label_maps, true_theta
+from utils.metrics import confusion_matrices, headline, scores
 from utils.runtime import run_main
+from utils.tables import markdown
 
 NAME = "hidden_parts"
 PATCH = 1.3  # side of a patch, in sides of the part's bounding box
@@ -32,10 +36,10 @@ def hiding_order(present_P: np.ndarray, seed: int, index: int) -> list[int]:
     return [int(part) for part in order if present_P[part]]
 
 
-def hide(batch: Batch, boxes_BP4: torch.Tensor, hidden_BP: np.ndarray) -> Batch:
+def hide(batch: Batch, boxes_BP4: Tensor, hidden_BP: np.ndarray) -> Batch:
     """The batch with patches over the hidden parts (bool), in photos and thumbs; labels stay.
 
-    boxes_BP4: see ``common.part_boxes``.
+    boxes_BP4: see ``models.stn_icnn.baseline.part_boxes``.
     """
     photos_BHW3, thumbs_BTT3 = batch.photos_BHW3.cpu().numpy().copy(), batch.thumbs_BTT3.cpu().numpy().copy()
     sizes, boxes_BP4 = batch.sizes_B2.tolist(), boxes_BP4.cpu()
@@ -59,31 +63,32 @@ def hide(batch: Batch, boxes_BP4: torch.Tensor, hidden_BP: np.ndarray) -> Batch:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = common.parse(common.checkpoint_parser(__doc__, batch_size=8), argv)
-    model, faces, device = common.load(args)
+    args = common.parse(common.checkpoint_parser(__doc__), argv)
+    model, faces, machine = common.load(args, STNiCNN)
     counts = range(NUM_PARTS + 1)
     found: dict[tuple[int, str], list[common.Misses]] = {(k, name): [] for k in counts for name in common.CROPPERS}
-    matrices = {key: np.zeros((9, 9), np.int64) for key in found}
+    matrices = {key: np.zeros((len(model.labels), len(model.labels)), np.int64) for key in found}
     present: list[np.ndarray] = []
     hidden: dict[int, list[np.ndarray]] = {k: [] for k in counts}
-    bar = tqdm(common.batches(args, faces, device), total=-(-len(faces) // args.batch_size), disable=None, leave=False)
-    with torch.inference_mode(), runtime.autocast(device, args.amp):
+    steps = -(-len(faces) // args.batch_size)
+    bar = tqdm(common.batches(faces, machine, args.batch_size), total=steps, disable=None, leave=False)
+    with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
         for batch in bar:
             present_BP = batch.present_BP.cpu().numpy()
             indices = batch.index_B.tolist()
-            orders = [hiding_order(has, args.seed, i) for has, i in zip(present_BP, indices, strict=True)]
-            boxes_BP4, truth_BP23 = common.part_boxes(batch.labels_BHW), true_theta(batch, model)
+            orders = [hiding_order(present_P, args.seed, i) for present_P, i in zip(present_BP, indices, strict=True)]
+            boxes_BP4, truth_BP23 = part_boxes(batch.labels_BHW), model.true_windows(View(batch))
             present.append(present_BP)
             for k in counts:
                 hidden_BP = np.array([np.isin(np.arange(NUM_PARTS), order[:k]) for order in orders])
                 hidden[k].append(hidden_BP)
                 covered = hide(batch, boxes_BP4, hidden_BP)
                 for name, crops in common.CROPPERS.items():
-                    labels_BHW, theta_BP23 = label_maps(model, covered, crops)
+                    labels_BHW, theta_BP23 = model.parse(covered, crops)
+                    assert theta_BP23 is not None  # both croppers make windows
                     found[k, name].append(common.misses(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2))
-                    for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
-                        true_HW = batch.labels_BHW[b, :height, :width]
-                        matrices[k, name] += confusion_matrix(labels_BHW[b, :height, :width], true_HW)
+                    counts_BKK, _ = confusion_matrices(labels_BHW, batch.labels_BHW, batch.sizes_B2, len(model.labels))
+                    matrices[k, name] += counts_BKK.sum(0).cpu().numpy()
     present_NP = np.concatenate(present)
     rows = []
     for k in counts:
@@ -96,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
                     "cropper": name,
                     "all": common.summary(missed, present_NP),
                     "hidden_only": common.summary(missed, hidden_NP),
-                    "f1": common.headline(scores(matrices[k, name])),
+                    "f1": headline(scores(matrices[k, name], model.labels)),
                 }
             )
     common.write(NAME, NAME, args, argv, {"faces": len(faces), "split": args.split, "rows": rows}, draw, table)
@@ -122,7 +127,7 @@ def table(result: dict[str, Any]) -> str:
         rates = [every.get("miss_rate"), hidden.get("miss_rate")]
         distances = [every.get(name) for name in ("share_mean", "share_median", "pixels_mean")]
         rows.append([row["hidden"], row["cropper"], *rates, *distances, row["f1"]["overall"], row["f1"]["strict"]])
-    return common.markdown(header, rows, 3)
+    return markdown(header, rows, 3)
 
 
 def draw(result: dict[str, Any]) -> Figure:
@@ -130,10 +135,12 @@ def draw(result: dict[str, Any]) -> Figure:
     figure, (rate, distance, f1) = common.panels(3)
     for colour, name in zip(("tab:orange", "tab:blue"), common.CROPPERS, strict=True):
         rows = [row for row in result["rows"] if row["cropper"] == name]
-        for which, style, told in (("all", "-o", "all parts"), ("hidden_only", "--", "the hidden ones")):
+        for which, style, parts in (("all", "-o", "all parts"), ("hidden_only", "--", "the hidden ones")):
             shown = [row for row in rows if row[which]]
             k = [row["hidden"] for row in shown]
-            rate.plot(k, [row[which]["miss_rate"] for row in shown], style, color=colour, label=f"{name}, {told}", ms=4)
+            rate.plot(
+                k, [row[which]["miss_rate"] for row in shown], style, color=colour, label=f"{name}, {parts}", ms=4
+            )
             distance.plot(k, [row[which]["share_mean"] for row in shown], style, color=colour, ms=4)
         known = [row for row in rows if row["f1"]["overall"] is not None]
         f1.plot([row["hidden"] for row in known], [row["f1"]["overall"] for row in known], "-o", color=colour, ms=4)

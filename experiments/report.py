@@ -1,38 +1,38 @@
-"""Every table and plot of the results, from what the runs left behind: results/README.md, and a picture beside each.
-In the README.md beside the results, tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` are written again.
+"""Write the tables and plots of the results again, from the files that the runs left behind.
 
-Read are, where they are there: <run>/{stage1,cropper,stage2,end2end}/{config.json,log.jsonl}, <run>/command.txt,
-<run>/{val,test}/<row>/scores.json, experiments/<experiment>.json and any benchmark.md, all under --results.
-Runs that differ in a suffix -seedN alone are the same run with other seeds.
+Reads from --results what is there of: <run>/command.txt, <run>/<stage>/{config.json,log.jsonl} and
+<run>/scores/<split>/<row>/scores.json, all as reproduce.py leaves them, and experiments/<experiment>.json.
+Writes there: README.md, <run>/curves.png and experiments/<experiment>.png.
+
+For this repository's own results, the tables in README.md and docs/*.md are written too: each text between
+``<!-- table: NAME -->`` and ``<!-- end -->`` becomes the table of that name. The names are
+<run>/<split>/paper, <run>/<split>/strict, <run>/trainings, <runs>/<split>/seeds and experiments/<experiment>.
+Runs whose names differ only in a suffix -seedN are one training with several seeds.
 """
 
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 import reproduce
-from data.labels import PAPER_GROUPS
+from data.listing import SPLITS
 from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, kinds, robustness
-from utils import options
+from utils import files
+from utils.cli import Parser
 from utils.errors import InputError
-from utils.metrics import FOREGROUND
+from utils.metrics import Scores, headline
 from utils.runtime import run_main
+from utils.tables import markdown
 
-TITLES = (
-    "coarse mask enlarged",
-    "iCNN (old cropper)",
-    "STN-iCNN before end-to-end",
-    "STN-iCNN",
-    "STN-iCNN, mirrored too",
-    "STN-iCNN, crops on the truth",
-)
-# What the paper's tables print, test split, columns of PAPER_GROUPS.
-PUBLISHED = {
+HOME = Path(__file__).resolve().parent.parent
+TITLES = (*reproduce.ROWS, "STN-iCNN, mirrored too")  # rows in the order of the tables; others follow them
+# The paper's tables 1 and 2, test split, in the order of the columns of data.labels.NINE.groups.
+PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
     "helen": {
         "iCNN (Zhou 2015)": (0.778, 0.863, 0.920, 0.777, 0.824, 0.808, 0.889, 0.845),
         "iCNN": (0.863, 0.790, 0.936, 0.812, 0.772, 0.830, 0.908, 0.865),
@@ -51,17 +51,17 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Fi
     "coarse_size": ("Size of the coarse input (Fig. 6)", coarse_size.table, coarse_size.draw),
     "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, crop_parity.draw),
     "few_images": ("Drawn faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
-    "training_images": ("Score over training faces", few_images.table, few_images.draw_curve),
+    "training_images": ("Score over the number of training faces", few_images.table, few_images.draw_curve),
     "robustness": ("Photos of other kinds", robustness.table, robustness.draw),
     "kinds": ("Kinds of faces", kinds.table, kinds.draw),
-    "ablation": ("What each change of recipe brings", ablation.table, ablation.draw),
+    "ablation": ("What each change of the recipe brings", ablation.table, ablation.draw),
 }
 LOWER_IS_BETTER = ("theta_loss",)
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-class Stage(NamedTuple):
-    """What a training left: its config.json, and its log, one row an epoch."""
+class Training(NamedTuple):
+    """What a training left: its config.json, and its log, one row for each epoch."""
 
     config: Result
     log: list[Result]
@@ -71,75 +71,104 @@ class Run(NamedTuple):
     """One run folder. scores: split -> row's title -> scores.json. command: what was typed, or empty."""
 
     name: str
-    stages: dict[str, Stage]
-    scores: dict[str, dict[str, Result]]
+    stages: dict[str, Training]
+    scores: dict[str, dict[str, Scores]]
     command: str
 
     @property
     def dataset(self) -> str | None:
-        found = [stage.config["dataset"] for stage in self.stages.values()]
-        found += [row["dataset"] for rows in self.scores.values() for row in rows.values()]
-        return found[0] if found else None
+        names = [stage.config["dataset"] for stage in self.stages.values()]
+        names += [row["dataset"] for rows in self.scores.values() for row in rows.values()]
+        return names[0] if names else None
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = options.Parser(__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="read, and written into")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=HOME / "results",
+        metavar="DIR",
+        help="folder of the runs; the report goes there",
+    )
     args = parser.parse_args(argv)
     if not args.results.is_dir():
-        raise InputError(f"--results {args.results} is no folder: name the one that holds the runs")
-    runs = [run for path in sorted(args.results.iterdir()) if path.is_dir() and (run := read_run(path))]
-    found = {name: path for name in EXPERIMENTS if (path := args.results / "experiments" / f"{name}.json").is_file()}
-    if not runs and not found:
-        raise InputError(f"--results {args.results} holds neither runs nor experiments")
-    lines = ["# Results", "", "Written by `python -m experiments.report`; edits get lost.", ""]
-    groups = by_seed(runs)
-    spreads = {name: spread(group) for name, group in groups.items()}
-    for name, group in groups.items():
-        lines += [f"## {name}", "", *spreads[name].values()]
-        for run in group:
-            if len(group) > 1:
-                lines += [f"### {run.name}, seed {seed_of(run)}", ""]
-            lines += section(run)
-            if run.stages:
-                common.save_figure(curves(run), args.results / f"{run.name}-curves.png")
-                lines += [f"![training curves of {run.name}]({run.name}-curves.png)", ""]
-    for name, path in found.items():
-        title, table, draw = EXPERIMENTS[name]
-        result = read_json(path)
-        common.save_figure(draw(result), args.results / f"{name}.png")
-        lines += [f"## {title}", "", told(result), "", f"```\n{result['command']}\n```", "", table(result)]
-        lines += [f"![{title}]({name}.png)", ""]
-    for path in sorted(args.results.glob("**/benchmark.md")):
-        lines += [re.sub("^#", "##", path.read_text(), flags=re.MULTILINE)]
-    file = args.results / "README.md"
-    file.write_text("\n".join(lines).rstrip() + "\n")
-    print(f"written: {file}, from {len(runs)} runs and {len(found)} experiments")
-    beside = args.results.resolve().parent / "README.md"
-    if beside.is_file():
-        tables = {f"experiments/{name}": EXPERIMENTS[name][1](read_json(path)) for name, path in found.items()}
-        for name, by_split in spreads.items():
-            tables |= {f"{name}/{split}/seeds": table for split, table in by_split.items()}
-        for run in runs:
-            for split in run.scores:
-                tables[f"{run.name}/{split}/paper"] = f1_table(run, split)
-                tables[f"{run.name}/{split}/strict"] = strict_table(run.scores[split])
-        beside.write_text(with_tables(beside.read_text(), tables))
+        raise InputError(f"--results {args.results} is not a folder: name the one that holds the runs")
+    own = args.results.resolve() == HOME / "results"
+    write_tables(args.results, [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))] if own else [])
+    write_plots(args.results)
     return 0
 
 
-def with_tables(text: str, tables: dict[str, str]) -> str:
-    """The text with its marked tables as they are now. Raises InputError for a mark that names none."""
-    if lost := {name for _, name, _ in MARKED.findall(text)} - tables.keys():
-        raise InputError(f"no results for the tables {', '.join(sorted(lost))}: there are {', '.join(sorted(tables))}")
+def read_results(results: Path) -> tuple[list[Run], dict[str, Result]]:
+    """The runs and experiments of a folder. Raises InputError where there are none, and for damaged files."""
+    runs = [run for folder in sorted(results.iterdir()) if folder.is_dir() and (run := read_run(folder))]
+    paths = {name: results / "experiments" / f"{name}.json" for name in EXPERIMENTS}
+    experiments = {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    if not runs and not experiments:
+        raise InputError(f"--results {results} holds neither runs nor experiments")
+    return runs, experiments
+
+
+def write_tables(results: Path, documents: Sequence[Path]) -> None:
+    """Write README.md of the folder ``results``, and the marked tables of the documents (Markdown files).
+
+    Raises InputError as ``read_results`` does, and for a mark that names no table; nothing is written then.
+    """
+    runs, experiments = read_results(results)
+    tables = all_tables(runs, experiments)
+    texts = {path: path.read_text(encoding="utf-8") for path in documents}
+    changed = {path: with_tables(text, tables, path) for path, text in texts.items()}
+    changed[results / "README.md"] = overview(runs, experiments, tables, sorted(results.glob("*/benchmark.md")))
+    for path, text in changed.items():
+        if texts.get(path) != text:
+            files.write_text(path, text)
+    print(f"written: {results / 'README.md'}, from {len(runs)} runs and {len(experiments)} experiments")
+
+
+def write_plots(results: Path) -> None:
+    """Write <run>/curves.png and experiments/<experiment>.png. Raises InputError as ``read_results`` does."""
+    runs, experiments = read_results(results)
+    for run in runs:
+        if run.stages:
+            common.save_figure(curves(run), results / run.name / "curves.png")
+    for name, result in experiments.items():
+        common.save_figure(EXPERIMENTS[name][2](result), results / "experiments" / f"{name}.png")
+
+
+def all_tables(runs: list[Run], experiments: dict[str, Result]) -> dict[str, str]:
+    """Every table by its name, in Markdown."""
+    tables = {f"experiments/{name}": EXPERIMENTS[name][1](result) for name, result in experiments.items()}
+    for name, group in by_seed(runs).items():
+        tables |= {f"{name}/{split}/seeds": table for split, table in spread(group).items()}
+    for run in runs:
+        if run.stages:
+            tables[f"{run.name}/trainings"] = trainings(run)
+        for split, rows in run.scores.items():
+            published = PUBLISHED.get(run.dataset or "", {}) if split == "test" else {}
+            if all(scores["paper"] for scores in rows.values()):  # label sets without the paper's groups have none
+                tables[f"{run.name}/{split}/paper"] = f1_table(rows, "paper", published)
+            tables[f"{run.name}/{split}/strict"] = f1_table(rows, "strict", {})
+    return tables
+
+
+def with_tables(text: str, tables: dict[str, str], path: Path) -> str:
+    """The text with its marked tables as they are now. Raises InputError for a mark that names no table.
+
+    path: the text's file, for the message.
+    """
+    if unknown := {name for _, name, _ in MARKED.findall(text)} - tables.keys():
+        raise InputError(
+            f"{path}: no results for the tables {', '.join(sorted(unknown))}: there are {', '.join(sorted(tables))}"
+        )
     return MARKED.sub(lambda match: f"{match[1]}{tables[match[2]]}{match[3]}", text)
 
 
 def read_json(path: Path) -> Any:
     """Raises InputError for a damaged file."""
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): write it again, or remove it") from error
 
 
@@ -150,68 +179,57 @@ def read_run(folder: Path) -> Run | None:
         config, log = folder / stage / "config.json", folder / stage / "log.jsonl"
         if config.is_file() and log.is_file():
             try:
-                rows = [json.loads(line) for line in log.read_text().splitlines() if line]
-            except json.JSONDecodeError as error:
+                rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line]
+            except ValueError as error:
                 raise InputError(f"{log} is damaged ({error}): copy it again") from error
-            stages[stage] = Stage(read_json(config), rows)
+            stages[stage] = Training(read_json(config), rows)
     scores = {}
     titles = {reproduce.slug(title): title for title in TITLES}
-    for split in ("val", "test"):
-        files = {path.parent.name: path for path in sorted((folder / split).glob("*/scores.json"))}
-        order = [name for name in titles if name in files] + [name for name in files if name not in titles]
+    for split in SPLITS:
+        found = {path.parent.name: path for path in sorted((folder / "scores" / split).glob("*/scores.json"))}
+        order = [name for name in titles if name in found] + [name for name in found if name not in titles]
         if order:
-            scores[split] = {titles.get(name, name.replace("_", " ")): read_json(files[name]) for name in order}
+            scores[split] = {titles.get(name, name.replace("_", " ")): read_json(found[name]) for name in order}
     command = folder / "command.txt"
     if not stages and not scores:
         return None
-    return Run(folder.name, stages, scores, command.read_text().strip() if command.is_file() else "")
+    return Run(folder.name, stages, scores, command.read_text(encoding="utf-8").strip() if command.is_file() else "")
 
 
 def by_seed(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in their seeds alone, together, by their common name, in the order of their names."""
+    """Runs by their names without the suffix -seedN, in the order of their names."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(re.sub(r"-seed\d+$", "", run.name), []).append(run)
     return groups
 
 
-def seed_of(run: Run) -> str:
-    return ", ".join(sorted({str(stage.config["seed"]) for stage in run.stages.values()})) or "unknown"
-
-
 def spread(group: list[Run]) -> dict[str, str]:
-    """For several seeds, split -> Markdown: mean and range of the headline scores of each row that all of them have."""
+    """For several seeds, split -> Markdown: mean and range of both headline scores, for each row that all runs have."""
     tables: dict[str, str] = {}
-    for split in ("val", "test") if len(group) > 1 else ():
+    for split in SPLITS if len(group) > 1 else ():
         scores = [run.scores.get(split, {}) for run in group]
         rows = []
-        for title in (title for title in scores[0] if all(title in of for of in scores)):
+        for title in (title for title in scores[0] if all(title in other for other in scores)):
             cells = []
             for which in ("overall", "strict"):
-                values = [value for of in scores if (value := common.headline(of[title])[which]) is not None]
+                values = [value for each in scores if (value := headline(each[title])[which]) is not None]
                 low, high = min(values, default=0.0), max(values, default=0.0)
                 cells.append(f"{sum(values) / len(values):.4f} ({low:.4f}–{high:.4f})" if values else None)
             rows.append([title, *cells])
         if rows:
             header = [f"{len(group)} seeds, {split} split: mean (range)", "overall", "strict mean"]
-            tables[split] = common.markdown(header, rows)
+            tables[split] = markdown(header, rows)
     return tables
 
 
-def section(run: Run) -> list[str]:
-    """A run's command, trainings and scores."""
-    lines = [f"```\n{run.command}\n```", ""] if run.command else []
-    if run.stages:
-        lines += [trainings(run)]
-    for split, rows in run.scores.items():
-        faces = sorted({str(row["images"]) for row in rows.values()})
-        lines += [
-            f"{split.capitalize()} split, {' or '.join(faces)} faces.",
-            "",
-            f1_table(run, split),
-            strict_table(rows),
-        ]
-    return lines
+def f1_table(rows: dict[str, Scores], measure: str, published: dict[str, tuple[float, ...]]) -> str:
+    """F1 of the run's rows, then of the paper's. measure: "paper" (its groups) or "strict" (each label, their mean)."""
+    columns = list(next(iter(rows.values()))[measure])
+    lines: list[list[object]] = [[title, *map(scores[measure].get, columns)] for title, scores in rows.items()]
+    for title, values in published.items():
+        lines.append([f"*paper, its test split: {title}*", *(f"{value:.3f}" for value in values)])
+    return markdown([f"F1, {measure}", *columns], lines)
 
 
 def trainings(run: Run) -> str:
@@ -219,10 +237,7 @@ def trainings(run: Run) -> str:
     header = ["stage", "faces", "epochs", "batch", "optimiser", "crops", "best on val", "minutes", "on"]
     rows = []
     for name, (config, log) in run.stages.items():
-        optimisation, model = config["optimisation"], config["config"]
-        windows = f"margin {model['window_margin']:g}" if model["window_margin"] else "of their pixels"
-        if (aspect := model.get("window_aspect", 1)) < 1:
-            windows += f", aspect {aspect:g}"
+        optimisation = config["optimisation"]
         rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(optimisation["lr"].values()) if lr)
         rows.append(
             [
@@ -231,13 +246,21 @@ def trainings(run: Run) -> str:
                 f"{len(log)} of {optimisation['epochs']}",
                 config["recipe"]["batch_size"],
                 f"{optimisation['optimizer']}, {rates}, {optimisation['schedule']}",
-                f"{model['crop_size']}, {windows}",
+                windows(config["config"]),
                 best_of(log),
                 f"{sum(row['train_s'] + row['val_s'] for row in log) / 60:.1f}",
                 config["environment"]["device"],
             ]
         )
-    return common.markdown(header, rows)
+    return markdown(header, rows)
+
+
+def windows(config: Result) -> str:
+    """Samples and size of the crops, by the parser's configuration."""
+    text = f"{config['crop_size']}, "
+    text += f"margin {config['window_margin']:g}" if config["window_margin"] else "of their pixels"
+    aspect = config.get("window_aspect", 1)  # square windows had none
+    return text + (f", aspect {aspect:g}" if aspect < 1 else "")
 
 
 def best_of(log: list[Result]) -> str | None:
@@ -250,25 +273,8 @@ def best_of(log: list[Result]) -> str | None:
     return None
 
 
-def f1_table(run: Run, split: str) -> str:
-    """The paper's columns: the run's rows, then the published ones."""
-    rows: list[list[object]] = [
-        [title, *(scores["paper"][group] for group in PAPER_GROUPS)] for title, scores in run.scores[split].items()
-    ]
-    for title, values in PUBLISHED.get(run.dataset or "", {}).items():
-        rows.append([f"*paper, its test split: {title}*", *(f"{value:.3f}" for value in values)])
-    return common.markdown(["F1, paper", *PAPER_GROUPS], rows)
-
-
-def strict_table(rows: dict[str, Result]) -> str:
-    """F1 of each of the eight labels and their mean."""
-    columns = [*FOREGROUND, "mean"]
-    lines = [[title, *(scores["strict"][name] for name in columns)] for title, scores in rows.items()]
-    return common.markdown(["F1, strict", *columns], lines)
-
-
 def curves(run: Run) -> Figure:
-    """A plot for each stage: what is learned (dashed, right) and the validation scores (left) over epochs."""
+    """A plot for each stage: the training loss (dashed, right) and the validation scores (left) over epochs."""
     figure, axes = common.panels(len(run.stages), 3.2)
     for ax, (name, (_, log)) in zip(axes, run.stages.items(), strict=True):
         epochs = [row["epoch"] + 1 for row in log]
@@ -285,15 +291,54 @@ def curves(run: Run) -> Figure:
     return figure
 
 
-def told(result: Result) -> str:
+def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, str], benchmarks: list[Path]) -> str:
+    """The report's README.md. benchmarks: files to link to, each in a folder beside it."""
+    parts = ["# Results", "Written by `python -m experiments.report`: edits get lost.", headline_table(runs)]
+    for name in by_seed(runs):
+        for key in [key for split in reversed(SPLITS) if (key := f"{name}/{split}/seeds") in tables][:1]:
+            parts += [f"{name}:", tables[key]]
+    for run in runs:
+        parts += [f"## {run.name}"]
+        parts += [f"```bash\n{run.command}\n```"] if run.command else []
+        parts += [tables[f"{run.name}/trainings"], f"![training curves]({run.name}/curves.png)"] if run.stages else []
+        for split, rows in list(run.scores.items())[-1:]:  # the test split, where it was scored
+            faces = sorted({row["images"] for row in rows.values()})
+            parts += [f"{split.capitalize()} split, {' or '.join(map(str, faces))} faces:"]
+            parts += [tables.get(f"{run.name}/{split}/paper") or tables[f"{run.name}/{split}/strict"]]
+    parts += ["## Experiments"] if experiments else []
+    for name, result in experiments.items():
+        title = EXPERIMENTS[name][0]
+        parts += [f"**{title}** ([plot](experiments/{name}.png)): {described(result)}"]
+        parts += [f"```bash\n{result['command']}\n```"]
+    parts += ["## Speed"] if benchmarks else []
+    parts += ["\n".join(f"- [{path.parent.name}]({path.parent.name}/{path.name})" for path in benchmarks)]
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+
+
+def headline_table(runs: list[Run]) -> str:
+    """Overall F1 and strict mean of every row of every run, on each split; empty where there are no scores."""
+    splits = [split for split in SPLITS if any(split in run.scores for run in runs)]
+    rows: list[list[object]] = []
+    for run in runs:
+        for title in dict.fromkeys(title for scores in run.scores.values() for title in scores):
+            found = [headline(row) if (row := run.scores.get(split, {}).get(title)) else {} for split in splits]
+            cells = [scores.get(which) for scores in found for which in ("overall", "strict")]
+            rows.append([f"[{run.name}](#{run.name})", title, *cells])
+    header = ["run", "row", *(f"{split}, {which}" for split in splits for which in ("overall", "strict mean"))]
+    return markdown(header, rows) if rows else ""
+
+
+def described(result: Result) -> str:
     """On which faces an experiment was made."""
     about = result["options"]
     words = [f"{about['dataset']}, {result['split']} split"]
-    words += [f"{result['faces']} faces"] if "faces" in result else []
-    words += [f"at most {about['max_images']} faces of a split"] if about.get("max_images") else []
+    if "faces" in result:
+        words += [f"{result['faces']} faces"]
+    elif about.get("max_images"):
+        words += [f"at most {about['max_images']} faces of a split"]
     words += [f"photos of {about['face_size']} pixels"] if about.get("face_size") else []
     words += [f"recipe {about['recipe']}"] if about.get("recipe") else []
-    words += [f"{'all four stages' if result['stage'] == 'chain' else result['stage']}"] if "stage" in result else []
+    words += ["all four stages" if result["stage"] == "chain" else result["stage"]] if "stage" in result else []
     return ", ".join(words) + "."
 
 

@@ -6,17 +6,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.images import resize_labels, resize_photo
-from data.loading import photo_batch
 from experiments import common
+from models.parser import FaceParser
 from utils import runtime
-from utils.metrics import confusion_matrix, scores
-from utils.parsing import label_maps
+from utils.metrics import confusion_matrix, headline, scores
 from utils.runtime import run_main
+from utils.tables import markdown
 
 NAME = "robustness"
 Face = tuple[np.ndarray, np.ndarray]  # photo uint8 (H, W, 3), labels uint8 (H, W)
@@ -24,7 +23,7 @@ Change = Callable[[Face, np.random.Generator], Face]
 
 
 def moved(degrees: float = 0.0, shift: float = 0.0, scale: float = 1.0) -> Change:
-    """Turned and shifted (share of each side) either way, scaled about the middle; the border's pixels go on."""
+    """Turned and shifted (share of each side) either way, scaled about the middle; the border's pixels are repeated."""
 
     def change(face: Face, rng: np.random.Generator) -> Face:
         photo, labels = face
@@ -42,7 +41,7 @@ def moved(degrees: float = 0.0, shift: float = 0.0, scale: float = 1.0) -> Chang
 
 
 def cut(height: float = 1.0, width: float = 1.0) -> Change:
-    """The middle of the photo, such a share of each side."""
+    """The middle of the photo. height, width: share of each side."""
 
     def change(face: Face, rng: np.random.Generator) -> Face:
         rows, columns = (
@@ -55,7 +54,7 @@ def cut(height: float = 1.0, width: float = 1.0) -> Change:
 
 
 def small(side: int) -> Change:
-    """Photo and labels at so many pixels along the longer side."""
+    """Photo and labels resized. side: the longer one, pixels."""
 
     def change(face: Face, rng: np.random.Generator) -> Face:
         photo, labels = face
@@ -72,7 +71,7 @@ def toned(gain: float, gamma: float) -> Change:
 
 
 def grainy(sigma: float) -> Change:
-    """Gaussian noise of that standard deviation, photo in [0, 1]."""
+    """Gaussian noise. sigma: standard deviation, photo in [0, 1]."""
     return lambda face, rng: (
         np.clip(face[0] + rng.normal(0, 255 * sigma, face[0].shape), 0, 255).round().astype(np.uint8),
         face[1],
@@ -103,15 +102,17 @@ CONDITIONS: dict[str, Change] = {
 
 def main(argv: list[str] | None = None) -> int:
     args = common.parse(common.checkpoint_parser(__doc__), argv)
-    model, faces, device = common.load(args)
-    matrices = {name: np.zeros((9, 9), np.int64) for name in CONDITIONS}
-    with torch.inference_mode(), runtime.autocast(device, args.amp):
+    model, faces, machine = common.load(args, FaceParser)
+    labels = model.labels
+    matrices = {name: np.zeros((len(labels), len(labels)), np.int64) for name in CONDITIONS}
+    with runtime.autocast(machine.device, machine.amp):
         for k in tqdm(range(len(faces)), disable=None, leave=False):
             for name, change in CONDITIONS.items():
-                photo, labels = change((faces.photo(k).copy(), faces.labels(k)), np.random.default_rng((args.seed, k)))
-                labels_1HW, _ = label_maps(model, photo_batch([photo]).to(device))
-                matrices[name] += confusion_matrix(labels_1HW[0].cpu().numpy(), labels)
-    rows = [{"condition": name, "f1": common.headline(scores(matrix))} for name, matrix in matrices.items()]
+                rng = np.random.default_rng((args.seed, k))
+                photo, true = change((faces.photo(k).copy(), faces.label_map(k)), rng)
+                (parsed,) = model.label_photos([photo])
+                matrices[name] += confusion_matrix(parsed, true, len(labels))
+    rows = [{"condition": name, "f1": headline(scores(matrix, labels))} for name, matrix in matrices.items()]
     common.write(NAME, NAME, args, argv, {"faces": len(faces), "split": args.split, "rows": rows}, draw, table)
     return 0
 
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
 def table(result: dict[str, Any]) -> str:
     """Markdown: one line for each condition."""
     rows = [[row["condition"], row["f1"]["overall"], row["f1"]["strict"]] for row in result["rows"]]
-    return common.markdown(["photo", "overall", "strict"], rows, 3)
+    return markdown(["photo", "overall", "strict"], rows, 3)
 
 
 def draw(result: dict[str, Any]) -> Figure:

@@ -1,21 +1,23 @@
 """Tiny data that several tests share: eight drawn faces in HELEN's layout, and a training that takes milliseconds."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from data.synthetic import draw_face
+from data.datasets.synthetic import draw_face
 from tests.fixtures import write_helen
-from utils.engine import Optimisation, fit
+from utils.engine import Optimisation, Run, Scores, Task, fit
 
 SIZES = {"train": (72, 80, 96, 80), "val": (80, 72, 80), "test": (80,)}
 
 torch.set_num_threads(1)  # networks this small gain nothing from more, and lose much where cores are shared
+os.environ["OMP_NUM_THREADS"] = "1"  # the same for the processes that tests start
 
 
 @pytest.fixture(scope="session")
@@ -38,53 +40,54 @@ def tiny_options(helen_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return [*data, "--device", "cpu", "--workers", "0", "--amp", "off"]
 
 
-class _Small(nn.Module):
+class Small(nn.Module):
     """A small network with batch normalisation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.last(torch.tanh(self.bn(self.conv(x))))
 
 
+class TinyTask(Task):
+    """Two tiny networks, "body" and "frozen", of which the first learns to give 1."""
+
+    stage = "stage1"
+    score = "miss"
+    maximise = False
+
+    def batches(self, epoch: int) -> Iterable[Tensor]:
+        generator = torch.Generator().manual_seed(epoch)
+        return [torch.rand(2, 3, 8, 8, generator=generator) for _ in range(3)]
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        error = self.networks["body"](batch).mean() - 1 + 0 * self.networks["frozen"](batch).sum()
+        return {"square": error**2, "nothing": 0 * error.abs()}
+
+    def validate(self) -> Scores:
+        return {"miss": float((self.networks["body"](torch.ones(1, 3, 8, 8)).mean() - 1).abs())}
+
+    def picture(self) -> np.ndarray:
+        return np.zeros((8, 8, 3), np.uint8)
+
+
 @pytest.fixture
-def tiny_fit() -> Callable[..., dict[str, float]]:
-    """``utils.engine.fit`` on two tiny modules, "body" and "frozen"; its arguments can be replaced by keyword."""
+def tiny_fit() -> Callable[..., Scores]:
+    """``utils.engine.fit`` on a TinyTask; what the task is and does can be replaced by keyword."""
 
-    def run(run_dir: Path, lr: dict[str, float] | None = None, epochs: int = 3, **changed: Any) -> dict[str, float]:
+    def run(
+        folder: Path, lr: dict[str, float] | None = None, epochs: int = 3, resume: bool = False, **changed: Any
+    ) -> Scores:
         torch.manual_seed(0)
-        modules = changed.pop("modules", None) or {"body": _Small(), "frozen": _Small()}
-        lr = lr or {"body": 0.01, "frozen": 0.0}
-
-        def batches(epoch: int) -> list[torch.Tensor]:
-            generator = torch.Generator().manual_seed(epoch)
-            return [torch.rand(2, 3, 8, 8, generator=generator) for _ in range(3)]
-
-        def step(batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            error = modules["body"](batch).mean() - 1 + 0 * modules["frozen"](batch).sum()
-            return error**2, {"error": error.abs()}
-
-        def validate() -> dict[str, float]:
-            return {"miss": float((modules["body"](torch.ones(1, 3, 8, 8)).mean() - 1).abs())}
-
-        arguments: dict[str, Any] = {
-            "stage": "stage1",
-            "modules": modules,
-            "step": step,
-            "batches": batches,
-            "validate": validate,
-            "picture": lambda: np.zeros((8, 8, 3), np.uint8),
-            "score": "miss",
-            "maximise": False,
-            "optimisation": Optimisation(epochs, lr, optimizer="adamw", schedule="onecycle", clip=1.0),
-            "amp": "off",
-            "device": torch.device("cpu"),
-            "run_dir": run_dir,
-            "resume": False,
-            "description": {"seed": 0, "recipe": {"batch_size": 2, "epochs": epochs}},
-        }
-        return fit(**{**arguments, **changed})
+        networks = changed.pop("networks", None) or {"body": Small(), "frozen": Small()}
+        rates = lr or {"body": 0.01, "frozen": 0.0}
+        optimisation = Optimisation(epochs, rates, optimizer="adamw", schedule="onecycle", clip=1.0)
+        task = TinyTask(networks, changed.pop("optimisation", optimisation))
+        for name, value in changed.items():
+            setattr(task, name, value)
+        description = {"seed": 0, "recipe": {"batch_size": 2, "epochs": epochs}}
+        return fit(task, Run(folder, resume, torch.device("cpu"), "off", description))
 
     return run

@@ -74,7 +74,7 @@ def write_helen(root: Path, faces: Faces, first_is_left: bool = True) -> None:
             save_photo(root / "images" / f"{name}.jpg", photo)
             folder = root / "labels" / name
             folder.mkdir(parents=True)
-            stored = labels if first_is_left else HELEN.mirror[labels]
+            stored = labels if first_is_left else np.array(HELEN.mirror, np.uint8)[labels]
             for label in range(len(HELEN.names)):
                 mask = np.where(stored == label, 200, 20).astype(np.uint8)
                 Image.fromarray(mask).save(folder / f"{name}_lbl{label:02d}.png")

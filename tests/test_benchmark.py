@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-import benchmark
-from benchmarks import child, measure, reference, training
-from benchmarks.setup import face_photos, parse_photos
-from models.pretrained import load_model
-from models.stn_icnn import STNiCNN, STNiCNNConfig
+from models.loading import SHIPPED_WEIGHTS, load_parser
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark import child, measure, reference, training
+from tools.benchmark.setup import face_photos, parse_photos
 from utils import checkpoint
 from utils.errors import InputError
-from utils.options import SHIPPED_WEIGHTS
 from utils.runtime import run_main
 
 CPU = torch.device("cpu")
@@ -29,9 +28,10 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     def make(**config: object) -> Path:
         torch.manual_seed(1)
         model = STNiCNN(STNiCNNConfig(**{"coarse_size": 32, "crop_size": 33, **config}))
-        modules = {name: getattr(model, name).state_dict() for name in ("coarse", "localizer", "parts")}
+        modules = {name: getattr(model, name).state_dict() for name in model.networks}
         path = tmp_path_factory.mktemp("weights") / "tiny.pt"
-        checkpoint.save(path, {"stage": "end2end", "config": vars(model.config), "modules": modules})
+        state = {"stage": "end2end", "parser": model.kind, "labels": model.labels.name, "config": vars(model.config)}
+        checkpoint.save(path, {**state, "modules": modules})
         return path
 
     return make
@@ -75,7 +75,7 @@ def test_a_quick_run_times_every_stage_beside_the_reference(tiny_weights: Callab
 def test_the_reference_labels_as_ours_does(tiny_weights: Callable[..., Path], config: dict) -> None:
     path = tiny_weights(**config)
     photos = [np.random.default_rng(0).integers(0, 256, (90, 121, 3)).astype(np.uint8)]
-    ours = parse_photos(load_model([path]), photos, CPU, "fp32")
+    ours = parse_photos(load_parser([path]), photos, CPU, "fp32")
     theirs = reference.parse(reference.load_plain([path], CPU), photos)
     assert len(np.unique(ours)) > 3
     assert measure.agreement(ours, theirs) >= 99.9
@@ -83,7 +83,7 @@ def test_the_reference_labels_as_ours_does(tiny_weights: Callable[..., Path], co
 
 def test_the_reference_labels_a_real_face_as_ours_does() -> None:
     photos = face_photos(1, 200, 256)
-    ours = parse_photos(load_model([SHIPPED_WEIGHTS]), photos, CPU, "fp32")
+    ours = parse_photos(load_parser([SHIPPED_WEIGHTS]), photos, CPU, "fp32")
     theirs = reference.parse(reference.load_plain([SHIPPED_WEIGHTS], CPU), photos)
     assert len(np.unique(ours)) == 9
     assert measure.agreement(ours, theirs) >= 99.9

@@ -34,9 +34,12 @@ def test_sound_data_passes_and_gets_a_contact_sheet(tmp_path: Path, capsys, layo
     assert pixels.std() > 10
 
 
-def test_synthetic_faces_pass(capsys) -> None:
-    assert main(["--dataset", "synthetic", "--split", "val", "--max-images", "3"]) == 0
+def test_synthetic_faces_pass_and_get_a_contact_sheet(tmp_path: Path, capsys) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert main(["--dataset", "synthetic", "--split", "val", "--max-images", "3", "--out", str(sheet)]) == 0
     assert "3 checked" in capsys.readouterr().out
+    with Image.open(sheet) as picture:
+        assert np.asarray(picture).std() > 10
 
 
 def test_every_problem_is_listed_not_just_the_first(tmp_path: Path, capsys) -> None:

@@ -2,21 +2,21 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from models.icnn import ICNN, ICNNConfig
+from models.stn_icnn.icnn import ICNN, ICNNConfig
 from utils.checkpoint import load
-from utils.engine import Optimisation, evaluate, fit, learning_rate_factor
+from utils.engine import Optimisation, Run, Scores, Task, evaluate, fit, learning_rate_factor
 from utils.errors import InputError
 from utils.losses import segmentation_loss
 
-Fit = Callable[..., dict[str, float]]
+Fit = Callable[..., Scores]
 
 
 def test_the_paper_s_rate_is_halved_every_five_epochs() -> None:
@@ -36,12 +36,16 @@ def test_one_cycle_warms_up_peaks_and_ends_near_zero() -> None:
     assert learning_rate_factor("constant", 17.3, 20) == 1
 
 
-def test_each_module_is_trained_at_its_own_rate_of_the_schedule(tiny_fit: Fit, tmp_path: Path) -> None:
+def log_of(folder: Path) -> list[Scores]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_each_network_is_trained_at_its_own_rate_of_the_schedule(tiny_fit: Fit, tmp_path: Path) -> None:
     optimisation = Optimisation(6, {"body": 0.01, "frozen": 0.02}, schedule="halve")
     tiny_fit(tmp_path, optimisation=optimisation)
     groups = load(tmp_path / "last.pt")["optimizer"]["param_groups"]
     assert {group["name"]: group["lr"] for group in groups} == {"body": 0.005, "frozen": 0.01}
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rows = log_of(tmp_path)
     assert [row["lr"] for row in rows] == [0.01] * 5 + [0.005]
     assert [row["epoch"] for row in rows] == list(range(6))
 
@@ -50,29 +54,48 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 1, 1))
 
 
-def test_a_module_at_rate_zero_keeps_weights_and_batch_statistics(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_a_network_at_rate_zero_keeps_weights_and_batch_statistics(tiny_fit: Fit, tmp_path: Path) -> None:
     torch.manual_seed(5)
-    modules = {"body": small(), "frozen": small()}
-    before = {name: {k: v.clone() for k, v in module.state_dict().items()} for name, module in modules.items()}
-    tiny_fit(tmp_path, modules=modules)
-    for key, value in modules["frozen"].state_dict().items():
+    networks = {"body": small(), "frozen": small()}
+    before = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in networks.items()}
+    tiny_fit(tmp_path, networks=networks)
+    for key, value in networks["frozen"].state_dict().items():
         assert torch.equal(value, before["frozen"][key]), key
-    changed = {k for k, value in modules["body"].state_dict().items() if not torch.equal(value, before["body"][k])}
+    changed = {k for k, value in networks["body"].state_dict().items() if not torch.equal(value, before["body"][k])}
     assert changed == set(before["body"])
-    assert not any(parameter.requires_grad for parameter in modules["frozen"].parameters())
+    assert not any(parameter.requires_grad for parameter in networks["frozen"].parameters())
+
+
+def test_what_is_minimised_is_the_sum_of_the_losses_and_each_is_logged(tiny_fit: Fit, tmp_path: Path) -> None:
+    weight = nn.Conv2d(3, 1, 1)
+    networks = {"body": weight, "frozen": small()}
+
+    def forward(batch: Tensor) -> dict[str, Tensor]:
+        return {"three": weight(batch).mean() * 0 + 3, "four": weight(batch).mean() * 0 + 4}
+
+    tiny_fit(tmp_path / "two", networks=networks, forward=forward, validate=lambda: {"miss": 1.0})
+    for row in log_of(tmp_path / "two"):
+        assert (row["loss"], row["three"], row["four"]) == (7, 3, 4)
+    one = {"forward": lambda batch: {"three": forward(batch)["three"]}}
+    tiny_fit(tmp_path / "one", networks=networks, **one, validate=lambda: {"miss": 1.0})
+    for row in log_of(tmp_path / "one"):
+        assert row["loss"] == 3
+        assert "three" not in row  # it would only repeat the loss
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_fit: Fit, tmp_path: Path) -> None:
     steps = []
     weight = nn.Conv2d(3, 1, 1)
 
-    def step(batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(batch: Tensor) -> dict[str, Tensor]:
         steps.append(1)
         loss = weight(batch).mean() ** 2
-        return loss * (math.nan if len(steps) == 5 else 1), {"theta": loss}
+        return {"theta": loss, "parts": loss * (math.nan if len(steps) == 5 else 1)}
 
-    with pytest.raises(InputError, match=r"not finite at epoch 2, step 2 \(loss nan, theta \d.*\): lower") as caught:
-        tiny_fit(tmp_path, step=step, modules={"body": weight, "frozen": small()}, validate=lambda: {"miss": 1.0})
+    networks = {"body": weight, "frozen": small()}
+    message = r"not finite at epoch 2, step 2 \(loss nan, theta \d.*, parts nan\): lower"
+    with pytest.raises(InputError, match=message) as caught:
+        tiny_fit(tmp_path, forward=forward, networks=networks, validate=lambda: {"miss": 1.0})
     assert "\n" not in str(caught.value)
     assert load(tmp_path / "last.pt")["epoch"] == 0
     saved = load(tmp_path / "last.pt")["modules"]["body"]
@@ -83,12 +106,14 @@ def test_gradients_are_clipped(tiny_fit: Fit, tmp_path: Path) -> None:
     norms = []
     weight = nn.Conv2d(3, 1, 1)
 
-    def step(batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(batch: Tensor) -> dict[str, Tensor]:
         if weight.weight.grad is not None:
             norms.append(float(torch.cat([p.grad.flatten() for p in weight.parameters()]).norm()))
-        return 1000 * weight(batch).mean(), {}
+        return {"mean": 1000 * weight(batch).mean()}
 
-    tiny_fit(tmp_path, step=step, modules={"body": weight, "frozen": small()}, validate=lambda: {"miss": 1.0})
+    networks = {"body": weight, "frozen": small()}
+    tiny_fit(tmp_path, forward=forward, networks=networks, validate=lambda: {"miss": 1.0})
+    assert len(norms) == 8
     assert norms == pytest.approx([1.0] * len(norms), rel=1e-3)
 
 
@@ -110,52 +135,64 @@ def test_a_run_folder_that_cannot_be_made_is_told_in_one_line(tiny_fit: Fit, tmp
     assert (tmp_path / "file").read_text() == "mine"
 
 
+class ByHeart(Task):
+    """An iCNN that sees one batch twenty times an epoch."""
+
+    stage = "stage1"
+
+    def __init__(self) -> None:
+        icnn = ICNN(ICNNConfig(num_labels=3, channels=(8, 12), interlinks=1, head_kernel=5))
+        super().__init__({"coarse": icnn}, Optimisation(3, {"coarse": 0.01}, "adamw", "onecycle", 1e-2, 1.0))
+        self.labels = torch.zeros(2, 24, 24, dtype=torch.long)
+        self.labels[0, 4:12, 5:15], self.labels[1, 10:20, 8:16] = 1, 2
+        colours = nn.functional.one_hot(self.labels, 3).permute(0, 3, 1, 2)
+        self.photos = colours * 0.5 + 0.3 * torch.rand(2, 3, 24, 24)
+
+    def batches(self, epoch: int) -> Iterable[Tensor]:
+        return [self.photos] * 20
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        return {"coarse": segmentation_loss(self.networks["coarse"](batch), self.labels, 0.5)}
+
+    def validate(self) -> Scores:
+        return {"f1": 0.0}
+
+
 def test_one_batch_can_be_learnt_by_heart(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    icnn = ICNN(ICNNConfig(num_labels=3, channels=(8, 12), interlinks=1, head_kernel=5))
-    labels = torch.zeros(2, 24, 24, dtype=torch.long)
-    labels[0, 4:12, 5:15], labels[1, 10:20, 8:16] = 1, 2
-    photos = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2) * 0.5 + 0.3 * torch.rand(2, 3, 24, 24)
-
-    def step(batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return segmentation_loss(icnn(batch), labels, 0.5), {}
-
-    fit(
-        stage="stage1",
-        modules={"coarse": icnn},
-        step=step,
-        batches=lambda epoch: [photos] * 20,
-        validate=lambda: {"f1": 0.0},
-        picture=lambda: np.zeros((4, 4, 3), np.uint8),
-        score="f1",
-        maximise=True,
-        optimisation=Optimisation(3, {"coarse": 0.01}, "adamw", "onecycle", 1e-2, 1.0),
-        amp="off",
-        device=torch.device("cpu"),
-        run_dir=tmp_path,
-        resume=False,
-        description={},
-    )
+    task = ByHeart()
+    fit(task, Run(tmp_path, False, torch.device("cpu"), "off", {}))
     with torch.no_grad():
-        icnn.train()
-        end = float(segmentation_loss(icnn(photos), labels, 0.5))
-    first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["loss"]
-    assert end < first / 5
+        task.train()
+        end = float(task(task.photos)["coarse"])
+    assert end < log_of(tmp_path)[0]["loss"] / 5
+
+
+class TwoFaces:
+    """A batch of two faces of 2 x 3 and 3 x 2 pixels; 9: padding."""
+
+    sizes_B2 = torch.tensor([[2, 3], [3, 2]])
+    labels_BHW = torch.tensor([[[1, 1, 0], [0, 0, 0], [9, 9, 9]], [[2, 2, 9], [0, 0, 9], [0, 1, 9]]])
+    index_B = torch.tensor([4, 7])
+
+    def to(self, _: torch.device) -> "TwoFaces":
+        return self
+
+
+def ones(_: TwoFaces) -> Tensor:
+    return torch.ones(2, 3, 3, dtype=torch.uint8)
 
 
 def test_evaluation_counts_each_face_on_its_own_grid() -> None:
-    class Two:
-        sizes_B2 = torch.tensor([[2, 3], [3, 2]])
-        labels_BHW = torch.tensor([[[1, 1, 0], [0, 0, 0], [9, 9, 9]], [[2, 2, 9], [0, 0, 9], [0, 1, 9]]])
-        index_B = torch.tensor([4, 7])
-
-        def to(self, _: torch.device) -> "Two":
-            return self
-
-    index, matrices = evaluate(lambda batch: torch.ones(2, 3, 3, dtype=torch.uint8), [Two()], torch.device("cpu"), 3)
+    index, matrices = evaluate(ones, [TwoFaces()], torch.device("cpu"), 3)
     assert index.tolist() == [4, 7]
     assert matrices[0].tolist() == [[0, 4, 0], [0, 2, 0], [0, 0, 0]]
     assert matrices[1].tolist() == [[0, 3, 0], [0, 1, 0], [0, 2, 0]]
-    index, matrices = evaluate(lambda batch: batch, [], torch.device("cpu"), 3)
+    index, matrices = evaluate(ones, [], torch.device("cpu"), 3)
     assert index.shape == (0,)
     assert matrices.shape == (0, 3, 3)
+
+
+def test_evaluation_refuses_ids_that_the_label_set_does_not_have() -> None:
+    with pytest.raises(ValueError, match=r"2 pixels hold ids that are not 0\.\.1"):
+        evaluate(ones, [TwoFaces()], torch.device("cpu"), 2)

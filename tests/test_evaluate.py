@@ -13,21 +13,28 @@ import torch.nn.functional as F
 from PIL import Image
 
 import evaluate
-from data.labels import LABELS, PAPER_GROUPS
-from data.loading import evaluation_batches, open_faces
-from models.grid import crop_labels
-from models.parts import part_targets
-from models.pretrained import MODULES, load_model
-from models.stn_icnn import STNiCNN, STNiCNNConfig
+from data.batches import evaluation_batches, open_faces
+from data.labels import CELEBAMASK, NINE
+from data.source import FaceData
+from data.view import View
+from models.loading import KINDS, load_parser
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from models.stn_icnn.parts import part_targets
 from tests.fixtures import TO_CELEBAMASK, draw_faces, save_palette, write_challenge
-from utils import checkpoint, options, parsing
+from tests.tiny_parser import TinyConfig, TinyParser
+from utils import checkpoint, files, options
 from utils.errors import InputError
-from utils.parsing import label_batch
 from utils.runtime import run_main
+from utils.training import Machine
 
 ROOT = Path(evaluate.__file__).parent
 CONFIG = STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="bilinear")
-STAGES = {"stage1": ("coarse",), "cropper": ("coarse", "localizer"), "stage2": ("parts",), "end2end": MODULES}
+STAGES = {
+    "stage1": ("coarse",),
+    "cropper": ("coarse", "localizer"),
+    "stage2": ("parts",),
+    "end2end": ("coarse", "localizer", "parts"),
+}
 
 
 def lively_model():
@@ -52,9 +59,25 @@ def save_models(folder):
     paths = {}
     for stage, names in STAGES.items():
         paths[stage] = folder / f"{stage}.pt"
-        modules = {name: getattr(model, name).state_dict() for name in names}
-        checkpoint.save(paths[stage], {"stage": stage, "config": asdict(CONFIG), "modules": modules})
+        save_parser(paths[stage], model, names, stage)
     return {stage: str(path) for stage, path in paths.items()}
+
+
+def save_parser(path, model, networks, stage):
+    """A parser's networks as a checkpoint."""
+    state = {"stage": stage, "parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
+    modules = {name: getattr(model, name).state_dict() for name in networks}
+    checkpoint.save(path, {**state, "modules": modules})
+
+
+def save_tiny(path):
+    """A random parser of CelebAMask-HQ's 19 labels, with no windows, as a checkpoint."""
+    torch.manual_seed(0)
+    model = TinyParser(TinyConfig(), CELEBAMASK)
+    with torch.no_grad():
+        model.network[-1].weight *= 100  # labels that depend on the photo
+    save_parser(path, model.eval(), TinyParser.networks, "tiny")
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +107,8 @@ def slow_scores(pairs):
         total = sum(np.isin(p, group).sum() + np.isin(t, group).sum() for p, t in pairs)
         return 2 * both / total if total else None
 
-    return {name: f1(group) for name, group in PAPER_GROUPS.items()}, {
-        name: f1([i]) for i, name in enumerate(LABELS) if i
+    return {name: f1(NINE.group_ids(name)) for name in NINE.groups}, {
+        name: f1([i]) for i, name in enumerate(NINE.names) if i
     }
 
 
@@ -93,25 +116,24 @@ def slow_scores(pairs):
 def test_the_written_scores_are_those_of_an_independent_count(world, crops):
     root, models, run = world
     result, out = run("end2end", crops=crops)
-    model = load_model([Path(models["end2end"])])
-    faces = open_faces("celebamask", root / "faces", "val", root / "cache")
+    model = load_parser([Path(models["end2end"])], crops)
+    faces = open_faces(FaceData("celebamask", root / "faces", cache=root / "cache"), "val", NINE)
     with torch.inference_mode():
-        pairs = [
-            (label_batch(model, batch, crops)[0].numpy(), batch.labels_BHW[0].numpy())
-            for batch in evaluation_batches(faces, 1)
-        ]
+        pairs = [(model.label(batch)[0].numpy(), batch.labels_BHW[0].numpy()) for batch in evaluation_batches(faces, 1)]
     paper, strict = slow_scores(pairs)
     assert result["paper"] == pytest.approx(paper)
     assert {name: result["strict"][name] for name in strict} == pytest.approx(strict)
     assert result["strict"]["mean"] == pytest.approx(np.mean([v for v in strict.values() if v is not None]))
     assert np.sum(result["confusion"]) == 5 * 64 * 64
-    told = {key: result[key] for key in ("images", "split", "dataset", "crops", "checkpoint")}
-    assert told == {
+    about = {key: result[key] for key in ("images", "labels", "split", "dataset", "crops", "checkpoint", "sha256")}
+    assert about == {
         "images": 5,
+        "labels": "nine",
         "split": "val",
         "dataset": "celebamask",
         "crops": crops,
         "checkpoint": models["end2end"],
+        "sha256": [files.sha256(Path(models["end2end"]))],
     }
     assert {"iou", "precision", "recall", "absent"} <= result.keys()
     assert f"{paper['overall']:.4f}" in (out / "scores.md").read_text()
@@ -132,15 +154,63 @@ def test_one_stage_alone_will_do_where_the_others_are_not_used(world):
 
 
 def test_perfect_part_networks_score_nearly_one_with_true_crops(world, monkeypatch):
-    def oracle(model, batch, crops):
-        theta = parsing.true_theta(batch, model)
-        targets = part_targets(crop_labels(batch.labels_BHW, theta, 63, batch.sizes_B2))
-        return [20 * F.one_hot(target).permute(0, 3, 1, 2).float() for target in targets], theta, theta
+    batches, plain = [], STNiCNN.parse
 
-    monkeypatch.setattr(parsing, "label_crops", oracle)
+    def parse(model, batch):
+        batches.append(batch)
+        return plain(model, batch)
+
+    def oracle(model, photos_BHW3, theta_BP23, sizes_B2):
+        targets = part_targets(View(batches[-1]).crop_labels(theta_BP23, 63))
+        return [20 * F.one_hot(target).permute(0, 3, 1, 2).float() for target in targets]
+
+    monkeypatch.setattr(STNiCNN, "parse", parse)
+    monkeypatch.setattr(STNiCNN, "label_crops", oracle)
     result, _ = world[2]("stage2", crops="truth")
     assert result["paper"]["overall"] > 0.97
     assert result["strict"]["mean"] > 0.95
+
+
+def test_scores_are_the_same_from_python_as_from_the_command_line(world, tmp_path):
+    root, models, run = world
+    result, _ = run("end2end", crops="truth", more=["--worst", "1"])
+    data = FaceData("celebamask", root / "faces", cache=root / "cache")
+    machine = Machine(torch.device("cpu"), amp="off")
+    request = evaluate.Request([Path(models["end2end"])], data, machine, "val", "truth", batch_size=2)
+    evaluation = evaluate.score_model(request)
+    assert evaluation.matrices_NKK.shape == (5, 9, 9)
+    assert evaluation.matrices_NKK.dtype == np.int64
+    saved = evaluate.save(tmp_path / "out", evaluation, worst=1)
+    assert saved == json.loads((tmp_path / "out" / "scores.json").read_text()) == result
+
+
+def test_a_parser_of_other_labels_without_windows_is_scored_in_its_own_labels(world, monkeypatch, tmp_path):
+    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
+    root, _, _ = world
+    path = save_tiny(tmp_path / "tiny.pt")
+    argv = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache"), "--split", "val"]
+    argv += ["--device", "cpu", "--amp", "off", "--checkpoint", path, "--out", str(tmp_path / "out"), "--worst", "1"]
+    assert evaluate.main(argv) == 0
+    result = json.loads((tmp_path / "out" / "scores.json").read_text())
+    faces = open_faces(FaceData("celebamask", root / "faces", cache=root / "cache"), "val", CELEBAMASK)
+    predicted = load_parser([Path(path)]).label_photos([faces.photo(i).copy() for i in range(len(faces))])
+    pixels = [(np.stack(predicted) == label).sum() for label in range(19)]
+    assert np.sum(result["confusion"], axis=0) == pytest.approx(np.array(pixels), abs=2)  # of 20480
+    assert max(pixels) < 5 * 64 * 64
+    assert (result["labels"], result["paper"], result["images"]) == ("celebamask", {}, 5)
+    assert list(result["strict"]) == [*CELEBAMASK.names[1:], "mean"]
+    assert "paper" not in (tmp_path / "out" / "scores.md").read_text()
+    (picture,) = (tmp_path / "out" / "worst").iterdir()
+    assert Image.open(picture).size == (3 * 64, 64)
+    with pytest.raises(InputError, match=r"--crops truth: .* holds tiny, which has no crops"):
+        evaluate.main([*argv, "--overwrite", "--crops", "truth"])
+
+
+def test_faces_that_cannot_be_named_in_the_parsers_labels_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
+    argv = ["--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+    with pytest.raises(InputError, match="label set helen does not tell"):  # synthetic faces are labelled as HELEN's
+        evaluate.main([*argv, "--max-images", "1"])
 
 
 def test_the_worst_faces_are_drawn_worst_first(world):
@@ -246,6 +316,15 @@ def test_two_folders_may_use_the_ids_of_their_data_sets(tmp_path):
     result = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert result["confusion"] == np.eye(9, dtype=int).tolist()
     assert result["strict"]["mean"] == 1
+
+
+def test_two_folders_of_one_data_sets_labels_are_scored_in_the_nine(tmp_path):
+    ids = np.arange(19)[None]
+    argv = write_folders(tmp_path, {"a": ids}, {"a": ids})
+    assert evaluate.main([*argv, "--ids", "celebamask", "--out", str(tmp_path / "out"), "--worst", "1"]) == 0
+    result = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert result["labels"] == "nine"
+    assert np.diag(result["confusion"]).tolist() == [11, *[1] * 8]
 
 
 def test_folders_that_do_not_pair_are_told_in_full(tmp_path):

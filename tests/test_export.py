@@ -8,10 +8,12 @@ import onnxruntime
 import pytest
 import torch
 
-import export
-from models.icnn import fold_batchnorm
-from models.pretrained import MODULES, load_model
-from models.stn_icnn import STNiCNN, STNiCNNConfig
+from data.labels import CELEBAMASK
+from models.loading import load_parser
+from models.parser import FaceParser
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.tiny_parser import TinyConfig, TinyParser
+from tools import export
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -36,8 +38,9 @@ def random_model(config: STNiCNNConfig) -> STNiCNN:
 
 def save_model(folder: Path, config: STNiCNNConfig) -> Path:
     model = random_model(config)
-    modules = {name: getattr(model, name).state_dict() for name in MODULES}
-    checkpoint.save(folder / "model.pt", {"stage": "end2end", "config": asdict(config), "modules": modules})
+    modules = {name: getattr(model, name).state_dict() for name in model.networks}
+    state = {"stage": "end2end", "parser": model.kind, "labels": model.labels.name, "config": asdict(config)}
+    checkpoint.save(folder / "model.pt", {**state, "modules": modules})
     return folder / "model.pt"
 
 
@@ -46,7 +49,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("weights"), TINY)
 
 
-def compare(function, model: STNiCNN) -> None:
+def compare(function, model: FaceParser) -> None:
     """The function labels photos of several sizes and numbers as the model does."""
     seen = set()
     for shape in SHAPES:
@@ -71,8 +74,8 @@ def test_both_files_label_photos_of_any_size_and_number_as_the_model_does(name, 
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 2
     assert all("MiB" in line and "% of 3 × 150×200" in line for line in told)
-    model = load_model([weights])
-    fold_batchnorm(model)
+    model = load_parser([weights])
+    model.fold()
     compare(export.load_program(program), model)
     compare(export.load_onnx(onnx), model)
     session = onnxruntime.InferenceSession(onnx)
@@ -83,8 +86,14 @@ def test_both_files_label_photos_of_any_size_and_number_as_the_model_does(name, 
 
 def test_windows_that_follow_the_parts_and_the_released_localizer_are_traced_too() -> None:
     model = random_model(replace(TINY, localizer="released", coarse_size=128, window_margin=1.6))
-    fold_batchnorm(model)
+    model.fold()
     compare(export.trace(export.Labeller(model)).module(), model)
+
+
+def test_a_parser_of_one_network_and_other_labels_is_traced_too() -> None:
+    torch.manual_seed(0)
+    parser = TinyParser(TinyConfig(), CELEBAMASK).eval()
+    compare(export.trace(export.Labeller(parser)).module(), parser)
 
 
 def test_a_file_that_labels_otherwise_is_not_kept(weights, tmp_path, monkeypatch, capsys) -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data import images, source
-from data.labels import HELEN
-from data.loading import Faces, evaluation_batches, open_faces, part_geometry, training_batches
-from data.source import open_source
-from tests.fixtures import draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
+from data import batches, images, listing
+from data.batches import Faces, evaluation_batches, open_faces, training_batches
+from data.cache import label_geometry, part_geometry
+from data.labels import CELEBAMASK, HELEN, NINE
+from data.source import FaceData, open_source
+from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
 from utils.errors import InputError
 
 COUNT = 6
@@ -33,31 +34,44 @@ def root(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the faces that are decoded, in order."""
     names: list[str] = []
-    read_face = source.read_face
+    read_photo = listing.images.read_photo
 
-    def counting(*arguments, **options):
-        names.append(arguments[-1].name)
-        return read_face(*arguments, **options)
+    def counting(path: Path) -> np.ndarray:
+        names.append(path.stem)
+        return read_photo(path)
 
-    monkeypatch.setattr(source, "read_face", counting)
+    monkeypatch.setattr(listing.images, "read_photo", counting)
     return names
 
 
+def data_of(root: Path, max_images: int | None = None, face_size: int | None = None) -> FaceData:
+    return FaceData("helen", root, face_size=face_size, max_images=max_images, cache=root.parent / "cache")
+
+
 def open_train(root: Path, max_images: int | None = None) -> Faces:
-    return open_faces("helen", root, "train", root.parent / "cache", max_images, workers=1)
+    return open_faces(data_of(root, max_images), "train", NINE, threads=1)
+
+
+def geometry_of(labels_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the six parts are in a nine-label map, worked out plainly: (present, centre, extent)."""
+    present, centre, extent = np.zeros(6, bool), np.zeros((6, 2), np.float32), np.zeros((6, 2), np.float32)
+    for part, ids in enumerate(NINE.part_ids):
+        ys, xs = np.nonzero(np.isin(labels_HW, ids))
+        if len(xs):
+            present[part], centre[part], extent[part] = True, (xs.mean(), ys.mean()), (np.ptp(xs) + 1, np.ptp(ys) + 1)
+    return present, centre, extent
 
 
 def assert_holds_the_files(faces: Faces, root: Path) -> None:
-    opened = open_source("helen", root, "train")
+    opened, merge = open_source(data_of(root), "train"), HELEN.map_to(NINE)
     assert faces.names == [sample.name for sample in opened.samples]
     for k, sample in enumerate(opened.samples):
         photo, labels = opened.read(sample)
         np.testing.assert_array_equal(faces.photo(k), photo)
-        np.testing.assert_array_equal(faces.labels(k), HELEN.merge[labels])
-        present, centre, extent = part_geometry(HELEN.merge[labels])
-        np.testing.assert_array_equal(faces.records[k]["present"], present)
-        np.testing.assert_array_equal(faces.records[k]["centre"], centre)
-        np.testing.assert_array_equal(faces.records[k]["extent"], extent)
+        np.testing.assert_array_equal(faces.ids(k), labels)
+        np.testing.assert_array_equal(faces.label_map(k), merge[labels])
+        for stored, plain in zip(faces.parts(), geometry_of(merge[labels]), strict=True):
+            np.testing.assert_array_equal(stored[k], plain)
 
 
 def test_each_face_is_decoded_once(root: Path, reads: list[str]) -> None:
@@ -83,10 +97,8 @@ def test_each_face_is_decoded_once(root: Path, reads: list[str]) -> None:
 def test_an_interrupted_cache_goes_on_where_it_stopped(
     file: str, keep: float, garbage: bytes, again: int, root: Path, reads: list[str]
 ) -> None:
-    folder = open_train(root).folder
-    (folder / "meta.json").unlink()
-    records = np.fromfile(folder / "records.bin", open_train(root).records.dtype)
-    (folder / "meta.json").unlink()
+    opened = open_train(root)
+    folder, records = opened.folder, opened.records
     areas = (records["height"] * records["width"]).astype(float)
     weights = {"records": np.ones(COUNT) * records.itemsize, "photos": areas * 3, "labels": areas}
     ends = np.concatenate([[0], np.cumsum(weights.get(file[:-4], np.ones(COUNT) * 256 * 256 * 3))])
@@ -104,17 +116,6 @@ def test_a_cache_that_was_cut_after_it_was_finished_is_mended(root: Path, reads:
     reads.clear()
     faces = open_train(root)
     assert 0 < len(reads) < COUNT
-    assert_holds_the_files(faces, root)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"fingerprint": 1}'])
-def test_a_damaged_meta_file_costs_nothing(text: str, root: Path, reads: list[str]) -> None:
-    folder = open_train(root).folder
-    (folder / "meta.json").write_text(text)
-    reads.clear()
-    faces = open_train(root)
-    assert not reads
-    assert len((folder / "meta.json").read_text()) > 60
     assert_holds_the_files(faces, root)
 
 
@@ -136,15 +137,26 @@ def test_a_damaged_photo_is_named_and_once_mended_the_cache_goes_on(root: Path, 
     assert_holds_the_files(faces, root)
 
 
-def test_the_cache_is_built_again_when_a_file_of_the_source_changes(root: Path, reads: list[str]) -> None:
+def test_the_cache_is_built_again_from_the_first_file_that_changes_on(root: Path, reads: list[str]) -> None:
     open_train(root)
     photo, _ = draw_face(48, 80)
     path = root / "images" / "face1.jpg"
     Image.fromarray(255 - photo).save(path, quality=95)
     reads.clear()
     faces = open_train(root)
-    assert len(reads) == COUNT
+    assert sorted(reads) == [f"face{k}" for k in range(1, COUNT)]
     assert_holds_the_files(faces, root)
+
+
+def test_faces_that_are_open_can_still_be_read_after_all_are_built_again(root: Path) -> None:
+    faces = open_train(root)
+    before = [faces.photo(k) for k in range(COUNT)]
+    write_helen(root.parent / "other", {"train": [(f"face{k}", *draw_face(40)) for k in range(COUNT)]})
+    root.rename(root.parent / "old")
+    (root.parent / "other").rename(root)
+    assert open_train(root).photo(0).shape == (40, 40, 3)
+    for k, photo in enumerate(before):
+        np.testing.assert_array_equal(faces.photo(k), photo)
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_cache_goes_on_later(root: Path, reads: list[str]) -> None:
@@ -168,22 +180,54 @@ def test_a_cache_folder_that_is_a_file_is_told_in_one_line(root: Path) -> None:
         open_train(root)
 
 
-def test_max_images_takes_the_first_faces_and_leaves_the_whole_cache_alone(root: Path, reads: list[str]) -> None:
-    assert len(open_train(root)) == COUNT
-    assert open_train(root, 2).names == ["face0", "face1"]
+def test_one_cache_serves_every_number_of_faces_and_decodes_each_once(root: Path, reads: list[str]) -> None:
+    few = open_train(root, 2)
+    assert few.names == ["face0", "face1"]
+    assert sorted(reads) == ["face0", "face1"]
     reads.clear()
-    assert len(open_train(root)) == COUNT
+    more = open_train(root, 4)
+    assert sorted(reads) == ["face2", "face3"]
+    whole = open_train(root)
+    assert sorted(reads) == [f"face{k}" for k in range(2, COUNT)]
+    reads.clear()
+    assert [len(open_train(root, count)) for count in (1, 3, COUNT, 99)] == [1, 3, COUNT, COUNT]
     assert not reads
+    assert few.folder == more.folder == whole.folder
+    np.testing.assert_array_equal(few.photo(1), whole.photo(1))  # opened before the others were appended
+    assert_holds_the_files(whole, root)
+
+
+def test_one_cache_serves_every_label_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = draw_faces(train=2, val=1, test=1)
+    write_challenge(tmp_path / "faces", faces)
+    data = FaceData("celebamask", tmp_path / "faces", cache=tmp_path / "cache")
+    nine = open_faces(data, "train", NINE)
+    monkeypatch.setattr(batches, "build_cache", lambda *arguments: None)
+    all_19 = open_faces(data, "train", CELEBAMASK)
+    assert all_19.folder == nine.folder
+    for k, (_, _, labels) in enumerate(faces["train"]):
+        np.testing.assert_array_equal(all_19.label_map(k), TO_CELEBAMASK[labels])
+        np.testing.assert_array_equal(nine.label_map(k), CELEBAMASK.map_to(NINE)[TO_CELEBAMASK[labels]])
+    one, other = (next(iter(evaluation_batches(opened, 2))) for opened in (nine, all_19))
+    assert (one.labels, other.labels) == (NINE, CELEBAMASK)
+    assert torch.equal(one.centres_BP2, other.centres_BP2)  # the six parts are the same in both
+
+
+def test_labels_that_the_data_cannot_tell_are_refused_before_anything_is_decoded(root: Path, reads: list[str]) -> None:
+    with pytest.raises(InputError, match=r"label set helen does not tell eye_g, .* which label set celebamask needs"):
+        open_faces(data_of(root), "train", CELEBAMASK)
+    assert not reads
+    assert not (root.parent / "cache").exists()
 
 
 @pytest.mark.parametrize("write", [write_challenge, write_celebamask_official])
 def test_celebamask_faces_come_out_with_the_nine_labels(write, tmp_path: Path) -> None:
     faces = draw_faces(train=2, val=1, test=1)
     write(tmp_path / "faces", faces)
-    opened = open_faces("celebamask", tmp_path / "faces", "train", tmp_path / "cache")
+    opened = open_faces(FaceData("celebamask", tmp_path / "faces", cache=tmp_path / "cache"), "train", NINE)
     assert len(opened) == 2
     for k, (_, photo, labels) in enumerate(faces["train"]):
-        np.testing.assert_array_equal(opened.labels(k), HELEN.merge[labels])
+        np.testing.assert_array_equal(opened.label_map(k), HELEN.map_to(NINE)[labels])
         assert opened.photo(k).shape == photo.shape
         assert np.abs(opened.photo(k).astype(int) - photo).mean() < 15
 
@@ -194,7 +238,8 @@ def test_centroids_and_extents_equal_hand_worked_ones() -> None:
     labels_HW[4, 20] = 4
     labels_HW[10, 8:12] = 6
     labels_HW[12:14, 9:11] = 8  # the mouth is its three labels together
-    present, centre, extent = part_geometry(labels_HW)
+    record = label_geometry(labels_HW, len(NINE))
+    present, centre, extent = (values[0] for values in part_geometry(record[None], NINE.part_ids))
     assert present.tolist() == [True, False, False, True, False, True]
     np.testing.assert_allclose(centre[[0, 3, 5]], [(7, 3), (20, 4), (9.5, 11.25)])
     np.testing.assert_allclose(extent[[0, 3, 5]], [(5, 3), (1, 1), (4, 4)])
@@ -209,13 +254,13 @@ def test_photos_of_different_sizes_are_padded_at_the_right_and_bottom(root: Path
     assert batch.sizes_B2.tolist() == [[64, 64], [48, 80], [80, 48], [64, 64], [64, 96], [72, 64]]
     for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
         np.testing.assert_array_equal(batch.photos_BHW3[b, :height, :width], faces.photo(b))
-        np.testing.assert_array_equal(batch.labels_BHW[b, :height, :width], faces.labels(b))
+        np.testing.assert_array_equal(batch.labels_BHW[b, :height, :width], faces.label_map(b))
         assert not batch.photos_BHW3[b, height:].any()
         assert not batch.photos_BHW3[b, :, width:].any()
         assert not batch.labels_BHW[b, height:].any()
         assert not batch.labels_BHW[b, :, width:].any()
     assert batch.present_BP.all()
-    np.testing.assert_array_equal(batch.centres_BP2, faces.records["centre"])
+    np.testing.assert_array_equal(batch.centres_BP2, faces.parts()[1])
 
 
 def order_of(faces: Faces, batch_size: int, seed: int, epoch: int, folds: int = 1, **where: int) -> torch.Tensor:
@@ -225,21 +270,20 @@ def order_of(faces: Faces, batch_size: int, seed: int, epoch: int, folds: int = 
 
 
 def test_batches_without_photos_hold_all_the_rest(root: Path) -> None:
-    cache = root.parent / "cache"
-    whole = open_faces("helen", root, "train", cache)
-    bare = open_faces("helen", root, "train", cache, photos=False)
+    whole = open_faces(data_of(root), "train", NINE)
+    bare = open_faces(data_of(root), "train", NINE, photos=False)
     for full, empty in zip(evaluation_batches(whole, 4), evaluation_batches(bare, 4), strict=True):
         assert empty.photos_BHW3.numel() == 0
         for name, value in vars(full).items():
-            assert name == "photos_BHW3" or torch.equal(getattr(empty, name), value)
+            assert name in ("photos_BHW3", "labels") or torch.equal(getattr(empty, name), value)
 
 
 def test_faces_are_resized_to_the_size_asked_for_labels_by_the_nearest_pixel(root: Path) -> None:
-    whole, small = open_train(root), open_faces("helen", root, "train", root.parent / "cache", size=32)
+    whole, small = open_train(root), open_faces(data_of(root, face_size=32), "train", NINE)
     assert small.photo(1).shape == (19, 32, 3)
     assert small.photo(2).shape == (32, 19, 3)
     for k in (0, 3):  # 64 x 64: every second pixel
-        np.testing.assert_array_equal(small.labels(k), whole.labels(k)[1::2, 1::2])
+        np.testing.assert_array_equal(small.label_map(k), whole.label_map(k)[1::2, 1::2])
         blocks = whole.photo(k).reshape(32, 2, 32, 2, 3).mean((1, 3))
         np.testing.assert_allclose(small.photo(k), blocks, rtol=0, atol=1)
 

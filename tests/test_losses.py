@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from data.labels import PART_LABELS
+from data.labels import NINE
 from utils.losses import parts_loss, segmentation_loss, theta_loss
 
 
@@ -41,7 +41,7 @@ def test_a_perfect_mask_costs_nothing_and_half_precision_is_raised_first() -> No
 
 
 def test_the_parts_are_summed() -> None:
-    logits = [torch.zeros(2, 1 + len(labels), 3, 3) for labels in PART_LABELS]
+    logits = [torch.zeros(2, 1 + len(labels), 3, 3) for labels in NINE.part_ids]
     targets = [torch.zeros(2, 3, 3, dtype=torch.long)] * 6
     assert parts_loss(logits, targets).item() == pytest.approx(5 * math.log(2) + math.log(4))
 

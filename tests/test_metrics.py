@@ -7,10 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from data.labels import LABELS, PAPER_GROUPS
-from utils.metrics import confusion_matrix, f1, iou, precision, recall, scores, table, to_csv
+from data.labels import CELEBAMASK, NINE, LabelSet
+from utils.metrics import (
+    confusion_matrices,
+    confusion_matrix,
+    f1,
+    headline,
+    iou,
+    measures_table,
+    precision,
+    recall,
+    scores,
+    table,
+    to_csv,
+)
 
 EVERY = range(1, 9)
+TWO = LabelSet("two", ("background", "left", "right"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
 
 
 def golden_maps():
@@ -18,9 +31,17 @@ def golden_maps():
     return (x // 8 + (y + 2) // 8) % 9, (x // 8 + y // 8) % 9
 
 
-def random_maps(seed=0, shape=(3, 17, 23)):
+def random_maps(seed=0, shape=(3, 17, 23), count=9):
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 9, shape).astype(np.uint8), rng.integers(0, 9, shape).astype(np.uint8)
+    return rng.integers(0, count, shape).astype(np.uint8), rng.integers(0, count, shape).astype(np.uint8)
+
+
+def nine_matrix(pred, truth):
+    return confusion_matrix(pred, truth, len(NINE))
+
+
+def nine_scores(pred, truth):
+    return scores(nine_matrix(pred, truth), NINE)
 
 
 def slow_counts(pred, truth, group):
@@ -33,11 +54,11 @@ def slow_counts(pred, truth, group):
 
 
 def test_the_golden_maps_give_the_released_codes_overall_f1():
-    assert scores(confusion_matrix(*golden_maps()))["paper"]["overall"] == pytest.approx(0.9692982456140351, abs=1e-15)
+    assert nine_scores(*golden_maps())["paper"]["overall"] == pytest.approx(0.9692982456140351, abs=1e-15)
 
 
 def test_rows_are_truth_and_columns_are_prediction():
-    cm = confusion_matrix(np.array([1, 1, 2]), np.array([0, 1, 1]))
+    cm = nine_matrix(np.array([1, 1, 2]), np.array([0, 1, 1]))
     assert cm.dtype == np.int64
     assert cm.shape == (9, 9)
     assert (cm[0, 1], cm[1, 1], cm[1, 2], cm.sum()) == (1, 1, 1, 3)
@@ -46,7 +67,7 @@ def test_rows_are_truth_and_columns_are_prediction():
 def test_a_hand_worked_case_gives_the_hand_worked_scores():
     truth = np.array([5, 5, 5, 5, 0, 0, 0, 0])
     pred = np.array([5, 5, 5, 0, 5, 0, 0, 0])  # 3 right, 1 missed, 1 too many
-    cm = confusion_matrix(pred, truth)
+    cm = nine_matrix(pred, truth)
     assert f1(cm, [5]) == pytest.approx(6 / 8)
     assert iou(cm, [5]) == pytest.approx(3 / 5)
     assert precision(cm, [5]) == pytest.approx(3 / 4)
@@ -55,7 +76,7 @@ def test_a_hand_worked_case_gives_the_hand_worked_scores():
 
 def test_a_confusion_inside_a_group_is_right_for_the_paper_and_wrong_for_the_strict_score():
     truth = np.array([3, 3, 4, 4])
-    result = scores(confusion_matrix(np.array([4, 3, 4, 4]), truth))
+    result = nine_scores(np.array([4, 3, 4, 4]), truth)
     assert result["paper"]["eyes"] == 1.0
     assert result["strict"]["eye1"] == pytest.approx(2 / 3)
     assert result["strict"]["eye2"] == pytest.approx(4 / 5)
@@ -65,7 +86,7 @@ def test_a_confusion_inside_a_group_is_right_for_the_paper_and_wrong_for_the_str
 def test_all_foreground_named_wrongly_still_scores_one_overall_and_zero_strictly():
     truth = np.tile(np.arange(9), 4)
     pred = np.where(truth == 0, 0, truth % 8 + 1)
-    result = scores(confusion_matrix(pred, truth))
+    result = nine_scores(pred, truth)
     assert result["paper"]["overall"] == 1.0
     assert result["strict"]["mean"] == 0.0
     assert set(result["strict"].values()) == {0.0}
@@ -73,7 +94,7 @@ def test_all_foreground_named_wrongly_still_scores_one_overall_and_zero_strictly
 
 def test_perfect_prediction_scores_one_everywhere():
     _, truth = random_maps()
-    result = scores(confusion_matrix(truth, truth))
+    result = nine_scores(truth, truth)
     for measure in ("paper", "strict", "iou", "precision", "recall"):
         assert set(result[measure].values()) == {1.0}
     assert result["absent"] == []
@@ -81,20 +102,20 @@ def test_perfect_prediction_scores_one_everywhere():
 
 def test_every_measure_agrees_with_a_slow_loop_over_pixels():
     pred, truth = random_maps()
-    cm = confusion_matrix(pred, truth)
-    for group in [*PAPER_GROUPS.values(), *((label,) for label in EVERY)]:
+    cm = nine_matrix(pred, truth)
+    for group in [*map(NINE.group_ids, NINE.groups), *((label,) for label in EVERY)]:
         both, in_pred, in_truth = slow_counts(pred, truth, group)
         assert f1(cm, group) == pytest.approx(2 * both / (in_pred + in_truth))
         assert iou(cm, group) == pytest.approx(both / (in_pred + in_truth - both))
         assert precision(cm, group) == pytest.approx(both / in_pred)
         assert recall(cm, group) == pytest.approx(both / in_truth)
-    result = scores(cm)
-    assert result["strict"]["mean"] == pytest.approx(np.mean([result["strict"][LABELS[i]] for i in EVERY]))
+    result = scores(cm, NINE)
+    assert result["strict"]["mean"] == pytest.approx(np.mean([result["strict"][NINE.names[i]] for i in EVERY]))
 
 
 def test_an_absent_label_is_none_left_out_of_the_mean_and_reported():
     truth = np.array([0, 5, 5, 6])
-    result = scores(confusion_matrix(np.array([0, 5, 5, 0]), truth))
+    result = nine_scores(np.array([0, 5, 5, 0]), truth)
     assert result["strict"]["inner_mouth"] is None
     assert result["strict"]["upper_lip"] == 0.0
     assert result["strict"]["mean"] == pytest.approx((1.0 + 0.0) / 2)
@@ -104,7 +125,7 @@ def test_an_absent_label_is_none_left_out_of_the_mean_and_reported():
 
 
 def test_a_label_on_one_side_only_counts_as_zero_in_every_mean():
-    result = scores(confusion_matrix(np.array([5, 6, 0]), np.array([5, 0, 8])))
+    result = nine_scores(np.array([5, 6, 0]), np.array([5, 0, 8]))
     for measure in ("strict", "iou", "precision", "recall"):
         assert result[measure]["upper_lip"] == 0.0
         assert result[measure]["lower_lip"] == 0.0
@@ -113,7 +134,7 @@ def test_a_label_on_one_side_only_counts_as_zero_in_every_mean():
 
 @pytest.mark.parametrize("size", [0, 7])
 def test_no_foreground_at_all_has_no_score(size):
-    result = scores(confusion_matrix(np.zeros(size, np.uint8), np.zeros(size, np.uint8)))
+    result = nine_scores(np.zeros(size, np.uint8), np.zeros(size, np.uint8))
     assert set(result["paper"].values()) == {None}
     assert result["strict"]["mean"] is None
     assert len(result["absent"]) == 8
@@ -121,59 +142,59 @@ def test_no_foreground_at_all_has_no_score(size):
 
 def test_matrices_of_parts_sum_to_the_matrix_of_the_whole():
     pred, truth = random_maps()
-    parts = sum(confusion_matrix(p, t) for p, t in zip(pred, truth, strict=True))
-    assert np.array_equal(parts, confusion_matrix(pred, truth))
+    parts = sum(nine_matrix(p, t) for p, t in zip(pred, truth, strict=True))
+    assert np.array_equal(parts, nine_matrix(pred, truth))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_tensors_arrays_and_mixtures_count_alike(dtype):
     pred, truth = random_maps()
-    want = confusion_matrix(pred, truth)
+    want = nine_matrix(pred, truth)
     pred_t, truth_t = torch.from_numpy(pred).to(dtype), torch.from_numpy(truth).to(dtype)
-    for got in (confusion_matrix(pred_t, truth_t), confusion_matrix(pred_t, truth), confusion_matrix(pred, truth_t)):
+    for got in (nine_matrix(pred_t, truth_t), nine_matrix(pred_t, truth), nine_matrix(pred, truth_t)):
         assert got.dtype == np.int64
         assert np.array_equal(got, want)
-    assert scores(torch.from_numpy(want)) == scores(want)
+    assert scores(torch.from_numpy(want), NINE) == scores(want, NINE)
 
 
 @pytest.mark.parametrize("make", [np.array, torch.tensor])
 @pytest.mark.parametrize(("pred", "truth"), [([0, 9], [0, 0]), ([0, 0], [0, 255]), ([-1, 0], [1, 0])])
 def test_ids_out_of_range_are_refused(make, pred, truth):
     with pytest.raises(ValueError, match=r"labels are 0\.\.8"):
-        confusion_matrix(make(pred), make(truth))
+        nine_matrix(make(pred), make(truth))
 
 
 def test_shapes_that_differ_and_fractional_ids_are_refused():
     with pytest.raises(ValueError, match="differ in shape"):
-        confusion_matrix(np.zeros((2, 3), int), np.zeros((3, 2), int))
+        nine_matrix(np.zeros((2, 3), int), np.zeros((3, 2), int))
     with pytest.raises(ValueError, match="integer ids"):
-        confusion_matrix(np.zeros(3), np.zeros(3, int))
+        nine_matrix(np.zeros(3), np.zeros(3, int))
     with pytest.raises(ValueError, match="integer ids"):
-        confusion_matrix(torch.zeros(3, dtype=torch.long), torch.zeros(3))
+        nine_matrix(torch.zeros(3, dtype=torch.long), torch.zeros(3))
 
 
 def test_strided_views_are_counted_like_copies():
     pred, truth = random_maps(shape=(40, 30))
-    assert np.array_equal(confusion_matrix(pred[::2, ::-1], truth.T[::-1].T[::2]), confusion_matrix(
+    assert np.array_equal(nine_matrix(pred[::2, ::-1], truth.T[::-1].T[::2]), nine_matrix(
         pred[::2, ::-1].copy(), truth.T[::-1].T[::2].copy()
     ))  # fmt: skip
 
 
 def test_the_table_shows_both_protocols_and_a_dash_for_what_is_absent():
-    half = scores(confusion_matrix(np.array([5, 0]), np.array([5, 5])))
-    text = table({"a|b": half, "whole": scores(confusion_matrix(*random_maps()))})
+    half = nine_scores(np.array([5, 0]), np.array([5, 5]))
+    text = table({"a|b": half, "whole": nine_scores(*random_maps())}, NINE)
     lines = text.splitlines()
     assert lines[0] == "| F1, paper | eyes | brows | nose | in_mouth | upper_lip | lower_lip | mouth | overall |"
     assert lines[2] == "| a\\|b | – | – | 0.6667 | – | – | – | – | 0.6667 |"
-    assert lines[5].split(" | ")[1:] == [*LABELS[1:-1], "lower_lip", "mean |"]
+    assert lines[5].split(" | ")[1:] == [*NINE.names[1:-1], "lower_lip", "mean |"]
     assert lines[7].count("–") == 7
     assert len(lines) == 9
 
 
 def test_the_csv_holds_every_measure_in_full_precision():
-    result = scores(confusion_matrix(*random_maps()))
-    half = scores(confusion_matrix(np.array([5, 0]), np.array([5, 5])))
-    first, second = csv.DictReader(io.StringIO(to_csv({"random, maps": result, "half": half})))
+    result = nine_scores(*random_maps())
+    half = nine_scores(np.array([5, 0]), np.array([5, 5]))
+    first, second = csv.DictReader(io.StringIO(to_csv({"random, maps": result, "half": half}, NINE)))
     assert first["name"] == "random, maps"
     assert float(first["paper.overall"]) == result["paper"]["overall"]
     assert float(first["recall.lower_lip"]) == result["recall"]["lower_lip"]
@@ -181,7 +202,7 @@ def test_the_csv_holds_every_measure_in_full_precision():
 
 
 def test_scores_go_through_json_unchanged():
-    result = scores(confusion_matrix(*random_maps()))
+    result = nine_scores(*random_maps())
     assert json.loads(json.dumps(result)) == result
 
 
@@ -190,7 +211,114 @@ def test_a_512_pixel_map_is_counted_in_milliseconds():
 
     def seconds():
         start = time.process_time()
-        confusion_matrix(pred, truth)
+        nine_matrix(pred, truth)
         return time.process_time() - start
 
     assert min(seconds() for _ in range(10)) < 0.02  # about 2 ms; the room is for slow machines
+
+
+def test_a_label_set_without_groups_has_hand_worked_strict_scores_alone():
+    truth = np.array([0, 0, 1, 1, 1, 1, 2, 2])
+    pred = np.array([0, 1, 1, 1, 1, 2, 2, 0])
+    result = scores(confusion_matrix(pred, truth, len(TWO)), TWO)
+    assert result["paper"] == {}
+    assert result["strict"] == pytest.approx({"left": 6 / 8, "right": 2 / 4, "mean": 5 / 8})
+    assert result["iou"] == pytest.approx({"left": 3 / 5, "right": 1 / 3, "mean": (3 / 5 + 1 / 3) / 2})
+    assert result["precision"] == pytest.approx({"left": 3 / 4, "right": 1 / 2, "mean": 5 / 8})
+    assert result["recall"] == pytest.approx({"left": 3 / 4, "right": 1 / 2, "mean": 5 / 8})
+    assert result["absent"] == []
+    assert headline(result) == {"overall": None, "strict": pytest.approx(5 / 8)}
+
+
+def test_the_nineteen_labels_of_celebamask_are_scored_each_on_its_own():
+    names = CELEBAMASK.names
+    truth = np.array([names.index(name) for name in ("skin", "skin", "skin", "hair", "hair", "cloth", "l_eye")])
+    pred = np.array([names.index(name) for name in ("skin", "skin", "neck", "hair", "hair", "cloth", "r_eye")])
+    result = scores(confusion_matrix(pred, truth, len(CELEBAMASK)), CELEBAMASK)
+    strict = {"skin": 4 / 5, "neck": 0, "hair": 1, "cloth": 1, "l_eye": 0, "r_eye": 0}
+    assert {name: value for name, value in result["strict"].items() if value is not None} == pytest.approx(
+        {**strict, "mean": 2.8 / 6}
+    )
+    assert list(result["strict"]) == [*names[1:], "mean"]
+    assert result["absent"] == [name for name in names[1:] if name not in strict]
+
+
+def test_tables_of_a_label_set_without_groups_leave_the_papers_out():
+    truth = np.array([0, 1, 1, 1, 1, 2])
+    result = scores(confusion_matrix(np.array([0, 1, 1, 1, 0, 0]), truth, len(TWO)), TWO)
+    assert table({"a": result}, TWO) == (
+        "| F1, strict | left | right | mean |\n| --- | ---: | ---: | ---: |\n| a | 0.8571 | 0.0000 | 0.4286 |\n"
+    )
+    first, _ = to_csv({"a": result}, TWO).splitlines()
+    assert first.startswith("name,strict.left,strict.right,strict.mean,iou.left,")
+    assert "paper" not in first
+
+
+def test_iou_precision_and_recall_stand_in_one_table():
+    truth = np.array([0, 1, 1, 1, 1, 0])
+    result = scores(confusion_matrix(np.array([0, 1, 1, 1, 0, 0]), truth, len(TWO)), TWO)
+    assert measures_table(result, TWO).splitlines() == [
+        "| all labels | left | right | mean |",
+        "| --- | ---: | ---: | ---: |",
+        "| IoU | 0.7500 | – | 0.7500 |",
+        "| precision | 1.0000 | – | 1.0000 |",
+        "| recall | 0.7500 | – | 0.7500 |",
+    ]
+
+
+def test_the_headline_is_the_papers_overall_and_the_strict_mean():
+    result = nine_scores(*random_maps())
+    assert headline(result) == {"overall": result["paper"]["overall"], "strict": result["strict"]["mean"]}
+
+
+def test_a_matrix_of_another_label_set_is_refused():
+    with pytest.raises(ValueError, match="9 labels of nine"):
+        scores(np.zeros((11, 11), np.int64), NINE)
+
+
+@pytest.mark.parametrize("count", [2, 9, 19, 255])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_the_faces_of_a_padded_batch_are_counted_as_each_alone(count, dtype):
+    maps = random_maps(shape=(4, 20, 30), count=count)
+    pred, truth = (torch.from_numpy(ids).to(dtype) for ids in maps)
+    sizes = torch.tensor([[20, 30], [7, 30], [20, 1], [3, 4]])
+    counts, invalid = confusion_matrices(pred, truth, sizes, count)
+    assert counts.dtype == invalid.dtype == torch.int64
+    assert invalid.tolist() == [0, 0, 0, 0]
+    for b, (height, width) in enumerate(sizes.tolist()):
+        want = confusion_matrix(pred[b, :height, :width], truth[b, :height, :width], count)
+        assert np.array_equal(counts[b].numpy(), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_ids_out_of_range_are_counted_for_each_face_and_left_out_of_its_matrix(dtype):
+    low = 200 if dtype == torch.uint8 else -1
+    pred = torch.tensor([[[9, 1], [2, 3]], [[0, 0], [low, 9]], [[9, 9], [9, 9]]], dtype=dtype)
+    truth = torch.tensor([[[0, 1], [2, 3]], [[0, low], [low, 0]], [[0, 0], [0, 0]]], dtype=dtype)
+    counts, invalid = confusion_matrices(pred, truth, torch.tensor([[2, 2], [2, 2], [0, 2]]), 9)
+    assert invalid.tolist() == [1, 3, 0]
+    assert counts.sum((1, 2)).tolist() == [3, 1, 0]
+    assert counts[0].diagonal().tolist() == [0, 1, 1, 1, 0, 0, 0, 0, 0]
+
+
+def test_counting_a_batch_reads_nothing_back_from_the_device():
+    maps = torch.zeros(2, 2, 5, 6, dtype=torch.uint8, device="meta")  # where reading a value raises
+    counts, invalid = confusion_matrices(*maps, torch.zeros(2, 2, dtype=torch.long, device="meta"), 9)
+    assert (counts.shape, invalid.shape) == ((2, 9, 9), (2,))
+    with pytest.raises(RuntimeError):
+        int(invalid.sum())
+
+
+def test_a_batch_without_faces_has_no_matrices():
+    counts, invalid = confusion_matrices(*torch.zeros(2, 0, 5, 6, dtype=torch.uint8), torch.zeros(0, 2), 9)
+    assert (counts.shape, invalid.shape) == ((0, 9, 9), (0,))
+
+
+def test_batches_that_do_not_fit_each_other_and_fractional_ids_are_refused():
+    maps, sizes = torch.zeros(2, 5, 6, dtype=torch.uint8), torch.full((2, 2), 5)
+    with pytest.raises(ValueError, match="do not fit"):
+        confusion_matrices(maps, maps[:, :4], sizes, 9)
+    with pytest.raises(ValueError, match="do not fit"):
+        confusion_matrices(maps, maps, sizes[:1], 9)
+    with pytest.raises(ValueError, match="integer ids"):
+        confusion_matrices(maps, maps.float(), sizes, 9)

@@ -11,7 +11,7 @@ import train_cropper
 import train_end2end
 import train_stage1
 import train_stage2
-from models.stn_icnn import STNiCNN, STNiCNNConfig
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import pick_device, run_main
@@ -167,8 +167,9 @@ def test_end_to_end_starts_from_both_stages_or_from_one_checkpoint(given: list[s
 
 def test_the_released_localizer_needs_its_own_size(refusal: Refusal, tmp_path: Path) -> None:
     model = STNiCNN(STNiCNNConfig(coarse_size=32))
-    state = {"stage": "stage1", "config": vars(model.config), "modules": {"coarse": model.coarse.state_dict()}}
-    checkpoint.save(tmp_path / "stage1.pt", state)
+    state = {"parser": model.kind, "labels": model.labels.name, "config": vars(model.config)}
+    state["modules"] = {"coarse": model.coarse.state_dict()}
+    checkpoint.save(tmp_path / "stage1.pt", {"stage": "stage1", **state})
     line = refusal("--init-from", str(tmp_path / "stage1.pt"), "--localizer", "released", script=train_cropper)
     assert "128" in line
 

@@ -9,18 +9,26 @@ from PIL import Image
 import evaluate
 import predict
 from data.images import read_labels, read_photo
-from data.labels import COLOURS
-from models.grid import paste, paste_labels
+from data.labels import CELEBAMASK, NINE
+from models.geometry import paste, paste_labels
+from models.loading import KINDS
 from tests.fixtures import draw_face, draw_faces, save_palette, save_photo, write_challenge
-from tests.test_evaluate import save_models
+from tests.test_evaluate import save_models, save_tiny
+from tests.tiny_parser import TinyParser
 from utils.errors import InputError
 from utils.runtime import run_main
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A checkpoint of a small random model."""
-    return save_models(tmp_path_factory.mktemp("weights"))["end2end"]
+def models(tmp_path_factory):
+    """Checkpoints of a small random model: stage -> path."""
+    return save_models(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def weights(models):
+    """The checkpoint that holds all of it."""
+    return models["end2end"]
 
 
 @pytest.fixture
@@ -48,7 +56,7 @@ def test_a_photo_gives_a_palette_label_map_and_an_overlay_of_its_size(run, tmp_p
     labels = read_labels(tmp_path / "out" / "face.png")
     assert (picture.mode, picture.size) == ("P", (64, 48))
     assert 0 < labels.max() < 9
-    np.testing.assert_array_equal(np.array(picture.convert("RGB")), COLOURS[labels])
+    np.testing.assert_array_equal(np.array(picture.convert("RGB")), np.array(NINE.colours)[labels])
     assert Image.open(tmp_path / "out" / "face_overlay.jpg").size == (64, 48)
     assert re.match(r"1 photo labelled in .* photos/s\)\n", capsys.readouterr().out)
 
@@ -207,6 +215,60 @@ def test_the_old_cropper_needs_no_localizer(weights, tmp_path):
     assert predict.main([*argv, "--crops", "baseline"]) == 0
     with pytest.raises(InputError, match="no localizer weights"):
         predict.main([*argv, "--overwrite"])
+
+
+@pytest.mark.parametrize("form", ["inputs first", "inputs behind --", "a flag for each", "inputs behind files"])
+@pytest.mark.parametrize("kind", ["photo", "folder", "glob"])
+def test_several_checkpoints_and_photos_go_together_in_every_order(models, tmp_path, form, kind):
+    (tmp_path / "in").mkdir()
+    save_photo(tmp_path / "in" / "face.jpg", photo(32))
+    given = str({"photo": tmp_path / "in" / "face.jpg", "folder": tmp_path / "in", "glob": tmp_path / "in" / "*"}[kind])
+    one, two = models["cropper"], models["stage2"]  # neither is enough alone
+    argv = {
+        "inputs first": [given, "--checkpoint", one, two],
+        "inputs behind --": ["--checkpoint", one, two, "--", given],
+        "a flag for each": ["--checkpoint", one, "--checkpoint", two, given],
+        "inputs behind files": ["--checkpoint", one, two, given],
+    }[form]
+    common = ["--out", str(tmp_path / "out"), "--device", "cpu", "--amp", "off", "--no-overlay"]
+    assert predict.main([*common, *argv]) == 0
+    assert names(tmp_path / "out") == ["face.png"]
+
+
+def test_the_first_word_behind_checkpoint_is_never_taken_for_a_photo(tmp_path):
+    save_photo(tmp_path / "face.jpg", photo(16))
+    for wrong in (tmp_path, tmp_path / "other.jpg", "*.pt"):
+        with pytest.raises(InputError, match="no such checkpoint"):
+            predict.main([str(tmp_path / "face.jpg"), "--checkpoint", str(wrong), "--out", str(tmp_path / "out")])
+    with pytest.raises(InputError, match="INPUT"):
+        predict.main(["--checkpoint", str(tmp_path / "face.jpg")])
+    with pytest.raises(InputError, match=r"other\.pt: no such checkpoint"):
+        predict.main(["--checkpoint", "nowhere/other.pt", str(tmp_path / "face.jpg"), "--out", str(tmp_path / "out")])
+
+
+def test_a_parser_of_other_labels_writes_them_with_its_own_colours(monkeypatch, tmp_path):
+    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
+    save_photo(tmp_path / "face.png", photo(48, 64))
+    argv = [str(tmp_path / "face.png"), "--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--device", "cpu"]
+    assert predict.main([*argv, "--out", str(tmp_path / "out"), "--probabilities", "--amp", "off"]) == 0
+    picture, labels = Image.open(tmp_path / "out" / "face.png"), read_labels(tmp_path / "out" / "face.png")
+    assert len(np.unique(labels)) > 1
+    np.testing.assert_array_equal(np.array(picture.convert("RGB")), np.array(CELEBAMASK.colours)[labels])
+    saved = np.load(tmp_path / "out" / "face.npz")["probabilities"]
+    assert (saved.shape, saved.dtype) == ((19, 48, 64), np.float16)
+    chosen = np.take_along_axis(saved, labels[None].astype(int), 0)[0]
+    assert (chosen >= saved.max(0)).all()
+
+
+def test_a_parser_without_windows_or_crops_says_so(monkeypatch, tmp_path):
+    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
+    save_photo(tmp_path / "face.png", photo(16))
+    argv = [str(tmp_path / "face.png"), "--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--device", "cpu"]
+    argv += ["--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="--windows: tiny has no windows to draw; leave it out"):
+        predict.main([*argv, "--windows"])
+    with pytest.raises(InputError, match=r"--crops baseline: .* holds tiny, which has no crops"):
+        predict.main([*argv, "--crops", "baseline"])
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import source as data_source
 from data.images import list_files, read_labels, read_photo, resize_photo
-from data.labels import CELEBAMASK, HELEN, TABLES
-from data.source import SPLITS, Source, open_source
+from data.labels import CELEBAMASK, HELEN, NINE
+from data.listing import SPLITS, Source
+from data.source import FaceData
 from tests import fixtures
 from utils.errors import InputError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "celebamask"
 
 RNG = np.random.default_rng(0)
+
+
+def open_source(dataset: str, root: Path | None, split: str, partition: str | None = None) -> Source:
+    return data_source.open_source(FaceData(dataset, root, partition), split)
+
+
 GREY = RNG.integers(0, 256, (6, 9), np.uint8)
 COLOUR = RNG.integers(0, 256, (6, 9, 3), np.uint8)
 DAMAGED = ("cut.jpg", "cut.png", "stub.png", "text.jpg", "empty.png", "absent.jpg", "folder.png")
@@ -236,7 +244,7 @@ def test_helen_sides_are_decided_by_the_training_faces_even_if_a_test_face_diffe
     tmp_path: Path, faces: fixtures.Faces
 ) -> None:
     name, photo, labels = faces["test"][0]
-    faces["test"] = [(name, photo, HELEN.mirror[labels])]
+    faces["test"] = [(name, photo, np.array(HELEN.mirror, np.uint8)[labels])]
     fixtures.write_helen(tmp_path / "helen", faces)
     expect(open_source("helen", tmp_path / "helen", "test"), faces["test"])
 
@@ -324,7 +332,7 @@ def test_synthetic_faces_open_without_a_folder(split: str) -> None:
     source = open_source("synthetic", None, split)
     photo, labels = source.read(source.samples[0])
     assert photo.shape == (*labels.shape, 3)
-    assert (TABLES["synthetic"].merge[labels] < 9).all()
+    assert (HELEN.map_to(NINE)[labels] < len(NINE)).all()
 
 
 def test_sources_can_be_sent_to_other_processes(tmp_path: Path, faces: fixtures.Faces) -> None:
@@ -558,7 +566,7 @@ def test_real_faces_are_read_with_brow1_and_eye1_on_the_images_left() -> None:
     for sample in source.samples[::25]:
         photo, ids = source.read(sample)
         assert photo.shape == (512, 512, 3)
-        labels = CELEBAMASK.merge[ids]
+        labels = CELEBAMASK.map_to(NINE)[ids]
         for one, two in ((1, 2), (3, 4)):
             x = [np.nonzero(labels == label)[1] for label in (one, two)]
             assert not len(x[0]) or not len(x[1]) or x[0].mean() < x[1].mean()

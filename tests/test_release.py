@@ -6,29 +6,31 @@ from pathlib import Path
 import pytest
 import torch
 
-import release
-from models.pretrained import MODULES, load_model
-from models.stn_icnn import STNiCNN, STNiCNNConfig
+from data.labels import CELEBAMASK
+from models.loading import KINDS, load_parser
+from models.parser import FaceParser
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.tiny_parser import TinyConfig, TinyParser
+from tools import release
 from utils import checkpoint
 from utils.errors import InputError
+
+
+ABOUT = {"dataset": "synthetic", "images": 4, "seed": 0, "recipe": {"batch_size": 2}, "epoch": 0, "best": {"f1": 0.5}}
+
+
+def save(path: Path, model: FaceParser, stage: str) -> Path:
+    """A checkpoint as training leaves it."""
+    modules = {name: getattr(model, name).state_dict() for name in model.networks}
+    what = {"stage": stage, "parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
+    checkpoint.save(path, {**what, "modules": modules, **ABOUT, "optimizer": {}})
+    return path
 
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17))
-    modules = {name: getattr(model, name).state_dict() for name in MODULES}
-    about = {
-        "dataset": "synthetic",
-        "images": 4,
-        "seed": 0,
-        "recipe": {"batch_size": 2},
-        "epoch": 0,
-        "best": {"f1": 0.5},
-    }
-    state = {"stage": "end2end", "config": asdict(model.config), "modules": modules, **about, "optimizer": {}}
-    checkpoint.save(tmp_path / "best.pt", state)
-    return tmp_path / "best.pt"
+    return save(tmp_path / "best.pt", STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17)), "end2end")
 
 
 def test_weights_that_ship_are_half_as_large_and_label_alike(trained: Path, tmp_path: Path) -> None:
@@ -37,8 +39,26 @@ def test_weights_that_ship_are_half_as_large_and_label_alike(trained: Path, tmp_
     assert out.stat().st_size < 0.6 * trained.stat().st_size
     photos_BHW3 = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.no_grad():
-        one, two = (load_model([path])(photos_BHW3).argmax(1) for path in (trained, out))
+        one, two = (load_parser([path])(photos_BHW3).argmax(1) for path in (trained, out))
     assert (one == two).float().mean() > 0.99
+
+
+def test_what_the_weights_are_is_kept_and_what_only_training_needs_is_not(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shipped.pt"
+    assert release.main(["--checkpoint", str(trained), "--out", str(out)]) == 0
+    shipped, state = checkpoint.load(out), checkpoint.load(trained)
+    assert shipped.keys() == state.keys() - {"optimizer"}
+    for key in shipped.keys() - {"modules"}:
+        assert shipped[key] == state[key]
+
+
+def test_any_parser_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
+    best = save(tmp_path / "best.pt", TinyParser(TinyConfig(channels=4), CELEBAMASK), "tiny")
+    out = tmp_path / "shipped.pt"
+    assert release.main(["--checkpoint", str(best), "--out", str(out)]) == 0
+    assert checkpoint.load(out, ("tiny",))["labels"] == "celebamask"
+    assert isinstance(load_parser([out]), TinyParser)
 
 
 def test_modules_of_a_later_checkpoint_win(trained: Path, tmp_path: Path) -> None:

@@ -1,85 +1,170 @@
 """The chain: every stage and every row of the table, and nothing twice."""
 
-import argparse
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-import demo
+import evaluate
 import reproduce
+from data.source import FaceData
 from utils.errors import InputError
+from utils.runtime import run_main
+from utils.training import Machine
+
+TITLES = (
+    "coarse mask enlarged",
+    "iCNN (old cropper)",
+    "STN-iCNN before end-to-end",
+    "STN-iCNN",
+    "STN-iCNN, crops on the truth",
+)
 
 
 @pytest.fixture(scope="module")
-def chain(tiny_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    out = tmp_path_factory.mktemp("chain")
-    small = ["--coarse-size", "32", "--crop-size", "17", "--batch-size", "2", "--max-images", "2"]
-    options = [*tiny_options, *small, "--recipe", "best", "--epochs", "1", "1", "1", "1", "--out", str(out)]
-    assert reproduce.main(options) == 0
+def small(tiny_options: list[str]) -> list[str]:
+    """Options of a chain that trains for seconds."""
+    sizes = ["--coarse-size", "32", "--crop-size", "17", "--batch-size", "2", "--max-images", "2"]
+    return [*tiny_options, *sizes, "--recipe", "best", "--epochs", "1", "1", "1", "1"]
+
+
+@pytest.fixture(scope="module")
+def chain(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options of a chain that is finished; the last one is its folder. No other script's main was called."""
+
+    def refuse(*_: object) -> int:
+        raise AssertionError("a script's main was called")
+
+    options = [*small, "--out", str(tmp_path_factory.mktemp("chain"))]
+    with pytest.MonkeyPatch.context() as patch:
+        for script in (evaluate, *(stage.script for stage in reproduce.STAGES.values())):
+            patch.setattr(script, "main", refuse)
+        assert reproduce.main(options) == 0
     return options
 
 
-def files(out: Path) -> dict[Path, int]:
+def written(out: Path) -> dict[Path, int]:
+    """When each file of the chain was written."""
     kept = [path for path in out.rglob("*") if path.name in ("last.pt", "best.pt", "scores.json", "log.jsonl")]
     return {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_one_command_trains_all_stages_and_scores_every_row(chain: list[str]) -> None:
+def rescored(out: Path, before: dict[Path, int]) -> set[str]:
+    """The rows whose scores.json was written anew."""
+    return {
+        path.parent.name for path, time in written(out).items() if path.name == "scores.json" and time != before[path]
+    }
+
+
+def test_one_command_trains_all_stages_and_scores_every_row_through_no_other_command_line(chain: list[str]) -> None:
     out = Path(chain[-1])
     for stage in reproduce.STAGES:
         assert (out / stage / "best.pt").exists()
     table = (out / "table_test.md").read_text()
-    for row in ("coarse mask enlarged", "iCNN (old cropper)", "before end-to-end", "crops on the truth"):
-        assert row in table
+    assert tuple(reproduce.ROWS) == TITLES
+    for title in TITLES:
+        assert f"| {title} |" in table
+        about = json.loads((out / "scores" / "test" / reproduce.slug(title) / "scores.json").read_text())
+        assert len(about["sha256"]) == len(reproduce.ROWS[title].stages)
     assert len(list((out / "scores" / "test").glob("*/scores.json"))) == 5
 
 
 def test_what_is_finished_is_not_done_again(chain: list[str]) -> None:
-    before = files(Path(chain[-1]))
+    before = written(Path(chain[-1]))
     assert reproduce.main(chain) == 0
-    assert files(Path(chain[-1])) == before
+    assert written(Path(chain[-1])) == before
 
 
-def test_a_row_is_scored_again_once_its_weights_are_newer(chain: list[str]) -> None:
+def test_rows_are_fresh_by_the_content_of_their_weights_and_not_by_the_time_of_their_files(chain: list[str]) -> None:
     out = Path(chain[-1])
-    before = files(out)
     (out / "end2end" / "best.pt").touch()
+    before = written(out)
     assert reproduce.main(chain) == 0
-    changed = {
-        path.parent.name for path, time in files(out).items() if path.name == "scores.json" and time != before[path]
-    }
-    assert changed == {"STN-iCNN", "STN-iCNN__crops_on_the_truth"}
+    assert written(out) == before
 
 
-def test_scores_of_other_faces_do_not_pass_for_those_asked_for(chain: list[str]) -> None:
-    file = next((Path(chain[-1]) / "scores" / "test").glob("*/scores.json"))
-    args = argparse.Namespace(dataset="helen", partition=None, face_size=None)
-    assert reproduce.is_scored(file, [], args)
-    args.face_size = 96
-    assert not reproduce.is_scored(file, [], args)
+def test_a_stage_whose_folder_is_trained_anew_is_scored_again(chain: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "chain"
+    shutil.copytree(chain[-1], out)
+    before = written(out)
+    shutil.rmtree(out / "end2end")
+    options = chain[:-1]
+    at = options.index("--epochs") + 4
+    options[at] = "2"
+    assert reproduce.main([*options, str(out)]) == 0
+    assert rescored(out, before) == {"STN-iCNN", "STN-iCNN__crops_on_the_truth"}
+
+
+def test_a_stage_whose_source_was_trained_anew_is_refused_in_one_line(
+    chain: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "chain"
+    shutil.copytree(chain[-1], out)
+    shutil.rmtree(out / "stage1")
+    options = chain[:-1]
+    options[options.index("--epochs") + 1] = "2"
+    capsys.readouterr()
+    assert run_main(lambda: reproduce.main([*options, str(out)])) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{out / 'cropper' / 'last.pt'} was trained with started_from.init_from " in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        ("face_size", 96),
+        ("partition", "thirds"),
+        ("dataset", "synthetic"),
+    ],
+)
+def test_scores_of_other_faces_do_not_pass_for_those_asked_for(changed: str, value: object, chain: list[str]) -> None:
+    out = Path(chain[-1])
+    file = out / "scores" / "test" / "STN-iCNN" / "scores.json"
+    machine = Machine(torch.device("cpu"))
+    request = evaluate.Request([out / "end2end" / "best.pt"], FaceData("helen", Path("faces")), machine)
+    assert reproduce.is_scored(file, request)
+    assert not reproduce.is_scored(file, replace(request, data=replace(request.data, **{changed: value})))
+    assert not reproduce.is_scored(file, replace(request, checkpoints=[out / "stage2" / "best.pt"]))
+    assert not reproduce.is_scored(file, replace(request, split="val"))
+    assert not reproduce.is_scored(file, replace(request, crops="truth"))
+
+
+def test_damaged_scores_are_named_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    file.write_text('{"split": "te')
+    with pytest.raises(InputError, match=r"scores.json cannot be read \(.*\): remove it, and it is made again"):
+        reproduce.read_scores(file)
 
 
 def test_other_options_do_not_pass_for_the_old_results(chain: list[str]) -> None:
-    before = files(Path(chain[-1]))
+    before = written(Path(chain[-1]))
     with pytest.raises(InputError, match=r"trained with seed 0, not 5"):
         reproduce.main([*chain, "--seed", "5"])
     with pytest.raises(InputError, match=r"trained with face_size None, not 96"):
         reproduce.main([*chain, "--face-size", "96"])
-    assert files(Path(chain[-1])) == before
+    assert written(Path(chain[-1])) == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--crop-size", "7", "--crop-size 7: coarse size must lie"),
+        ("--coarse-size", "2000", "--coarse-size 2000: coarse size must lie"),
+    ],
+)
+def test_sizes_that_a_later_stage_cannot_have_are_refused_before_the_first_stage_trains(
+    flag: str, value: str, message: str, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_main(lambda: reproduce.main([*small, flag, value, "--out", str(tmp_path / "out")])) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_each_of_the_four_epochs_is_checked(chain: list[str]) -> None:
     at = chain.index("--epochs") + 4
     with pytest.raises(InputError, match="--epochs 0: must be at least 1"):
         reproduce.main([*chain[:at], "0", *chain[at + 1 :]])
-
-
-def test_the_demo_draws_a_summary_of_what_it_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ["--face-size", "64", "--max-images", "4", "--coarse-size", "32", "--crop-size", "17"]
-    monkeypatch.setattr(demo, "SMALL", small)
-    monkeypatch.setattr(demo, "SCHEDULE", ["--recipe", "best", "--batch-size", "2", "--epochs", "1", "1", "1", "1"])
-    monkeypatch.setattr(demo, "FACES", 4)
-    monkeypatch.setattr(demo, "FACE_SIZE", 64)
-    monkeypatch.setattr(demo, "SHOWN", 4)
-    assert demo.main(["--out", str(tmp_path)]) == 0
-    assert (tmp_path / "summary.png").stat().st_size > 1000

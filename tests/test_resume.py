@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,19 @@ import torch
 
 import train_end2end
 import train_stage1
-from models.stn_icnn import STNiCNN, STNiCNNConfig
+from data.batches import Batch
+from data.view import Augmentation, View
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from utils import checkpoint
+from utils.engine import Scores
 from utils.errors import InputError
 from utils.runtime import run_main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TIMES = ("train_s", "val_s")
+RUN_FILES = {"best.pt", "last.pt", "config.json", "log.jsonl", "tensorboard"}
+
+Fit = Callable[..., Scores]
 
 # A script that ends its own process, by the signal given, in the middle of a training epoch.
 INTERRUPTED = """
@@ -31,15 +38,15 @@ import train_stage1
 from utils.runtime import run_main
 
 number, last_step, *options = sys.argv[1:]
-steps, draw = [], train_stage1.draw
+steps, forward = [], train_stage1.Stage1.forward
 
-def draw_and_die(*arguments):
+def forward_and_die(task, batch):
     steps.append(1)
     if len(steps) == int(last_step):
         os.kill(os.getpid(), int(number))
-    return draw(*arguments)
+    return forward(task, batch)
 
-train_stage1.draw = draw_and_die
+train_stage1.Stage1.forward = forward_and_die
 sys.exit(run_main(lambda: train_stage1.main(options)))
 """
 
@@ -96,8 +103,7 @@ def test_a_run_killed_in_its_second_epoch_resumes_bit_for_bit(
 ) -> None:
     options = [*stage1_options, "--run-dir", str(tmp_path / "run")]
     command = [sys.executable, "-c", INTERRUPTED, str(int(number)), "4", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert ended.returncode == status, ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(log_of(tmp_path / "run")) == 1
@@ -114,24 +120,57 @@ def test_the_run_learns_so_that_equality_says_something(uninterrupted: Path) -> 
     assert all(entry["step"] == 6 for entry in state["optimizer"]["state"].values())
 
 
-def test_end_to_end_resumes_bit_for_bit(tiny_options: list[str], tmp_path: Path, monkeypatch) -> None:
-    config = STNiCNNConfig(coarse_size=32, crop_size=33)
+@pytest.fixture(scope="module")
+def whole_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An end-to-end checkpoint with random weights."""
     torch.manual_seed(1)
-    model = STNiCNN(config)
-    modules = {name: getattr(model, name).state_dict() for name in ("coarse", "localizer", "parts")}
-    checkpoint.save(tmp_path / "init.pt", {"stage": "end2end", "config": vars(config), "modules": modules})
-    options = [*tiny_options, "--recipe", "best", "--batch-size", "2", "--max-images", "2", "--epochs", "3"]
-    options += ["--init-from", str(tmp_path / "init.pt")]
+    return save_model(tmp_path_factory.mktemp("init") / "init.pt")
+
+
+def save_model(path: Path) -> Path:
+    model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17))
+    modules = {name: getattr(model, name).state_dict() for name in model.networks}
+    about = {"parser": model.kind, "labels": model.labels.name, "config": vars(model.config)}
+    checkpoint.save(path, {"stage": "end2end", **about, "modules": modules})
+    return path
+
+
+def end2end_options(tiny_options: list[str], start: Path) -> list[str]:
+    small = ["--recipe", "best", "--batch-size", "2", "--max-images", "2", "--epochs", "3"]
+    return [*tiny_options, *small, "--init-from", str(start)]
+
+
+def test_end_to_end_resumes_bit_for_bit(
+    tiny_options: list[str], whole_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = end2end_options(tiny_options, whole_model)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_end2end.main([*options, "--run-dir", str(whole)]) == 0
-    draw = train_end2end.draw
+    view = Augmentation.view
+
+    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
+        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            train_end2end, "draw", lambda a, batch: interrupt() if batch.keys_B3[0, 1] == 1 else draw(a, batch)
-        )
+        patch.setattr(Augmentation, "view", view_or_stop)
         assert run_main(lambda: train_end2end.main([*options, "--run-dir", str(broken)])) == 130
+    assert log_of(broken) == log_of(whole)[:1]
     assert train_end2end.main([*options, "--run-dir", str(broken), "--resume"]) == 0
     assert_same_run(whole, broken)
+
+
+def test_a_run_resumed_from_another_checkpoint_is_refused_in_one_line(
+    tiny_options: list[str], whole_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = ["--epochs", "1", "--run-dir", str(tmp_path / "run")]
+    assert train_end2end.main([*end2end_options(tiny_options, whole_model), *run]) == 0
+    before = contents(tmp_path / "run")
+    options = [*end2end_options(tiny_options, save_model(tmp_path / "other.pt")), *run, "--resume"]
+    capsys.readouterr()
+    assert run_main(lambda: train_end2end.main(options)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"was trained with started_from\.init_from [0-9a-f]{64}, not [0-9a-f]{64}: ", line)
+    assert contents(tmp_path / "run") == before
 
 
 def interrupt(*_: Any, **__: Any) -> Any:
@@ -152,7 +191,7 @@ def interrupt_at(moment: str, patch: pytest.MonkeyPatch) -> None:
             interrupt()
 
     def replace_or_stop(old: Path, new: Path) -> None:
-        interrupt() if checkpoint.read_tensors(old)["epoch"] == 1 else replace(old, new)
+        interrupt() if new.suffix == ".pt" and checkpoint.read_tensors(old)["epoch"] == 1 else replace(old, new)
 
     if moment == "half of last.pt":
         patch.setattr(torch, "save", save_half)
@@ -164,7 +203,7 @@ def interrupt_at(moment: str, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("moment", ["best.pt", "last.pt", "half of the log's line", "half of last.pt", "renaming"])
 def test_a_run_interrupted_between_any_two_writes_resumes_bit_for_bit(
-    moment: str, tiny_fit: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, tiny_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best, run_dir = tiny_fit(tmp_path / "whole"), tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -176,12 +215,10 @@ def test_a_run_interrupted_between_any_two_writes_resumes_bit_for_bit(
         log.write_text(log.read_text()[:-20])
     assert tiny_fit(run_dir, resume=True)["epoch"] == best["epoch"]
     assert_same_run(run_dir, tmp_path / "whole")
-    assert not list(run_dir.glob("*.tmp"))
+    assert {path.name for path in run_dir.iterdir()} == RUN_FILES
 
 
-def test_the_best_epoch_survives_a_resume(
-    tiny_fit: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_epoch_survives_a_resume(tiny_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiny_fit(tmp_path / "whole", maximise=True)["epoch"] == 0  # the score falls
     with monkeypatch.context() as patch:
         interrupt_at("last.pt", patch)
@@ -200,9 +237,7 @@ def test_a_finished_run_resumes_to_nothing(
     assert "finished already" in capsys.readouterr().out
 
 
-def test_resume_with_nothing_there_starts_from_the_beginning(
-    tiny_fit: Callable[..., dict[str, float]], tmp_path: Path
-) -> None:
+def test_resume_with_nothing_there_starts_from_the_beginning(tiny_fit: Fit, tmp_path: Path) -> None:
     tiny_fit(tmp_path / "one")
     tiny_fit(tmp_path / "two", resume=True)
     assert_same_run(tmp_path / "one", tmp_path / "two")
@@ -243,9 +278,7 @@ def test_a_used_run_folder_is_refused_and_left_as_it_is(
     assert contents(uninterrupted) == before
 
 
-def test_a_lone_best_checkpoint_is_not_overwritten_either(
-    tiny_fit: Callable[..., dict[str, float]], tmp_path: Path
-) -> None:
+def test_a_lone_best_checkpoint_is_not_overwritten_either(tiny_fit: Fit, tmp_path: Path) -> None:
     tiny_fit(tmp_path)
     (tmp_path / "last.pt").unlink()
     before = contents(tmp_path)
@@ -254,23 +287,21 @@ def test_a_lone_best_checkpoint_is_not_overwritten_either(
     assert contents(tmp_path) == before
 
 
-def test_best_weights_posing_as_the_last_are_refused(tiny_fit: Callable[..., dict[str, float]], tmp_path: Path) -> None:
+def test_best_weights_posing_as_the_last_are_refused(tiny_fit: Fit, tmp_path: Path) -> None:
     tiny_fit(tmp_path)
     (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
     with pytest.raises(InputError, match=r"last.pt cannot be resumed: it lacks optimizer"):
         tiny_fit(tmp_path, resume=True)
 
 
-def test_a_checkpoint_of_another_stage_is_not_resumed(
-    tiny_fit: Callable[..., dict[str, float]], tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_stage_is_not_resumed(tiny_fit: Fit, tmp_path: Path) -> None:
     tiny_fit(tmp_path, stage="cropper")
     with pytest.raises(InputError, match="comes from stage 'cropper'; needed here: stage1"):
         tiny_fit(tmp_path, resume=True)
 
 
 def test_a_disk_that_fills_up_while_saving_leaves_a_run_that_resumes(
-    tiny_fit: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch
+    tiny_fit: Fit, tmp_path: Path, monkeypatch
 ) -> None:
     tiny_fit(tmp_path / "whole")
     torch_save = torch.save

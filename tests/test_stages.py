@@ -10,24 +10,26 @@ import train_cropper
 import train_end2end
 import train_stage1
 import train_stage2
-from models.pretrained import load_model
-from utils import checkpoint
+from models.loading import load_parser
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from utils import checkpoint, files
 from utils.errors import InputError
 
 SCRIPTS = {"stage1": train_stage1, "cropper": train_cropper, "stage2": train_stage2, "end2end": train_end2end}
-MODULES = {
+NETWORKS = {
     "stage1": {"coarse"},
     "cropper": {"coarse", "localizer"},
     "stage2": {"parts"},
     "end2end": {"coarse", "localizer", "parts"},
 }
+COARSE_SIZES = {"stage1": 48, "cropper": 48, "stage2": 128, "end2end": 48}  # stage 2 has none of its own
 SCORES = {
     "stage1": {"f1", "strict"},
     "cropper": {"theta_loss", "centre_px"},
     "stage2": {"f1", "strict"},
-    "end2end": {"f1", "strict", "parts"},
+    "end2end": {"f1", "strict"},
 }
-SMALL_CROPS = ["--crop-size", "33"]
+SMALL_CROPS = ["--crop-size", "17"]
 
 
 def train(stage: str, options: list[str], run_dir: Path, *more: str) -> Path:
@@ -42,7 +44,7 @@ def runs(request: pytest.FixtureRequest, tiny_options: list[str], tmp_path_facto
     few = ["--batch-size", "2"] if request.param == "best" else ["--batch-size", "4", "--max-images", "2"]
     options = [*tiny_options, "--recipe", request.param, *few, "--seed", "3"]
     root = tmp_path_factory.mktemp(request.param)
-    runs = {"stage1": train("stage1", options, root / "stage1")}
+    runs = {"stage1": train("stage1", options, root / "stage1", "--coarse-size", "48")}
     coarse = ["--init-from", str(runs["stage1"] / "best.pt")]
     runs["cropper"] = train("cropper", options, root / "cropper", *coarse, *SMALL_CROPS)
     runs["stage2"] = train("stage2", options, root / "stage2", *SMALL_CROPS)
@@ -51,15 +53,34 @@ def runs(request: pytest.FixtureRequest, tiny_options: list[str], tmp_path_facto
     return runs
 
 
-def test_checkpoints_hold_the_stage_its_config_and_its_modules(runs: dict[str, Path]) -> None:
+@pytest.fixture
+def tiny_best(tiny_options: list[str]) -> list[str]:
+    """The options of our own recipe on two faces."""
+    return [*tiny_options, "--recipe", "best", "--batch-size", "2", "--max-images", "2", *SMALL_CROPS]
+
+
+def test_checkpoints_hold_the_parser_its_stage_its_config_and_its_networks(runs: dict[str, Path]) -> None:
     for stage, run_dir in runs.items():
         for name in ("last.pt", "best.pt"):
             state = checkpoint.load(run_dir / name, (stage,))
-            assert state["stage"] == stage
-            assert state["config"]["coarse_size"] == 128
-            assert state["modules"].keys() == MODULES[stage]
+            assert (state["stage"], state["parser"], state["labels"]) == (stage, "stn_icnn", "nine")
+            assert state["config"]["coarse_size"] == COARSE_SIZES[stage]
+            assert state["modules"].keys() == NETWORKS[stage]
             assert all(len(weights) > 10 for weights in state["modules"].values())
             assert ("optimizer" in state) == (name == "last.pt")
+
+
+def test_every_run_records_the_files_that_it_started_from(runs: dict[str, Path]) -> None:
+    best = {stage: files.sha256(run_dir / "best.pt") for stage, run_dir in runs.items()}
+    sources = {
+        "stage1": {},
+        "cropper": {"init_from": best["stage1"]},
+        "stage2": {},
+        "end2end": {"init_from_cropper": best["cropper"], "init_from_stage2": best["stage2"]},
+    }
+    for stage, run_dir in runs.items():
+        assert checkpoint.load(run_dir / "best.pt")["started_from"] == sources[stage]
+        assert json.loads((run_dir / "config.json").read_text())["started_from"] == sources[stage]
 
 
 def test_the_log_has_one_line_for_each_epoch(runs: dict[str, Path]) -> None:
@@ -68,6 +89,15 @@ def test_the_log_has_one_line_for_each_epoch(runs: dict[str, Path]) -> None:
         assert row["epoch"] == 0
         assert {"loss", "lr", "train_s", "val_s"} | SCORES[stage] <= row.keys()
         assert all(value >= 0 for value in row.values())
+
+
+def test_end_to_end_logs_each_loss_that_its_recipe_has(runs: dict[str, Path]) -> None:
+    (row,) = [json.loads(line) for line in (runs["end2end"] / "log.jsonl").read_text().splitlines()]
+    recipe = json.loads((runs["end2end"] / "config.json").read_text())["recipe"]
+    if recipe["coarse_weight"] > 0:
+        assert row["loss"] == pytest.approx(row["parts"] + row["coarse"] + row["theta"], rel=1e-5)
+    else:
+        assert not {"parts", "coarse", "theta"} & row.keys()  # the part loss is all there is: it is the loss
 
 
 def test_the_run_folder_holds_config_seed_environment_and_tensorboard_events(runs: dict[str, Path]) -> None:
@@ -90,12 +120,21 @@ def test_the_run_folder_holds_config_seed_environment_and_tensorboard_events(run
         }
 
 
-def test_every_trained_module_moves_and_the_cropper_leaves_the_coarse_network_alone(runs: dict[str, Path]) -> None:
+def save_untrained(path: Path, stage: str, config: STNiCNNConfig, networks: tuple[str, ...]) -> Path:
+    """A checkpoint of a stage with random weights."""
+    model = STNiCNN(config)
+    modules = {name: getattr(model, name).state_dict() for name in networks}
+    about = {"parser": model.kind, "labels": model.labels.name, "config": vars(config)}
+    checkpoint.save(path, {"stage": stage, **about, "modules": modules})
+    return path
+
+
+def moved(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.equal(one[key], two[key]) for key in one)
+
+
+def test_every_trained_network_moves_and_the_cropper_leaves_the_coarse_network_alone(runs: dict[str, Path]) -> None:
     weights = {stage: checkpoint.load(run_dir / "last.pt")["modules"] for stage, run_dir in runs.items()}
-
-    def moved(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-        return any(not torch.equal(one[key], two[key]) for key in one)
-
     best = checkpoint.load(runs["stage1"] / "best.pt")["modules"]["coarse"]
     assert not moved(best, weights["cropper"]["coarse"])
     assert moved(weights["cropper"]["coarse"], weights["end2end"]["coarse"])
@@ -103,34 +142,33 @@ def test_every_trained_module_moves_and_the_cropper_leaves_the_coarse_network_al
     assert moved(weights["stage2"]["parts"], weights["end2end"]["parts"])
 
 
-def test_best_checkpoints_become_a_model_that_labels_photos(runs: dict[str, Path]) -> None:
+def test_best_checkpoints_become_a_parser_that_labels_photos(runs: dict[str, Path]) -> None:
     for paths in ([runs["end2end"]], [runs["cropper"], runs["stage2"]]):
-        model = load_model([path / "best.pt" for path in paths])
-        assert model.config.crop_size == 33
+        parser = load_parser([path / "best.pt" for path in paths])
+        assert (parser.config.coarse_size, parser.config.crop_size) == (48, 17)
         with torch.no_grad():
-            canvas_B9HW = model(torch.randint(256, (1, 70, 90, 3), dtype=torch.uint8))
-        assert canvas_B9HW.shape == (1, 9, 70, 90)
-        assert canvas_B9HW.isfinite().all()
+            canvas_BKHW = parser(torch.randint(256, (1, 70, 90, 3), dtype=torch.uint8))
+        assert canvas_BKHW.shape == (1, 9, 70, 90)
+        assert canvas_BKHW.isfinite().all()
 
 
-@pytest.mark.parametrize("runs", ["best"], indirect=True)
 @pytest.mark.parametrize("localizer", ["resnet18", "released"])
-def test_the_other_localizers_train_and_are_remembered(
-    localizer: str, runs: dict[str, Path], tiny_options: list[str], tmp_path: Path
-) -> None:
-    options = [*tiny_options, "--recipe", "best", "--batch-size", "2", *SMALL_CROPS]
-    coarse = ["--init-from", str(runs["stage1"] / "best.pt")]
-    run_dir = train("cropper", options, tmp_path / "run", "--localizer", localizer, *coarse)
+def test_the_other_localizers_train_and_are_remembered(localizer: str, tiny_best: list[str], tmp_path: Path) -> None:
+    config = STNiCNNConfig(window_margin=1.6, window_aspect=0.5, crop_size=17)
+    stage1 = save_untrained(tmp_path / "stage1.pt", "stage1", config, ("coarse",))
+    stage2 = save_untrained(tmp_path / "stage2.pt", "stage2", config, ("parts",))
+    options = [*tiny_best, "--localizer", localizer, "--init-from", str(stage1)]
+    run_dir = train("cropper", options, tmp_path / "run")
     assert checkpoint.load(run_dir / "best.pt")["config"]["localizer"] == localizer
-    model = load_model([run_dir / "best.pt", runs["stage2"] / "best.pt"])
-    assert model.config.localizer == localizer
+    parser = load_parser([run_dir / "best.pt", stage2])
+    assert parser.config.localizer == localizer
 
 
 @pytest.mark.parametrize("runs", ["best"], indirect=True)
 def test_the_cropper_trains_a_localizer_further_where_it_starts_from_one(
-    runs: dict[str, Path], tiny_options: list[str], tmp_path: Path
+    runs: dict[str, Path], tiny_best: list[str], tmp_path: Path
 ) -> None:
-    options = [*tiny_options, "--recipe", "best", "--batch-size", "2", *SMALL_CROPS, "--lr-localizer", "1e-9"]
+    options = [*tiny_best, "--lr-localizer", "1e-9"]
     whole = runs["end2end"] / "best.pt"
     held = checkpoint.load(whole)["modules"]["localizer"]
     further = checkpoint.load(train("cropper", options, tmp_path / "further", "--init-from", str(whole)) / "best.pt")
@@ -145,6 +183,24 @@ def test_the_cropper_trains_a_localizer_further_where_it_starts_from_one(
     assert all(torch.equal(mixed["coarse"][name], value) for name, value in first.items())
     with pytest.raises(InputError, match="localizer weights are of another architecture"):
         train("cropper", options, tmp_path / "odd", *other, "--localizer", "resnet18")
+
+
+def test_a_localizer_that_is_trained_further_keeps_its_kind_of_windows(tiny_best: list[str], tmp_path: Path) -> None:
+    config = STNiCNNConfig(coarse_size=48, crop_size=33, window_margin=2.0, window_aspect=0.7)
+    begun = save_untrained(tmp_path / "begun.pt", "cropper", config, ("coarse", "localizer"))
+    run_dir = train("cropper", tiny_best, tmp_path / "run", "--init-from", str(begun))
+    trained = checkpoint.load(run_dir / "best.pt")["config"]
+    assert (trained["window_margin"], trained["window_aspect"], trained["crop_size"]) == (2.0, 0.7, 17)
+
+
+def test_fixed_windows_of_another_size_are_refused_for_a_localizer_that_is_trained_further(
+    tiny_best: list[str], tmp_path: Path
+) -> None:
+    config = STNiCNNConfig(coarse_size=48, crop_size=33)
+    begun = save_untrained(tmp_path / "begun.pt", "cropper", config, ("coarse", "localizer"))
+    with pytest.raises(InputError, match=r"--crop-size 17: .* places windows of 33 photo pixels; leave the option out"):
+        train("cropper", tiny_best, tmp_path / "run", "--init-from", str(begun))
+    assert not (tmp_path / "run").exists()
 
 
 def test_bfloat16_and_worker_processes_train_too(tiny_options: list[str], tmp_path: Path) -> None:

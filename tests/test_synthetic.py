@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data import synthetic
-from data.synthetic import COUNTS, SIZE, draw_face, draw_named, sample_names
+from data.datasets.synthetic import COUNTS, SIZE, canvas, draw_face, draw_named, sample_names
+from data.datasets.synthetic import faces as naming
 from utils.errors import InputError
 
 FACES = 50
@@ -38,13 +38,13 @@ def test_photo_and_labels_have_the_size_asked_for(size):
     assert photo.shape == (size, size, 3)
     assert labels.shape == (size, size)
     assert photo.dtype == labels.dtype == np.uint8
-    assert labels.max() <= synthetic.HAIR
+    assert labels.max() <= canvas.HAIR
 
 
 def test_brow1_and_eye1_lie_on_the_images_left(faces):
     seen = 0
     for _, labels in faces:
-        for one, two in (synthetic.BROWS, synthetic.EYES):
+        for one, two in (canvas.BROWS, canvas.EYES):
             left, right = centre_x(labels, one), centre_x(labels, two)
             if left is not None and right is not None:
                 assert left < right
@@ -64,14 +64,14 @@ def test_every_part_is_missing_from_some_face():
 
 
 def test_shut_mouths_have_no_inner_mouth_and_open_ones_do(monkeypatch):
-    draw_mouth, gapes = synthetic._mouth, []
+    draw_mouth, gapes = naming.draw_mouth, []
 
     def spy(face, rng, y, gape):
         gapes.append(gape)
         return draw_mouth(face, rng, y, gape)
 
-    monkeypatch.setattr(synthetic, "_mouth", spy)
-    inner = [(draw_face(4, i, 128)[1] == synthetic.INNER_MOUTH).any() for i in range(30)]
+    monkeypatch.setattr(naming, "draw_mouth", spy)
+    inner = [(draw_face(4, i, 128)[1] == canvas.INNER_MOUTH).any() for i in range(30)]
     shut = np.array(gapes) == 0
     assert 5 < shut.sum() < 25
     assert not np.array(inner)[shut].any()
@@ -99,9 +99,9 @@ def test_the_photo_shows_the_parts_where_the_labels_are():
         photo, labels = draw_face(9, i, 256)
         grey = photo.astype(np.float32).mean(2)
         steps = np.abs(np.diff(grey, axis=0))[:, :-1]
-        parts = np.isin(labels, (*synthetic.EYES, synthetic.UPPER_LIP, synthetic.LOWER_LIP))
+        parts = np.isin(labels, (*canvas.EYES, canvas.UPPER_LIP, canvas.LOWER_LIP))
         border = (parts[1:] != parts[:-1])[:, :-1]
-        skin = (labels[1:] == synthetic.SKIN)[:, :-1] & ~border
+        skin = (labels[1:] == canvas.SKIN)[:, :-1] & ~border
         if border.any() and skin.any():
             on.append(steps[border].mean())
             off.append(steps[skin].mean())
@@ -112,7 +112,7 @@ def test_splits_share_no_face():
     names = {split: sample_names(split, 30) for split in COUNTS}
     drawn = [draw_named(name, 0, 32)[0].tobytes() for each in names.values() for name in each]
     assert len(set(drawn)) == 90
-    assert all(start % synthetic.SPLIT_ROOM == 0 for start in synthetic.SPLIT_STARTS.values())
+    assert all(start % naming.SPLIT_ROOM == 0 for start in naming.SPLIT_STARTS.values())
 
 
 def test_names_give_the_default_counts_and_size():

@@ -1,9 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from data.labels import COLOURS, PART_LABELS
-from utils.visualize import colour, draw_windows, legend, overlay, tile
+from data.batches import Batch
+from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
+from utils.visualize import colour, draw_windows, face_pictures, legend, overlay, progress_picture, tile
+
+COLOURS = np.array(NINE.colours, np.uint8)
+TWO = LabelSet("two", ("background", "face"), ((0, 0, 0), (255, 0, 0)))
 
 
 def photo_of(height, width, seed=0):
@@ -23,46 +29,46 @@ def absent_windows():
 
 def test_each_label_gets_its_colour():
     labels = np.arange(9, dtype=np.uint8).reshape(3, 3)
-    assert np.array_equal(colour(labels), COLOURS.reshape(3, 3, 3))
-    assert colour(labels).dtype == np.uint8
+    assert np.array_equal(colour(labels, NINE), COLOURS.reshape(3, 3, 3))
+    assert colour(labels, NINE).dtype == np.uint8
 
 
 def test_ids_that_are_no_labels_are_refused():
     with pytest.raises(ValueError, match=r"0\.\.8"):
-        colour(np.array([[0, 9]], np.uint8))
+        colour(np.array([[0, 9]], np.uint8), NINE)
     with pytest.raises(ValueError, match=r"0\.\.8"):
-        colour(np.array([[0, -1]]))
+        colour(np.array([[0, -1]]), NINE)
 
 
 def test_an_overlay_leaves_background_untouched_and_blends_the_rest():
     photo = photo_of(4, 9)
     before = photo.copy()
     labels = np.tile(np.arange(9, dtype=np.uint8), (4, 1))
-    out = overlay(photo, labels, 0.25)
+    out = overlay(photo, labels, NINE, 0.25)
     assert out.dtype == np.uint8
     assert np.array_equal(out[:, 0], photo[:, 0])
-    assert np.array_equal(out[:, 1:], np.rint(0.75 * photo + 0.25 * colour(labels).astype(float))[:, 1:])
+    assert np.array_equal(out[:, 1:], np.rint(0.75 * photo + 0.25 * colour(labels, NINE).astype(float))[:, 1:])
     assert np.array_equal(photo, before)
 
 
 def test_alpha_one_is_the_colour_and_alpha_zero_the_photo():
     photo, labels = photo_of(5, 6), np.full((5, 6), 5, np.uint8)
-    assert np.array_equal(overlay(photo, labels, 1), colour(labels))
-    assert np.array_equal(overlay(photo, labels, 0), photo)
+    assert np.array_equal(overlay(photo, labels, NINE, 1), colour(labels, NINE))
+    assert np.array_equal(overlay(photo, labels, NINE, 0), photo)
 
 
 def test_an_overlay_of_another_size_or_alpha_is_refused():
     with pytest.raises(ValueError, match="differ in size"):
-        overlay(photo_of(4, 4), np.zeros((4, 5), np.uint8))
+        overlay(photo_of(4, 4), np.zeros((4, 5), np.uint8), NINE)
     with pytest.raises(ValueError, match="alpha"):
-        overlay(photo_of(4, 4), np.zeros((4, 4), np.uint8), 1.5)
+        overlay(photo_of(4, 4), np.zeros((4, 4), np.uint8), NINE, 1.5)
 
 
 def test_a_window_is_drawn_on_the_corner_pixels_of_its_crop():
     photo = np.zeros((61, 101, 3), np.uint8)
     theta = absent_windows()
     theta[4] = window(61, 101, 20, 10, 70, 40)
-    drawn = draw_windows(photo, theta).any(axis=2)
+    drawn = draw_windows(photo, theta, NINE).any(axis=2)
     want = np.zeros((61, 101), bool)
     want[10:41, 20:71] = True
     want[11:40, 21:70] = False
@@ -72,9 +78,9 @@ def test_a_window_is_drawn_on_the_corner_pixels_of_its_crop():
 def test_six_windows_come_in_six_colours_and_the_photo_stays_as_it_was():
     photo = np.zeros((100, 200, 3), np.uint8)
     theta = np.stack([window(100, 200, 5 + 30 * i, 20, 25 + 30 * i, 60) for i in range(6)])
-    out = draw_windows(photo, torch.from_numpy(theta).float().requires_grad_())
+    out = draw_windows(photo, torch.from_numpy(theta).float().requires_grad_(), NINE)
     for part in range(6):
-        assert np.array_equal(out[20, 10 + 30 * part], COLOURS[PART_LABELS[part][0]])
+        assert np.array_equal(out[20, 10 + 30 * part], COLOURS[NINE.part_ids[part][0]])
     assert not photo.any()
 
 
@@ -82,7 +88,7 @@ def test_lines_grow_with_the_photo():
     def width_of_line(side):
         theta = absent_windows()
         theta[0] = window(side, side, side // 4, side // 4, side // 2, side // 2)
-        return draw_windows(np.zeros((side, side, 3), np.uint8), theta)[side // 3, : side // 3].any(axis=-1).sum()
+        return draw_windows(np.zeros((side, side, 3), np.uint8), theta, NINE)[side // 3, : side // 3].any(axis=-1).sum()
 
     assert width_of_line(100) == 1
     assert 4 <= width_of_line(1000) <= 8
@@ -91,13 +97,13 @@ def test_lines_grow_with_the_photo():
 @pytest.mark.parametrize("shape", [(1, 1), (20, 2000), (512, 3)])
 def test_windows_beyond_the_photo_and_odd_photos_are_drawn_without_complaint(shape):
     theta = np.tile(np.array([[1e9, 0, 0], [0, 3.0, -1e9]]), (6, 1, 1))
-    assert draw_windows(photo_of(*shape), theta).shape == (*shape, 3)
-    assert draw_windows(photo_of(*shape)[::-1, ::-1], np.tile(np.eye(2, 3), (6, 1, 1))).shape == (*shape, 3)
+    assert draw_windows(photo_of(*shape), theta, NINE).shape == (*shape, 3)
+    assert draw_windows(photo_of(*shape)[::-1, ::-1], np.tile(np.eye(2, 3), (6, 1, 1)), NINE).shape == (*shape, 3)
 
 
 def test_theta_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="shape"):
-        draw_windows(photo_of(8, 8), np.zeros((1, 6, 2, 3)))
+        draw_windows(photo_of(8, 8), np.zeros((1, 6, 2, 3)), NINE)
 
 
 def test_tiles_are_letterboxed_in_reading_order():
@@ -129,11 +135,75 @@ def test_an_empty_sheet_is_refused(count, columns, size):
         tile([photo_of(4, 4)] * count, columns, size)
 
 
-def test_the_legend_shows_every_label_with_a_readable_name():
-    picture = legend()
+@pytest.mark.parametrize("labels", [NINE, HELEN, CELEBAMASK], ids=lambda labels: labels.name)
+def test_the_legend_shows_every_label_with_a_readable_name(labels):
+    picture = legend(labels)
     assert picture.dtype == np.uint8
-    bars = picture.reshape(9, -1, picture.shape[1], 3).astype(int)
-    for bar, rgb in zip(bars, COLOURS.astype(int), strict=True):
+    bars = picture.reshape(len(labels), -1, picture.shape[1], 3).astype(int)
+    for bar, rgb in zip(bars, np.array(labels.colours), strict=True):
         distance = np.abs(bar - rgb).sum(axis=2)
         assert (distance == 0).mean() > 0.6
         assert (distance > 200).sum() > 20
+
+
+def test_other_label_sets_have_their_own_colours_and_ids():
+    ids = np.arange(19, dtype=np.uint8)[None]
+    assert np.array_equal(colour(ids, CELEBAMASK)[0], np.array(CELEBAMASK.colours))
+    with pytest.raises(ValueError, match=r"0\.\.10"):
+        colour(ids, HELEN)
+    photo = photo_of(1, 19)
+    assert np.array_equal(overlay(photo, ids, CELEBAMASK, 1)[:, 1:], colour(ids, CELEBAMASK)[:, 1:])
+    theta = absent_windows()
+    theta[5] = window(61, 101, 20, 10, 70, 40)  # the mouth: the first of its labels is u_lip
+    drawn = draw_windows(np.zeros((61, 101, 3), np.uint8), theta, CELEBAMASK)
+    assert np.array_equal(drawn[10, 20], CELEBAMASK.colours[CELEBAMASK.names.index("u_lip")])
+
+
+def test_a_label_set_without_parts_has_no_windows():
+    with pytest.raises(ValueError, match="two lacks a part"):
+        draw_windows(photo_of(8, 8), absent_windows(), TWO)
+
+
+def two_faces():
+    """A batch of two faces of different sizes, in a label set of two."""
+    photos = torch.from_numpy(photo_of(2 * 40, 50).reshape(2, 40, 50, 3))
+    truth = torch.zeros(2, 40, 50, dtype=torch.uint8)
+    truth[:, :10] = 1
+    return Batch(
+        photos_BHW3=photos,
+        labels_BHW=truth,
+        thumbs_BTT3=torch.zeros(2, 256, 256, 3, dtype=torch.uint8),
+        sizes_B2=torch.tensor([[40, 30], [20, 50]]),
+        present_BP=torch.zeros(2, 0, dtype=torch.bool),
+        centres_BP2=torch.zeros(2, 0, 2),
+        extents_BP2=torch.zeros(2, 0, 2),
+        index_B=torch.arange(2),
+        keys_B3=torch.zeros(2, 3, dtype=torch.long),
+        labels=TWO,
+    )
+
+
+def test_faces_of_a_batch_are_shown_at_their_own_size_under_their_labels():
+    batch = two_faces()
+    first, second = face_pictures(batch, batch.labels_BHW)
+    assert (first.shape, second.shape) == ((40, 30, 3), (20, 50, 3))
+    photo, truth = batch.photos_BHW3[1, :20].numpy(), batch.labels_BHW[1, :20].numpy()
+    assert np.array_equal(second, overlay(photo, truth, TWO))
+
+
+def test_windows_are_drawn_into_the_faces_of_a_batch():
+    batch = replace(two_faces(), labels=NINE)
+    theta = torch.from_numpy(np.stack([absent_windows()] * 2))
+    theta[1, 4] = torch.from_numpy(window(20, 50, 5, 2, 45, 17))
+    plain, framed = (list(face_pictures(batch, batch.labels_BHW, t)) for t in (None, theta.to(torch.bfloat16)))
+    assert np.array_equal(plain[0], framed[0])
+    assert (plain[1] != framed[1]).any()
+
+
+def test_progress_shows_predictions_above_the_truth():
+    batch = two_faces()
+    picture = progress_picture(batch, torch.zeros_like(batch.labels_BHW))
+    assert picture.shape == (2 * 192, 2 * 192, 3)
+    photos = tile([batch.photos_BHW3[0, :, :30].numpy(), batch.photos_BHW3[1, :20].numpy()], 2, 192)
+    assert np.array_equal(picture[:192], photos)
+    assert (picture[192:] != photos).any()

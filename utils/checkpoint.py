@@ -1,16 +1,16 @@
 """Checkpoint files: one flat dict of tensors and plain values, written whole or not at all."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from utils import files
 from utils.errors import InputError
 
-FORMAT = 1
-STAGES = ("stage1", "cropper", "stage2", "end2end")
+FORMAT = 2
+BEFORE_FORMAT_2 = {"parser": "stn_icnn", "labels": "nine"}  # there was no other
 
 # The authors' files hold NumPy numbers, under the name that NumPy's module had then.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -23,43 +23,40 @@ _NUMPY_SCALARS: list[Any] = [
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write to a temporary name beside ``path``, then rename: a failed write leaves the old file whole.
+    """Write the file whole or not at all; an older one stays until then.
 
     Raises InputError where the file cannot be written (disk full, no permission).
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        files.write_whole(path, lambda file: torch.save({"format": FORMAT, **state}, file))
     except (OSError, RuntimeError) as error:  # torch reports a failed zip write as RuntimeError
-        temporary.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "write failed, disk full?"
         raise InputError(f"{path} could not be saved ({reason}); an older checkpoint there is untouched") from error
 
 
-def load(path: Path, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
+def load(path: Path, stages: tuple[str, ...] | None = None) -> dict[str, Any]:
     """Read a checkpoint of ours onto the CPU; nothing in the file is ever executed.
 
-    Raises InputError for a missing, damaged or foreign file and for one of another stage.
+    stages: those that it may come from; default: any. Raises InputError for a missing, damaged or foreign file and
+    for one of another stage.
     """
     state = read_tensors(path)
     require(state, path, stages)
     return state
 
 
-def require(state: dict[str, Any], path: Path, stages: tuple[str, ...]) -> None:
-    """Raises InputError unless the state is a checkpoint of ours, of one of the stages."""
-    if state.get("format") != FORMAT:
+def require(state: dict[str, Any], path: Path, stages: tuple[str, ...] | None = None) -> None:
+    """Raises InputError unless the state is a checkpoint of ours, of one of the stages; adds what old formats meant."""
+    if not isinstance(state.get("format"), int) or not 1 <= state["format"] <= FORMAT:
         raise InputError(f"{path} is not a checkpoint of this repository (format {state.get('format')!r})")
-    if state.get("stage") not in stages:
+    if stages is not None and state.get("stage") not in stages:
         raise InputError(f"{path} comes from stage {state.get('stage')!r}; needed here: {' or '.join(stages)}")
+    if state["format"] == 1:
+        state.update(BEFORE_FORMAT_2)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """torch.load with ``weights_only``, its failures told in one line."""
+    """torch.load with ``weights_only``. Raises InputError for every failure."""
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
     try:

@@ -1,9 +1,7 @@
-"""The training loop and the evaluation loop that all stages share. It knows neither models nor data sets."""
+"""The training loop and the evaluation loop that every parser shares. It knows neither models nor data sets."""
 
 import json
 import math
-import os
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,23 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from utils import batchnorm, checkpoint, runtime
+from utils import batchnorm, checkpoint, distributed, files, runtime
 from utils.errors import InputError
-from utils.metrics import confusion_matrix
+from utils.metrics import confusion_matrices
 
-Step = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 SCHEDULES = ("halve", "onecycle", "constant")
+Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Optimisation:
     """How a stage is optimised.
 
-    lr: learning rate of each module; a module at 0 is frozen, batch statistics included.
+    lr: learning rate of each network; a network at 0 is frozen, batch statistics included.
     optimizer: "adam" or "adamw". schedule: "halve" (every five epochs, paper), "onecycle" or "constant".
     clip: largest gradient norm, 0 for no limit.
     """
@@ -38,6 +38,58 @@ class Optimisation:
     schedule: str = "halve"
     weight_decay: float = 0.0
     clip: float = 0.0
+
+
+class Task(nn.Module):
+    """What a training script builds and ``fit`` trains.
+
+    stage: its name in checkpoints. networks: what is saved, by name; each has its own learning rate.
+    score: the entry of ``validate()`` that decides which epoch is the best; maximise: whether higher is better.
+    """
+
+    stage: str
+    score: str = "f1"
+    maximise: bool = True
+
+    def __init__(self, networks: dict[str, nn.Module], optimisation: Optimisation) -> None:
+        super().__init__()
+        self.networks, self.optimisation = nn.ModuleDict(networks), optimisation
+
+    def batches(self, epoch: int) -> Iterable[Any]:
+        """This process's share of an epoch's batches, with a length.
+
+        Everything random in a batch must come from the seed and the epoch: that is what makes a resumed run equal to
+        an uninterrupted one.
+        """
+        raise NotImplementedError
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of a batch by name; their sum is minimised. Runs under autocast."""
+        raise NotImplementedError
+
+    def validate(self) -> Scores:
+        """Scores on the validation split, over all processes."""
+        raise NotImplementedError
+
+    def picture(self) -> np.ndarray | None:
+        """What TensorBoard shows of an epoch: uint8 (H, W, 3)."""
+        return None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how a task is trained.
+
+    folder: where its files go. resume: go on with the run that lies there. device, amp: see ``utils.runtime``.
+    description: plain values that go into the checkpoints (config, data set, seed, recipe) and must be the same when
+    the run is resumed.
+    """
+
+    folder: Path
+    resume: bool
+    device: torch.device
+    amp: str
+    description: dict[str, Any]
 
 
 def learning_rate_factor(schedule: str, progress: float, epochs: int) -> float:
@@ -52,241 +104,232 @@ def learning_rate_factor(schedule: str, progress: float, epochs: int) -> float:
     return 1.0
 
 
-def fit(
-    *,
-    stage: str,
-    modules: dict[str, nn.Module],
-    step: Step,
-    batches: Callable[[int], Iterable[Any]],
-    validate: Callable[[], dict[str, float]],
-    picture: Callable[[], np.ndarray],
-    score: str,
-    maximise: bool,
-    optimisation: Optimisation,
-    amp: str,
-    device: torch.device,
-    run_dir: Path,
-    resume: bool,
-    description: dict[str, Any],
-) -> dict[str, float]:
-    """Train ``modules`` and keep ``last.pt`` (to resume) and ``best.pt`` (weights alone) in ``run_dir``.
+def fit(task: Task, run: Run) -> Scores:
+    """Train a task; keep ``last.pt`` (everything, to resume) and ``best.pt`` (weights alone) in the run's folder.
 
-    step: batch -> (loss, parts of the loss to log), under autocast. batches: epoch -> batches; everything random
-    in a batch must come from the seed and the epoch, since this is what makes a resumed run equal to an
-    uninterrupted one. validate: -> scores; ``score`` names the one that decides what is best.
-    description: plain values that go into the checkpoints (config, data set, seed, recipe).
-    Returns the best epoch's scores. Raises InputError for a run folder in use, a checkpoint that does not
+    Returns the best epoch's row of the log. Raises InputError for a run folder in use, a checkpoint that does not
     continue this run, and a loss that is not finite.
     """
-    trained = {name: module for name, module in modules.items() if optimisation.lr[name] > 0}
-    for name, module in modules.items():
-        module.to(device).to(memory_format=torch.channels_last)
-        module.requires_grad_(name in trained)
-        if name in trained:
-            batchnorm.use_in(module)
-    optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimisation.optimizer]
-    optimizer = optimizer_class(
-        [{"params": list(module.parameters()), "name": name} for name, module in trained.items()],
-        lr=1.0,
-        weight_decay=optimisation.weight_decay,
-    )
+    task.to(run.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task.requires_grad_(False)
+    learning = {name: network for name, network in task.networks.items() if task.optimisation.lr[name] > 0}
+    for network in learning.values():
+        network.requires_grad_(True)
+        batchnorm.prepare(network, run.device)
+    optimizer = _optimizer(task.optimisation, learning)
     first_epoch, best = 0, None
-    if resume:
-        first_epoch, best = _resume(run_dir / "last.pt", stage, modules, optimizer, optimisation, description)
+    if run.resume:
+        first_epoch, best = _resume(task, run, optimizer)
     else:
-        refuse_used(run_dir)
-    total = runtime.sum_over_processes(torch.tensor(first_epoch, device=device))
-    if int(total) != first_epoch * runtime.world_size():
-        raise InputError(f"the processes do not see the same {run_dir}: put it where every machine can read it")
-    if best is not None and first_epoch >= optimisation.epochs:
+        refuse_used(run.folder)
+    _require_same_epoch(run, first_epoch)
+    epochs = task.optimisation.epochs
+    if best is not None and first_epoch >= epochs:
         return best
-    lead = runtime.rank() == 0
+    lead = distributed.rank() == 0
     if lead:
-        _begin_log(run_dir, stage, optimisation, amp, device, description, first_epoch)
-    runtime.barrier()
-    writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_epoch) if lead else None
+        _begin_log(task, run, first_epoch)
+    distributed.barrier()
+    writer = SummaryWriter(run.folder / "tensorboard", purge_step=first_epoch) if lead else None
+    step = _averaging(task) if dist.is_initialized() else task
 
-    for epoch in range(first_epoch, optimisation.epochs):
-        started = time.monotonic()
-        for name, module in modules.items():
-            module.train(name in trained)
-        losses = _train_epoch(step, batches(epoch), optimizer, optimisation, epoch, amp, device, lead)
-        trained_at = time.monotonic()
-        for module in modules.values():
-            module.eval()
-        with torch.no_grad(), runtime.autocast(device, amp):
-            scores = validate()
-            shown = picture() if lead else None
+    for epoch in range(first_epoch, epochs):
+        clock = runtime.Clock()
+        for name, network in task.networks.items():
+            network.train(name in learning)
+        losses = _train_epoch(task, step, optimizer, epoch, run)
+        train_s = clock.lap()
+        task.eval()
+        with torch.no_grad(), runtime.autocast(run.device, run.amp):
+            scores = task.validate()
+            picture = task.picture() if lead else None
         row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **losses, **scores}
-        row |= {"train_s": round(trained_at - started, 2), "val_s": round(time.monotonic() - trained_at, 2)}
-        better = (
-            best is None
-            or not math.isfinite(best[score])
-            or (scores[score] > best[score] if maximise else scores[score] < best[score])
-        )
-        if better:
+        row |= {"train_s": train_s, "val_s": clock.lap()}
+        if best is None or _is_better(scores[task.score], best[task.score], task.maximise):
             best = row
-        if lead and writer is not None and shown is not None:
-            weights = {name: module.state_dict() for name, module in modules.items()}
-            state = {"stage": stage, **description, "modules": weights, "epoch": epoch, "best": best}
-            if better:
-                checkpoint.save(run_dir / "best.pt", state)
-            with open(run_dir / "log.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
-            for key, value in row.items():
-                if key != "epoch":
-                    writer.add_scalar(key, value, epoch)
-            writer.add_image("faces", shown, epoch, dataformats="HWC")
-            writer.flush()
-            checkpoint.save(run_dir / "last.pt", {**state, "optimizer": optimizer.state_dict()})
-            told = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
-            print(f"{stage} epoch {epoch + 1}/{optimisation.epochs}  {told}", flush=True)
+        if writer is not None:
+            _save_epoch(task, run, optimizer, row, best)
+            _show_epoch(writer, row, picture)
+            values = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
+            print(f"{task.stage} epoch {epoch + 1}/{epochs}  {values}", flush=True)
+    distributed.barrier()
+    assert best is not None
     if writer is not None:
         writer.close()
-    runtime.barrier()
-    assert best is not None
-    if lead:
-        print(f"{stage}: best {score} {best[score]:.4f} at epoch {best['epoch'] + 1}: {run_dir / 'best.pt'}")
+        path = run.folder / "best.pt"
+        print(f"{task.stage}: best {task.score} {best[task.score]:.4f} at epoch {best['epoch'] + 1:.0f}: {path}")
     return best
 
 
-def refuse_used(run_dir: Path) -> None:
+def refuse_used(folder: Path) -> None:
     """Raises InputError where a run lies already."""
-    if (run_dir / "last.pt").exists() or (run_dir / "best.pt").exists():
-        raise InputError(f"{run_dir} already holds a run: go on with --resume, or name another --run-dir")
+    if (folder / "last.pt").exists() or (folder / "best.pt").exists():
+        raise InputError(f"{folder} already holds a run: go on with --resume, or name another --run-dir")
+
+
+def _averaging(task: Task) -> nn.Module:
+    """The task, with its gradients averaged over the processes."""
+    step = DistributedDataParallel(task)
+    step.broadcast_buffers = False  # batch statistics are the same everywhere; as an argument newer torch warns of it
+    return step
+
+
+def _optimizer(optimisation: Optimisation, learning: dict[str, nn.Module]) -> torch.optim.Optimizer:
+    """One parameter group for each network that learns; the schedule sets their rates."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimisation.optimizer]
+    groups = [{"params": list(network.parameters()), "name": name} for name, network in learning.items()]
+    return kind(groups, lr=1.0, weight_decay=optimisation.weight_decay)
+
+
+def _require_same_epoch(run: Run, first_epoch: int) -> None:
+    """Raises InputError where the processes found different files to go on from."""
+    total = distributed.sum_over_processes(torch.tensor(first_epoch, device=run.device))
+    if int(total) != first_epoch * distributed.world_size():
+        raise InputError(f"the processes do not see the same {run.folder}: put it where every machine can read it")
 
 
 def _train_epoch(
-    step: Step,
-    batches: Iterable[Any],
-    optimizer: torch.optim.Optimizer,
-    optimisation: Optimisation,
-    epoch: int,
-    amp: str,
-    device: torch.device,
-    lead: bool,
+    task: Task, step: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, run: Run
 ) -> dict[str, float]:
+    """One pass over the epoch's batches. step: the task, wrapped for several processes. Returns the mean losses."""
+    batches, optimisation = task.batches(epoch), task.optimisation
     batches = batches if hasattr(batches, "__len__") else list(batches)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sums: dict[str, Tensor] = {}
-    parts: dict[str, Tensor] = {}
-    bar = tqdm(batches, desc=f"epoch {epoch + 1}/{optimisation.epochs}", disable=None if lead else True, leave=False)
+    losses: dict[str, Tensor] = {}
+    hidden = None if distributed.rank() == 0 else True  # None: shown on terminals alone
+    bar = tqdm(batches, desc=f"{task.stage} epoch {epoch + 1}/{optimisation.epochs}", disable=hidden, leave=False)
     for k, batch in enumerate(bar):
         factor = learning_rate_factor(optimisation.schedule, epoch + k / len(batches), optimisation.epochs)  # type: ignore[arg-type]
         for group in optimizer.param_groups:
             group["lr"] = optimisation.lr[group["name"]] * factor
-        with runtime.autocast(device, amp):
-            loss, losses = step(batch.to(device))
+        with runtime.autocast(run.device, run.amp):
+            parts = step(batch.to(run.device))
+            loss = torch.stack(list(parts.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        runtime.average_gradients(parameters)
         if optimisation.clip > 0:
             nn.utils.clip_grad_norm_(parameters, optimisation.clip)
         optimizer.step()
         if k > 0:
-            _check_finite(parts, epoch, k)  # one step late: the device need not wait for the check
-        parts = {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
-        for name, value in parts.items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + value
+            _check_finite(losses, epoch, k)  # one step late: the device need not wait for the check
+        losses = {"loss": loss.detach()}
+        if len(parts) > 1:
+            losses |= {name: value.detach() for name, value in parts.items()}
+        for name, value in losses.items():
+            sums[name] = sums.get(name, torch.zeros((), device=run.device)) + value
     count = k + 1
-    _check_finite(parts, epoch, count)
-    return {
-        name: float(runtime.sum_over_processes(value)) / count / runtime.world_size() for name, value in sums.items()
-    }
+    _check_finite(losses, epoch, count)
+    shares = count * distributed.world_size()
+    return {name: float(distributed.sum_over_processes(value)) / shares for name, value in sums.items()}
 
 
-def _check_finite(parts: dict[str, Tensor], epoch: int, step: int) -> None:
-    if not torch.isfinite(parts["loss"]):
-        told = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
-        raise InputError(f"the loss is not finite at epoch {epoch + 1}, step {step} ({told}): lower the --lr")
+def _check_finite(losses: dict[str, Tensor], epoch: int, step: int) -> None:
+    if not torch.isfinite(losses["loss"]):
+        values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+        raise InputError(f"the loss is not finite at epoch {epoch + 1}, step {step} ({values}): lower the --lr")
 
 
-def _resume(
-    path: Path,
-    stage: str,
-    modules: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    optimisation: Optimisation,
-    description: dict[str, Any],
-) -> tuple[int, dict[str, float] | None]:
+def _is_better(score: float, best: float, maximise: bool) -> bool:
+    return not math.isfinite(best) or (score > best if maximise else score < best)
+
+
+def _save_epoch(task: Task, run: Run, optimizer: torch.optim.Optimizer, row: Scores, best: Scores) -> None:
+    """best.pt where the epoch is the best so far, the log's line, and last.pt, in this order."""
+    weights = {name: network.state_dict() for name, network in task.networks.items()}
+    state = {"stage": task.stage, **run.description, "modules": weights, "epoch": row["epoch"], "best": best}
+    if row is best:
+        checkpoint.save(run.folder / "best.pt", state)
+    with open(run.folder / "log.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    checkpoint.save(run.folder / "last.pt", {**state, "optimizer": optimizer.state_dict()})
+
+
+def _show_epoch(writer: SummaryWriter, row: Scores, picture: np.ndarray | None) -> None:
+    epoch = int(row["epoch"])
+    for key, value in row.items():
+        if key != "epoch":
+            writer.add_scalar(key, value, epoch)
+    if picture is not None:
+        writer.add_image("faces", picture, epoch, dataformats="HWC")
+    writer.flush()
+
+
+def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int, Scores | None]:
     """Everything back from ``last.pt``: (first epoch to do, best row so far). Nothing there yet: from the start."""
+    path = run.folder / "last.pt"
     if not path.exists():
-        rest = path.with_name("best.pt")  # left alone by a run that was stopped while it saved its first epoch
-        if rest.exists() and checkpoint.load(rest, (stage,)).get("epoch") != 0:
+        rest = run.folder / "best.pt"  # left alone by a run that was stopped while it saved its first epoch
+        if rest.exists() and checkpoint.load(rest, (task.stage,)).get("epoch") != 0:
             raise InputError(f"{rest} lies there without {path.name} to go on from: name another --run-dir")
         return 0, None
-    state = checkpoint.load(path, (stage,))
+    state = checkpoint.load(path, (task.stage,))
     if lacks := {"modules", "optimizer", "epoch", "best"} - state.keys():
         raise InputError(f"{path} cannot be resumed: it lacks {', '.join(sorted(lacks))} (is it a copy of best.pt?)")
-    for key, value in description.items():
-        if changed := _difference(key, state.get(key), value):
+    for key, value in run.description.items():
+        if key in state and (changed := _difference(key, state[key], value)):  # older files lack some
             raise InputError(f"{path} was trained with {changed}: repeat its options, or start a new --run-dir")
-    for name, module in modules.items():
-        checkpoint.load_module(module, state["modules"].get(name), path, name)
+    for name, network in task.networks.items():
+        checkpoint.load_module(network, state["modules"].get(name), path, name)
     optimizer.load_state_dict(state["optimizer"])
-    if runtime.rank() == 0:
-        done = state["epoch"] + 1 == optimisation.epochs
-        print(f"{stage}: {'finished already' if done else 'resumed'}, {path}, epoch {state['epoch'] + 1}", flush=True)
+    if distributed.rank() == 0:
+        done = state["epoch"] + 1 == task.optimisation.epochs
+        what = "finished already" if done else "resumed"
+        print(f"{task.stage}: {what}, {path}, epoch {state['epoch'] + 1}", flush=True)
     return state["epoch"] + 1, state["best"]
 
 
 def _difference(name: str, saved: Any, asked: Any) -> str:
-    """The first difference between two trees of plain values, for people; empty where they are equal."""
+    """The first difference between two trees of plain values, in words; empty where they are equal."""
     if isinstance(saved, dict) and isinstance(asked, dict) and saved.keys() == asked.keys():
-        return next((told for key in asked if (told := _difference(f"{name}.{key}", saved[key], asked[key]))), "")
+        return next((found for key in asked if (found := _difference(f"{name}.{key}", saved[key], asked[key]))), "")
     return "" if saved == asked else f"{name} {saved}, not {asked}"
 
 
-def _begin_log(
-    run_dir: Path,
-    stage: str,
-    optimisation: Optimisation,
-    amp: str,
-    device: torch.device,
-    description: dict[str, Any],
-    first_epoch: int,
-) -> None:
-    """The run folder's config.json, and a log without the lines of epochs that will be done again."""
+def _begin_log(task: Task, run: Run, first_epoch: int) -> None:
+    """Say what begins; write config.json, and a log without the lines of epochs that will be done again."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--run-dir {run_dir} cannot be made ({error.strerror}): name another") from error
+        raise InputError(f"--run-dir {run.folder} cannot be made ({error.strerror}): name another") from error
     environment = {
         "git": runtime.git_revision(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-        "processes": runtime.world_size(),
-        "amp": amp,
+        "device": runtime.device_name(run.device),
+        "processes": distributed.world_size(),
+        "amp": run.amp,
     }
-    config = {"stage": stage, **description, "optimisation": asdict(optimisation), "environment": environment}
-    (run_dir / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    log = run_dir / "log.jsonl"
+    settings = {"stage": task.stage, **run.description, "optimisation": asdict(task.optimisation)}
+    files.write_text(run.folder / "config.json", json.dumps({**settings, "environment": environment}, indent=1) + "\n")
+    log = run.folder / "log.jsonl"
     if log.exists():
         rows = [line for line in log.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in rows if json.loads(line)["epoch"] < first_epoch]
-        shortened = log.with_name(log.name + ".tmp")
-        shortened.write_text("".join(line + "\n" for line in kept))
-        os.replace(shortened, log)
+        files.write_text(log, "".join(line + "\n" for line in kept))
+    epochs = task.optimisation.epochs
+    print(
+        f"{task.stage}: epochs {first_epoch + 1} to {epochs} on {environment['device']}, into {run.folder}", flush=True
+    )
 
 
 def evaluate(
-    predict: Callable[[Any], Tensor], batches: Iterable[Any], device: torch.device, num_labels: int = 9
+    label: Callable[[Any], Tensor], batches: Iterable[Any], device: torch.device, num_labels: int
 ) -> tuple[Tensor, Tensor]:
     """Label every face on its own photo's grid and count.
 
-    predict: batch -> labels_BHW (uint8). Returns (index_N, matrices_N99): position of each face in the split and
-    its int64 confusion matrix (rows: truth); over all processes the matrices' sum is the data set's.
+    label: batch -> labels_BHW (uint8). Returns (index_N, matrices_NKK) on the CPU: position of each face in the split
+    and its int64 confusion matrix (rows: truth); over all processes the matrices' sum is the data set's.
+    Raises ValueError for ids that the label set does not have.
     """
-    index, matrices = [], []
+    index, matrices, invalid = [], [], []
     for batch in batches:
         batch = batch.to(device)
-        predicted_BHW = predict(batch)
-        for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
-            truth_HW = batch.labels_BHW[b, :height, :width]
-            matrices.append(confusion_matrix(predicted_BHW[b, :height, :width], truth_HW, num_labels))
+        counts_BKK, invalid_B = confusion_matrices(label(batch), batch.labels_BHW, batch.sizes_B2, num_labels)
         index.append(batch.index_B)
+        matrices.append(counts_BKK)
+        invalid.append(invalid_B)
     if not matrices:
         return torch.zeros(0, dtype=torch.long), torch.zeros(0, num_labels, num_labels, dtype=torch.long)
-    return torch.cat(index).cpu(), torch.stack([torch.as_tensor(m) for m in matrices]).cpu()
+    if wrong := int(torch.cat(invalid).sum()):
+        raise ValueError(f"{wrong} pixels hold ids that are not 0..{num_labels - 1}")
+    return torch.cat(index).cpu(), torch.cat(matrices).cpu()

@@ -1,4 +1,4 @@
-"""The losses of the four stages."""
+"""The losses of the paper's four stages."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,12 @@ from torch import Tensor
 
 
 def segmentation_loss(logits_BKHW: Tensor, targets_BHW: Tensor, dice: float = 0.0) -> Tensor:
-    """Mean softmax cross-entropy (released code; the paper writes an averaged binary one), plus ``dice`` times
-    one minus the soft Dice of the foreground, averaged over images and over the classes that an image holds.
+    """Softmax cross-entropy, averaged over all pixels, plus ``dice`` times one minus the soft Dice of the foreground.
 
-    targets_BHW: integer classes below K.
+    The released code uses this cross-entropy; the paper writes an averaged binary one. The Dice is averaged over the
+    foreground classes that a photo holds, then over the photos.
+    logits_BKHW: float, any precision; the loss is computed in float32. targets_BHW: integer classes below K.
+    Returns a float32 scalar.
     """
     logits_BKHW = logits_BKHW.float()
     targets_BHW = targets_BHW.long()
@@ -26,15 +28,20 @@ def segmentation_loss(logits_BKHW: Tensor, targets_BHW: Tensor, dice: float = 0.
 
 
 def parts_loss(logits: list[Tensor], targets: list[Tensor], dice: float = 0.0) -> Tensor:
-    """Sum over the six parts (paper eq. for stage two and end to end; see ``models.parts``)."""
+    """Sum of ``segmentation_loss`` over the parts: the paper's loss of stage two and of end-to-end training.
+
+    logits, targets: one tensor for each part, in the order of ``data.labels.PARTS``.
+    """
     return torch.stack([segmentation_loss(x, y, dice) for x, y in zip(logits, targets, strict=True)]).sum()
 
 
 def theta_loss(theta_BP23: Tensor, target_BP23: Tensor, present_BP: Tensor, beta: float = 1.0) -> Tensor:
-    """Smooth L1 over the four free entries of the parts that the photo shows; missing parts weigh nothing.
+    """Smooth L1 loss of the four entries of theta that are not shear, for the parts that the photo shows.
 
-    The mean is taken over all B x P parts, present or not, so that it does not depend on how a batch is shared
-    out between processes. beta: where the loss turns from quadratic to linear (1 in paper and code).
+    The mean is taken over all B x P parts, present or not, so that it does not depend on how a batch is divided
+    among processes; missing parts add nothing to the sum.
+    theta_BP23, target_BP23: predicted and true theta. present_BP: bool. beta: where the loss turns from quadratic to
+    linear (1 in the paper and in the released code). Returns a float32 scalar.
     """
     free = torch.tensor([[True, False, True], [False, True, True]], device=theta_BP23.device)
     loss_BP4 = F.smooth_l1_loss(theta_BP23.float()[..., free], target_BP23[..., free], beta=beta, reduction="none")

@@ -1,13 +1,13 @@
-"""Scores as pure functions of one int64 confusion matrix, which accumulates by summing.
+"""Scores as pure functions of an int64 confusion matrix, which accumulates by summing, and of its label set.
 
-Two protocols stand side by side. The paper's pools labels into groups and calls a confusion inside a group
-correct, so its "overall" does not see which part was named. The strict one takes each of the eight foreground
-labels on its own, and their mean.
+There are two protocols. The paper's pools labels into groups and counts a confusion inside a group as correct, so
+its "overall" does not see which part was named. The strict protocol scores each foreground label on its own, and
+their mean. Label sets without groups have the strict scores alone.
 
 A label that occurs in neither truth nor prediction has no score: its value is None, it is left out of the mean
 and listed under ``absent``. A label that occurs in one of the two counts in every mean, with 0 where a ratio
-would be 0/0 (precision of a label never predicted, recall of one never there), so that all means run over the
-same labels.
+would be 0/0 (precision of a label that is never predicted, recall of one that is never there), so that all means
+run over the same labels.
 """
 
 import csv
@@ -17,32 +17,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from data.labels import LABELS, NUM_LABELS, PAPER_GROUPS
+from data.labels import LabelSet
+from utils.tables import markdown
 
-FOREGROUND = {name: (index,) for index, name in enumerate(LABELS) if index}
-MEASURES = ("paper", "strict", "iou", "precision", "recall")
-ABSENT = "–"
-
-Array = np.ndarray | torch.Tensor
+Array = np.ndarray | Tensor
+Measure = Callable[[Array, Sequence[int]], float | None]
 Scores = dict[str, Any]  # {measure: {column: float | None}, "absent": [label name]}, plain values fit for JSON
 
 
-def confusion_matrix(pred: Array, truth: Array, num_labels: int = NUM_LABELS) -> np.ndarray:
+def confusion_matrix(pred: Array, truth: Array, num_labels: int) -> np.ndarray:
     """Count the pixels of each (truth, prediction) pair.
 
-    pred, truth: integer label maps of one shape, any shape, ids 0..num_labels-1, NumPy or torch. Tensors are
+    pred, truth: integer label maps of one shape, any shape, ids 0 to num_labels - 1, NumPy or torch. Tensors are
     counted on the device where ``pred`` lies; only the counts leave it.
     Returns int64 (num_labels, num_labels), rows = truth, columns = prediction.
     Raises ValueError for shapes that differ, ids out of range, and maps that are not integers.
     """
     if tuple(pred.shape) != tuple(truth.shape):
         raise ValueError(f"prediction {tuple(pred.shape)} and truth {tuple(truth.shape)} differ in shape")
-    if isinstance(pred, torch.Tensor) or isinstance(truth, torch.Tensor):
-        device = pred.device if isinstance(pred, torch.Tensor) else None
+    if isinstance(pred, Tensor) or isinstance(truth, Tensor):
+        device = pred.device if isinstance(pred, Tensor) else None
         pred_N, truth_N = (torch.as_tensor(ids, device=device).reshape(-1) for ids in (pred, truth))
         for name, ids in (("prediction", pred_N), ("truth", truth_N)):
-            _check_ids(name, ids, not (ids.is_floating_point() or ids.is_complex()), num_labels)
+            _check_ids(name, ids, _holds_integers(ids), num_labels)
         pairs = truth_N.long() * num_labels + pred_N.long()
         counts = torch.bincount(pairs, minlength=num_labels**2).cpu().numpy()
     else:
@@ -51,6 +50,46 @@ def confusion_matrix(pred: Array, truth: Array, num_labels: int = NUM_LABELS) ->
         pairs_N = truth.astype(np.int64).ravel() * num_labels + pred.astype(np.int64).ravel()
         counts = np.bincount(pairs_N, minlength=num_labels**2)
     return counts.astype(np.int64).reshape(num_labels, num_labels)
+
+
+def confusion_matrices(pred_BHW: Tensor, truth_BHW: Tensor, sizes_B2: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
+    """Count the pixels of each (truth, prediction) pair in each photo of a padded batch; nothing leaves the device.
+
+    pred_BHW, truth_BHW: integer label maps, ids 0 to num_labels - 1. sizes_B2: each photo's own (height, width), at
+    the top left; the rest is padding and is not counted.
+    Returns (counts_BKK, invalid_B), int64 on the device of ``pred_BHW``: rows = truth, columns = prediction, and how
+    many pixels of each photo hold an id out of range in either map. Those pixels are not in ``counts_BKK``. The caller
+    checks them, once for many batches: to read them makes the host wait for the device.
+    Raises ValueError for shapes that differ and maps that are not integers.
+    """
+    if pred_BHW.shape != truth_BHW.shape or sizes_B2.shape != (len(pred_BHW), 2):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (pred_BHW, truth_BHW, sizes_B2))
+        raise ValueError(f"prediction, truth and sizes do not fit each other: {shapes}")
+    for name, ids_BHW in (("prediction", pred_BHW), ("truth", truth_BHW)):
+        if not _holds_integers(ids_BHW):
+            raise ValueError(f"{name} must hold integer ids, not {ids_BHW.dtype}")
+    batch, height, width = pred_BHW.shape
+    own_BHW = torch.arange(height, device=pred_BHW.device)[:, None] < sizes_B2[:, 0, None, None]
+    own_BHW = own_BHW & (torch.arange(width, device=pred_BHW.device) < sizes_B2[:, 1, None, None])
+    side = num_labels + 1  # the last row and column count the ids out of range
+    pairs_BHW = torch.add(_clamp(pred_BHW, num_labels), _clamp(truth_BHW, num_labels).long(), alpha=side)
+    cells_BC = torch.zeros(batch, side * side, dtype=torch.long, device=pred_BHW.device)
+    cells_BC.scatter_add_(1, pairs_BHW.flatten(1), own_BHW.flatten(1).long())
+    cells_BSS = cells_BC.view(batch, side, side)
+    counts_BKK = cells_BSS[:, :num_labels, :num_labels]
+    return counts_BKK, cells_BSS.sum((1, 2)) - counts_BKK.sum((1, 2))
+
+
+def _clamp(ids: Tensor, num_labels: int) -> Tensor:
+    """The ids, with ``num_labels`` in place of those out of range."""
+    if ids.dtype == torch.uint8 and num_labels < 256:
+        return ids.clamp(max=num_labels)  # much faster on the CPU than the general way
+    ids = ids.long()
+    return torch.where((ids < 0) | (ids >= num_labels), num_labels, ids)
+
+
+def _holds_integers(ids: Tensor) -> bool:
+    return not (ids.is_floating_point() or ids.is_complex())
 
 
 def _check_ids(name: str, ids: Array, integer: bool, num_labels: int) -> None:
@@ -63,83 +102,102 @@ def _check_ids(name: str, ids: Array, integer: bool, num_labels: int) -> None:
         raise ValueError(f"{name} holds ids {low}..{high}; the labels are 0..{num_labels - 1}")
 
 
-def _overlap(cm: Array, group: Sequence[int]) -> tuple[int, int, int]:
-    """Pixels of the group in both, in the prediction, in the truth."""
+def _overlap(cm: Array, ids: Sequence[int]) -> tuple[int, int, int]:
+    """Pixels of the pooled labels in both, in the prediction, in the truth."""
     counts = np.asarray(cm)
-    index = list(group)
+    index = list(ids)
     return int(counts[np.ix_(index, index)].sum()), int(counts[:, index].sum()), int(counts[index].sum())
 
 
-def f1(cm: Array, group: Sequence[int]) -> float | None:
-    """2·|pred∈G ∧ truth∈G| / (|pred∈G| + |truth∈G|), in [0, 1]; None if G is absent from both."""
-    both, pred, truth = _overlap(cm, group)
+def f1(cm: Array, ids: Sequence[int]) -> float | None:
+    """2·|pred∈G ∧ truth∈G| / (|pred∈G| + |truth∈G|) of the labels G with these ids, pooled, in [0, 1]; None if G is
+    absent from both."""
+    both, pred, truth = _overlap(cm, ids)
     return 2 * both / (pred + truth) if pred + truth else None
 
 
-def iou(cm: Array, group: Sequence[int]) -> float | None:
+def iou(cm: Array, ids: Sequence[int]) -> float | None:
     """|pred∈G ∧ truth∈G| / |pred∈G ∨ truth∈G|, in [0, 1]; None if G is absent from both."""
-    both, pred, truth = _overlap(cm, group)
+    both, pred, truth = _overlap(cm, ids)
     return both / (pred + truth - both) if pred + truth else None
 
 
-def precision(cm: Array, group: Sequence[int]) -> float | None:
+def precision(cm: Array, ids: Sequence[int]) -> float | None:
     """|pred∈G ∧ truth∈G| / |pred∈G|, in [0, 1]; 0 if G is never predicted; None if G is absent from both."""
-    both, pred, truth = _overlap(cm, group)
+    both, pred, truth = _overlap(cm, ids)
     return both / max(pred, 1) if pred + truth else None
 
 
-def recall(cm: Array, group: Sequence[int]) -> float | None:
+def recall(cm: Array, ids: Sequence[int]) -> float | None:
     """|pred∈G ∧ truth∈G| / |truth∈G|, in [0, 1]; 0 if G is never in the truth; None if G is absent from both."""
-    both, pred, truth = _overlap(cm, group)
+    both, pred, truth = _overlap(cm, ids)
     return both / max(truth, 1) if pred + truth else None
 
 
-def _per_label(cm: Array, measure: Callable[[Array, Sequence[int]], float | None]) -> dict[str, float | None]:
-    values = {name: measure(cm, group) for name, group in FOREGROUND.items()}
+def _per_label(cm: Array, labels: LabelSet, measure: Measure) -> dict[str, float | None]:
+    values = {name: measure(cm, [index]) for index, name in enumerate(labels.names) if index}
     present = [value for value in values.values() if value is not None]
     return {**values, "mean": sum(present) / len(present) if present else None}
 
 
-def scores(cm: Array) -> Scores:
-    """Every score of a (9, 9) confusion matrix, as plain values in [0, 1] or None.
+def scores(cm: Array, labels: LabelSet) -> Scores:
+    """Every score of a (K, K) confusion matrix of a label set, as plain values in [0, 1] or None.
 
-    ``paper``: F1 of the paper's groups; ``strict``: F1 of the eight labels and their mean; ``iou``,
-    ``precision``, ``recall``: the same for those measures; ``absent``: labels in neither truth nor prediction.
+    ``paper``: F1 of the set's groups (empty where it has none); ``strict``: F1 of the foreground labels and their
+    mean; ``iou``, ``precision``, ``recall``: the same for those measures; ``absent``: labels in neither truth nor
+    prediction. Raises ValueError for a matrix of another size.
     """
-    strict = _per_label(cm, f1)
+    if tuple(cm.shape) != (len(labels), len(labels)):
+        raise ValueError(f"a confusion matrix {tuple(cm.shape)} is none of the {len(labels)} labels of {labels.name}")
+    strict = _per_label(cm, labels, f1)
     return {
-        "paper": {name: f1(cm, group) for name, group in PAPER_GROUPS.items()},
+        "paper": {group: f1(cm, labels.group_ids(group)) for group in labels.groups},
         "strict": strict,
-        "iou": _per_label(cm, iou),
-        "precision": _per_label(cm, precision),
-        "recall": _per_label(cm, recall),
-        "absent": [name for name in FOREGROUND if strict[name] is None],
+        "iou": _per_label(cm, labels, iou),
+        "precision": _per_label(cm, labels, precision),
+        "recall": _per_label(cm, labels, recall),
+        "absent": [name for name in labels.foreground if strict[name] is None],
     }
 
 
-def _markdown(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    lines = [f"| {title} | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
-    for name, values in rows.items():
-        cells = [ABSENT if (value := values[column]) is None else f"{value:.4f}" for column in columns]
-        escaped = name.replace("|", "\\|")
-        lines.append(f"| {escaped} | {' | '.join(cells)} |")
-    return lines
+def headline(scores: Scores) -> dict[str, float | None]:
+    """The two numbers of a row: the paper's overall F1 (None for label sets without groups), and the strict mean."""
+    return {"overall": scores["paper"].get("overall"), "strict": scores["strict"]["mean"]}
 
 
-def table(rows: Mapping[str, Scores]) -> str:
-    """Two Markdown tables, the paper's columns and the strict ones; one line per name in ``rows``."""
-    paper = _markdown("F1, paper", list(PAPER_GROUPS), {name: row["paper"] for name, row in rows.items()})
-    strict = _markdown("F1, strict", [*FOREGROUND, "mean"], {name: row["strict"] for name, row in rows.items()})
-    return "\n".join([*paper, "", *strict]) + "\n"
+def _columns(labels: LabelSet) -> dict[str, list[str]]:
+    """The columns of each measure, in their order."""
+    strict = {measure: [*labels.foreground, "mean"] for measure in ("strict", "iou", "precision", "recall")}
+    return {"paper": list(labels.groups), **strict}
 
 
-def to_csv(rows: Mapping[str, Scores]) -> str:
-    """CSV with a header, one line per name, columns ``<measure>.<column>`` in full precision, absent = empty."""
-    columns = [("paper", name) for name in PAPER_GROUPS]
-    columns += [(measure, name) for measure in MEASURES[1:] for name in (*FOREGROUND, "mean")]
+def table(rows: Mapping[str, Scores], labels: LabelSet) -> str:
+    """F1 in Markdown: the paper's table, left out for label sets without groups, and the strict one.
+
+    rows: title -> scores; one line for each.
+    """
+    texts = []
+    for measure in ("paper", "strict"):
+        if columns := _columns(labels)[measure]:
+            cells = [[title, *(row[measure][name] for name in columns)] for title, row in rows.items()]
+            texts.append(markdown([f"F1, {measure}", *columns], cells))
+    return "\n".join(texts)
+
+
+def measures_table(scores: Scores, labels: LabelSet) -> str:
+    """IoU, precision and recall of the foreground labels and their means, in Markdown."""
+    columns = [*labels.foreground, "mean"]
+    titles = {"iou": "IoU", "precision": "precision", "recall": "recall"}
+    rows = [[title, *(scores[measure][name] for name in columns)] for measure, title in titles.items()]
+    return markdown(["all labels", *columns], rows)
+
+
+def to_csv(rows: Mapping[str, Scores], labels: LabelSet) -> str:
+    """CSV with a header, one line per title, columns ``<measure>.<column>`` in full precision, absent = empty."""
+    columns = [(measure, name) for measure, names in _columns(labels).items() for name in names]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", *(f"{measure}.{name}" for measure, name in columns)])
-    for row_name, row in rows.items():
-        writer.writerow([row_name, *(row[measure][name] for measure, name in columns)])
+    for title, row in rows.items():
+        writer.writerow([title, *(row[measure][name] for measure, name in columns)])
     return text.getvalue()

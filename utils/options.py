@@ -3,69 +3,18 @@
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
-
-from data.augment import NO_AUGMENTATION, WIDE_AUGMENTATION, Augmentation
-from data.loading import Faces, open_faces, training_batches
-from data.source import SPLITS
-from models.stn_icnn import STNiCNNConfig
-from utils import runtime
-from utils.engine import Optimisation, refuse_used
+from data.datasets.celebamask import PARTITIONS
+from data.listing import SPLITS
+from data.source import DATASETS, FaceData
+from models.loading import SHIPPED_WEIGHTS
+from utils import distributed, runtime
+from utils.cli import Parser
+from utils.engine import refuse_used
 from utils.errors import InputError
-
-DATASETS = ("synthetic", "helen", "celebamask")
-SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "stn_icnn.pt"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything a stage is trained with: the defaults of its options.
-
-    batch_size: over all processes. model: fields of STNiCNNConfig that differ from its defaults.
-    dice, theta_beta, jitter, coarse_weight, theta_weight: see the stages that use them.
-    """
-
-    optimisation: Optimisation
-    batch_size: int
-    augmentation: Augmentation = NO_AUGMENTATION
-    model: dict[str, Any] = field(default_factory=dict)
-    dice: float = 0.0
-    theta_beta: float = 1.0
-    jitter: float = 0.0
-    coarse_weight: float = 0.0
-    theta_weight: float = 0.0
-
-
-class Recipes(NamedTuple):
-    """A stage's recipes: the paper's for each of its data sets (synthetic faces use HELEN's), the paper's method in
-    few steps (one-cycle, each face once an epoch), and ours."""
-
-    paper_helen: Recipe
-    paper_celebamask: Recipe
-    paper_short: Recipe
-    best: Recipe
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, where there are any."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are InputErrors: one line, exit status 2."""
-
-    def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
+from utils.training import RECIPE_NAMES, Machine, Plan, Recipes
 
 
 def base_parser(description: str | None, splits: bool = False, batch_size: int | None = None) -> Parser:
@@ -75,11 +24,9 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
     """
     parser = Parser(description)
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=DATASETS, default="synthetic", help="which data set")
+    group.add_argument("--dataset", choices=tuple(DATASETS), default="synthetic", help="which data set")
     group.add_argument("--data", type=Path, metavar="DIR", help="its folder; synthetic faces need none")
-    group.add_argument(
-        "--partition", choices=("standard", "paper"), help="how to split CelebAMask-HQ's official layout"
-    )
+    group.add_argument("--partition", choices=PARTITIONS, help="how to split CelebAMask-HQ's official layout")
     group.add_argument(
         "--face-size",
         type=int,
@@ -99,14 +46,14 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
     return parser
 
 
-def add_checkpoint_option(parser: argparse._ActionsContainer, nargs: str | int = "+") -> None:
+def add_checkpoint_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--checkpoint",
         type=Path,
         action="extend",
-        nargs=nargs,
+        nargs="+",
         metavar="FILE",
-        help="an end-to-end checkpoint, or several that hold its modules between them; default: the weights that ship",
+        help="a checkpoint of a parser, or several that hold its networks between them; default: the weights that ship",
     )
 
 
@@ -121,14 +68,14 @@ def checkpoints(args: argparse.Namespace) -> list[Path]:
     if args.checkpoint:
         return args.checkpoint
     if SHIPPED_WEIGHTS.is_file():
-        return [Path(os.path.relpath(SHIPPED_WEIGHTS))]  # as scores.json tells it: no folder of this machine
+        return [Path(os.path.relpath(SHIPPED_WEIGHTS))]  # scores.json names it: no folder of this machine
     raise InputError(f"--checkpoint FILE is needed: no weights lie at {SHIPPED_WEIGHTS}")
 
 
 def add_recipe_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--recipe",
-        choices=("paper", "paper-short", "best", "wide"),
+        choices=RECIPE_NAMES,
         default="paper",
         help="the paper's hyperparameters, its method in few steps (for a CPU; with --face-size 320), ours, "
         "or ours with wider augmentation",
@@ -164,7 +111,7 @@ def add_machine_options(parser: argparse.ArgumentParser, batch_size: int | None 
 def training_parser(description: str | None, trained: Sequence[str], needs: dict[str, str]) -> Parser:
     """A parser with the options of every training script.
 
-    trained: modules with a learning rate. needs: checkpoint option -> what it holds.
+    trained: networks with a learning rate. needs: checkpoint option -> what it holds.
     """
     parser = base_parser(description)
     group = parser.add_argument_group("training")
@@ -214,116 +161,42 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
         args.workers = 0 if runtime.pick_device(args.device).type == "cpu" else 2
 
 
-def threads(workers: int) -> int:
-    """How many threads decode and write photos: what ``--workers`` says, two at least."""
-    return max(2, workers)
+def face_data(args: argparse.Namespace) -> FaceData:
+    """Which faces the options name."""
+    return FaceData(args.dataset, args.data, args.partition, args.face_size, args.max_images, args.cache)
 
 
-def open_split(args: argparse.Namespace, split: str, photos: bool = True) -> Faces:
-    """One split of the data set that the options name, through its cache. photos: see ``data.loading.open_faces``."""
-    return open_faces(
-        args.dataset,
-        args.data,
-        split,
-        args.cache,
-        args.max_images,
-        threads(args.workers),
-        args.partition,
-        args.face_size,
-        photos,
-    )
+def machine(args: argparse.Namespace) -> Machine:
+    """Where the options let the script run. Raises InputError where there is no such device."""
+    return Machine(runtime.pick_device(args.device), args.workers, args.amp)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A training run as its options describe it."""
+def plan(args: argparse.Namespace, recipes: Recipes, starts: Sequence[str] = (), **model: Any) -> Plan:
+    """Check a training script's options, join the other processes, and settle recipe and device.
 
-    args: argparse.Namespace
-    recipe: Recipe
-    config: STNiCNNConfig
-    device: torch.device
-
-    @property
-    def eval_batch(self) -> int:
-        """Faces at once in validation, over all processes."""
-        return 16 * runtime.world_size()
-
-    def with_config(self, config: STNiCNNConfig) -> "Run":
-        """The same run for a model that a checkpoint describes."""
-        return replace(self, config=config)
-
-    def batches(self, train: Faces) -> Callable[[int], DataLoader]:
-        """Epoch -> this process's share of the training batches."""
-        return lambda epoch: training_batches(
-            train,
-            self.recipe.batch_size,
-            self.args.seed,
-            epoch,
-            self.recipe.augmentation.folds,
-            runtime.rank(),
-            runtime.world_size(),
-            self.args.workers,
-        )
-
-    def fit_options(self, train: Faces) -> dict[str, Any]:
-        """The arguments of ``utils.engine.fit`` that every stage fills alike."""
-        return {
-            "batches": self.batches(train),
-            "optimisation": self.recipe.optimisation,
-            "amp": self.args.amp,
-            "device": self.device,
-            "run_dir": self.args.run_dir,
-            "resume": self.args.resume,
-            "description": {
-                "config": asdict(self.config),
-                "dataset": self.args.dataset,
-                "partition": self.args.partition,
-                "face_size": self.args.face_size,
-                "images": len(train),
-                "seed": self.args.seed,
-                "recipe": asdict(self.recipe),
-            },
-        }
-
-
-def start(args: argparse.Namespace, recipes: Recipes, **model: Any) -> Run:
-    """Check the options, join the other processes, seed, and settle the recipe and the device.
-
-    model: fields of STNiCNNConfig that options set (None: the recipe's). Raises InputError naming every option out
-    of range, and for a run folder in use.
+    starts: the options that name a checkpoint to start from. model: fields of the parser's ``Config`` that options set
+    (None: the recipe's). Raises InputError naming every option out of range, and for a run folder in use.
     """
     check(args)
     if not args.resume:
         refuse_used(args.run_dir)
-    recipe = {
-        "paper": recipes.paper_celebamask if args.dataset == "celebamask" else recipes.paper_helen,
-        "paper-short": recipes.paper_short,
-        "best": recipes.best,
-        "wide": replace(recipes.best, augmentation=WIDE_AUGMENTATION),
-    }[args.recipe]
-    lr = {
-        name: given if (given := getattr(args, f"lr_{name}", None)) is not None else value
-        for name, value in recipe.optimisation.lr.items()
-    }
-    if not any(lr.values()):
-        raise InputError("every learning rate is 0: nothing would be trained")
-    recipe = replace(
-        recipe,
-        optimisation=replace(recipe.optimisation, lr=lr, epochs=args.epochs or recipe.optimisation.epochs),
-        batch_size=args.batch_size or recipe.batch_size,
+    rates = {name.removeprefix("lr_"): value for name, value in vars(args).items() if name.startswith("lr_")}
+    recipe = recipes.choose(args.recipe, args.dataset).changed(
+        args.epochs, args.batch_size, {name: value for name, value in rates.items() if value is not None}
     )
-    if recipe.batch_size % runtime.world_size():
-        raise InputError(
-            f"--batch-size {recipe.batch_size}: must be a multiple of the {runtime.world_size()} processes sharing it"
-        )
-    device = runtime.pick_device(args.device)
-    runtime.start_processes(args.device)
-    torch.manual_seed(args.seed)
+    if not any(recipe.optimisation.lr.values()):
+        raise InputError("every learning rate is 0: nothing would be trained")
+    require_shares(recipe.batch_size)
+    where = machine(args)
+    distributed.start_processes(args.device)
+    start = {name: path for name in starts if (path := getattr(args, name)) is not None}
     given = {name: value for name, value in model.items() if value is not None}
-    try:
-        config = STNiCNNConfig(**{**recipe.model, **given})
-    except ValueError as error:
+    return Plan(face_data(args), recipe, where, args.run_dir, args.seed, args.resume, start, given)
+
+
+def require_shares(batch_size: int) -> None:
+    """Raises InputError for a global batch that the processes cannot share evenly."""
+    if batch_size % distributed.world_size():
         raise InputError(
-            f"{' '.join(f'--{name} {value}'.replace('_', '-') for name, value in given.items())}: {error}"
-        ) from error
-    return Run(args, recipe, config, device)
+            f"--batch-size {batch_size}: must be a multiple of the {distributed.world_size()} processes sharing it"
+        )

@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
+from utils.distributed import world_size
 from utils.errors import InputError
 
 
@@ -81,6 +82,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """The device in words, for the records of a run."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+class Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, or since the start; two decimals."""
+        started, self.started = self.started, time.monotonic()
+        return round(self.started - started, 2)
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 convolutions are faster than float32 ones here.
 
@@ -96,44 +114,6 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     """amp: "off", "bf16", or "auto" (bf16 where the hardware has it)."""
     enabled = amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
-def start_processes(device_name: str) -> None:
-    """Join the other processes when started by torchrun; gloo on the CPU, nccl on CUDA."""
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
-        cuda = device_name != "cpu" and torch.cuda.is_available()
-        dist.init_process_group("nccl" if cuda else "gloo")
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average the gradients over the processes, in one message."""
-    if not dist.is_initialized():
-        return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
-
-
-def sum_over_processes(value: Tensor) -> Tensor:
-    if dist.is_initialized():
-        dist.all_reduce(value)
-    return value
 
 
 def git_revision() -> str:

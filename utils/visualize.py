@@ -1,49 +1,55 @@
-"""Pictures for people: colour maps, overlays, crop windows, contact sheets. All RGB uint8 (H, W, 3)."""
+"""Pictures for people: colour maps, overlays, windows, contact sheets. All are RGB, uint8 (H, W, 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
-import torch
+from torch import Tensor
 
-from data.labels import COLOURS, LABELS, NUM_LABELS, NUM_PARTS, PART_LABELS
+from data.batches import Batch
+from data.labels import NUM_PARTS, LabelSet
 
 LINE_WIDTH = 1 / 200  # of the photo's shorter side
 
 
-def colour(labels: np.ndarray) -> np.ndarray:
-    """Paint a label map, integer (H, W), ids 0..8, in the labels' colours. Raises ValueError for other ids."""
-    if labels.size and (labels.min() < 0 or labels.max() >= NUM_LABELS):
-        raise ValueError(f"label ids {labels.min()}..{labels.max()} are not 0..{NUM_LABELS - 1}")
-    return COLOURS[labels]
+def colour(label_map: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Paint a label map, integer (any shape), in the colours of its label set: uint8 (..., 3).
+
+    Raises ValueError for ids that the label set does not have.
+    """
+    if label_map.size and (label_map.min() < 0 or label_map.max() >= len(labels)):
+        raise ValueError(f"label ids {label_map.min()}..{label_map.max()} are not 0..{len(labels) - 1} ({labels.name})")
+    return np.array(labels.colours, np.uint8)[label_map]
 
 
-def overlay(photo: np.ndarray, labels: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+def overlay(photo: np.ndarray, label_map: np.ndarray, labels: LabelSet, alpha: float = 0.5) -> np.ndarray:
     """Lay the labels' colours over the photo; background pixels stay as they are.
 
-    photo: uint8 (H, W, 3). labels: integer (H, W), ids 0..8. alpha: weight of the colour, 0..1.
+    photo: uint8 (H, W, 3). label_map: integer (H, W), ids of ``labels``. alpha: weight of the colour, 0 to 1.
     Raises ValueError for sizes that differ, ids or alpha out of range.
     """
-    if photo.shape[:2] != labels.shape:
-        raise ValueError(f"photo {photo.shape[:2]} and labels {labels.shape} differ in size")
+    if photo.shape[:2] != label_map.shape:
+        raise ValueError(f"photo {photo.shape[:2]} and labels {label_map.shape} differ in size")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha {alpha} is not within 0..1")
-    picture, face = photo.copy(), labels != 0
-    blend = (1 - alpha) * photo[face] + alpha * colour(labels[face]).astype(np.float32)
+    picture, face = photo.copy(), label_map != 0
+    blend = (1 - alpha) * photo[face] + alpha * colour(label_map[face], labels).astype(np.float32)
     picture[face] = np.rint(blend).astype(np.uint8)
     return picture
 
 
-def draw_windows(photo: np.ndarray, theta_P23: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Draw the outline of the six crops, each in its part's colour, on a copy of the photo.
+def draw_windows(photo: np.ndarray, theta_P23: np.ndarray | Tensor, labels: LabelSet) -> np.ndarray:
+    """Draw the outlines of the six windows, each in its part's colour, on a copy of the photo.
 
-    photo: uint8 (H, W, 3). theta_P23: (6, 2, 3), maps crop coordinates [-1, 1]² to the image's normalised ones,
+    photo: uint8 (H, W, 3). theta_P23: (6, 2, 3), maps crop coordinates [-1, 1]² to the photo's normalised ones,
     align_corners = True: pixel x = (x_n + 1) / 2 · (W - 1). A part whose theta is not finite is not drawn.
-    Raises ValueError for another shape of theta.
+    Raises ValueError for another shape of theta, and for a label set that lacks a part.
     """
-    theta = theta_P23.detach().cpu().double().numpy() if isinstance(theta_P23, torch.Tensor) else np.asarray(theta_P23)
+    theta = theta_P23.detach().cpu().double().numpy() if isinstance(theta_P23, Tensor) else np.asarray(theta_P23)
     if theta.shape != (NUM_PARTS, 2, 3):
         raise ValueError(f"theta has shape {theta.shape}, not {(NUM_PARTS, 2, 3)}")
+    if not labels.part_ids:
+        raise ValueError(f"label set {labels.name} lacks a part that has a window")
     height, width = photo.shape[:2]
     corners_34 = np.array([(-1, 1, 1, -1), (-1, -1, 1, 1), (1, 1, 1, 1)], np.float64)
     picture = np.ascontiguousarray(photo).copy()
@@ -53,7 +59,7 @@ def draw_windows(photo: np.ndarray, theta_P23: np.ndarray | torch.Tensor) -> np.
             continue
         points_42 = ((theta_23 @ corners_34).T + 1) / 2 * (width - 1, height - 1)
         points_42 = np.rint(points_42.clip(-8 * max(height, width), 8 * max(height, width))).astype(np.int32)
-        rgb = COLOURS[PART_LABELS[part][0]].tolist()
+        rgb = labels.colours[labels.part_ids[part][0]]
         cv2.polylines(picture, [points_42], isClosed=True, color=rgb, thickness=thickness)
     return picture
 
@@ -84,12 +90,35 @@ def tile(pictures: Sequence[np.ndarray], columns: int, size: int) -> np.ndarray:
     return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
 
 
-def legend() -> np.ndarray:
-    """One bar per label, filled with its colour and bearing its name: uint8 (9 · 24, 132, 3)."""
+def legend(labels: LabelSet) -> np.ndarray:
+    """One bar per label, filled with its colour and bearing its name: uint8 (K · 24, 132, 3)."""
     height, width = 24, 132
-    picture = np.repeat(COLOURS, height, axis=0)[:, None].repeat(width, axis=1)
-    for index, name in enumerate(LABELS):
-        ink = 0 if COLOURS[index] @ np.array((0.299, 0.587, 0.114)) > 110 else 255  # luma, ITU-R BT.601
+    colours_K3 = np.array(labels.colours, np.uint8)
+    picture = np.repeat(colours_K3, height, axis=0)[:, None].repeat(width, axis=1)
+    for index, name in enumerate(labels.names):
+        ink = 0 if colours_K3[index] @ np.array((0.299, 0.587, 0.114)) > 110 else 255  # luma, ITU-R BT.601
         place = (6, index * height + 17)
         cv2.putText(picture, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (ink, ink, ink), 1, cv2.LINE_AA)
     return picture
+
+
+def face_pictures(batch: Batch, labels_BHW: Tensor, theta_BP23: Tensor | None = None) -> Iterator[np.ndarray]:
+    """Each photo of a batch under its labels: uint8 (H, W, 3), of the photo's own size.
+
+    labels_BHW: uint8, ids of the batch's label set, on the padded photos' grid. theta_BP23: windows to draw, in the
+    frame of each photo.
+    """
+    for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
+        photo = batch.photos_BHW3[b, :height, :width].cpu().numpy()
+        picture = overlay(photo, labels_BHW[b, :height, :width].cpu().numpy(), batch.labels)
+        yield picture if theta_BP23 is None else draw_windows(picture, theta_BP23[b].float(), batch.labels)
+
+
+def progress_picture(batch: Batch, labels_BHW: Tensor, theta_BP23: Tensor | None = None) -> np.ndarray:
+    """Upper row: these labels, with their windows if given; lower row: the true labels. uint8 (H, W, 3).
+
+    Arguments: see ``face_pictures``.
+    """
+    predicted = list(face_pictures(batch, labels_BHW, theta_BP23))
+    true = list(face_pictures(batch, batch.labels_BHW))
+    return tile(predicted + true, len(predicted), 192)

@@ -1,0 +1,239 @@
+"""Cached faces, and the batches that come out of them."""
+
+import hashlib
+import os
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.cache import FILES, THUMB_BYTES, build_cache, part_geometry, record_type
+from data.images import THUMB, make_thumb
+from data.labels import LabelSet, among
+from data.source import FaceData, open_source
+from utils.errors import InputError
+
+Key = tuple[int, int, int]  # (seed, epoch, position in the epoch)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Photos of any size in one batch, padded with zeros at the right and bottom.
+
+    labels: what the label maps' ids mean. photos_BHW3: uint8, RGB. labels_BHW: uint8 ids. thumbs_BTT3: uint8, the
+    photos stretched to 256 x 256. sizes_B2: int64 (height, width). present_BP: bool; centres_BP2, extents_BP2: float32
+    pixels (x, y); of the six parts, P = 0 for label sets that lack some. index_B: int64 position in the split.
+    keys_B3: int64 (seed, epoch, position in the epoch), from which augmentation is drawn, whatever the batch size or
+    the number of processes.
+    """
+
+    labels: LabelSet
+    photos_BHW3: Tensor
+    labels_BHW: Tensor
+    thumbs_BTT3: Tensor
+    sizes_B2: Tensor
+    present_BP: Tensor
+    centres_BP2: Tensor
+    extents_BP2: Tensor
+    index_B: Tensor
+    keys_B3: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._tensors().items()})
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; the DataLoader calls this."""
+        return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "labels"}
+
+
+class Faces(Dataset):
+    """One cached split. ``faces[index, key]`` reads one face; ``training_batches`` and ``evaluation_batches`` below are
+    what training and evaluation use.
+
+    labels: of the batches' label maps. data_labels: of the cached ones. photos: False leaves the photos of batches
+    empty, for those who look at the thumbs alone.
+    Raises InputError where ``labels`` cannot be told from ``data_labels``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: list[str],
+        data_labels: LabelSet,
+        labels: LabelSet,
+        split: str,
+        photos: bool = True,
+    ) -> None:
+        self.folder, self.names, self.split, self.with_photos = folder, names, split, photos
+        self.data_labels, self.labels = data_labels, labels
+        self.lut = data_labels.map_to(labels)
+        self.records = np.fromfile(folder / "records.bin", record_type(len(data_labels)), len(names))
+        parts = [np.flatnonzero(among(self.lut, ids)).tolist() for ids in labels.part_ids]
+        self._parts = part_geometry(self.records, parts)
+        self._open()
+
+    def _open(self) -> None:
+        self.files = {name: os.open(self.folder / f"{name}.bin", os.O_RDONLY) for name in FILES}
+
+    def __getstate__(self) -> dict[str, Any]:  # file descriptors mean nothing in another process
+        return {name: value for name, value in vars(self).items() if name != "files"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _read(self, name: str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+        # pread rather than a memory map: mapped pages would count as this process's memory as the epoch goes on
+        data = os.pread(self.files[name], int(np.prod(shape)), offset)
+        return np.frombuffer(data, np.uint8).reshape(shape)
+
+    def photo(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3), RGB."""
+        record = self.records[index]
+        return self._read("photos", int(record["offset"]) * 3, (record["height"], record["width"], 3))
+
+    def ids(self, index: int) -> np.ndarray:
+        """uint8 (H, W), ids of ``data_labels``."""
+        record = self.records[index]
+        return self._read("labels", int(record["offset"]), (record["height"], record["width"]))
+
+    def label_map(self, index: int) -> np.ndarray:
+        """uint8 (H, W), ids of ``labels``."""
+        ids = self.ids(index)
+        return ids if self._same_ids else cv2.LUT(ids, self.lut)
+
+    @cached_property
+    def _same_ids(self) -> bool:
+        count = len(self.data_labels)
+        return np.array_equal(self.lut[:count], np.arange(count))
+
+    def thumb(self, index: int) -> np.ndarray:
+        """uint8 (256, 256, 3), RGB, the stretched photo."""
+        return self._read("thumbs", index * THUMB_BYTES, (THUMB, THUMB, 3))
+
+    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where the parts of all faces are; see ``data.cache.part_geometry``."""
+        return self._parts
+
+    def __getitem__(self, ticket: tuple[int, Key]) -> tuple[int, Key, np.ndarray, np.ndarray, np.ndarray]:
+        index, key = ticket
+        photo = self.photo(index) if self.with_photos else np.empty((0, 0, 3), np.uint8)
+        return index, key, photo, self.label_map(index), self.thumb(index)
+
+    def collate(self, items: list[tuple[int, Key, np.ndarray, np.ndarray, np.ndarray]]) -> Batch:
+        """A batch of faces as ``faces[...]`` gives them."""
+        index = np.array([item[0] for item in items])
+        records = self.records[index]
+        height, width = int(records["height"].max()), int(records["width"].max())
+        photos = np.zeros((len(items), height, width, 3) if self.with_photos else (len(items), 0, 0, 3), np.uint8)
+        labels = np.zeros((len(items), height, width), np.uint8)
+        for b, (_, _, photo, label_map, _) in enumerate(items):
+            photos[b, : photo.shape[0], : photo.shape[1]] = photo
+            labels[b, : label_map.shape[0], : label_map.shape[1]] = label_map
+        present, centres, extents = (values[index] for values in self._parts)
+        return Batch(
+            labels=self.labels,
+            photos_BHW3=torch.from_numpy(photos),
+            labels_BHW=torch.from_numpy(labels),
+            thumbs_BTT3=torch.from_numpy(np.stack([item[4] for item in items])),
+            sizes_B2=torch.from_numpy(np.stack([records["height"], records["width"]], 1).astype(np.int64)),
+            present_BP=torch.from_numpy(present),
+            centres_BP2=torch.from_numpy(centres),
+            extents_BP2=torch.from_numpy(extents),
+            index_B=torch.from_numpy(index),
+            keys_B3=torch.tensor([item[1] for item in items]),
+        )
+
+    def first(self, count: int) -> Batch:
+        """The first faces of the split, for pictures."""
+        return self.collate([self[index, (0, 0, index)] for index in range(min(count, len(self)))])
+
+
+def open_faces(data: FaceData, split: str, labels: LabelSet, photos: bool = True, threads: int = 2) -> Faces:
+    """Open a split through its cache, decoding what is missing. labels, photos: see ``Faces``. threads: that decode.
+
+    One cache serves every ``data.max_images`` and every label set. Raises InputError for a bad data folder, and where
+    ``labels`` cannot be told from the data set's own.
+    """
+    data.labels.map_to(labels)
+    source = open_source(data, split)
+    where = f"{data.root.resolve() if data.root else ''}|{data.partition}|{data.face_size}"
+    folder = data.cache / f"{data.dataset}-{split}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+    build_cache(source, folder, threads)
+    return Faces(folder, [sample.name for sample in source.samples], data.labels, labels, split, photos)
+
+
+def photo_batch(photos: list[np.ndarray], labels: LabelSet) -> Batch:
+    """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth."""
+    count, (height, width) = len(photos), photos[0].shape[:2]
+    parts = len(labels.part_ids)
+    none_BP2 = torch.zeros(count, parts, 2)
+    return Batch(
+        labels=labels,
+        photos_BHW3=torch.from_numpy(np.stack(photos) if count > 1 else photos[0][None]),
+        labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
+        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo in photos])),
+        sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
+        present_BP=torch.zeros(count, parts, dtype=torch.bool),
+        centres_BP2=none_BP2,
+        extents_BP2=none_BP2,
+        index_B=torch.arange(count),
+        keys_B3=torch.zeros(count, 3, dtype=torch.long),
+    )
+
+
+def training_batches(
+    faces: Faces,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    folds: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> DataLoader:
+    """One epoch in shuffled order, each face ``folds`` times, the last incomplete batch left out.
+
+    batch_size: over all processes. The order depends on the seed and the epoch alone. The fold of a face (the
+    number of operations of the five-fold augmentation) is its position modulo ``folds`` before shuffling, and is
+    carried in the third key: key = position * folds + fold.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(len(faces) * folds)
+    if len(order) < batch_size:
+        raise InputError(f"--batch-size {batch_size} is larger than the {len(order)} faces of an epoch: lower it")
+    order = order[: len(order) // batch_size * batch_size]
+    tickets = [(int(i) // folds, (seed, epoch, position * folds + int(i) % folds)) for position, i in enumerate(order)]
+    return _loader(faces, tickets, batch_size, rank, world, workers)
+
+
+def evaluation_batches(faces: Faces, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:
+    """Every face once, in order. Each process takes every ``world``-th face; its share may be empty."""
+    tickets = [(i, (0, 0, i)) for i in range(rank, len(faces), world)]
+    return _loader(faces, tickets, max(1, batch_size // world), 0, 1, workers)
+
+
+def _loader(faces: Faces, tickets: list, batch_size: int, rank: int, world: int, workers: int) -> DataLoader:
+    share = batch_size // world
+    starts = range(0, len(tickets), batch_size)
+    batches = [tickets[start : start + batch_size][rank * share : (rank + 1) * share] for start in starts]
+    return DataLoader(
+        faces,
+        batch_sampler=batches,
+        collate_fn=faces.collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+    )

@@ -1,0 +1,143 @@
+"""HELEN in the layout that Smith et al. 2013 released, resized: soft masks, three lists, sides settled by reading.
+
+    images/<name>.jpg   labels/<name>/<name>_lbl00.png … _lbl10.png   exemplars.txt  tuning.txt  testing.txt
+
+The label maps follow the convention of ``data.labels``: brow1 and eye1 lie on the image's left.
+"""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data import images
+from data.labels import HELEN
+from data.listing import Listing, Sample
+from utils.errors import InputError
+
+LISTS = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
+NUM_MASKS = len(HELEN.names)
+FACES_READ_FOR_SIDES = 32
+LAYOUT = (
+    "expected HELEN's released layout: images/<name>.jpg, labels/<name>/<name>_lbl00.png … _lbl10.png, "
+    "exemplars.txt, tuning.txt, testing.txt"
+)
+_PAIRS = (("brow1", "brow2"), ("eye1", "eye2"))
+
+
+def find(root: Path, split: str) -> Listing:
+    """Lists one split of HELEN and settles which of each pair's masks lies on the image's left.
+
+    Opens no picture but the brow and eye masks of up to 32 training faces (of this split where there are none).
+    Raises InputError for a missing folder or list, a list that cannot be read, and brows and eyes that disagree.
+    """
+    for folder in (root / "images", root / "labels"):
+        if not folder.is_dir():
+            raise InputError(f"no folder {folder}: {LAYOUT}")
+    if not (root / LISTS[split]).is_file():
+        raise InputError(f"no list {root / LISTS[split]} for split {split}: {LAYOUT}")
+    photos = images.list_files(root / "images", images.PHOTO_SUFFIXES)
+    names = _read_list(root / LISTS[split])
+    samples, problems = _complete(root, split, names, photos)
+    if not samples:
+        return Listing(samples, problems, read_labels)
+    voters = samples
+    if split != "train" and (root / LISTS["train"]).is_file():
+        train_names = _read_list(root / LISTS["train"])
+        voters = _complete(root, "train", train_names, photos)[0] or samples
+        shared = sorted(set(names) & set(train_names))
+        if shared:
+            problems.append(f"names both in {LISTS[split]} and {LISTS['train']} of {root}: {images.shorten(shared)}")
+    swap = not _first_is_left(voters, root)
+    return Listing(samples, problems, partial(read_labels, swap=swap), version="first right" if swap else "first left")
+
+
+def read_labels(sample: Sample, swap: bool = False) -> np.ndarray:
+    """Label map uint8 (H, W) of HELEN's 11 ids: the strongest of the soft masks at each pixel, the first in a tie.
+
+    swap: exchange both brows and both eyes, for files that count from the image's right.
+    """
+    strongest = images.read_labels(sample.masks[0])
+    labels = np.zeros_like(strongest)
+    for label, path in enumerate(sample.masks[1:], 1):
+        mask = images.read_labels(path)
+        if mask.shape != labels.shape:
+            raise InputError(f"sizes differ: masks {sample.masks[0]} and {path}")
+        stronger = mask > strongest
+        labels[stronger] = label
+        strongest = np.maximum(strongest, mask)
+    return np.array(HELEN.mirror, np.uint8)[labels] if swap else labels
+
+
+def _read_list(path: Path) -> list[str]:
+    """The names of a list file, lines ``number , name``."""
+    names = []
+    for count, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        number, comma, name = (word.strip() for word in line.partition(","))
+        if not line.strip():
+            continue
+        if not comma or not number.isdecimal() or not name:
+            raise InputError(f"{path} line {count}: expected `number , name`, found `{line.strip()[:60]}`")
+        names.append(name)
+    if not names:
+        raise InputError(f"list {path} is empty: {LAYOUT}")
+    return names
+
+
+def _complete(root: Path, split: str, names: list[str], photos: dict[str, Path]) -> tuple[list[Sample], list[str]]:
+    samples, no_photo, no_masks, some_masks = [], [], [], []
+    for name in dict.fromkeys(names):
+        folder = root / "labels" / name
+        files = [f"{name}_lbl{label:02d}.png" for label in range(NUM_MASKS)]
+        present = set(os.listdir(folder)) if folder.is_dir() else set()
+        missing = [file for file in files if file not in present]
+        if name not in photos:
+            no_photo.append(name)
+        if len(missing) == NUM_MASKS:
+            no_masks.append(name)
+        elif missing:
+            some_masks.append(missing[0])
+        elif name in photos:
+            samples.append(Sample(name, photos[name], tuple(folder / file for file in files)))
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    told = (
+        (no_photo, f"masks without photo in split {split}", root / "images"),
+        (no_masks, f"photos without mask in split {split}", root / "labels"),
+        (some_masks, f"faces without all of their {NUM_MASKS} masks in split {split}", root / "labels"),
+        (twice, "names listed twice", root / LISTS[split]),
+    )
+    return samples, [f"{what}: {images.shorten(bad)} in {where}" for bad, what, where in told if bad]
+
+
+def _first_is_left(samples: list[Sample], root: Path) -> bool:
+    """Whether the first mask of each pair (brow 2, eye 4) lies on the image's left: the majority of a few faces."""
+    step = max(1, len(samples) // FACES_READ_FOR_SIDES)
+    answers = {}
+    for one, two in _PAIRS:
+        votes = [_is_left(sample, one, two) for sample in samples[::step][:FACES_READ_FOR_SIDES]]
+        if votes.count(True) != votes.count(False):
+            answers[one] = votes.count(True) > votes.count(False)
+    if not answers:
+        raise InputError(f"cannot tell left from right: no usable brow or eye masks (lbl02–lbl05) in {root / 'labels'}")
+    if len(set(answers.values())) > 1:
+        raise InputError(
+            f"brows and eyes disagree about left and right in {root / 'labels'}: "
+            "lbl02 and lbl04 must lie on the same side of the image; fetch the masks again"
+        )
+    return next(iter(answers.values()))
+
+
+def _is_left(sample: Sample, one: str, two: str) -> bool | None:
+    """Whether class one lies left of class two; None where a mask is empty or damaged (reading tells of that)."""
+    try:
+        centres = [_x_centre(images.read_labels(sample.masks[HELEN.names.index(name)])) for name in (one, two)]
+    except InputError:
+        return None
+    return None if None in centres else centres[0] < centres[1]  # type: ignore[operator]
+
+
+def _x_centre(mask: np.ndarray) -> float | None:
+    columns = mask.sum(axis=0, dtype=np.float64)
+    total = columns.sum()
+    return float(columns @ np.arange(len(columns)) / total) if total else None

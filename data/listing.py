@@ -1,0 +1,112 @@
+"""What a data set's folder holds for one split: names, files, what is wrong, and how one face is read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data import images
+from data.labels import NO_ID, LabelSet
+from utils.errors import InputError
+
+SPLITS = ("train", "val", "test")
+
+
+class Sample(NamedTuple):
+    """One face: its name and files. Synthetic faces have no files (``Path()`` and ``()``)."""
+
+    name: str
+    photo: Path
+    masks: tuple[Path, ...]
+
+
+Read = Callable[[Sample], tuple[np.ndarray, np.ndarray]]  # a sample -> its photo and its label map
+
+
+class Listing(NamedTuple):
+    """What a folder holds for one split, found without opening a picture.
+
+    samples: the complete pairs.
+    problems: one line for each thing that is missing or unknown.
+    read_labels: sample -> uint8 (H, W) of the data set's ids.
+    shrink: whether photos are stored larger than the masks and must be brought to the masks' grid.
+    version: changes whenever the same files would be read differently.
+    draw: gives the photo and the label map of a sample without files; None where there are files.
+    """
+
+    samples: list[Sample]
+    problems: list[str]
+    read_labels: Callable[[Sample], np.ndarray]
+    shrink: bool = False
+    version: str = ""
+    draw: Read | None = None
+
+
+class Source(NamedTuple):
+    """A split of a data set; ``read(sample)`` gives photo uint8 (H, W, 3) RGB and ids of ``labels``, uint8 (H, W).
+
+    version: changes whenever ``read`` would give something else for the same names and files.
+    """
+
+    labels: LabelSet
+    samples: list[Sample]
+    read: Read
+    version: str = ""
+
+
+def pair(split: str, photos: dict[str, Path], masks: dict[str, tuple[Path, ...]]) -> tuple[list[Sample], list[str]]:
+    """Pairs photos and masks by name: (complete samples in the photos' order, one line for each direction missing)."""
+    samples = [Sample(name, photo, masks[name]) for name, photo in photos.items() if name in masks]
+    problems = []
+    bare = [name for name in photos if name not in masks]
+    orphans = [name for name in masks if name not in photos]
+    if bare:
+        where = photos[bare[0]].parent
+        problems.append(f"photos without mask in split {split}: {images.shorten(bare)} in {where}")
+    if orphans:
+        where = masks[orphans[0]][0].parent
+        problems.append(f"masks without photo in split {split}: {images.shorten(orphans)} in {where}")
+    return samples, problems
+
+
+def size_problem(sample: Sample, photo: tuple[int, int], labels: tuple[int, int], shrink: bool) -> str | None:
+    """The line to tell when a photo and its mask, both (H, W), do not fit each other; None when they do."""
+    if photo == labels or (shrink and photo[0] * labels[1] == photo[1] * labels[0]):
+        return None
+    return (
+        f"sizes differ: photo {sample.photo} is {photo[1]}×{photo[0]}, "
+        f"its mask {sample.masks[0]} is {labels[1]}×{labels[0]}"
+    )
+
+
+def id_problem(labels: LabelSet, sample: Sample, ids: np.ndarray) -> str | None:
+    """The line to tell when a label map holds ids that its label set does not have; None when it does not."""
+    present = np.flatnonzero(np.bincount(ids.ravel(), minlength=NO_ID + 1))
+    unknown = [str(i) for i in present if i >= len(labels)]
+    if not unknown:
+        return None
+    return f"unknown ids in mask {sample.masks[0]}: {images.shorten(unknown)}; {labels.name} has 0 to {len(labels) - 1}"
+
+
+def read_face(
+    labels: LabelSet,
+    read_labels: Callable[[Sample], np.ndarray],
+    shrink: bool,
+    sample: Sample,
+    size: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Photo uint8 (H, W, 3) and labels uint8 (H, W) of one sample; see ``Listing`` and ``data.source.FaceData`` for
+    the arguments.
+
+    Raises InputError for damaged files, sizes that differ and unknown ids.
+    """
+    photo, ids = images.read_photo(sample.photo), read_labels(sample)
+    height, width = ids.shape
+    problem = size_problem(sample, photo.shape[:2], (height, width), shrink) or id_problem(labels, sample, ids)
+    if problem:
+        raise InputError(problem)
+    if size is not None:
+        height, width = (max(1, round(side * size / max(ids.shape))) for side in ids.shape)
+        ids = images.resize_labels(ids, height, width)
+    return images.resize_photo(photo, height, width), ids

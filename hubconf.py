@@ -1,0 +1,27 @@
+"""Entry points of ``torch.hub``: ``torch.hub.load(REPO, "stn_icnn")``."""
+
+from pathlib import Path as _Path
+
+import torch as _torch
+
+from models.loading import SHIPPED_WEIGHTS as _SHIPPED_WEIGHTS
+from models.loading import load_for_inference as _load_for_inference
+from models.parser import FaceParser as _FaceParser
+
+dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "tqdm"]
+
+
+def stn_icnn(checkpoint: str | None = None, device: str = "cpu", mirror: bool = False) -> _FaceParser:
+    """A face parser, ready to label photos.
+
+    ``parser.label_photos(photos)`` takes photos of any sizes, each uint8 (H, W, 3), RGB, of one upright face that fills
+    most of the photo, and gives a label map for each: uint8 (H, W), on the photo's own pixels, whose ids mean
+    ``parser.labels.names`` (0 background, 1 and 2 the brows, 3 and 4 the eyes, 5 nose, 6 upper lip, 7 inner mouth,
+    8 lower lip; brow 1 and eye 1 are on the image's left).
+
+    checkpoint: a file of this repository or one of the authors'; default: the weights that ship, which are for
+    non-commercial research only. device: "cpu", "cuda" or "cuda:N". mirror: average with the mirrored photo, for
+    1.5 times the time. Raises ``utils.errors.InputError`` (a ValueError) for a file that is no such checkpoint.
+    """
+    path = _Path(checkpoint) if checkpoint else _SHIPPED_WEIGHTS
+    return _load_for_inference([path], _torch.device(device), mirror=mirror)

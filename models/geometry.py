@@ -1,0 +1,268 @@
+"""Theta, crop, paste and stretch: the geometry between photo, windows and label map (paper section 2.3).
+
+A theta (2x3) maps the normalised coordinates of a crop to those of the photo. Normalised coordinates run
+from -1 (centre of the first pixel) to 1 (centre of the last), ``align_corners=True`` throughout; x before y.
+Photos of different sizes share a batch by zero padding at the right and bottom; ``sizes_B2`` holds their own
+(height, width) in pixels.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A part that is not seen may throw its window anywhere; these keep a window invertible and of finite area.
+MIN_SCALE = 1e-3
+EPSILON = torch.finfo(torch.float32).eps
+
+
+def window_theta(centres_BP2: Tensor, sides_BP2: Tensor, sizes_B2: Tensor) -> Tensor:
+    """Windows to theta_BP23: s = (P - 1) / (W - 1), t = -1 + 2 c / (W - 1) (paper eq. 21, the form
+    of the released code, which samples exactly on the pixel grid for an odd P and an integer c).
+
+    centres_BP2: (x, y) in pixels. sides_BP2: window sides (x, y) in pixels; (B, P, 1) for square windows.
+    """
+    span_B12 = (sizes_B2.flip(-1).to(centres_BP2.dtype) - 1).clamp(min=1).unsqueeze(1)
+    scale_BP2 = (sides_BP2 - 1) / span_B12
+    shift_BP2 = -1 + 2 * centres_BP2 / span_B12
+    return torch.cat([torch.diag_embed(scale_BP2), shift_BP2.unsqueeze(-1)], -1)
+
+
+def compose(outer_B33: Tensor, theta_BP23: Tensor) -> Tensor:
+    """The theta that first applies ``theta_BP23``, then ``outer_B33`` (any affine)."""
+    # elementwise: autocast would run a matrix product in half precision, which is pixels off
+    linear_BP23 = (outer_B33[:, None, :2, :2, None] * theta_BP23[:, :, None]).sum(3)
+    return torch.cat([linear_BP23[..., :2], linear_BP23[..., 2:] + outer_B33[:, None, :2, 2:]], -1)
+
+
+def scale_and_shift(scale_B2: Tensor, shift_B2: Tensor) -> Tensor:
+    """Matrices B33 of x -> scale * x + shift."""
+    matrix_B33 = scale_B2.new_zeros(scale_B2.shape[0], 3, 3)
+    matrix_B33[:, 0, 0], matrix_B33[:, 1, 1] = scale_B2[:, 0], scale_B2[:, 1]
+    matrix_B33[:, :2, 2], matrix_B33[:, 2, 2] = shift_B2, 1
+    return matrix_B33
+
+
+def canvas_to_image(sizes_B2: Tensor, canvas: int) -> Tensor:
+    """B33: normalised coordinates of the centred square zero-padded canvas -> those of the photo itself.
+
+    The released networks predict theta on such a canvas (1024 for HELEN). The photo's corner lies at
+    ``(canvas - size) // 2``; a photo larger than the canvas is seen through it.
+    """
+    size_B2 = sizes_B2.flip(-1)
+    offset_B2 = torch.div(canvas - size_B2, 2, rounding_mode="floor").float()
+    span_B2 = (size_B2.float() - 1).clamp(min=1)
+    scale_B2 = (canvas - 1) / span_B2
+    # x_canvas_px = (x + 1) (canvas - 1) / 2;  x_image = 2 (x_canvas_px - offset) / span - 1
+    return scale_and_shift(scale_B2, scale_B2 - 2 * offset_B2 / span_B2 - 1)
+
+
+def image_to_padded(sizes_B2: Tensor, height: int, width: int) -> Tensor:
+    """B33: normalised coordinates of each photo -> those of the batch it is padded into (at right and bottom)."""
+    span_B2 = (sizes_B2.flip(-1).float() - 1).clamp(min=1)
+    full_2 = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=sizes_B2.device).clamp(min=1)
+    scale_B2 = span_B2 / full_2
+    return scale_and_shift(scale_B2, scale_B2 - 1)
+
+
+def sample_points(theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:
+    """Where ``size`` x ``size`` crops sample each photo: points_BPSS2 as (x, y) in its pixels, differentiable.
+
+    Points as near to a pixel centre as rounding errors reach (1e-3 pixels at 1000) lie right on it.
+    """
+    ticks_S = torch.linspace(-1, 1, size, device=theta_BP23.device, dtype=theta_BP23.dtype)
+    y_SS1, x_SS1 = (axis.unsqueeze(-1) for axis in torch.meshgrid(ticks_S, ticks_S, indexing="ij"))
+    x_BP112, y_BP112, shift_BP112 = (column[:, :, None, None] for column in theta_BP23.unbind(-1))
+    span_B1112 = (sizes_B2.flip(-1).to(theta_BP23.dtype) - 1).clamp(min=1)[:, None, None, None]
+    points_BPSS2 = (x_BP112 * x_SS1 + y_BP112 * y_SS1 + shift_BP112 + 1) / 2 * span_B1112
+    to_centre_BPSS2 = (points_BPSS2.round() - points_BPSS2).detach()
+    near_BPSS2 = to_centre_BPSS2.abs() <= 8 * torch.finfo(theta_BP23.dtype).eps * span_B1112
+    return torch.where(near_BPSS2, points_BPSS2 + to_centre_BPSS2, points_BPSS2)
+
+
+def crop(photos_BHWC: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor | None = None) -> Tensor:
+    """Cut windows out of photos, bilinear, zeros outside; differentiable in theta and in photos of floats.
+
+    photos_BHWC: uint8, whose crops are scaled to [0, 1], or float. theta_BP23: in the frame of each photo.
+    sizes_B2: the photos' own sizes where they are padded. Returns crops_BPCSS (channels last in memory), float.
+    With an odd window of ``size`` pixels and an integer centre, the crop equals array slicing exactly (paper
+    Fig. 7, 8). Only the pixels that the windows sample are read.
+    """
+    batch, height, width, _ = photos_BHWC.shape
+    if sizes_B2 is None:
+        sizes_B2 = torch.tensor([[height, width]], device=theta_BP23.device).expand(batch, 2)
+    points_BPSS2 = sample_points(theta_BP23, size, sizes_B2)
+    corner_BPSS2 = points_BPSS2.detach().floor()
+    right_BPSS, below_BPSS = (points_BPSS2 - corner_BPSS2).unbind(-1)
+    x_BPSS, y_BPSS = corner_BPSS2.nan_to_num(-2).clamp(-2, torch.sym_max(height, width)).long().unbind(-1)
+    first_B111 = (torch.arange(batch, device=theta_BP23.device) * (height * width)).view(-1, 1, 1, 1)
+    pixels_NC = photos_BHWC.flatten(0, 2)
+    crops_BPSSC: Tensor | None = None
+    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x, y = x_BPSS + dx, y_BPSS + dy
+        inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        weight = (right_BPSS if dx else 1 - right_BPSS) * (below_BPSS if dy else 1 - below_BPSS)
+        found_BPSSC = pixels_NC[torch.where(inside, first_B111 + y * width + x, 0)].to(theta_BP23.dtype)
+        part_BPSSC = torch.where(inside, weight, 0).unsqueeze(-1) * found_BPSSC
+        crops_BPSSC = part_BPSSC if crops_BPSSC is None else crops_BPSSC + part_BPSSC
+    assert crops_BPSSC is not None
+    crops_BPCSS = crops_BPSSC.permute(0, 1, 4, 2, 3)
+    return crops_BPCSS / 255 if photos_BHWC.dtype == torch.uint8 else crops_BPCSS.to(photos_BHWC.dtype)
+
+
+def crop_labels(labels_BHW: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:
+    """The same windows out of label maps, nearest neighbour, 0 outside the photo.
+
+    labels_BHW: uint8. Returns labels_BPSS, uint8.
+    """
+    return labels_at(labels_BHW, sample_points(theta_BP23.float(), size, sizes_B2), sizes_B2)
+
+
+def labels_at(labels_BHW: Tensor, points_px: Tensor, sizes_B2: Tensor) -> Tensor:
+    """Label (uint8) of the pixel nearest to each point; 0 outside the photo.
+
+    points_px: (B, ..., 2) as (x, y) in pixels of the photo.
+    """
+    batch, _, width = labels_BHW.shape
+    flat_BN2 = points_px.reshape(batch, -1, 2).round().long()
+    x_BN, y_BN = flat_BN2.unbind(-1)
+    inside_BN = (x_BN >= 0) & (y_BN >= 0) & (x_BN < sizes_B2[:, 1:]) & (y_BN < sizes_B2[:, :1])
+    index_BN = torch.where(inside_BN, y_BN * width + x_BN, 0)
+    found_BN = labels_BHW.reshape(batch, -1).gather(1, index_BN)
+    return torch.where(inside_BN, found_BN, 0).reshape(points_px.shape[:-1])
+
+
+def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
+    """Put the part probabilities back onto the photo's grid (inverse affine, paper section 2.3).
+
+    probs: a tensor (B, 1 + labels, S, S) for each part, softmax over its channels, channel 0 background.
+    theta_BP23: in the frame of the height x width grid. mode: "nearest" (paper) or "bilinear".
+    Returns canvas_BKHW (float32): background, then the labels of each part in turn; background is the product over
+    the parts of what their labels leave of 1.
+    """
+    size = probs[0].shape[-1]
+    rows_BPH, columns_BPW = _paste_axes(theta_BP23, size, height, width, mode)
+    background_BHW = torch.ones((), device=theta_BP23.device)
+    windows = []
+    for part, probs_BKSS in enumerate(probs):
+        window_BKHW = _resample(probs_BKSS[:, 1:], rows_BPH[:, part], columns_BPW[:, part])
+        background_BHW = background_BHW * (1 - window_BKHW.sum(1))
+        windows.append(window_BKHW)
+    return torch.cat([background_BHW.clamp(min=0).unsqueeze(1), *windows], 1)
+
+
+def paste_labels(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
+    """``paste(...).argmax(1)`` as labels_BHW (uint8); computes only the pixels inside the windows."""
+    size = probs[0].shape[-1]
+    rows_BPH, columns_BPW = _paste_axes(theta_BP23, size, height, width, mode)
+    touched = [(u > -1) & (u < size) for u in (rows_BPH, columns_BPW)]
+    spans_BP22 = torch.stack([torch.stack([t.int().argmax(-1), t.sum(-1)], -1) for t in touched], 2).tolist()
+    labels_BHW = torch.zeros(len(theta_BP23), height, width, dtype=torch.uint8, device=theta_BP23.device)
+    for b, spans_P22 in enumerate(spans_BP22):
+        best_HW = torch.ones(height, width, device=theta_BP23.device)
+        windows = []
+        for part, ((top, high), (left, wide)) in enumerate(spans_P22):
+            rows, columns = slice(top, top + high), slice(left, left + wide)
+            window_KYX = _resample(probs[part][b, 1:], rows_BPH[b, part, rows], columns_BPW[b, part, columns])
+            best_HW[rows, columns] *= 1 - window_KYX.sum(0)
+            windows.append((rows, columns, window_KYX))
+        label = 0
+        for rows, columns, window_KYX in windows:
+            best_YX, labels_YX = best_HW[rows, columns], labels_BHW[b, rows, columns]
+            for probs_YX in window_KYX:
+                label += 1
+                labels_YX.masked_fill_(probs_YX > best_YX, label)
+                torch.maximum(best_YX, probs_YX, out=best_YX)
+    return labels_BHW
+
+
+def _paste_axes(theta_BP23: Tensor, size: int, height: int, width: int, mode: str) -> tuple[Tensor, Tensor]:
+    """Where the photo's rows and columns lie among each crop's samples: (rows_BPH, columns_BPW), float64, whole
+    numbers for "nearest" (halves to even).
+
+    As in ``sample_points``, what rounding errors alone hold off a sample, or off the middle of two, lies on it.
+    """
+    axes = []
+    for axis, length in ((1, height), (0, width)):
+        scale_BP1, shift_BP1 = theta_BP23[:, :, axis, axis, None].double(), theta_BP23[:, :, axis, 2, None].double()
+        scale_BP1 = torch.where(scale_BP1.abs() < MIN_SCALE, torch.where(scale_BP1 < 0, -1, 1) * MIN_SCALE, scale_BP1)
+        half = (size - 1) / 2
+        pixel_N = torch.arange(length, dtype=torch.float64, device=theta_BP23.device)
+        span_1 = pixel_N[-1:].clamp(min=1)
+        ticks_N = (2 * pixel_N - span_1) / span_1
+        u_BPN = (ticks_N - shift_BP1) * (half / scale_BP1) + half
+        snapped_BPN = (2 * u_BPN).round() / 2
+        u_BPN = torch.where((snapped_BPN - u_BPN).abs() <= 8 * EPSILON * half / scale_BP1.abs(), snapped_BPN, u_BPN)
+        axes.append(u_BPN.round() if mode == "nearest" else u_BPN)
+    return axes[0], axes[1]
+
+
+def _resample(probs_KSS: Tensor, rows_Y: Tensor, columns_X: Tensor) -> Tensor:
+    """Bilinear samples at every crossing of rows and columns, zeros outside: (..., K, Y, X), float32.
+
+    Two products with the matrices of bilinear weights, whose rows hold a single 1 where a sample is hit.
+    """
+    with torch.autocast(probs_KSS.device.type, enabled=False):
+        weights = []
+        for u_N in (rows_Y, columns_X):
+            distance_NS = (u_N.unsqueeze(-1) - torch.arange(probs_KSS.shape[-1], device=u_N.device)).abs()
+            weights.append(torch.where(distance_NS < 1, 1 - distance_NS, 0).float().unsqueeze(-3))
+        return weights[0] @ probs_KSS.float() @ weights[1].transpose(-1, -2)
+
+
+def enlarge(logits_BKhw: Tensor, sizes_B2: Tensor) -> Iterator[Tensor]:
+    """Logits of stretched photos, enlarged bilinearly to each photo's own size: logits_KHW (float32), one by one."""
+    for logits_Khw, size in zip(logits_BKhw, sizes_B2.tolist(), strict=True):
+        yield F.interpolate(logits_Khw[None].float(), size, mode="bilinear")[0]
+
+
+def enlarged_labels(logits_BKhw: Tensor, sizes_B2: Tensor, height: int, width: int) -> Tensor:
+    """The most probable label at each pixel of photos that share a height x width grid: labels_BHW (uint8), 0 in the
+    padding."""
+    labels_BHW = torch.zeros(len(logits_BKhw), height, width, dtype=torch.uint8, device=logits_BKhw.device)
+    for labels_HW, logits_KHW in zip(labels_BHW, enlarge(logits_BKhw, sizes_B2), strict=True):
+        labels_HW[: logits_KHW.shape[1], : logits_KHW.shape[2]] = logits_KHW.argmax(0).byte()
+    return labels_BHW
+
+
+def stretch(photos_BHW3: Tensor, sizes_B2: Tensor, side: int) -> Tensor:
+    """Photos (uint8, padded) stretched to side x side each, antialiased: (B, 3, side, side), float32 in [0, 255]."""
+    height, width = photos_BHW3.shape[1:3]
+    images = []
+    for photo_HW3, size_2 in zip(photos_BHW3, sizes_B2, strict=True):
+        rows_SH, columns_SW = (
+            stretch_weights(count, length, side, length >= side)
+            for count, length in zip((height, width), size_2, strict=True)
+        )
+        images.append(stretch_by(photo_HW3.unsqueeze(0), rows_SH, columns_SW))
+    return torch.cat(images)
+
+
+def stretch_alike(photos_BHW3: Tensor, side: int) -> Tensor:
+    """``stretch`` of photos of one size, all at once; fit to be exported for any size."""
+    counts = photos_BHW3.shape[1:3]
+    lengths_2 = torch.tensor(counts, device=photos_BHW3.device)
+    rows_SH, columns_SW = (
+        stretch_weights(count, length, side, length >= side) for count, length in zip(counts, lengths_2, strict=True)
+    )
+    return stretch_by(photos_BHW3, rows_SH, columns_SW)
+
+
+def stretch_by(photos_BHW3: Tensor, rows_SH: Tensor, columns_SW: Tensor) -> Tensor:
+    """Two products with each axis' weights (see ``stretch_weights``): (B, 3, S, S), float32."""
+    with torch.autocast(photos_BHW3.device.type, enabled=False):
+        by_rows_BSW3 = (rows_SH @ photos_BHW3.float().flatten(2)).unflatten(2, (-1, 3))
+        return (columns_SW @ by_rows_BSW3).permute(0, 3, 1, 2)
+
+
+def stretch_weights(count: int, length: Tensor, side: int, shrinks: Tensor) -> Tensor:
+    """Weights (side, count) of a row's ``count`` pixels, of which ``length`` are the photo's, in ``side`` samples:
+    areas where the row ``shrinks``, else bilinear. length, shrinks: tensors, so that an exported graph takes photos
+    of any size."""
+    step, pixel_L = length / side, torch.arange(count, device=length.device)
+    start_S1 = torch.arange(side, device=length.device).unsqueeze(1) * step
+    end_SL = (start_S1 + step).minimum(pixel_L + 1).minimum(length)
+    overlap_SL = end_SL - start_S1.maximum(pixel_L)
+    centre_S1 = (start_S1 + 0.5 * step - 0.5).clamp(min=0).minimum(length - 1)
+    return torch.where(shrinks, overlap_SL * (side / length), 1 - (centre_S1 - pixel_L).abs()).clamp(min=0)

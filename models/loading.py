@@ -1,0 +1,66 @@
+"""From checkpoint files, ours or the authors', to a parser: the one place that knows which kinds there are."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from data.labels import NINE, label_set
+from models.parser import FaceParser, Weights
+from models.stn_icnn.model import STNiCNN
+from models.stn_icnn.released import from_released
+from utils import checkpoint
+from utils.errors import InputError
+
+KINDS: dict[str, type[FaceParser]] = {STNiCNN.kind: STNiCNN}
+SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "stn_icnn.pt"
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a checkpoint of ours or one of the authors' files. Raises InputError for anything else."""
+    state = checkpoint.read_tensors(path)
+    if "format" not in state:
+        try:
+            return Weights(STNiCNN.kind, NINE, *from_released(state), path)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    checkpoint.require(state, path)
+    kind, config, modules = state.get("parser"), state.get("config"), state.get("modules")
+    if kind not in KINDS:
+        raise InputError(f"{path} holds an unknown parser {kind!r}: update this repository")
+    config_class = KINDS[kind].Config
+    known = {field.name for field in fields(config_class)}
+    if not isinstance(config, dict) or not isinstance(modules, dict) or config.keys() - known:
+        raise InputError(f"{path} lacks its config or weights, or comes from a newer version: update this repository")
+    try:
+        return Weights(kind, label_set(str(state.get("labels"))), config_class(**config), modules, path)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: its config is unusable ({error})") from error
+
+
+def load_parser(paths: Sequence[Path], crops: str = "predicted") -> FaceParser:
+    """The parser that one checkpoint holds, or several together (the last one wins), on the CPU, in evaluation mode.
+
+    crops: for STN-iCNN, where its windows come from (see ``models.stn_icnn.model.CROPS``).
+    Raises InputError for files that hold different parsers, and for weights that are missing or do not fit.
+    """
+    found = [read_weights(path) for path in paths]
+    if len({weights.kind for weights in found}) > 1:
+        told = " and ".join(f"{weights.path} holds {weights.kind}" for weights in found)
+        raise InputError(f"{told}: name checkpoints of one parser")
+    return KINDS[found[0].kind].from_weights(found, crops)
+
+
+def load_for_inference(
+    paths: Sequence[Path], device: torch.device, crops: str = "predicted", mirror: bool = False
+) -> FaceParser:
+    """``load_parser``, then all that makes labelling fast: batch norm folded, channels last, on the device.
+
+    mirror: average with the mirrored photo.
+    """
+    parser = load_parser(paths, crops)
+    parser.fold()
+    if mirror:
+        parser = parser.mirrored()
+    return parser.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

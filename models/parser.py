@@ -1,0 +1,134 @@
+"""FaceParser: what every parser here is, and all that evaluate, predict, export and the hub know of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.batches import Batch, photo_batch
+from data.labels import LabelSet
+from data.view import View
+from models.geometry import enlarge, enlarged_labels, stretch_alike
+from utils import checkpoint
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a checkpoint file holds of a parser.
+
+    kind: which parser. labels: its label set. config: what the weights were made for, of the parser's ``Config``.
+    modules: state dicts of some of its networks, by name. path: the file.
+    """
+
+    kind: str
+    labels: LabelSet
+    config: Any
+    modules: dict[str, dict[str, Tensor]]
+    path: Path
+
+
+class Parsed(NamedTuple):
+    """labels_BHW: uint8, on the padded photos' grid. theta_BP23: the parser's windows in the frame of each photo, None
+    where it has none."""
+
+    labels_BHW: Tensor
+    theta_BP23: Tensor | None
+
+
+class FaceParser(nn.Module):
+    """A network, or several, that name the part of every pixel of a face.
+
+    kind: its name in checkpoints. Config: frozen dataclass of plain values that describes and checks its shape; it
+    travels in every checkpoint. networks: the attributes that hold what a checkpoint stores. labels: what it labels.
+    """
+
+    kind: ClassVar[str]
+    Config: ClassVar[type]
+    networks: ClassVar[tuple[str, ...]] = ("network",)
+
+    def __init__(self, config: Any, labels: LabelSet) -> None:
+        super().__init__()
+        self.config, self.labels = config, labels
+
+    def parse(self, batch: Batch) -> Parsed:
+        """Label each photo of a batch on its own pixel grid."""
+        raise NotImplementedError
+
+    def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """(canvas_BKHW of the labels' probabilities on the padded photos' grid, theta_BP23 as in ``Parsed``)."""
+        raise NotImplementedError
+
+    def forward(self, photos_BHW3: Tensor) -> Tensor:
+        """photos_BHW3: uint8, all of one size. Returns canvas_BKHW, whose argmax are the labels; this is exported."""
+        raise NotImplementedError
+
+    def mirrored(self) -> "FaceParser":
+        """This parser, changed in place to average with the mirrored photo. Raises InputError where it cannot."""
+        raise InputError(f"--mirror: {self.kind} has no test-time mirroring; leave it out")
+
+    def fold(self) -> None:
+        """Change in place what only training needs, such as batch normalisation, for faster inference."""
+
+    def label(self, batch: Batch) -> Tensor:
+        """labels_BHW (uint8) of a batch, on the padded photos' grid."""
+        return self.parse(batch).labels_BHW
+
+    @torch.inference_mode()
+    def label_photos(self, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Label photos of any sizes: uint8 (H, W, 3), RGB, in; uint8 (H, W) of ``labels``' ids out."""
+        device = next(self.parameters()).device
+        return [self.label(photo_batch([photo], self.labels).to(device))[0].cpu().numpy() for photo in photos]
+
+    @classmethod
+    def from_weights(cls, found: Sequence[Weights], crops: str = "predicted") -> "FaceParser":
+        """Build the parser that the checkpoints describe. crops: for STN-iCNN alone, see ``models.stn_icnn.model``.
+
+        Raises InputError for more than one checkpoint, and for weights that are missing or do not fit.
+        """
+        if crops != "predicted":
+            raise InputError(f"--crops {crops}: {found[0].path} holds {cls.kind}, which has no crops; leave it out")
+        if len(found) > 1:
+            raise InputError(
+                f"{' and '.join(str(weights.path) for weights in found)}: name one checkpoint of {cls.kind}"
+            )
+        parser = cls(found[0].config, found[0].labels)
+        parser.load(found[0], cls.networks)
+        return parser.eval()
+
+    def load(self, weights: Weights, names: Sequence[str]) -> None:
+        """Load the named networks strictly. Raises InputError for one that the file lacks or that does not fit."""
+        for name in names:
+            if name not in weights.modules:
+                held = ", ".join(sorted(weights.modules))
+                raise InputError(f"{weights.path} holds {held}, but its {name} weights are needed here")
+            checkpoint.load_module(getattr(self, name), weights.modules[name], weights.path, name)
+
+
+class WholeFaceParser(FaceParser):
+    """A parser whose one ``network`` labels the photo stretched to ``config.size``: images_B3SS, float in [0, 1], to
+    logits_BKhw, which are enlarged to each photo's own size."""
+
+    def __init__(self, config: Any, labels: LabelSet, network: nn.Module) -> None:
+        super().__init__(config, labels)
+        self.network = network
+
+    def parse(self, batch: Batch) -> Parsed:
+        logits_BKhw = self.network(View(batch).photo(self.config.size))
+        return Parsed(enlarged_labels(logits_BKhw, batch.sizes_B2, *batch.labels_BHW.shape[1:]), None)
+
+    def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        logits_BKhw = self.network(View(batch).photo(self.config.size))
+        canvas_BKHW = torch.zeros(*logits_BKhw.shape[:2], *batch.labels_BHW.shape[1:], device=logits_BKhw.device)
+        for canvas_KHW, logits_KHW in zip(canvas_BKHW, enlarge(logits_BKhw, batch.sizes_B2), strict=True):
+            canvas_KHW[:, : logits_KHW.shape[1], : logits_KHW.shape[2]] = logits_KHW.softmax(0)
+        return canvas_BKHW, None
+
+    def forward(self, photos_BHW3: Tensor) -> Tensor:
+        logits_BKhw = self.network(stretch_alike(photos_BHW3, self.config.size) / 255)
+        return F.interpolate(logits_BKhw.float(), photos_BHW3.shape[1:3], mode="bilinear").softmax(1)

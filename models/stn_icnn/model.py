@@ -1,0 +1,246 @@
+"""STN-iCNN, whole: photo -> rough mask -> six windows -> part masks -> label map on the photo's own grid."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.batches import Batch
+from data.images import THUMB
+from data.labels import NINE
+from data.view import View
+from models.geometry import (
+    canvas_to_image,
+    compose,
+    crop,
+    enlarged_labels,
+    image_to_padded,
+    paste,
+    paste_labels,
+    stretch_alike,
+    stretch_by,
+    stretch_weights,
+)
+from models.parser import FaceParser, Parsed, Weights
+from models.stn_icnn.baseline import baseline_theta
+from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
+from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
+from models.stn_icnn.mirror import mirror_too
+from models.stn_icnn.parts import PartNets
+from models.stn_icnn.windows import Windows, target_theta
+from utils.errors import InputError
+
+FRAMES = ("image", "canvas")
+PASTES = ("nearest", "bilinear")
+# Where the windows come from -> the networks that this takes. "baseline": the old cropper behind the coarse network;
+# "truth": the true parts; "none": no windows, the enlarged rough mask is the result.
+NETWORKS_OF_CROPS = {
+    "predicted": ("coarse", "localizer", "parts"),
+    "baseline": ("coarse", "parts"),
+    "truth": ("parts",),
+    "none": ("coarse",),
+}
+CROPS = tuple(NETWORKS_OF_CROPS)
+
+
+@dataclass(frozen=True)
+class STNiCNNConfig:
+    """What the weights were made for; it travels in every checkpoint. Raises ValueError for values out of range.
+
+    coarse_size: side of the stretched photo that the coarse network sees (pixels).
+    crop_size: samples along a side of each crop (paper: 81 for HELEN, 127 for CelebAMask-HQ).
+    window_margin: 0 for the paper's windows of crop_size photo pixels; else the windows that the localizer is
+        taught follow the part: their longer side is this many times the part's longer extent.
+    window_aspect: the shorter side of windows that follow the part is so many times its shorter extent too, but
+        at least this share of the longer side; 1 for square windows.
+    localizer: "paper", "resnet18" or "released".
+    frame: what theta is relative to: "image", or the released checkpoints' centred square "canvas".
+    canvas: side of that canvas (pixels).
+    paste: "nearest" (paper) or "bilinear".
+    """
+
+    coarse_size: int = 128
+    crop_size: int = 81
+    window_margin: float = 0.0
+    window_aspect: float = 1.0
+    localizer: str = "paper"
+    frame: str = "image"
+    canvas: int = 1024
+    paste: str = "nearest"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("localizer", self.localizer, KINDS),
+            ("frame", self.frame, FRAMES),
+            ("paste", self.paste, PASTES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        if not (16 <= self.coarse_size <= 1024 and 8 <= self.crop_size <= 1024):
+            raise ValueError("coarse size must lie between 16 and 1024, crop size between 8 and 1024")
+        if not (0 <= self.window_margin <= 10 and 0 < self.window_aspect <= 1 and 2 <= self.canvas <= 65536):
+            raise ValueError(
+                "window margin must lie between 0 and 10, aspect above 0 and up to 1, the canvas between 2 and 65536"
+            )
+        if self.localizer == "released" and self.coarse_size != 128:
+            raise ValueError(f"the released localizer works behind a coarse_size of 128 alone, not {self.coarse_size}")
+
+    @property
+    def windows(self) -> Windows:
+        """How the windows follow the parts."""
+        return Windows(self.crop_size, self.window_margin, self.window_aspect)
+
+
+class STNiCNN(FaceParser):
+    """The three networks of the paper: ``coarse`` (A), ``localizer`` (B), ``parts`` (C).
+
+    crops: where the windows of ``parse`` come from, one of ``CROPS``.
+    """
+
+    kind = "stn_icnn"
+    Config = STNiCNNConfig
+    networks = ("coarse", "localizer", "parts")
+    config: STNiCNNConfig
+
+    def __init__(self, config: STNiCNNConfig, crops: str = "predicted") -> None:
+        super().__init__(config, NINE)
+        self.crops = crops
+        self.coarse = ICNN(ICNNConfig(num_labels=len(NINE)))
+        self.localizer = build_localizer(config.localizer, config.coarse_size)
+        self.parts = PartNets()
+
+    @classmethod
+    def from_weights(cls, found: Sequence[Weights], crops: str = "predicted") -> "STNiCNN":
+        """From one end-to-end checkpoint, or from several that hold the networks between them (the last one wins).
+
+        Loaded are the networks that ``crops`` takes; the others keep their random weights. The localizer decides about
+        coarse_size, localizer, frame and the windows' margin and aspect, the part networks about crop_size and paste;
+        where one is not loaded, the other decides. Raises InputError for missing weights and for windows that differ.
+        """
+        names, holds = NETWORKS_OF_CROPS[crops], {}
+        for weights in found:
+            holds.update(dict.fromkeys(weights.modules, weights))
+        paths = ", ".join(str(weights.path) for weights in found)
+        if missing := [name for name in names if name not in holds]:
+            mend = "name one end-to-end checkpoint, or those of the cropper stage and of stage two"
+            if len(names) < len(cls.networks):
+                mend = f"name a checkpoint that holds {' and '.join(names)}"
+            raise InputError(f"{paths}: no {' or '.join(missing)} weights; {mend}")
+        if crops == "predicted":
+            _require_same_windows(holds["localizer"], holds["parts"])
+
+        def decides(*order: str) -> STNiCNNConfig:
+            return next(holds[name] for name in order if name in names).config
+
+        one, two = decides("localizer", "coarse", "parts"), decides("parts", "localizer", "coarse")
+        _, margin, aspect = decides("localizer", "parts", "coarse").windows
+        config = replace(one, window_margin=margin, window_aspect=aspect, crop_size=two.crop_size, paste=two.paste)
+        model = cls(config, crops)
+        for name in names:
+            model.load(holds[name], (name,))
+        return model.eval()
+
+    def rough_mask(self, batch: Batch) -> Tensor:
+        """The coarse network's logits_BKSS of the photos as they are."""
+        return self.coarse(View(batch).photo(self.config.coarse_size))
+
+    def locate(self, coarse_logits_BKhw: Tensor, sizes_B2: Tensor) -> Tensor:
+        """Rough mask to theta_BP23 in the frame of each photo. sizes_B2: the photos' (height, width) in pixels."""
+        with torch.autocast(coarse_logits_BKhw.device.type, enabled=False):  # bfloat16 is half a pixel coarse at 512
+            theta_BP23 = self.localizer(coarse_logits_BKhw.float().softmax(1))
+        if self.config.frame == "canvas":
+            return compose(canvas_to_image(sizes_B2, self.config.canvas), theta_BP23)
+        if self.config.window_margin == 0:
+            # Windows of crop_size photo pixels: their scale depends on the photo's size, which the stretched photo
+            # does not show, so it is predicted relative to that of a photo in which they fit the face layout.
+            span_B1 = (sizes_B2.flip(-1).float() - 1).clamp(min=1)[:, None, :, None]
+            nominal_BP21 = (self.config.crop_size - 1) / span_B1 / FACE_LAYOUT[:, 2].to(theta_BP23)[:, None, None]
+            return torch.cat([theta_BP23[..., :2] * nominal_BP21, theta_BP23[..., 2:]], -1)
+        return theta_BP23
+
+    def true_windows(self, view: View) -> Tensor:
+        """theta_BP23 around the true parts, in the frame of each photo of the view."""
+        return target_theta(view.parts(), view.sizes_B2, self.config.windows)
+
+    def windows_of(self, batch: Batch, crops: str) -> Tensor:
+        """theta_BP23 in the frame of each photo. crops: "predicted", "baseline" or "truth"."""
+        if crops == "truth":
+            return self.true_windows(View(batch))
+        logits_BKSS = self.rough_mask(batch)
+        if crops == "baseline":
+            return baseline_theta(logits_BKSS.argmax(1), batch.sizes_B2, self.config.windows)
+        return self.locate(logits_BKSS, batch.sizes_B2)
+
+    def label_crops(self, photos_BHW3: Tensor, theta_BP23: Tensor, sizes_B2: Tensor) -> list[Tensor]:
+        """Crop photos (uint8) and label the crops: six logits tensors (see ``PartNets.forward``)."""
+        return self.parts(crop(photos_BHW3, theta_BP23, self.config.crop_size, sizes_B2))
+
+    def parse(self, batch: Batch, crops: str | None = None) -> Parsed:
+        """See ``FaceParser.parse``. crops: one of ``CROPS``; default: those that the model was built with."""
+        crops = crops or self.crops
+        height, width = batch.labels_BHW.shape[1:]
+        if crops == "none":
+            return Parsed(enlarged_labels(self.rough_mask(batch), batch.sizes_B2, height, width), None)
+        theta_BP23 = self.windows_of(batch, crops)
+        part_logits = self.label_crops(batch.photos_BHW3, theta_BP23, batch.sizes_B2)
+        padded_BP23 = compose(image_to_padded(batch.sizes_B2, height, width), theta_BP23)
+        return Parsed(paste_labels(_softmax(part_logits), padded_BP23, height, width, self.config.paste), theta_BP23)
+
+    def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """See ``FaceParser.probabilities``; where windows overlap, a pixel's may sum to more than 1."""
+        height, width = batch.labels_BHW.shape[1:]
+        theta_BP23 = self.windows_of(batch, self.crops)
+        part_logits = self.label_crops(batch.photos_BHW3, theta_BP23, batch.sizes_B2)
+        padded_BP23 = compose(image_to_padded(batch.sizes_B2, height, width), theta_BP23)
+        return paste(_softmax(part_logits), padded_BP23, height, width, self.config.paste), theta_BP23
+
+    def forward(self, photos_BHW3: Tensor) -> Tensor:
+        """photos_BHW3: uint8, all of one size. Returns canvas_BKHW of label probabilities."""
+        batch, height, width, _ = photos_BHW3.shape
+        sizes_B2 = torch.tensor([[height, width]], device=photos_BHW3.device).expand(batch, 2)
+        theta_BP23 = self.locate(self.coarse(_stretched(photos_BHW3, self.config.coarse_size)), sizes_B2)
+        part_logits = self.label_crops(photos_BHW3, theta_BP23, sizes_B2)
+        return paste(_softmax(part_logits), theta_BP23, height, width, self.config.paste)
+
+    def mirrored(self) -> "STNiCNN":
+        mirror_too(self)
+        return self
+
+    def fold(self) -> None:
+        fold_batchnorm(self)
+
+
+def _softmax(part_logits: list[Tensor]) -> list[Tensor]:
+    return [logits.float().softmax(1) for logits in part_logits]
+
+
+def _require_same_windows(localizer: Weights, parts: Weights) -> None:
+    """Raises InputError where the part networks were trained on other windows than the localizer places."""
+    seen, made = localizer.config.windows, parts.config.windows
+    fixed = seen.margin == 0  # else any number of samples fits
+    if seen[1:] != made[1:] or (fixed and seen.crop_size != made.crop_size):
+        raise InputError(
+            f"{localizer.path} places windows of {seen.describe()}, but {parts.path} was trained on "
+            f"{made.describe()}: train both alike"
+        )
+
+
+def _stretched(photos_BHW3: Tensor, size: int) -> Tensor:
+    """Photos of one size (uint8), stretched as the coarse network sees them: images_B3SS, float in [0, 1].
+
+    The same as ``View.photo``, by way of the 256 x 256 of ``data.images.make_thumb`` too, up to the rounding of its
+    bytes, but fit to be exported.
+    """
+    if View.needs_photos(size):
+        return stretch_alike(photos_BHW3, size) / 255
+    counts = photos_BHW3.shape[1:3]
+    lengths_2 = torch.tensor(counts, device=photos_BHW3.device)
+    shrinks = (lengths_2 >= THUMB).all()
+    pool_ST = F.adaptive_avg_pool1d(torch.eye(THUMB, device=photos_BHW3.device), size).T
+    rows_SH, columns_SW = (
+        pool_ST @ stretch_weights(count, length, THUMB, shrinks)
+        for count, length in zip(counts, lengths_2, strict=True)
+    )
+    return stretch_by(photos_BHW3, rows_SH, columns_SW) / 255

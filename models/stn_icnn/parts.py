@@ -1,0 +1,46 @@
+"""The four part networks that label six crops (paper section 2.2, stage two)."""
+
+import torch
+from torch import Tensor, nn
+
+from data.labels import NINE, NUM_PARTS
+from models.stn_icnn.icnn import ICNN, ICNNConfig
+
+# Which network labels which parts: the second of a pair goes through mirrored, in and out.
+NETWORKS = {"brows": (0, 1), "eyes": (2, 3), "nose": (4,), "mouth": (5,)}
+
+
+class PartNets(nn.Module):
+    """Four iCNNs for six crops: brows, eyes, nose (two labels each) and mouth (four)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nets = nn.ModuleDict(
+            {name: ICNN(ICNNConfig(num_labels=1 + len(NINE.part_ids[parts[0]]))) for name, parts in NETWORKS.items()}
+        )
+
+    def forward(self, crops_BP3SS: Tensor) -> list[Tensor]:
+        """crops_BP3SS: float in [0, 1], parts in the order of ``data.labels.PARTS``.
+
+        Returns six logits tensors, (B, 2, S, S) for the brows, eyes and nose, (B, 4, S, S) for the mouth;
+        channel 0 is background, channel k the k-th of the part's labels.
+        """
+        logits: list[Tensor] = [crops_BP3SS] * NUM_PARTS
+        for name, parts in NETWORKS.items():
+            crops = [
+                crops_BP3SS[:, part] if side == 0 else crops_BP3SS[:, part].flip(-1) for side, part in enumerate(parts)
+            ]
+            outputs = self.nets[name](torch.cat(crops)).unflatten(0, (len(parts), -1))
+            for side, part in enumerate(parts):
+                logits[part] = outputs[side] if side == 0 else outputs[side].flip(-1)
+        return logits
+
+
+def part_targets(labels_BPSS: Tensor) -> list[Tensor]:
+    """Nine-label crops (uint8) to the targets of each part network (int64): what is not the part is background."""
+    targets = []
+    for part, labels in enumerate(NINE.part_ids):
+        lut = torch.zeros(len(NINE), dtype=torch.long, device=labels_BPSS.device)
+        lut[list(labels)] = torch.arange(1, len(labels) + 1, device=labels_BPSS.device)
+        targets.append(lut[labels_BPSS[:, part].long()])
+    return targets

@@ -1,0 +1,178 @@
+"""The report: marked tables, runs as reproduce.py leaves them, seeds, and the documents that it writes."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reproduce
+from data.labels import NINE
+from experiments import report
+from utils.errors import InputError
+
+HOME = report.HOME
+DOCUMENTS = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
+LINKING = [*DOCUMENTS, HOME / "checkpoints" / "README.md", *sorted((HOME / "results").rglob("*.md"))]
+
+
+def write_json(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+def write_run(folder: Path, seed: int, overall: float) -> None:
+    """A run of one stage and two rows, in the files of reproduce.py."""
+    config = {
+        "dataset": "helen",
+        "images": 4,
+        "seed": seed,
+        "config": {"window_margin": 0.0, "crop_size": 81},
+        "recipe": {"batch_size": 2},
+        "optimisation": {"epochs": 2, "lr": {"coarse": 0.1}, "optimizer": "adam", "schedule": "halve"},
+        "environment": {"device": "cpu, 1 threads"},
+    }
+    write_json(folder / "stage1" / "config.json", config)
+    row = {"epoch": 0, "loss": 2.0, "f1": 0.5, "strict": 0.4, "train_s": 50.0, "val_s": 10.0}
+    lines = [json.dumps(row), json.dumps({**row, "epoch": 1, "f1": 0.6})]
+    (folder / "stage1" / "log.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "command.txt").write_text("python reproduce.py --recipe paper\n")
+    scores = {
+        "paper": {**dict.fromkeys(NINE.groups, 0.7), "overall": overall},
+        "strict": {**dict.fromkeys(NINE.foreground, 0.8), "inner_mouth": None, "mean": 0.8},
+        "images": 1,
+        "dataset": "helen",
+    }
+    for title in list(reproduce.ROWS)[:2]:
+        write_json(folder / "scores" / "test" / reproduce.slug(title) / "scores.json", scores)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two seeds of a run, and an experiment."""
+    root = tmp_path / "results"
+    for seed, overall in enumerate((0.90, 0.92)):
+        write_run(root / f"mine-seed{seed}", seed, overall)
+    (root / "experiments").mkdir()
+    shutil.copy(HOME / "results" / "experiments" / "crop_parity.json", root / "experiments")
+    return root
+
+
+def test_marked_tables_are_written_again_and_the_rest_of_a_text_stays() -> None:
+    text = "before\n<!-- table: a/test/paper -->\nold\nrows\n<!-- end -->\nafter\n"
+    new = report.with_tables(text, {"a/test/paper": "| new |\n"}, Path("README.md"))
+    assert new == "before\n<!-- table: a/test/paper -->\n| new |\n<!-- end -->\nafter\n"
+    assert report.with_tables(new, {"a/test/paper": "| new |\n"}, Path("README.md")) == new
+    with pytest.raises(InputError, match=r"README.md: no results for the tables a/test/paper: there are b"):
+        report.with_tables(text, {"b": ""}, Path("README.md"))
+
+
+def test_runs_as_reproduce_leaves_them_make_tables_and_curves(results: Path) -> None:
+    assert report.main(["--results", str(results)]) == 0
+    text = (results / "README.md").read_text()
+    first, second = list(reproduce.ROWS)[:2]
+    assert f"| [mine-seed1](#mine-seed1) | {second} | 0.9200 | 0.8000 |" in text
+    assert text.index(f"| {first} | 0.7000") < text.index(f"| {second} | 0.7000")
+    assert "| *paper, its test split: STN-iCNN* | 0.895 |" in text
+    assert "python reproduce.py --recipe paper" in text
+    assert "| stage1 | 4 | 2 of 2 | 2 | adam, 0.1, halve | 81, of their pixels | f1 0.6000, epoch 2 | 2.0 |" in text
+    assert (results / "mine-seed0" / "curves.png").stat().st_size > 1000
+    assert (results / "experiments" / "crop_parity.png").stat().st_size > 1000
+
+
+def test_seeds_are_put_together_in_every_document_that_asks_for_them(results: Path, tmp_path: Path) -> None:
+    documents = [tmp_path / "README.md", tmp_path / "page.md"]
+    for document in documents:
+        document.write_text("<!-- table: mine/test/seeds -->\n<!-- end -->\n")
+    report.write_tables(results, documents)
+    first = next(iter(reproduce.ROWS))
+    for document in [*documents, results / "README.md"]:
+        assert f"| {first} | 0.9100 (0.9000–0.9200) | 0.8000 (0.8000–0.8000) |" in document.read_text()
+
+
+def test_a_second_report_changes_nothing(results: Path) -> None:
+    written = []
+    for _ in range(2):
+        report.main(["--results", str(results)])
+        written.append({path: path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file()})
+    assert written[0] == written[1]
+
+
+def test_a_benchmark_is_linked(results: Path) -> None:
+    (results / "benchmark").mkdir()
+    (results / "benchmark" / "benchmark.md").write_text("# Benchmark\n")
+    report.write_tables(results, [])
+    assert "[benchmark](benchmark/benchmark.md)" in (results / "README.md").read_text()
+
+
+def test_scores_without_the_paper_s_groups_are_shown_by_label(results: Path) -> None:
+    for path in results.rglob("scores.json"):
+        write_json(path, {**json.loads(path.read_text()), "paper": {}})
+    report.write_tables(results, [])
+    text = (results / "README.md").read_text()
+    assert "| F1, strict | brow1 |" in text
+    assert "F1, paper" not in text
+
+
+def test_every_experiment_makes_a_table_in_the_documents_and_a_plot(tmp_path: Path) -> None:
+    shutil.copytree(HOME / "results" / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("*.png"))
+    report.write_plots(tmp_path)
+    names = sorted(path.stem for path in (HOME / "results" / "experiments").glob("*.json"))
+    assert names == sorted(report.EXPERIMENTS)
+    page = (HOME / "docs" / "experiments.md").read_text()
+    for name in names:
+        assert (tmp_path / "experiments" / f"{name}.png").stat().st_size > 1000
+        assert f"<!-- table: experiments/{name} -->" in page
+        assert f"(../results/experiments/{name}.png)" in page
+
+
+def test_the_documents_hold_the_tables_of_the_committed_results(tmp_path: Path) -> None:
+    shutil.copytree(HOME / "results", tmp_path / "results")
+    copies = [Path(shutil.copy(path, tmp_path)) for path in DOCUMENTS if path.parent != HOME] + [
+        Path(shutil.copy(HOME / "README.md", tmp_path))
+    ]
+    report.write_tables(tmp_path / "results", copies)
+    for copy in copies:
+        original = HOME / copy.name if copy.name == "README.md" else HOME / "docs" / copy.name
+        assert copy.read_text() == original.read_text(), copy.name
+    assert (tmp_path / "results" / "README.md").read_text() == (HOME / "results" / "README.md").read_text()
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    broken = []
+    for path in LINKING:
+        text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" in link:
+                continue
+            name, _, anchor = link.partition("#")
+            target = path.parent / name if name else path
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{path.relative_to(HOME)}: {link}")
+    assert not broken
+
+
+def anchors(path: Path) -> set[str]:
+    """The headings of a Markdown file, as GitHub links to them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_a_damaged_file_is_named(results: Path) -> None:
+    (results / "mine-seed0" / "stage1" / "log.jsonl").write_text('{"epoch": 0')
+    with pytest.raises(InputError, match=r"mine-seed0/stage1/log.jsonl is damaged"):
+        report.main(["--results", str(results)])
+    scores = next((results / "mine-seed1").rglob("scores.json"))
+    (results / "mine-seed0" / "stage1" / "log.jsonl").write_text("")
+    scores.write_text("{")
+    with pytest.raises(InputError, match=r"scores.json is damaged"):
+        report.main(["--results", str(results)])
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds neither runs nor experiments"):
+        report.main(["--results", str(tmp_path)])
+    with pytest.raises(InputError, match="is not a folder"):
+        report.main(["--results", str(tmp_path / "nowhere")])
