@@ -13,10 +13,10 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt
 
 # The four stages on drawn faces at a small size, every row of the F1 table, and pictures.
 demo: $(VENV)/.ready
-	$(BIN)/python demo.py --out $(DEMO)
+	$(BIN)/python -m tools.demo --out $(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

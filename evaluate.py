@@ -157,6 +157,7 @@ def score_model(request: Request) -> Evaluation:
         "dataset": data.dataset,
         "partition": data.partition,
         "face_size": data.face_size,
+        "max_images": data.max_images,
         "split": request.split,
         "crops": request.crops,
         "mirror": request.mirror,

@@ -77,16 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     sizes = {"coarse_size": args.coarse_size, "crop_size": args.crop_size}
     setup = Setup(options.face_data(args), options.machine(args), args.seed, sizes)
     best = train_stages(changed, setup, args.out)
-    results = {}
-    for title, row in ROWS.items():
-        checkpoints = [best[stage] for stage in row.stages]
-        request = evaluate.Request(checkpoints, setup.data, setup.machine, args.split, row.crops)
-        results[title] = score(request, args.out / "scores" / args.split / slug(title), title)
-    if distributed.rank() == 0:
-        labels = label_set(next(iter(results.values()))["labels"])
-        text = f"{args.dataset}, {args.split} split\n\n{table(results, labels)}"
-        files.write_text(args.out / f"table_{args.split}.md", text)
-        print("\n" + text)
+    score_rows(best, setup, args.split, args.out)
     return 0
 
 
@@ -151,6 +142,23 @@ def train_stage(name: str, plan: Plan) -> Path:
     return plan.folder / "best.pt"
 
 
+def score_rows(best: Mapping[str, Path], setup: Setup, split: str, out: Path) -> None:
+    """Score every row of the table; write it into out/table_SPLIT.md, and print it.
+
+    best: stage -> its checkpoint. What is scored already, in out/scores/SPLIT, is not scored again.
+    """
+    results = {}
+    for title, row in ROWS.items():
+        checkpoints = [best[stage] for stage in row.stages]
+        request = evaluate.Request(checkpoints, setup.data, setup.machine, split, row.crops)
+        results[title] = score(request, out / "scores" / split / slug(title), title)
+    if distributed.rank() == 0:
+        labels = label_set(next(iter(results.values()))["labels"])
+        text = f"{setup.data.dataset}, {split} split\n\n{table(results, labels)}"
+        files.write_text(out / f"table_{split}.md", text)
+        print("\n" + text)
+
+
 def score(request: evaluate.Request, folder: Path, title: str) -> dict[str, Any]:
     """scores.json in a folder, made again where it is not of these weights and faces. title: of the row, to print."""
     file = folder / "scores.json"
@@ -176,6 +184,7 @@ def is_scored(file: Path, request: evaluate.Request) -> bool:
         "dataset": request.data.dataset,
         "partition": request.data.partition,
         "face_size": request.data.face_size,
+        "max_images": request.data.max_images,
         "split": request.split,
         "crops": request.crops,
     }

@@ -183,7 +183,7 @@ def photo_batch(photos: list[np.ndarray], labels: LabelSet) -> Batch:
     none_BP2 = torch.zeros(count, parts, 2)
     return Batch(
         labels=labels,
-        photos_BHW3=torch.from_numpy(np.stack(photos) if count > 1 else photos[0][None]),
+        photos_BHW3=torch.from_numpy(np.stack(photos) if count > 1 else np.require(photos[0][None], requirements="W")),
         labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
         thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo in photos])),
         sizes_B2=torch.tensor([[height, width]]).expand(count, 2),

@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -130,9 +130,9 @@ def batches(faces: Faces, machine: Machine, batch_size: int = BATCH_SIZE) -> Ite
     return (batch.to(machine.device) for batch in evaluation_batches(faces, batch_size, workers=machine.workers))
 
 
-def cost(config: STNiCNNConfig, networks: Iterable[str]) -> dict[str, float]:
+@cache
+def cost(config: STNiCNNConfig, networks: tuple[str, ...]) -> dict[str, float]:
     """Parameters, and GFLOP (2 x MAC) of some networks of STN-iCNN for one face. Nothing is computed."""
-    networks = list(networks)
     with torch.device("meta"):
         model = STNiCNN(config).eval()
         coarse, crop = config.coarse_size, config.crop_size

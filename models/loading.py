@@ -27,7 +27,7 @@ def read_weights(path: Path) -> Weights:
             raise InputError(f"{path}: {error}") from None
     checkpoint.require(state, path)
     kind, config, modules = state.get("parser"), state.get("config"), state.get("modules")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{path} holds an unknown parser {kind!r}: update this repository")
     config_class = KINDS[kind].Config
     known = {field.name for field in fields(config_class)}

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.batches import Batch, photo_batch
+from data.images import THUMB
 from data.labels import LabelSet
 from data.view import View
-from models.geometry import enlarge, enlarged_labels, stretch_alike
+from models.geometry import enlarge, enlarged_labels, stretch_alike, stretch_by, stretch_weights
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -130,5 +131,23 @@ class WholeFaceParser(FaceParser):
         return canvas_BKHW, None
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
-        logits_BKhw = self.network(stretch_alike(photos_BHW3, self.config.size) / 255)
+        logits_BKhw = self.network(stretched(photos_BHW3, self.config.size))
         return F.interpolate(logits_BKhw.float(), photos_BHW3.shape[1:3], mode="bilinear").softmax(1)
+
+
+def stretched(photos_BHW3: Tensor, size: int) -> Tensor:
+    """What ``View.photo`` gives for photos (uint8) of one size, but fit to be exported: images_B3SS, float in [0, 1].
+
+    Small ones go by way of 256 x 256 here too, equal to ``data.images.make_thumb`` up to the rounding of its bytes.
+    """
+    if View.needs_photos(size):
+        return stretch_alike(photos_BHW3, size) / 255
+    counts = photos_BHW3.shape[1:3]
+    lengths_2 = torch.tensor(counts, device=photos_BHW3.device)
+    shrinks = (lengths_2 >= THUMB).all()
+    pool_ST = F.adaptive_avg_pool1d(torch.eye(THUMB, device=photos_BHW3.device), size).T
+    rows_SH, columns_SW = (
+        pool_ST @ stretch_weights(count, length, THUMB, shrinks)
+        for count, length in zip(counts, lengths_2, strict=True)
+    )
+    return stretch_by(photos_BHW3, rows_SH, columns_SW) / 255

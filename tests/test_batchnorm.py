@@ -8,6 +8,8 @@ from torch import nn
 
 from utils import batchnorm
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("channels", [1, 8, 9, 24])
@@ -16,7 +18,7 @@ def test_output_gradients_and_running_statistics_are_those_of_torch_in_double_pr
 ) -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Sequential(nn.BatchNorm2d(channels)), nn.BatchNorm2d(channels).double()
-    batchnorm.use_in(ours)
+    batchnorm.prepare(ours, CPU)
     assert type(ours[0]) is batchnorm.BatchNorm2d
     x_BCHW = (3 + 2 * torch.randn(4, channels, 7, 5)).contiguous(memory_format=layout)
     upstream_BCHW = torch.randn_like(x_BCHW)
@@ -40,14 +42,14 @@ def test_output_gradients_and_running_statistics_are_those_of_torch_in_double_pr
 def test_evaluation_uses_the_running_statistics() -> None:
     ours = nn.BatchNorm2d(3)
     theirs = copy.deepcopy(ours)
-    batchnorm.use_in(ours)
+    batchnorm.prepare(ours, CPU)
     x_BCHW = torch.randn(2, 3, 4, 4)
     assert torch.equal(ours.eval()(x_BCHW), theirs.eval()(x_BCHW))
 
 
 def test_bfloat16_images_keep_their_dtype_under_autocast() -> None:
     layer = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    batchnorm.use_in(layer)
+    batchnorm.prepare(layer, CPU)
     x_BCHW = torch.randn(2, 3, 9, 9, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y_BCHW = layer(x_BCHW)

@@ -2,7 +2,10 @@
 
 import os
 import pickle
+import resource
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,18 @@ import pytest
 import torch
 
 import train_cropper
-from models.pretrained import load_into, load_model, read_weights
-from models.stn_icnn import STNiCNN, STNiCNNConfig
+import train_stage1
+from data.batches import Batch
+from data.labels import NINE
+from data.source import FaceData
+from data.view import Augmentation, View
+from models.loading import load_parser, read_weights
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.test_resume import assert_same, interrupt, log_of
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import run_main
+from utils.training import Machine, Plan
 
 CONFIG = STNiCNNConfig(coarse_size=32, crop_size=33)
 
@@ -28,7 +38,8 @@ def model() -> STNiCNN:
 
 def state_of(model: STNiCNN, stage: str, *names: str) -> dict[str, Any]:
     modules = {name: getattr(model, name).state_dict() for name in names}
-    return {"stage": stage, "config": vars(model.config), "modules": modules}
+    about = {"parser": model.kind, "labels": model.labels.name, "config": vars(model.config)}
+    return {"stage": stage, **about, "modules": modules}
 
 
 @pytest.fixture
@@ -41,7 +52,7 @@ def whole(model: STNiCNN, tmp_path: Path) -> Path:
 def refused(path: Path) -> str:
     """The one line that every reader of checkpoints gives."""
     lines = set()
-    for read in (checkpoint.load, read_weights, lambda path: load_model([path])):
+    for read in (checkpoint.load, read_weights, lambda path: load_parser([path])):
         with pytest.raises(InputError) as caught:
             read(path)
         lines.add(str(caught.value))
@@ -60,11 +71,11 @@ class Hostile:
 
 
 def test_what_is_saved_comes_back(model: STNiCNN, whole: Path) -> None:
-    again = load_model([whole])
+    again = load_parser([whole])
     assert again.config == CONFIG
     assert not again.training
-    for key, value in model.state_dict().items():
-        assert torch.equal(again.state_dict()[key], value)
+    held = again.state_dict()
+    assert all(torch.equal(held[key], value) for key, value in model.state_dict().items())
     assert [path.name for path in whole.parent.iterdir()] == ["whole.pt"]
 
 
@@ -103,10 +114,9 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     assert "holds a list" in refused(path)
     torch.save({"backbone.weight": torch.zeros(3)}, path)
     assert "is not a checkpoint of this repository" in refused(path)
-    torch.save({"format": 2, "stage": "stage1"}, path)
-    assert "format 2" in refused(path)
-    torch.save({"format": 1, "stage": "stage9"}, path)
-    assert "stage 'stage9'" in refused(path)
+    for number in (0, 3, "2", None):
+        torch.save({"format": number, "stage": "stage1"}, path)
+        assert f"format {number!r}" in refused(path)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
@@ -120,16 +130,32 @@ def test_without_a_localizer_the_part_networks_decide_about_the_windows(model: S
     checkpoint.save(coarse, state_of(model, "stage1", "coarse"))
     checkpoint.save(parts, {**state_of(model, "stage2", "parts"), "config": asdict(following)})
     for paths in ([coarse, parts], [parts, coarse]):
-        assert load_model(paths, ("coarse", "parts")).config.windows == following.windows
+        assert load_parser(paths, "baseline").config.windows == following.windows
 
 
 @pytest.mark.parametrize(
     "config", [None, {"coarse_size": "large"}, {"coarse_size": 1}, {"localizer": "huge"}, {"new_field": 1}]
 )
 def test_an_unusable_config_is_refused(config: Any, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "odd.pt", {"stage": "stage1", "config": config, "modules": {}})
+    about = {"stage": "stage1", "parser": "stn_icnn", "labels": "nine"}
+    checkpoint.save(tmp_path / "odd.pt", {**about, "config": config, "modules": {}})
     with pytest.raises(InputError, match=r"odd.pt.*config"):
         read_weights(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"parser": "hourglass"}, "holds an unknown parser 'hourglass': update this repository"),
+        ({"parser": ["stn_icnn"]}, "holds an unknown parser"),
+        ({"labels": "dogs"}, "unknown label set 'dogs'"),
+    ],
+)
+def test_an_unknown_parser_or_label_set_is_refused(changed: dict[str, Any], said: str, whole: Path) -> None:
+    checkpoint.save(whole, {**checkpoint.load(whole), **changed})
+    with pytest.raises(InputError, match=said) as caught:
+        load_parser([whole])
+    assert str(whole) in str(caught.value)
 
 
 def test_a_checkpoint_of_another_stage_names_what_it_lacks(model: STNiCNN, tmp_path: Path) -> None:
@@ -137,9 +163,9 @@ def test_a_checkpoint_of_another_stage_names_what_it_lacks(model: STNiCNN, tmp_p
     with pytest.raises(InputError, match=r"stage2.pt comes from stage 'stage2'; needed here: stage1"):
         checkpoint.load(tmp_path / "stage2.pt", ("stage1",))
     with pytest.raises(InputError, match=r"stage2.pt holds parts, but its coarse weights are needed here"):
-        load_into(model, read_weights(tmp_path / "stage2.pt"), ("coarse",))
+        model.load(read_weights(tmp_path / "stage2.pt"), ("coarse",))
     with pytest.raises(InputError, match="no coarse or localizer weights"):
-        load_model([tmp_path / "stage2.pt"])
+        load_parser([tmp_path / "stage2.pt"])
 
 
 def test_a_script_tells_a_checkpoint_of_another_stage_in_one_line(
@@ -159,17 +185,17 @@ def test_another_class_count_and_another_architecture_are_refused(model: STNiCNN
     last = "head.2.weight"
     checkpoint.save(tmp_path / "c.pt", {**state, "modules": {"coarse": {**other, last: other[last][:7]}}})
     with pytest.raises(InputError, match=r"c.pt: coarse.head.2.weight is \(7, .*another class count"):
-        load_into(model, read_weights(tmp_path / "c.pt"), ("coarse",))
+        model.load(read_weights(tmp_path / "c.pt"), ("coarse",))
     renamed = {("new." + key if key == last else key): value for key, value in other.items()}
     checkpoint.save(tmp_path / "a.pt", {**state, "modules": {"coarse": renamed}})
     with pytest.raises(
         InputError, match=r"a.pt: .*another architecture \(lacks head.2.weight, has an unknown new.head"
     ):
-        load_into(model, read_weights(tmp_path / "a.pt"), ("coarse",))
+        model.load(read_weights(tmp_path / "a.pt"), ("coarse",))
     resnet = STNiCNN(STNiCNNConfig(coarse_size=32, localizer="resnet18"))
     checkpoint.save(tmp_path / "r.pt", state_of(resnet, "cropper", "coarse", "localizer"))
     with pytest.raises(InputError, match=r"r.pt: its localizer weights are of another architecture"):
-        load_into(model, read_weights(tmp_path / "r.pt"), ("localizer",))
+        model.load(read_weights(tmp_path / "r.pt"), ("localizer",))
 
 
 def test_a_refused_module_leaves_the_model_as_it_was(model: STNiCNN, tmp_path: Path) -> None:
@@ -178,15 +204,25 @@ def test_a_refused_module_leaves_the_model_as_it_was(model: STNiCNN, tmp_path: P
     checkpoint.save(tmp_path / "c.pt", state)
     before = {key: value.clone() for key, value in model.coarse.state_dict().items()}
     with pytest.raises(InputError):
-        load_into(model, read_weights(tmp_path / "c.pt"), ("coarse",))
+        model.load(read_weights(tmp_path / "c.pt"), ("coarse",))
     assert all(torch.equal(before[key], value) for key, value in model.coarse.state_dict().items())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@contextmanager
+def little_room(size: int) -> Iterator[None]:
+    """Lets this process write files of so many bytes at most, as a disk that fills up does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_leaves_the_old_checkpoint_whole_and_no_litter(model: STNiCNN, whole: Path) -> None:
     before = whole.read_bytes()
-    (whole.parent / "whole.pt.tmp").symlink_to("/dev/full")
-    with pytest.raises(InputError, match=r"whole.pt could not be saved \(.*\); an older checkpoint there is untouched"):
+    line = r"whole.pt could not be saved \(.*\); an older checkpoint there is untouched"
+    with little_room(100_000), pytest.raises(InputError, match=line):
         checkpoint.save(whole, state_of(model, "stage1", "coarse"))
     assert whole.read_bytes() == before
     assert [path.name for path in whole.parent.iterdir()] == ["whole.pt"]
@@ -199,3 +235,100 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"folder.pt could not be saved \(Is a directory\)"):
         checkpoint.save(tmp_path / "folder.pt", {"stage": "stage1"})
     assert [path.name for path in tmp_path.iterdir()] == ["folder.pt"]
+
+
+def in_format_1(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint as it was written before it named its parser, its labels and the files that it started from."""
+    later = ("format", "parser", "labels", "started_from")
+    return {"format": 1, **{key: value for key, value in state.items() if key not in later}}
+
+
+def test_a_checkpoint_of_format_1_is_an_stn_icnn_of_nine_labels(whole: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.pt"
+    torch.save(in_format_1(checkpoint.read_tensors(whole)), old)
+    weights = read_weights(old)
+    assert (weights.kind, weights.labels, weights.config) == ("stn_icnn", NINE, CONFIG)
+    photos = torch.randint(256, (1, 50, 40, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(load_parser([old])(photos), load_parser([whole])(photos))
+
+
+def test_a_run_of_format_1_resumes_bit_for_bit(
+    tiny_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["--recipe", "best", "--batch-size", "2", "--max-images", "2", "--coarse-size", "32", "--epochs", "2"]
+    options = [*tiny_options, *small, "--run-dir"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train_stage1.main([*options, str(whole)]) == 0
+    view = Augmentation.view
+
+    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
+        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Augmentation, "view", view_or_stop)
+        assert run_main(lambda: train_stage1.main([*options, str(broken)])) == 130
+    for name in ("last.pt", "best.pt"):
+        torch.save(in_format_1(checkpoint.read_tensors(broken / name)), broken / name)
+    assert train_stage1.main([*options, str(broken), "--resume"]) == 0
+    assert_same(*(checkpoint.read_tensors(run_dir / "last.pt") for run_dir in (whole, broken)), "last.pt")
+    assert log_of(broken) == log_of(whole)
+
+
+@pytest.fixture(scope="module")
+def cropper_config(helen_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., STNiCNNConfig]:
+    """Of the cropper that our own recipe trains from some checkpoints; what options set is given by keyword."""
+    data = FaceData("helen", helen_root, cache=tmp_path_factory.mktemp("cache"))
+
+    def build(start: dict[str, Path], **options: Any) -> STNiCNNConfig:
+        machine, folder = Machine(torch.device("cpu")), Path("none")
+        plan = Plan(data, train_cropper.RECIPES.best, machine, folder, start=start, model=options)
+        return train_cropper.build(plan).model.config
+
+    return build
+
+
+def save(path: Path, config: STNiCNNConfig, *names: str) -> Path:
+    """A checkpoint with random weights."""
+    checkpoint.save(path, state_of(STNiCNN(config), "cropper", *names))
+    return path
+
+
+FURTHER = {
+    "the authors' canvas": replace(CONFIG, frame="canvas", canvas=256),
+    "windows of 81 pixels": replace(CONFIG, crop_size=81),
+    "square windows that follow the part": replace(CONFIG, window_margin=2.0),
+    "oblong windows of another margin": replace(CONFIG, window_margin=1.8, window_aspect=0.7),
+}
+
+
+@pytest.mark.parametrize("config", FURTHER.values(), ids=FURTHER)
+def test_a_localizer_that_is_trained_further_keeps_its_frame_and_its_windows(
+    config: STNiCNNConfig, cropper_config: Callable[..., STNiCNNConfig], model: STNiCNN, tmp_path: Path
+) -> None:
+    held = save(tmp_path / "held.pt", config, "coarse", "localizer")
+    assert cropper_config({"init_from": held}) == replace(config, paste="bilinear")
+    checkpoint.save(tmp_path / "stage1.pt", state_of(model, "stage1", "coarse"))
+    starts = {"init_from": tmp_path / "stage1.pt", "init_from_cropper": held}
+    assert cropper_config(starts) == replace(config, paste="bilinear")
+
+
+def test_another_crop_size_is_one_line_where_windows_have_fixed_pixels_and_fine_where_they_follow_the_part(
+    cropper_config: Callable[..., STNiCNNConfig], tmp_path: Path
+) -> None:
+    fixed = save(tmp_path / "fixed.pt", CONFIG, "coarse", "localizer")
+    assert cropper_config({"init_from": fixed}, crop_size=33).crop_size == 33
+    with pytest.raises(InputError, match=r"^--crop-size 81: the localizer of \S+fixed.pt places windows of 33 .*$"):
+        cropper_config({"init_from": fixed}, crop_size=81)
+    following = save(tmp_path / "following.pt", FURTHER["oblong windows of another margin"], "coarse", "localizer")
+    assert cropper_config({"init_from": following}, crop_size=81).crop_size == 81
+
+
+@pytest.mark.parametrize("networks", [("coarse",), ("coarse", "localizer")])
+def test_a_new_localizer_takes_the_recipe_s_windows(
+    networks: tuple[str, ...], cropper_config: Callable[..., STNiCNNConfig], tmp_path: Path
+) -> None:
+    start = save(tmp_path / "start.pt", replace(CONFIG, frame="canvas", canvas=256, crop_size=127), *networks)
+    other = {"localizer": "resnet18"} if "localizer" in networks else {}  # not the one that the file holds
+    expected = STNiCNNConfig(coarse_size=32, **train_cropper.RECIPES.best.model, **other)
+    assert cropper_config({"init_from": start}, **other) == expected

@@ -277,7 +277,7 @@ def test_kinds_of_faces_are_scored_apart(options: list[str], weights: Path, resu
 def test_few_images_compares_both_starts_and_the_curve_reuses_its_runs(
     options: list[str], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = [*options, "--epochs", "1", "--batch-size", "2", "--runs", str(tmp_path)]
+    small = [*options, "--epochs", "1", "--batch-size", "2", "--coarse-size", "32", "--runs", str(tmp_path)]
     assert few_images.main([*small, "--drawn", "2", "--drawn-size", "48", "--counts", "0", "2", "all"]) == 0
     rows = read(results, "few_images")["rows"]
     assert [row["faces"] for row in rows] == [0, 2, 4]
@@ -388,7 +388,7 @@ def test_robustness_changes_photo_and_labels_alike(options: list[str], weights: 
         for change in (robustness.CONDITIONS[n] for n in ("3:4, a portrait", "4:3"))
     ]
     assert shapes == [(100, 90), (76, 120)]
-    assert robustness.main([*options, "--checkpoint", str(weights)]) == 0
+    assert robustness.main([*options, "--max-images", "1", "--checkpoint", str(weights)]) == 0
     assert [row["condition"] for row in read(results, "robustness")["rows"]] == list(robustness.CONDITIONS)
 
 

@@ -1,13 +1,26 @@
-"""Theta, crop and paste."""
+"""Theta, crop, paste and stretch."""
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.labels import NUM_LABELS, PART_LABELS
-from models import grid
-from models.grid import canvas_to_image, compose, crop_labels, image_to_padded, paste, window_theta
+from data.labels import NINE
+from models import geometry
+from models.geometry import (
+    canvas_to_image,
+    compose,
+    crop_labels,
+    enlarge,
+    enlarged_labels,
+    image_to_padded,
+    paste,
+    stretch,
+    stretch_alike,
+    window_theta,
+)
 
 
 def sizes(*height_width: tuple[int, int]) -> Tensor:
@@ -15,7 +28,7 @@ def sizes(*height_width: tuple[int, int]) -> Tensor:
 
 
 def crop(photos_BCHW: Tensor, *arguments) -> Tensor:
-    return grid.crop(photos_BCHW.permute(0, 2, 3, 1), *arguments)
+    return geometry.crop(photos_BCHW.permute(0, 2, 3, 1), *arguments)
 
 
 def windows(centres: list[tuple[float, float]], side: float, height: int, width: int) -> Tensor:
@@ -34,7 +47,7 @@ def sliced(photo: Tensor, centre: tuple[int, int], side: int) -> Tensor:
 def confident(labels_1PSS: Tensor) -> list[Tensor]:
     """One-hot part probabilities from label crops; a foreign label counts as background."""
     probs = []
-    for part, labels in enumerate(PART_LABELS):
+    for part, labels in enumerate(NINE.part_ids):
         foreground = torch.stack([labels_1PSS[:, part] == label for label in labels], 1).float()
         probs.append(torch.cat([1 - foreground.sum(1, keepdim=True), foreground], 1))
     return probs
@@ -55,9 +68,9 @@ def test_with_an_odd_window_and_an_integer_centre_the_crop_equals_array_slicing_
 def test_bytes_are_cropped_as_the_photo_in_zero_to_one() -> None:
     photo = torch.randint(256, (2, 60, 80, 3), dtype=torch.uint8)
     theta = windows([(31.3, 20.9), (0, 55), (70, 58)], 23, 60, 80).expand(2, 3, 2, 3)
-    torch.testing.assert_close(grid.crop(photo, theta, 31), grid.crop(photo.float() / 255, theta, 31))
+    torch.testing.assert_close(geometry.crop(photo, theta, 31), geometry.crop(photo.float() / 255, theta, 31))
     centred = windows([(31, 20)], 23, 60, 80).expand(2, 1, 2, 3)
-    assert torch.equal(grid.crop(photo, centred, 23)[1, 0], sliced(photo[1].permute(2, 0, 1), (31, 20), 23) / 255)
+    assert torch.equal(geometry.crop(photo, centred, 23)[1, 0], sliced(photo[1].permute(2, 0, 1), (31, 20), 23) / 255)
 
 
 def test_crops_are_those_of_torch_grid_sample() -> None:
@@ -129,7 +142,7 @@ def test_photos_padded_into_a_batch_give_the_same_crops_as_alone() -> None:
 
 
 def test_label_crops_equal_array_slicing_and_are_background_outside_of_the_photo() -> None:
-    labels = torch.randint(NUM_LABELS, (1, 90, 130), dtype=torch.uint8)
+    labels = torch.randint(len(NINE), (1, 90, 130), dtype=torch.uint8)
     centres = [(60, 40), (0, 0), (129, 89)]
     crops = crop_labels(labels, windows(centres, 31, 90, 130), 31, sizes((90, 130)))
     assert crops.dtype == torch.uint8
@@ -143,7 +156,7 @@ def test_pasting_what_was_cropped_gives_the_labels_back_inside_the_windows(mode,
     torch.manual_seed(0)
     labels = torch.zeros(1, height, width, dtype=torch.uint8)
     centres = [(20, 30), (50, 30), (22, 55), (52, 54), (36, 60), (0, 85)]  # the mouth's window leaves the photo
-    for (x, y), part_labels in zip(centres, PART_LABELS, strict=True):
+    for (x, y), part_labels in zip(centres, NINE.part_ids, strict=True):
         patch = labels[0, max(y - 7, 0) : y + 8, max(x - 7, 0) : x + 8]
         patch.copy_(torch.tensor(part_labels, dtype=torch.uint8)[torch.randint(len(part_labels), patch.shape)])
     theta = windows(centres, 21, height, width)
@@ -152,7 +165,7 @@ def test_pasting_what_was_cropped_gives_the_labels_back_inside_the_windows(mode,
 
 
 def test_a_window_half_way_between_two_pixels_is_pasted_on_both_borders() -> None:
-    probs = confident(torch.tensor([[label[0] for label in PART_LABELS]]).view(1, 6, 1, 1).expand(1, 6, 81, 81))
+    probs = confident(torch.tensor([[label[0] for label in NINE.part_ids]]).view(1, 6, 1, 1).expand(1, 6, 81, 81))
     theta = windows([(310.5, 400)] * 6, 81, 1024, 1024)
     assert paste(probs, theta, 1024, 1024)[0, 1].sum().item() == 82 * 81
 
@@ -160,10 +173,10 @@ def test_a_window_half_way_between_two_pixels_is_pasted_on_both_borders() -> Non
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 def test_pasted_probabilities_lie_between_zero_and_one_and_sum_to_one_where_one_window_lies(mode: str) -> None:
     torch.manual_seed(0)
-    probs = [torch.rand(2, len(labels) + 1, 15, 15).softmax(1) for labels in PART_LABELS]
+    probs = [torch.rand(2, len(labels) + 1, 15, 15).softmax(1) for labels in NINE.part_ids]
     theta = windows([(15, 15), (45, 15), (75, 15), (15, 45), (45, 45), (75.4, 44.7)], 13, 60, 90).expand(2, 6, 2, 3)
     pasted = paste(probs, theta, 60, 90, mode)
-    assert pasted.shape == (2, NUM_LABELS, 60, 90)
+    assert pasted.shape == (2, len(NINE), 60, 90)
     assert pasted.min() >= 0
     torch.testing.assert_close(pasted.sum(1), torch.ones(2, 60, 90))
     assert pasted[:, 1:].sum() > 0
@@ -173,7 +186,7 @@ def test_pasted_probabilities_lie_between_zero_and_one_and_sum_to_one_where_one_
 @pytest.mark.parametrize("bad", ["outside", "tiny", "zero", "nan", "inf", "huge"])
 def test_windows_thrown_anywhere_leave_the_rest_of_the_label_map_alone(mode: str, bad: str) -> None:
     theta = windows([(15, 15), (45, 15), (75, 15), (15, 45), (45, 45), (500, 500)], 13, 60, 90)
-    probs = confident(torch.tensor([[label[0] for label in PART_LABELS]]).view(1, 6, 1, 1).expand(1, 6, 13, 13))
+    probs = confident(torch.tensor([[label[0] for label in NINE.part_ids]]).view(1, 6, 1, 1).expand(1, 6, 13, 13))
     good = paste(probs, theta, 60, 90, mode)
     assert not good[:, 6:].any()
     theta[0, 5] = {
@@ -203,7 +216,7 @@ def test_a_window_with_negative_scale_is_pasted_mirrored_as_it_was_cropped() -> 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_probabilities_of_any_precision_are_pasted_at_the_same_pixels(dtype: torch.dtype) -> None:
     theta = windows([(101, 333)] * 6, 81, 700, 500)
-    labels = torch.randint(NUM_LABELS, (1, 6, 81, 81), dtype=torch.uint8)
+    labels = torch.randint(len(NINE), (1, 6, 81, 81), dtype=torch.uint8)
     probs = confident(labels)
     same = paste([part.to(dtype) for part in probs], theta, 700, 500)
     assert same.dtype == torch.float32
@@ -215,6 +228,42 @@ def test_photos_one_pixel_wide_are_cropped_and_pasted(height: int, width: int) -
     theta = windows([(width // 2, height // 2)] * 6, 9, height, width)
     crops = crop(torch.ones(1, 3, height, width), theta, 9)
     assert torch.equal(crops[0, 0], sliced(torch.ones(3, height, width), (width // 2, height // 2), 9))
-    pasted = paste([torch.rand(1, len(labels) + 1, 9, 9).softmax(1) for labels in PART_LABELS], theta, height, width)
+    pasted = paste([torch.rand(1, len(labels) + 1, 9, 9).softmax(1) for labels in NINE.part_ids], theta, height, width)
     assert pasted.isfinite().all()
     assert (pasted[:, 1:].sum(1) > 0).sum() == min(height, 9) * min(width, 9)
+
+
+def test_logits_are_enlarged_to_each_photo_s_own_size_and_the_padding_is_background() -> None:
+    torch.manual_seed(0)
+    logits_BKhw, sizes_B2 = torch.randn(2, 5, 16, 16), sizes((40, 70), (90, 30))
+    large = list(enlarge(logits_BKhw, sizes_B2))
+    labels_BHW = enlarged_labels(logits_BKhw, sizes_B2, 90, 70)
+    assert labels_BHW.dtype == torch.uint8
+    for b, (height, width) in enumerate(sizes_B2.tolist()):
+        expected_HWK = cv2.resize(logits_BKhw[b].permute(1, 2, 0).numpy(), (width, height))
+        torch.testing.assert_close(large[b].permute(1, 2, 0), torch.from_numpy(expected_HWK), rtol=0, atol=1e-4)
+        assert torch.equal(labels_BHW[b, :height, :width], large[b].argmax(0).byte())
+        assert not labels_BHW[b, height:].any()
+        assert not labels_BHW[b, :, width:].any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 200), (100, 90), (150, 150), (1, 1), (1, 300)])
+def test_photos_that_shrink_are_stretched_by_areas_and_those_that_grow_bilinearly(height: int, width: int) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    shown_3SS = stretch(torch.from_numpy(photo)[None], sizes((height, width)), 150)[0]
+    single = photo.astype(np.float32)
+    for axis, length in enumerate((height, width)):
+        how = cv2.INTER_AREA if length >= 150 else cv2.INTER_LINEAR
+        target = (single.shape[1], 150) if axis == 0 else (150, single.shape[0])
+        single = cv2.resize(single, target, interpolation=how)
+    torch.testing.assert_close(shown_3SS.permute(1, 2, 0), torch.from_numpy(single), rtol=0, atol=2e-2)
+
+
+def test_a_padded_photo_is_stretched_as_it_is_alone_and_photos_of_one_size_all_at_once() -> None:
+    photos = [torch.randint(256, (1, *size, 3), dtype=torch.uint8) for size in ((90, 40), (60, 110))]
+    padded = [F.pad(photo, (0, 0, 0, 110 - photo.shape[2], 0, 90 - photo.shape[1])) for photo in photos]
+    together = stretch(torch.cat(padded), sizes((90, 40), (60, 110)), 50)
+    alone = torch.cat([stretch_alike(photo, 50) for photo in photos])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-3)
+    same = torch.randint(256, (3, 70, 80, 3), dtype=torch.uint8)
+    torch.testing.assert_close(stretch_alike(same, 50), stretch(same, sizes(*[(70, 80)] * 3), 50), rtol=0, atol=1e-3)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.labels import PAPER_GROUPS
-from models.grid import crop, paste, window_theta
-from models.icnn import ICNN, ICNNConfig
-from models.localizer import ReleasedLocalizer, ResNetLocalizer
-from models.parts import PartNets
-from models.pretrained import read_weights
-from models.released import convert, localizer_kind
-from models.stn_icnn import STNiCNN
+from data.labels import NINE
+from models.geometry import crop, paste, window_theta
+from models.loading import read_weights
+from models.stn_icnn.icnn import ICNN, ICNNConfig
+from models.stn_icnn.localizer import ReleasedLocalizer, ResNetLocalizer
+from models.stn_icnn.model import STNiCNN
+from models.stn_icnn.parts import PartNets
+from models.stn_icnn.released import convert, localizer_kind
 from utils.errors import InputError
 from utils.metrics import confusion_matrix, f1
 
@@ -119,7 +119,9 @@ def test_crop_paste_and_labels_on_the_canvas_are_the_released_ones(part_nets: nn
 def test_overall_f1_is_the_released_one() -> None:
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     pred, truth = (x // 8 + (y + 2) // 8) % 9, (x // 8 + y // 8) % 9
-    assert f1(confusion_matrix(pred, truth), PAPER_GROUPS["overall"]) == pytest.approx(expected("overall"), rel=1e-9)
+    assert f1(confusion_matrix(pred, truth, len(NINE)), NINE.group_ids("overall")) == pytest.approx(
+        expected("overall"), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,7 @@ def test_each_published_layout_is_read_with_its_numpy_scalar(tmp_path: Path, lay
     torch.save({**checkpoint, **extra}, path, _use_new_zipfile_serialization=zipped)
     weights = read_weights(path)
     config, modules = weights.config, weights.modules
+    assert (weights.kind, weights.labels) == ("stn_icnn", NINE)
     names = {"model1": "coarse", "select_net": "localizer", "model2": "parts"}
     assert set(modules) == {names[entry] for entry in checkpoint}
     assert (config.frame, config.canvas, config.crop_size, config.paste) == ("canvas", 1024, 81, "nearest")

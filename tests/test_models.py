@@ -5,18 +5,22 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from data.images import make_thumb
-from data.labels import MIRROR_LABELS, MIRROR_PARTS, NUM_LABELS, NUM_PARTS, PART_LABELS
-from models.baseline import baseline_theta
-from models.grid import window_theta
-from models.icnn import ICNN, ICNNConfig, fold_batchnorm
-from models.localizer import FACE_LAYOUT, KINDS, build_localizer
-from models.mirror import mirror_too
-from models.parts import NETWORKS, PartNets, part_targets
-from models.stn_icnn import STNiCNN, STNiCNNConfig, whole_view
+from data.batches import photo_batch
+from data.cache import label_geometry, part_geometry
+from data.datasets.synthetic import draw_face
+from data.labels import HELEN, MIRROR_PARTS, NINE, NUM_PARTS
+from data.view import View
+from models.geometry import window_theta
+from models.parser import stretched
+from models.stn_icnn.baseline import baseline_theta, mask_geometry
+from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
+from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
+from models.stn_icnn.mirror import mirror_too
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from models.stn_icnn.parts import NETWORKS, PartNets, part_targets
+from models.stn_icnn.windows import Windows
 
 PHOTO_SIZES = [(128, 128), (81, 81), (50, 37)]
 
@@ -77,7 +81,7 @@ def shaken(network: nn.Module) -> nn.Module:
 
 def test_the_part_networks_give_each_part_its_labels() -> None:
     logits = PartNets()(torch.rand(2, 6, 3, 41, 41))
-    assert [tuple(part.shape) for part in logits] == [(2, len(labels) + 1, 41, 41) for labels in PART_LABELS]
+    assert [tuple(part.shape) for part in logits] == [(2, len(labels) + 1, 41, 41) for labels in NINE.part_ids]
 
 
 @pytest.mark.parametrize("pair", [NETWORKS["brows"], NETWORKS["eyes"]])
@@ -91,7 +95,7 @@ def test_the_second_brow_and_eye_are_labelled_as_the_mirrored_first(pair: tuple[
 
 
 def test_part_targets_keep_only_the_part() -> None:
-    labels = torch.arange(NUM_LABELS, dtype=torch.uint8).view(1, 1, 3, 3).expand(1, NUM_PARTS, 3, 3)
+    labels = torch.arange(len(NINE), dtype=torch.uint8).view(1, 1, 3, 3).expand(1, NUM_PARTS, 3, 3)
     targets = part_targets(labels)
     assert [target.flatten().tolist() for target in targets[:2]] == [[0, 1, *[0] * 7], [0, 0, 1, *[0] * 6]]
     assert targets[5].flatten().tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 3]
@@ -140,7 +144,7 @@ def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_c
     rough[0, 40:43, 29:36] = 6  # with the lower lip: one mouth, centroid (32, 42)
     rough[0, 42:45, 29:36] = 8
     sizes = torch.tensor([[128, 256]])
-    theta = baseline_theta(rough, sizes, 21, margin=0, aspect=1)
+    theta = baseline_theta(rough, sizes, Windows(21, 0, 1))
     centres = [((22 + 0.5) * 4 - 0.5, (11 + 0.5) * 2 - 0.5), *[(127, 63)] * 4, ((32 + 0.5) * 4 - 0.5, None)]
     mouth = rough[0].ge(6).nonzero()[:, 0].float().mean().item()
     centres[5] = (centres[5][0], (mouth + 0.5) * 2 - 0.5)
@@ -148,10 +152,22 @@ def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_c
     torch.testing.assert_close(theta, window_theta(whole, torch.full((1, 6, 1), 21.0), sizes))
     sides = torch.tensor([[1.5 * 5 * 4, 21, 21, 21, 21, 1.5 * 7 * 4]])  # the photo is 4 times as wide, 2 times as high
     square = window_theta(whole, sides.unsqueeze(-1), sizes)
-    torch.testing.assert_close(baseline_theta(rough, sizes, 21, margin=1.5, aspect=1), square)
+    torch.testing.assert_close(baseline_theta(rough, sizes, Windows(21, 1.5, 1)), square)
     low = torch.tensor([[0.6 * 1.5 * 5 * 4, 21, 21, 21, 21, 0.6 * 1.5 * 7 * 4]])  # of 9 and 15 rows
     oblong = window_theta(whole, torch.stack([sides, low], -1).round(), sizes)
-    torch.testing.assert_close(baseline_theta(rough, sizes, 21, margin=1.5, aspect=0.6), oblong)
+    torch.testing.assert_close(baseline_theta(rough, sizes, Windows(21, 1.5, 0.6)), oblong)
+
+
+def test_a_rough_mask_s_parts_are_measured_as_those_of_a_data_set_s_label_map() -> None:
+    labels_BHW = torch.from_numpy(np.stack([HELEN.map_to(NINE)[draw_face(3, k, 96)[1]] for k in range(6)]))
+    labels_BHW[0, labels_BHW[0] == 5] = 0  # no nose
+    records = np.stack([label_geometry(labels, len(NINE)) for labels in labels_BHW.numpy()])
+    present, centres, extents = map(torch.from_numpy, part_geometry(records, NINE.part_ids))
+    centroids_BP2, extents_BP2, present_BP = mask_geometry(labels_BHW)
+    torch.testing.assert_close(centroids_BP2, centres)
+    assert torch.equal(extents_BP2, extents)
+    assert torch.equal(present_BP, present)
+    assert not present[0, 4]
 
 
 @pytest.mark.parametrize(
@@ -205,12 +221,11 @@ def test_windows_of_fixed_pixels_start_at_that_many_pixels_whatever_the_photo_s_
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (512, 300), (400, 777), (90, 70), (300, 100)])
-@pytest.mark.parametrize("size", [64, 100, 128])
-def test_a_photo_is_stretched_as_its_cached_thumb_is(height: int, width: int, size: int) -> None:
+@pytest.mark.parametrize("size", [64, 100, 128, 129, 300])
+def test_what_is_exported_stretches_a_photo_as_a_view_does(height: int, width: int, size: int) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    thumb_13TT = torch.from_numpy(make_thumb(photo))[None].permute(0, 3, 1, 2).float() / 255
-    expected = F.adaptive_avg_pool2d(thumb_13TT, size)
-    torch.testing.assert_close(whole_view(torch.from_numpy(photo)[None], size), expected, rtol=0, atol=1 / 255)
+    expected = View(photo_batch([photo], NINE)).photo(size)
+    torch.testing.assert_close(stretched(torch.from_numpy(photo)[None], size), expected, rtol=0, atol=1 / 255)
 
 
 def test_folding_batch_normalisation_leaves_the_probabilities_alone() -> None:
@@ -233,7 +248,7 @@ def test_with_mirroring_a_mirrored_photo_gets_the_mirrored_labels() -> None:
     before = model.parts(crops_BP3SS)
     mirror_too(model)
     logits, mirrored = model.coarse(images), model.coarse(images.flip(-1))
-    torch.testing.assert_close(mirrored, logits.flip(-1)[:, list(MIRROR_LABELS)], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mirrored, logits.flip(-1)[:, list(NINE.mirror)], rtol=1e-4, atol=1e-5)
     parts = model.parts(crops_BP3SS)
     mirrored_parts = model.parts(crops_BP3SS[:, list(MIRROR_PARTS)].flip(-1))
     for part, other in enumerate(MIRROR_PARTS):

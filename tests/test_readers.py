@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -83,8 +84,6 @@ def test_16_bit_grey_photos_keep_their_upper_byte(tmp_path: Path) -> None:
 
 
 def test_16_bit_rgb_photos_keep_their_upper_bytes(tmp_path: Path) -> None:
-    import cv2
-
     cv2.imwrite(str(tmp_path / "deep.png"), COLOUR[:, :, ::-1].astype(np.uint16) * 257)
     np.testing.assert_array_equal(read_photo(tmp_path / "deep.png"), COLOUR)
 
@@ -128,9 +127,7 @@ def test_photos_of_odd_shapes_are_read(tmp_path: Path, size: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("reader", [read_photo, read_labels])
-@pytest.mark.parametrize(
-    "name", ["cut.jpg", "cut.png", "stub.png", "text.jpg", "empty.png", "absent.jpg", "folder.png"]
-)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_files_that_are_no_whole_picture_are_refused_by_path(tmp_path: Path, reader, name: str) -> None:
     path = tmp_path / name
     noise = Image.fromarray(RNG.integers(0, 256, (64, 64), np.uint8))

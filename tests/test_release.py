@@ -1,7 +1,9 @@
 """Half the size, the same labels."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,6 @@ from tests.tiny_parser import TinyConfig, TinyParser
 from tools import release
 from utils import checkpoint
 from utils.errors import InputError
-
 
 ABOUT = {"dataset": "synthetic", "images": 4, "seed": 0, "recipe": {"batch_size": 2}, "epoch": 0, "best": {"f1": 0.5}}
 
@@ -80,6 +81,15 @@ def test_a_file_that_is_there_is_not_replaced_unasked(trained: Path, tmp_path: P
     with pytest.raises(InputError, match="is there already"):
         release.main(["--checkpoint", str(trained), "--out", str(tmp_path / "mine.pt")])
     assert (tmp_path / "mine.pt").read_text() == "mine"
+
+
+def test_the_help_names_the_command_as_it_is_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="tools.release"))
+    with pytest.raises(SystemExit):
+        release.main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m tools.release ")
 
 
 def test_weights_beyond_half_precision_are_refused() -> None:

@@ -1,32 +1,23 @@
-"""A draw moves photo, labels, parts and crops alike, and depends on the face's own key alone."""
+"""A view moves photo, labels, parts and crops alike, and its draw depends on the face's own key alone."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from data.augment import (
-    NO_AUGMENTATION,
-    PAPER_AUGMENTATION,
-    Augmentation,
-    Draw,
-    crops_of,
-    draw,
-    jitter_windows,
-    mirror_labels,
-    parts_of,
-    theta_frame,
-    whole,
-    whole_labels,
-)
+from data.batches import Batch
+from data.cache import label_geometry, part_geometry
 from data.images import make_thumb
-from data.labels import COLOURS, MIRROR_LABELS, PART_LABELS
-from data.loading import Batch, part_geometry
-from models.grid import compose, crop, crop_labels
-from models.windows import target_theta
+from data.labels import NINE, LabelSet
+from data.view import NO_AUGMENTATION, PAPER_AUGMENTATION, Augmentation, View
+from models.geometry import crop, crop_labels, window_theta
+from models.stn_icnn.windows import Windows, target_theta
 
 ANY = Augmentation(rotation=15, shift=0.1, scale=(0.8, 1.25), stretch=0.3, mirror=0.5)
 SIZES = ((160, 120), (120, 200))  # not square; the second is padded below, the first at the right
@@ -43,6 +34,33 @@ BLOBS = (
 )
 
 
+COLOURS = np.array(NINE.colours, np.uint8)
+
+
+def batch_of(faces: Sequence[tuple[np.ndarray, np.ndarray]], labels: LabelSet = NINE, first: int = 0) -> Batch:
+    """A batch of faces of any sizes, each a photo (H, W, 3) and its label map (H, W), keyed (0, 0, first), …"""
+    count = len(faces)
+    height, width = (max(label_map.shape[axis] for _, label_map in faces) for axis in (0, 1))
+    photos, maps = np.zeros((count, height, width, 3), np.uint8), np.zeros((count, height, width), np.uint8)
+    for b, (photo, label_map) in enumerate(faces):
+        photos[b, : photo.shape[0], : photo.shape[1]] = photo
+        maps[b, : label_map.shape[0], : label_map.shape[1]] = label_map
+    records = np.stack([label_geometry(label_map, len(labels)) for _, label_map in faces])
+    present, centres, extents = part_geometry(records, labels.part_ids)
+    return Batch(
+        labels=labels,
+        photos_BHW3=torch.from_numpy(photos),
+        labels_BHW=torch.from_numpy(maps),
+        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo, _ in faces])),
+        sizes_B2=torch.tensor([label_map.shape for _, label_map in faces]),
+        present_BP=torch.from_numpy(present),
+        centres_BP2=torch.from_numpy(centres),
+        extents_BP2=torch.from_numpy(extents),
+        index_B=torch.arange(first, first + count),
+        keys_B3=torch.tensor([[0, 0, k] for k in range(first, first + count)]),
+    )
+
+
 def blob_face(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.zeros((height, width), np.uint8)
     for label, x, y, w, h in BLOBS:
@@ -52,50 +70,137 @@ def blob_face(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_batch(count: int = 2, first: int = 0) -> Batch:
-    """Blob faces of both sizes in turn, keyed (0, 0, first), (0, 0, first + 1), …"""
-    faces = [blob_face(*SIZES[k % 2]) for k in range(first, first + count)]
-    height, width = (max(labels.shape[axis] for _, labels in faces) for axis in (0, 1))
-    photos, maps = np.zeros((count, height, width, 3), np.uint8), np.zeros((count, height, width), np.uint8)
-    for b, (photo, labels) in enumerate(faces):
-        photos[b, : labels.shape[0], : labels.shape[1]] = photo
-        maps[b, : labels.shape[0], : labels.shape[1]] = labels
-    present, centres, extents = (np.stack(x) for x in zip(*(part_geometry(m) for _, m in faces), strict=True))
-    return Batch(
-        photos_BHW3=torch.from_numpy(photos),
-        labels_BHW=torch.from_numpy(maps),
-        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo, _ in faces])),
-        sizes_B2=torch.tensor([labels.shape for _, labels in faces]),
-        present_BP=torch.from_numpy(present),
-        centres_BP2=torch.from_numpy(centres),
-        extents_BP2=torch.from_numpy(extents),
-        index_B=torch.arange(first, first + count),
-        keys_B3=torch.tensor([[0, 0, k] for k in range(first, first + count)]),
-    )
+    """Blob faces of both sizes in turn."""
+    return batch_of([blob_face(*SIZES[k % 2]) for k in range(first, first + count)], first=first)
 
 
-def zoom(view: Draw) -> torch.Tensor:
-    """How many times larger the augmented faces are."""
-    return torch.linalg.det(view.affine_B33).abs().rsqrt()
+def with_photos(batch: Batch, photo: np.ndarray | int) -> Batch:
+    """The batch with other photos, all alike or all of one grey."""
+    return replace(batch, photos_BHW3=torch.as_tensor(photo, dtype=torch.uint8).expand(batch.photos_BHW3.shape))
 
 
-def photos_of(batch: Batch) -> torch.Tensor:
-    return batch.photos_BHW3.permute(0, 3, 1, 2).float() / 255
+def zoom(view: View) -> Tensor:
+    """How many times larger the faces of the view are."""
+    assert view.draw is not None
+    return torch.linalg.det(view.draw.affine_B33).abs().rsqrt()
+
+
+def windows_in(batch: Batch, sides: float = 21) -> Tensor:
+    """theta_BP23 of square windows of so many pixels on whole pixels near the middle of each photo."""
+    middle_B12 = torch.div(batch.sizes_B2.flip(-1), 2, rounding_mode="floor")[:, None].float()
+    offsets_P2 = torch.tensor([[-9, -7], [11, -8], [-3, 4], [6, 5], [0, 0], [2, 12]])
+    return window_theta(middle_B12 + offsets_P2, torch.full((len(middle_B12), 6, 1), float(sides)), batch.sizes_B2)
+
+
+FINE_SIZES = ((1024, 1024), (640, 900))  # photos of fine stripes, in one padded batch
+
+
+def stripes(height: int, width: int, period: int = 8) -> np.ndarray:
+    """A photo of upright stripes (red) and lying ones (green), half a period of dark and half of bright."""
+    photo = np.full((height, width, 3), 90, np.uint8)
+    photo[..., 0] = 20 + 200 * (np.arange(width) * 2 // period % 2)
+    photo[..., 1] = 20 + 200 * (np.arange(height) * 2 // period % 2)[:, None]
+    return photo
+
+
+@pytest.fixture(scope="module")
+def fine() -> Batch:
+    return batch_of([(stripes(*size), np.zeros(size, np.uint8)) for size in FINE_SIZES])
+
+
+def averaged(photo: np.ndarray, size: int) -> Tensor:
+    """Area averages of a photo, by OpenCV: (3, size, size), float in [0, 1]."""
+    return torch.from_numpy(cv2.resize(photo.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) / 255)
+
+
+@pytest.mark.parametrize("size", [129, 200, 300, 473, 512])
+def test_above_128_the_full_resolution_photo_is_averaged_over_areas(fine: Batch, size: int) -> None:
+    for photo_3SS, own in zip(View(fine).photo(size), FINE_SIZES, strict=True):
+        expected_SS3 = averaged(stripes(*own), size)
+        torch.testing.assert_close(photo_3SS.permute(1, 2, 0), expected_SS3, rtol=0, atol=1e-4)
+
+
+def test_fine_stripes_survive_where_there_are_samples_for_them_and_turn_grey_where_there_are_not(fine: Batch) -> None:
+    contrast = {size: View(fine).photo(size)[0, :2].std((1, 2)) for size in (128, 129, 300, 473, 512)}
+    assert (contrast[512] > 0.39).all()  # of 0.39 in the photo
+    assert (contrast[473] > 0.3).all()
+    assert (contrast[300] > 0.2).all()
+    assert (contrast[129] < 0.01).all()  # a stripe of dark and one of bright in each sample
+    assert (contrast[128] < 0.01).all()
+
+
+@pytest.mark.parametrize("size", [129, 300, 473])
+def test_a_draw_that_changes_nothing_shows_the_full_resolution_photo_alike(fine: Batch, size: int) -> None:
+    drawn_B3SS, plain_B3SS = NO_AUGMENTATION.view(fine).photo(size), View(fine).photo(size)
+    for drawn_3SS, plain_3SS, own in zip(drawn_B3SS, plain_B3SS, FINE_SIZES, strict=True):
+        difference_3SS = (drawn_3SS - plain_3SS).abs()
+        assert difference_3SS.mean() < 0.01
+        if 2 * size <= min(own):  # else the draw samples an enlarged photo
+            assert difference_3SS.max() < 2e-4
+
+
+@pytest.mark.parametrize("size", [150, 300])
+def test_a_draw_shows_area_averages_of_the_augmented_photo_without_alias(fine: Batch, size: int) -> None:
+    view = Augmentation(rotation=15, shift=0.1, scale=(1.0, 1.25), mirror=0.5).view(fine)
+    for b, own in enumerate(FINE_SIZES):
+        rendered = render(view, b, stripes(*own), cv2.INTER_LINEAR)
+        expected_SS3 = averaged(rendered, size)
+        aliased_SS3 = torch.from_numpy(cv2.resize(rendered, (size, size), interpolation=cv2.INTER_NEAREST) / 255)
+        assert (view.photo(size)[b].permute(1, 2, 0) - expected_SS3).abs().mean() < 0.06
+        assert (aliased_SS3 - expected_SS3).abs().mean() > 0.12
+
+
+@pytest.mark.parametrize("own", [(300, 100), (100, 300)])
+def test_each_side_of_a_photo_is_averaged_or_enlarged_by_its_own_length(own: tuple[int, int]) -> None:
+    photo = stripes(*own, period=2)
+    shown_13SS = View(batch_of([(photo, np.zeros(own, np.uint8))])).photo(150)
+    along = 0 if own[1] > own[0] else 1  # stripes across the longer side, two in each sample
+    assert shown_13SS[0, along].std() < 1e-3
+    assert shown_13SS[0, 1 - along].std() > 0.2
+
+
+def of_the_thumbs(batch: Batch, affine_B33: Tensor | None, size: int) -> Tensor:
+    """How all weights so far were trained: the cached 256 x 256, shrunk, then sampled at the view's pixel centres."""
+    thumbs_B3TT = batch.thumbs_BTT3.permute(0, 3, 1, 2).float()
+    if affine_B33 is None:
+        return F.adaptive_avg_pool2d(thumbs_B3TT, size) / 255
+    if size < 128:
+        thumbs_B3TT = F.adaptive_avg_pool2d(thumbs_B3TT, 2 * size)
+    half_B3 = torch.cat([batch.sizes_B2.flip(-1) / 2, torch.ones(len(affine_B33), 1)], 1)
+    matrix_B33 = affine_B33 * half_B3[:, None, :] / half_B3[:, :, None]
+    ticks_S = (2 * torch.arange(size) + 1) / size - 1
+    y_SS, x_SS = torch.meshgrid(ticks_S, ticks_S, indexing="ij")
+    x_B112, y_B112, shift_B112 = (column[:, None, None] for column in matrix_B33[:, :2].unbind(-1))
+    grid_BSS2 = x_B112 * x_SS[..., None] + y_B112 * y_SS[..., None] + shift_B112
+    return (F.grid_sample(thumbs_B3TT, grid_BSS2, align_corners=False) / 255).clamp(1e-4, 1)
+
+
+@pytest.mark.parametrize("size", [32, 81, 128])
+def test_up_to_128_the_photo_comes_from_the_cached_256_bit_for_bit(size: int) -> None:
+    batch = make_batch(4)
+    without = replace(batch, photos_BHW3=torch.empty(4, 0, 0, 3, dtype=torch.uint8))
+    assert not View.needs_photos(size)
+    assert View.needs_photos(129)
+    assert torch.equal(View(without).photo(size), of_the_thumbs(batch, None, size))
+    view = ANY.view(without)
+    assert torch.equal(view.photo(size), of_the_thumbs(batch, view.draw.affine_B33, size))
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_drawing_nothing_shows_the_face_as_it_is(size: int) -> None:
     batch = make_batch()
-    view = draw(NO_AUGMENTATION, batch)
-    torch.testing.assert_close(whole(batch, view, size), whole(batch, None, size), rtol=0, atol=2e-4)
-    assert torch.equal(whole_labels(batch, view, size), whole_labels(batch, None, size))
-    for given, own in zip(parts_of(batch, view), parts_of(batch, None), strict=True):
+    view, plain, theta_BP23 = NO_AUGMENTATION.view(batch), View(batch), windows_in(batch)
+    torch.testing.assert_close(view.photo(size), plain.photo(size), rtol=0, atol=2e-4)
+    assert torch.equal(view.label_map(size), plain.label_map(size))
+    torch.testing.assert_close(view.crops(theta_BP23, size), plain.crops(theta_BP23, size), rtol=0, atol=2e-4)
+    assert torch.equal(view.crop_labels(theta_BP23, 21), plain.crop_labels(theta_BP23, 21))
+    for given, own in zip(view.parts(), plain.parts(), strict=True):
         torch.testing.assert_close(given, own)
-    torch.testing.assert_close(theta_frame(view, batch.sizes_B2), torch.eye(3).expand(2, 3, 3))
 
 
 def test_whole_labels_are_those_of_the_nearest_pixels() -> None:
     batch = make_batch()
-    labels_BSS = whole_labels(batch, None, 50)
+    labels_BSS = View(batch).label_map(50)
     for b, (height, width) in enumerate(SIZES):
         ys = ((np.arange(50) + 0.5) * height / 50 - 0.5).round().astype(int)
         xs = ((np.arange(50) + 0.5) * width / 50 - 0.5).round().astype(int)
@@ -106,15 +211,15 @@ def test_whole_labels_are_those_of_the_nearest_pixels() -> None:
 @pytest.mark.parametrize("block", range(5))
 def test_parts_are_where_the_augmented_photo_shows_them(block: int) -> None:
     batch, size = make_batch(20, 20 * block), 256
-    view = draw(ANY, batch)
-    assert view.mirrored_B.any()
-    assert not view.mirrored_B.all()
-    labels_BSS, photo_B3SS = whole_labels(batch, view, size), whole(batch, view, size)
-    centres_BP2, _, present_BP = parts_of(batch, view)
+    view = ANY.view(batch)
+    assert view.draw.mirrored_B.any()
+    assert not view.draw.mirrored_B.all()
+    labels_BSS, photo_B3SS = view.label_map(size), view.photo(size)
+    centres_BP2, _, present_BP = view.parts()
     assert present_BP.float().mean() > 0.9
     checked = 0
     for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
-        for part, own in enumerate(PART_LABELS):
+        for part, own in enumerate(NINE.part_ids):
             seen = np.isin(labels_BSS[b].numpy(), own)
             edge = seen[0].any() or seen[-1].any() or seen[:, 0].any() or seen[:, -1].any()
             if edge or not seen.any():
@@ -125,7 +230,7 @@ def test_parts_are_where_the_augmented_photo_shows_them(block: int) -> None:
             assert centres_BP2[b, part].tolist() == pytest.approx([x, y], abs=0.7)
             if part < 5:  # the photo shows the part's colour there: that of its other side where mirrored
                 u, v = (round((c + 0.5) * size / n - 0.5) for c, n in zip((x, y), (width, height), strict=True))
-                name = MIRROR_LABELS[own[0]] if view.mirrored_B[b] else own[0]
+                name = NINE.mirror[own[0]] if view.draw.mirrored_B[b] else own[0]
                 colour = torch.from_numpy(COLOURS[name]).float() / 255
                 torch.testing.assert_close(photo_B3SS[b, :, v, u], colour, rtol=0, atol=0.05)
             checked += 1
@@ -134,49 +239,65 @@ def test_parts_are_where_the_augmented_photo_shows_them(block: int) -> None:
 
 def test_a_mirror_swaps_sides() -> None:
     batch = make_batch()
-    view = draw(Augmentation(mirror=1), batch)
-    lut = torch.tensor(MIRROR_LABELS, dtype=torch.uint8)
-    assert torch.equal(whole_labels(batch, view, 64), lut[whole_labels(batch, None, 64).flip(-1).long()])
-    torch.testing.assert_close(whole(batch, view, 64), whole(batch, None, 64).flip(-1), rtol=0, atol=2e-3)
-    centres_BP2, extents_BP2, _ = parts_of(batch, view)
+    view, plain = Augmentation(mirror=1).view(batch), View(batch)
+    lut = torch.tensor(NINE.mirror, dtype=torch.uint8)
+    assert torch.equal(view.label_map(64), lut[plain.label_map(64).flip(-1).long()])
+    torch.testing.assert_close(view.photo(64), plain.photo(64).flip(-1), rtol=0, atol=2e-3)
+    centres_BP2, extents_BP2, _ = view.parts()
     width_B = batch.sizes_B2[:, 1]
     torch.testing.assert_close(centres_BP2[:, 0, 0], width_B - 1 - batch.centres_BP2[:, 1, 0])
     torch.testing.assert_close(centres_BP2[:, 3, 1], batch.centres_BP2[:, 2, 1])
     torch.testing.assert_close(extents_BP2[:, 0], batch.extents_BP2[:, 1])
     assert (centres_BP2[:, 0, 0] < centres_BP2[:, 1, 0]).all()  # brow1 stays on the image's left
-    labels = torch.tensor([[0, 1, 2], [3, 4, 8]], dtype=torch.uint8)
-    assert mirror_labels(labels, torch.tensor([True, False])).tolist() == [[0, 2, 1], [3, 4, 8]]
+
+
+def test_labels_swap_sides_in_the_mirrored_faces_alone() -> None:
+    batch = make_batch(20)
+    view = Augmentation(mirror=0.5).view(batch)
+    theta_BP23 = windows_in(batch, 61)
+    seen_BPSS, plain_BPSS = view.crop_labels(theta_BP23, 61), View(batch).crop_labels(theta_BP23, 61)
+    mirrored_B = view.draw.mirrored_B
+    assert 0 < mirrored_B.sum() < 20
+    assert torch.equal(seen_BPSS[~mirrored_B], plain_BPSS[~mirrored_B])
+    flipped_BHW = torch.zeros_like(batch.labels_BHW)
+    for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
+        flipped_BHW[b, :height, :width] = batch.labels_BHW[b, :height, :width].flip(-1)
+    lut = torch.tensor(NINE.mirror, dtype=torch.uint8)
+    expected_BPSS = lut[crop_labels(flipped_BHW, theta_BP23, 61, batch.sizes_B2).long()]
+    assert torch.equal(seen_BPSS[mirrored_B], expected_BPSS[mirrored_B])
+    assert expected_BPSS.unique().tolist() == list(range(9))
 
 
 def test_extents_turn_as_those_of_ellipses_do() -> None:
     batch = make_batch()
-    _, extents_BP2, _ = parts_of(batch, draw(Augmentation(rotation=40), batch))
+    view = Augmentation(rotation=40).view(batch)
+    extents_BP2 = view.parts().extents_BP2
     radians = torch.linspace(0, 2 * torch.pi, 10_001, dtype=torch.float64)
-    for b, view in enumerate(draw(Augmentation(rotation=40), batch).affine_B33.double().inverse()):
+    for b, turn_33 in enumerate(view.draw.affine_B33.double().inverse()):
         wide, high = batch.extents_BP2[b, 0].tolist()
         ellipse_2N = torch.stack([wide / 2 * radians.cos(), high / 2 * radians.sin()])
-        turned_2N = view[:2, :2] @ ellipse_2N
+        turned_2N = turn_33[:2, :2] @ ellipse_2N
         extent_2 = turned_2N.amax(1) - turned_2N.amin(1)
         torch.testing.assert_close(extents_BP2[b, 0].double(), extent_2, rtol=1e-4, atol=1e-3)
 
 
 def test_stretch_changes_the_shape_of_half_of_the_faces_and_the_size_of_none() -> None:
     batch = make_batch(100)
-    view = draw(Augmentation(stretch=0.5), batch)
-    assert torch.equal(view.affine_B33[:, 0, 1], torch.zeros(100))
+    view = Augmentation(stretch=0.5).view(batch)
+    affine_B33 = view.draw.affine_B33
+    assert torch.equal(affine_B33[:, 0, 1], torch.zeros(100))
     torch.testing.assert_close(zoom(view), torch.ones(100))
-    shape_B = (view.affine_B33[:, 1, 1] / view.affine_B33[:, 0, 0]).log()
+    shape_B = (affine_B33[:, 1, 1] / affine_B33[:, 0, 0]).log()
     assert 35 < (shape_B.abs() < 1e-6).sum() < 65
     assert 0.4 < shape_B.max() <= 0.5
     assert -0.5 <= shape_B.min() < -0.4
-    _, extents_BP2, _ = parts_of(batch, view)
-    stretched_B1 = (extents_BP2 / batch.extents_BP2)[:, :1].log()
+    stretched_B1 = (view.parts().extents_BP2 / batch.extents_BP2)[:, :1].log()
     torch.testing.assert_close(stretched_B1[..., 0] - stretched_B1[..., 1], shape_B[:, None], rtol=0, atol=1e-4)
 
 
 def test_scale_makes_the_face_larger_about_the_middle() -> None:
     batch = make_batch()
-    centres_BP2, extents_BP2, _ = parts_of(batch, draw(Augmentation(scale=(1.25, 1.25)), batch))
+    centres_BP2, extents_BP2, _ = Augmentation(scale=(1.25, 1.25)).view(batch).parts()
     middle_B12 = (batch.sizes_B2.flip(-1).float() - 1)[:, None] / 2
     torch.testing.assert_close(centres_BP2 - middle_B12, 1.25 * (batch.centres_BP2 - middle_B12), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(extents_BP2, 1.25 * batch.extents_BP2)
@@ -184,7 +305,7 @@ def test_scale_makes_the_face_larger_about_the_middle() -> None:
 
 def test_rotation_keeps_distances_from_the_middle_and_stays_in_range() -> None:
     batch = make_batch(200)
-    centres_BP2, _, _ = parts_of(batch, draw(Augmentation(rotation=15), batch))
+    centres_BP2 = Augmentation(rotation=15).view(batch).parts().centres_BP2
     middle_B12 = (batch.sizes_B2.flip(-1).float() - 1)[:, None] / 2
     before, after = (torch.view_as_complex((c - middle_B12).contiguous()) for c in (batch.centres_BP2, centres_BP2))
     torch.testing.assert_close(after.abs(), before.abs(), rtol=1e-4, atol=1e-3)
@@ -196,7 +317,7 @@ def test_rotation_keeps_distances_from_the_middle_and_stays_in_range() -> None:
 
 def test_parts_whose_centre_leaves_the_photo_count_as_missing() -> None:
     batch = make_batch(100)
-    centres_BP2, _, present_BP = parts_of(batch, draw(Augmentation(shift=0.6), batch))
+    centres_BP2, _, present_BP = Augmentation(shift=0.6).view(batch).parts()
     size_B12 = batch.sizes_B2.flip(-1)[:, None]
     inside_BP = ((centres_BP2 >= 0) & (centres_BP2 <= size_B12 - 1)).all(-1)
     assert torch.equal(present_BP, inside_BP)
@@ -209,92 +330,115 @@ def test_parts_whose_centre_leaves_the_photo_count_as_missing() -> None:
 @pytest.mark.parametrize("fold", range(5))
 def test_fold_k_applies_exactly_k_operations(fold: int) -> None:
     batch = replace(make_batch(40), keys_B3=torch.tensor([[1, 2, 5 * k + fold] for k in range(40)]))
-    view = draw(PAPER_AUGMENTATION, batch)
-    rotated = view.affine_B33[:, 0, 1] != 0
+    view = PAPER_AUGMENTATION.view(batch)
+    rotated = view.draw.affine_B33[:, 0, 1] != 0
     zoomed = (zoom(view) - 1).abs() > 1e-5
-    shifted = view.affine_B33[:, :2, 2].abs().amax(1) > 0
-    noisy = view.noise_B > 0
+    shifted = view.draw.affine_B33[:, :2, 2].abs().amax(1) > 0
+    noisy = view.draw.noise_B > 0
     applied_BO = torch.stack([rotated, shifted, zoomed, noisy], 1)
     assert applied_BO.sum(1).tolist() == [fold] * 40
     if fold in (1, 2, 3):
         assert (applied_BO.any(0) & ~applied_BO.all(0)).all()  # each operation in turn
-    assert not view.mirrored_B.any()
+    assert not view.draw.mirrored_B.any()
 
 
 def test_a_draw_does_not_depend_on_the_rest_of_the_batch() -> None:
     everything = replace(PAPER_AUGMENTATION, folds=1, tone=0.8, mirror=0.5)
     together, alone = make_batch(4), make_batch(1, 2)
-    views = [draw(everything, batch) for batch in (together, alone)]
-    for one, two in zip(*views, strict=True):
+    views = [everything.view(batch) for batch in (together, alone)]
+    for one, two in zip(views[0].draw, views[1].draw, strict=True):
         assert torch.equal(one[2:3], two)
-    assert torch.equal(whole(together, views[0], 64)[2:3], whole(alone, views[1], 64))
-    torch.testing.assert_close(parts_of(together, views[0])[0][2:3], parts_of(alone, views[1])[0], rtol=0, atol=1e-4)
-    again = draw(everything, together)
-    assert all(torch.equal(one, two) for one, two in zip(again, views[0], strict=True))
-    other_epoch = draw(everything, replace(together, keys_B3=together.keys_B3 + torch.tensor([0, 1, 0])))
-    assert not torch.equal(other_epoch.affine_B33, again.affine_B33)
+    assert torch.equal(views[0].photo(64)[2:3], views[1].photo(64))
+    torch.testing.assert_close(views[0].photo(200)[2:3], views[1].photo(200), rtol=0, atol=1e-4)  # padded otherwise
+    torch.testing.assert_close(views[0].parts()[0][2:3], views[1].parts()[0], rtol=0, atol=1e-4)
+    again = everything.view(together)
+    assert all(torch.equal(one, two) for one, two in zip(again.draw, views[0].draw, strict=True))
+    other_epoch = everything.view(replace(together, keys_B3=together.keys_B3 + torch.tensor([0, 1, 0])))
+    assert not torch.equal(other_epoch.draw.affine_B33, again.draw.affine_B33)
 
 
-def test_crops_through_the_theta_frame_equal_crops_of_the_augmented_photo() -> None:
+def render(view: View, b: int, picture: np.ndarray, how: int) -> np.ndarray:
+    """A picture (H, W) or (H, W, 3) of the batch's b-th face as its draw moves it, at full size, by OpenCV."""
+    height, width = picture.shape[:2]
+    to_middle, from_middle = np.eye(3), np.eye(3)
+    to_middle[:2, 2] = -(width - 1) / 2, -(height - 1) / 2
+    from_middle[:2, 2] = (width - 1) / 2, (height - 1) / 2
+    matrix = (from_middle @ view.draw.affine_B33[b].numpy() @ to_middle)[:2]
+    return cv2.warpAffine(picture, matrix, (width, height), flags=how | cv2.WARP_INVERSE_MAP)
+
+
+def test_crops_of_a_view_equal_crops_of_the_augmented_photo() -> None:
     batch = make_batch(12)
     smooth = np.stack([cv2.GaussianBlur(photo, (0, 0), 3) for photo in batch.photos_BHW3.numpy()])
     batch = replace(batch, photos_BHW3=torch.from_numpy(smooth))
-    view = draw(ANY, batch)
-    theta_BP23 = target_theta(*parts_of(batch, view), batch.sizes_B2, 33, 1.6, 1.0)
-    through = compose(theta_frame(view, batch.sizes_B2), theta_BP23)
-    crops_BP3SS = crop(batch.photos_BHW3, through, 33, batch.sizes_B2)
-    labels_BPSS = mirror_labels(crop_labels(batch.labels_BHW, through, 33, batch.sizes_B2), view.mirrored_B)
-    lut = np.array(MIRROR_LABELS, np.uint8)
+    view = ANY.view(batch)
+    theta_BP23 = target_theta(view.parts(), view.sizes_B2, Windows(33, 1.6, 1.0))
+    crops_BP3SS, labels_BPSS = view.crops(theta_BP23, 33), view.crop_labels(theta_BP23, 33)
+    lut = np.array(NINE.mirror, np.uint8)
     for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
-        to_middle, from_middle = np.eye(3), np.eye(3)
-        to_middle[:2, 2] = -(width - 1) / 2, -(height - 1) / 2
-        from_middle[:2, 2] = (width - 1) / 2, (height - 1) / 2
-        matrix = (from_middle @ view.affine_B33[b].numpy() @ to_middle)[:2]
-        drawn, labels = (
-            cv2.warpAffine(picture[:height, :width], matrix, (width, height), flags=how | cv2.WARP_INVERSE_MAP)
-            for picture, how in (
-                (batch.photos_BHW3[b].numpy(), cv2.INTER_LINEAR),
-                (batch.labels_BHW[b].numpy(), cv2.INTER_NEAREST),
-            )
-        )
-        rendered = torch.from_numpy(drawn).permute(2, 0, 1)[None].float() / 255
-        assert (crop(rendered.permute(0, 2, 3, 1), theta_BP23[b : b + 1], 33)[0] - crops_BP3SS[b]).abs().mean() < 0.01
-        labels = torch.from_numpy(lut[labels] if view.mirrored_B[b] else labels)[None]
+        photo = render(view, b, batch.photos_BHW3[b, :height, :width].numpy(), cv2.INTER_LINEAR)
+        labels = render(view, b, batch.labels_BHW[b, :height, :width].numpy(), cv2.INTER_NEAREST)
+        rendered = torch.from_numpy(photo)[None]
+        assert (crop(rendered, theta_BP23[b : b + 1], 33)[0] - crops_BP3SS[b]).abs().mean() < 0.01
+        labels = torch.from_numpy(lut[labels] if view.draw.mirrored_B[b] else labels)[None]
         expected_PSS = crop_labels(labels, theta_BP23[b : b + 1], 33, batch.sizes_B2[b : b + 1])[0]
         assert (expected_PSS == labels_BPSS[b]).float().mean() > 0.95
         assert (expected_PSS > 0).float().mean() > 0.05
 
 
+@pytest.mark.parametrize("augmentation", [None, replace(ANY, blur=1.0, tone=0.2)])
+def test_crops_are_differentiable_in_theta(augmentation: Augmentation | None) -> None:
+    photo = np.random.default_rng(0).integers(100, 150, (1, 160, 200, 3))  # tone clips nothing
+    batch = with_photos(make_batch(2), photo)
+    view = View(batch) if augmentation is None else augmentation.view(batch)
+    theta_BP23 = (windows_in(batch, 7.3) + 0.003).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda theta: view.crops(theta, 4), theta_BP23, eps=1e-7, atol=1e-3)
+
+
+def test_noise_leaves_theta_its_gradient() -> None:
+    batch = make_batch(2)
+    theta_BP23 = target_theta(View(batch).parts(), batch.sizes_B2, Windows(33, 1.6, 1.0)).requires_grad_()
+    Augmentation(noise=0.05, tone=0.8).view(batch).crops(theta_BP23, 33).mean().backward()
+    assert theta_BP23.grad.isfinite().all()
+    assert theta_BP23.grad.abs().amax((0, 2, 3)).min() > 0
+
+
 def test_noise_and_tone_touch_the_photo_alone_and_stay_in_range() -> None:
-    batch = make_batch(8)
-    view = draw(Augmentation(noise=0.5, tone=2), batch)
-    photo_B3SS = whole(batch, view, 64)
-    crops_BP3SS = crops_of(view, torch.rand(8, 6, 3, 9, 9))
-    for values in (photo_B3SS, crops_BP3SS):
+    batch = with_photos(make_batch(8), np.random.default_rng(0).integers(0, 256, (1, 160, 200, 3)))
+    view, plain = Augmentation(noise=0.5, tone=2).view(batch), View(batch)
+    theta_BP23 = windows_in(batch)
+    photo_B3SS = view.photo(64)
+    for values in (photo_B3SS, view.photo(150), view.crops(theta_BP23, 9)):
         assert values.min() >= 0
         assert values.max() <= 1
         assert values.isfinite().all()
-    assert (photo_B3SS - whole(batch, None, 64)).abs().mean() > 0.1
-    assert torch.equal(whole_labels(batch, view, 64), whole_labels(batch, None, 64))
-    torch.testing.assert_close(parts_of(batch, view)[0], batch.centres_BP2)
+    assert (photo_B3SS - plain.photo(64)).abs().mean() > 0.1
+    assert torch.equal(view.label_map(64), plain.label_map(64))
+    assert torch.equal(view.crop_labels(theta_BP23, 21), plain.crop_labels(theta_BP23, 21))
+    torch.testing.assert_close(view.parts().centres_BP2, batch.centres_BP2)
 
 
 def test_noise_has_the_deviation_that_was_drawn_and_is_each_face_s_own() -> None:
-    batch = make_batch(6)
-    view = draw(Augmentation(noise=0.1), batch)
-    grey_BP3SS = torch.full((6, 6, 3, 40, 40), 0.5)
-    noise_BN = (crops_of(view, grey_BP3SS.clone()) - 0.5).flatten(1)
-    torch.testing.assert_close(noise_BN.std(1), view.noise_B, rtol=0.03, atol=1e-4)
+    batch = with_photos(make_batch(6), 128)
+    view = Augmentation(noise=0.1).view(batch)
+    noise_BN = (view.crops(windows_in(batch), 40) - 128 / 255).flatten(1)
+    torch.testing.assert_close(noise_BN.std(1), view.draw.noise_B, rtol=0.03, atol=1e-4)
     assert (torch.corrcoef(noise_BN) - torch.eye(6)).abs().max() < 0.1  # each face has noise of its own
-    assert view.noise_B.max() <= 0.1
-    assert crops_of(None, grey_BP3SS) is grey_BP3SS
+    assert view.draw.noise_B.max() <= 0.1
+
+
+def test_without_a_draw_crops_are_those_of_the_photo() -> None:
+    batch = make_batch()
+    theta_BP23 = windows_in(batch, 30.5)
+    assert torch.equal(View(batch).crops(theta_BP23, 20), crop(batch.photos_BHW3, theta_BP23, 20, batch.sizes_B2))
 
 
 def test_windows_jitter_by_a_share_of_their_side_from_the_face_s_own_key() -> None:
     batch = make_batch(50)
-    theta_BP23 = target_theta(batch.centres_BP2, batch.extents_BP2, batch.present_BP, batch.sizes_B2, 33, 1.6, 1.0)
-    assert jitter_windows(theta_BP23, batch, 0) is theta_BP23
-    moved_BP23 = jitter_windows(theta_BP23, batch, 0.1)
+    view = View(batch)
+    theta_BP23 = target_theta(view.parts(), batch.sizes_B2, Windows(33, 1.6, 1.0))
+    assert view.jittered(theta_BP23, 0) is theta_BP23
+    moved_BP23 = view.jittered(theta_BP23, 0.1)
     sides_BP2 = 2 * torch.diagonal(theta_BP23[..., :2], dim1=-2, dim2=-1)
     shift_BP2 = (moved_BP23 - theta_BP23)[..., 2] / sides_BP2
     assert 0.09 < shift_BP2.abs().max() <= 0.1001
@@ -302,8 +446,8 @@ def test_windows_jitter_by_a_share_of_their_side_from_the_face_s_own_key() -> No
     torch.testing.assert_close(resized_BP, moved_BP23[..., 1, 1] / theta_BP23[..., 1, 1])
     assert resized_BP.log().abs().max() <= 0.1001
     assert resized_BP.std() > 0.01
-    alone = make_batch(1, 7)
-    torch.testing.assert_close(jitter_windows(theta_BP23[7:8], alone, 0.1), moved_BP23[7:8])
+    alone = View(make_batch(1, 7))
+    torch.testing.assert_close(alone.jittered(theta_BP23[7:8], 0.1), moved_BP23[7:8])
 
 
 @pytest.mark.parametrize("wrong", [{"rotation": -1}, {"scale": (0, 1)}, {"scale": (1.2, 0.8)}, {"folds": 3}])
@@ -312,13 +456,15 @@ def test_ranges_that_make_no_sense_are_refused(wrong: dict) -> None:
         Augmentation(**wrong)
 
 
-def test_reduced_precision_does_not_reach_the_geometry() -> None:
+@pytest.mark.parametrize("augmentation", [NO_AUGMENTATION, ANY])
+def test_reduced_precision_does_not_reach_the_geometry(augmentation: Augmentation) -> None:
     batch = make_batch()
-    view = draw(Augmentation(rotation=15, shift=0.1, scale=(0.8, 1.2), mirror=0.5), batch)
+    theta_BP23 = windows_in(batch, 33)
 
-    def geometry() -> list[torch.Tensor]:
-        looks = [whole(batch, view, 32), whole_labels(batch, view, 32), theta_frame(view, batch.sizes_B2)]
-        return [*looks, *parts_of(batch, view)]
+    def geometry() -> list[Tensor]:
+        view = augmentation.view(batch)
+        looks = [view.photo(32), view.photo(150), view.label_map(32)]
+        return [*looks, view.crops(theta_BP23, 9), view.crop_labels(theta_BP23, 9), *view.parts()]
 
     plain = geometry()
     with torch.autocast("cpu", torch.bfloat16):
@@ -327,23 +473,32 @@ def test_reduced_precision_does_not_reach_the_geometry() -> None:
 
 
 def test_blur_is_torchvisions_and_leaves_half_of_the_faces_sharp() -> None:
-    torch.manual_seed(0)
-    crops_BP3SS = torch.rand(24, 2, 3, 31, 31) * 0.8 + 0.1
-    view = draw(Augmentation(blur=2.0), make_batch(24))
-    blurred_BP3SS = crops_of(view, crops_BP3SS)
-    sharp_B = view.blur_B == 0
+    batch = with_photos(make_batch(24), np.random.default_rng(0).integers(26, 230, (1, 160, 200, 3)))
+    view, theta_BP23 = Augmentation(blur=2.0).view(batch), windows_in(batch, 31)
+    crops_BP3SS, blurred_BP3SS = View(batch).crops(theta_BP23, 31), view.crops(theta_BP23, 31)
+    blur_B = view.draw.blur_B
+    sharp_B = blur_B == 0
     assert 6 <= sharp_B.sum() <= 18
-    assert view.blur_B.max() <= 2
+    assert blur_B.max() <= 2
     torch.testing.assert_close(blurred_BP3SS[sharp_B], crops_BP3SS[sharp_B])
     for b in (~sharp_B).nonzero().flatten().tolist():
-        expected = gaussian_blur(crops_BP3SS[b], [9, 9], [float(view.blur_B[b])] * 2)
+        expected = gaussian_blur(crops_BP3SS[b], [9, 9], [float(blur_B[b])] * 2)
         torch.testing.assert_close(blurred_BP3SS[b, ..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4])
 
 
 def test_with_subsets_faces_get_any_number_of_operations_in_one_pass_too() -> None:
-    a = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), noise=0.05, subsets=True)
-    view = draw(a, make_batch(100))
-    turned_B = view.affine_B33[:, 0, 1].abs() > 1e-6
-    shares = torch.stack([turned_B, (zoom(view) - 1).abs() > 1e-5, view.noise_B > 0], 1).float().mean(0)
+    view = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), noise=0.05, subsets=True).view(make_batch(100))
+    turned_B = view.draw.affine_B33[:, 0, 1].abs() > 1e-6
+    shares = torch.stack([turned_B, (zoom(view) - 1).abs() > 1e-5, view.draw.noise_B > 0], 1).float().mean(0)
     assert ((shares > 0.35) & (shares < 0.65)).all()
-    assert draw(Augmentation(noise=0.05), make_batch(100)).noise_B.gt(0).all()
+    assert Augmentation(noise=0.05).view(make_batch(100)).draw.noise_B.gt(0).all()
+
+
+def test_a_batch_of_a_label_set_without_the_six_parts_has_none_and_is_seen_all_the_same() -> None:
+    two = LabelSet("two", ("background", "face"), ((0, 0, 0), (255, 255, 255)))
+    batch = batch_of([(photo, (labels > 0).astype(np.uint8)) for photo, labels in [blob_face(*SIZES[0])] * 2], two)
+    assert batch.centres_BP2.shape == (2, 0, 2)
+    view = ANY.view(batch)
+    assert view.photo(32).shape == (2, 3, 32, 32)
+    assert view.label_map(32).unique().tolist() == [0, 1]
+    assert [tuple(values.shape) for values in view.parts()] == [(2, 0, 2), (2, 0, 2), (2, 0)]

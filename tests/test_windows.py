@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from data.cache import label_geometry, part_geometry
+from data.datasets.synthetic import draw_face
 from data.labels import HELEN, NUM_PARTS
-from data.loading import part_geometry
-from data.synthetic import draw_face
-from models.localizer import FACE_LAYOUT, PART_SHAPES
-from models.windows import complete, target_theta, window_sides
+from data.view import Parts
+from models.stn_icnn.localizer import FACE_LAYOUT, PART_SHAPES
+from models.stn_icnn.windows import Windows, complete, target_theta, window_sides
 from utils.losses import theta_loss
 
 SIZES = torch.tensor([[200, 160]])
@@ -23,12 +24,12 @@ def layout_face(scale: float = 50, degrees: float = 0, x: float = 80, y: float =
     return (FACE_LAYOUT[:, :2] @ rotation * scale + torch.tensor([x, y]))[None]
 
 
-def real_faces(count: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(centres, extents, present) of drawn faces that show all six parts."""
-    found = [part_geometry(HELEN.merge[draw_face(5, k, 160)[1]]) for k in range(3 * count)]
-    whole = [face for face in found if face[0].all()][:count]
-    present, centres, extents = (torch.from_numpy(np.stack(x)) for x in zip(*whole, strict=True))
-    return centres, extents, present
+def real_faces(count: int = 12) -> Parts:
+    """Drawn faces that show all six parts."""
+    records = np.stack([label_geometry(draw_face(5, k, 160)[1], len(HELEN)) for k in range(3 * count)])
+    present, centres, extents = part_geometry(records, HELEN.part_ids)
+    whole = present.all(1).nonzero()[0][:count]
+    return Parts(*(torch.from_numpy(values[whole]) for values in (centres, extents, present)))
 
 
 @pytest.mark.parametrize("missing", [(0,), (4,), (5,), (0, 1), (2, 3), (0, 1, 2, 3), (1, 3, 4, 5)])
@@ -46,13 +47,12 @@ def test_a_turned_and_enlarged_layout_is_completed_exactly(
 @pytest.mark.parametrize("margin", [0.0, 1.6])
 @pytest.mark.parametrize("missing", range(NUM_PARTS))
 def test_a_missing_part_moves_no_other_window(missing: int, margin: float) -> None:
-    centres_BP2, extents_BP2, present_BP = real_faces()
+    centres_BP2, extents_BP2, present_BP = faces = real_faces()
     sizes_B2 = torch.tensor([[160, 160]]).expand(len(centres_BP2), 2)
-    whole_BP23 = target_theta(centres_BP2, extents_BP2, present_BP, sizes_B2, 81, margin, 1.0)
+    whole_BP23 = target_theta(faces, sizes_B2, Windows(81, margin, 1.0))
     keep_P = torch.arange(NUM_PARTS) != missing
-    theta_BP23 = target_theta(
-        centres_BP2 * keep_P[:, None], extents_BP2 * keep_P[:, None], present_BP & keep_P, sizes_B2, 81, margin, 1.0
-    )
+    kept = Parts(centres_BP2 * keep_P[:, None], extents_BP2 * keep_P[:, None], present_BP & keep_P)
+    theta_BP23 = target_theta(kept, sizes_B2, Windows(81, margin, 1.0))
     assert torch.equal(theta_BP23[:, keep_P, :, 2], whole_BP23[:, keep_P, :, 2])
     if margin == 0:
         assert torch.equal(theta_BP23[:, keep_P], whole_BP23[:, keep_P])
@@ -81,15 +81,14 @@ def test_no_part_at_all_leaves_the_layout_in_the_photo_s_middle() -> None:
     expected_P2 = torch.tensor([79.5, 99.5]) + 79.5 * FACE_LAYOUT[:, :2]
     torch.testing.assert_close(filled_1P2[0], expected_P2)
     assert (sides_1P > 0).all()
-    theta_1P23 = target_theta(
-        torch.zeros(1, 6, 2), torch.zeros(1, 6, 2), torch.zeros(1, 6, dtype=torch.bool), SIZES, 81, 1.6, 1.0
-    )
+    nothing = Parts(torch.zeros(1, 6, 2), torch.zeros(1, 6, 2), torch.zeros(1, 6, dtype=torch.bool))
+    theta_1P23 = target_theta(nothing, SIZES, Windows(81, 1.6, 1.0))
     assert theta_1P23.isfinite().all()
 
 
 def test_windows_of_the_paper_have_crop_size_pixels() -> None:
     present_1P = torch.ones(1, 6, dtype=torch.bool)
-    theta_1P23 = target_theta(layout_face(), torch.full((1, 6, 2), 10.0), present_1P, SIZES, 81, 0, 1.0)
+    theta_1P23 = target_theta(Parts(layout_face(), torch.full((1, 6, 2), 10.0), present_1P), SIZES, Windows(81, 0, 1.0))
     torch.testing.assert_close(theta_1P23[0, :, 0, 0], torch.full((6,), 80 / 159))
     torch.testing.assert_close(theta_1P23[0, :, 1, 1], torch.full((6,), 80 / 199))
     torch.testing.assert_close(theta_1P23[0, :, 0, 2], -1 + 2 * layout_face()[0, :, 0] / 159)
@@ -102,7 +101,7 @@ def test_windows_that_follow_the_part_keep_to_bounds_around_the_usual() -> None:
     usual_P = 2 * 50 * FACE_LAYOUT[:, 2]
     extents_1P2 = torch.stack([usual_P / 1.6, usual_P / 4], -1)[None].clone()
     extents_1P2[0, 0], extents_1P2[0, 1] = 1, 500
-    theta_1P23 = target_theta(layout_face(), extents_1P2, present_1P, SIZES, 81, 1.6, 1.0)
+    theta_1P23 = target_theta(Parts(layout_face(), extents_1P2, present_1P), SIZES, Windows(81, 1.6, 1.0))
     sides_P = theta_1P23[0, :, 0, 0] * 159 + 1
     torch.testing.assert_close(sides_P[2:], usual_P[2:], rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(sides_P[:2], torch.stack([0.6 * usual_P[0], 1.8 * usual_P[1]]), rtol=1e-4, atol=1e-3)
@@ -118,9 +117,11 @@ def test_the_sides_of_oblong_windows_follow_both_extents() -> None:
 
 @pytest.mark.parametrize("aspect", [0.5, 1.0])
 def test_a_missing_part_s_window_has_the_usual_shape_of_one_that_is_there(aspect: float) -> None:
-    extents_1P2 = 2 * 50 / 1.6 * FACE_LAYOUT[:, 2:] * PART_SHAPES
+    extents_P2 = 2 * 50 / 1.6 * FACE_LAYOUT[:, 2:] * PART_SHAPES
     theta = [
-        target_theta(layout_face(), extents_1P2[None] * present, present.T[None, 0].bool(), SIZES, 81, 1.6, aspect)
+        target_theta(
+            Parts(layout_face(), extents_P2[None] * present, present.T[None, 0].bool()), SIZES, Windows(81, 1.6, aspect)
+        )
         for present in (torch.ones(6, 1), torch.tensor([[1.0]] * 3 + [[0.0]] + [[1.0]] * 2))
     ]
     torch.testing.assert_close(*theta, rtol=0, atol=1e-4)
@@ -131,7 +132,9 @@ def test_a_missing_part_s_window_has_the_usual_shape_of_one_that_is_there(aspect
 
 def test_missing_parts_weigh_nothing_in_the_theta_loss() -> None:
     present_1P = torch.tensor([[True, True, False, True, True, False]])
-    target_1P23 = target_theta(layout_face(), torch.full((1, 6, 2), 10.0), present_1P, SIZES, 81, 1.6, 1.0)
+    target_1P23 = target_theta(
+        Parts(layout_face(), torch.full((1, 6, 2), 10.0), present_1P), SIZES, Windows(81, 1.6, 1.0)
+    )
     guess_1P23 = (target_1P23 + 0.2).requires_grad_()
     theta_loss(guess_1P23, target_1P23, present_1P).backward()
     assert guess_1P23.grad is not None

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from data.batches import Batch
-from data.labels import LabelSet
+from data.labels import CELEBAMASK, LabelSet
+from data.view import Augmentation, View
 from models.parser import WholeFaceParser
 from utils import options
 from utils.engine import Optimisation, fit
 from utils.losses import segmentation_loss
 from utils.training import ParserTask, Plan, Recipe, Recipes
-from data.labels import CELEBAMASK
-from data.view import Augmentation, View
 
 
 @dataclass(frozen=True)

@@ -1,68 +1,113 @@
 """The whole method in minutes, without any download: drawn faces, small sizes, all four stages, tables and pictures."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import skimage.data
 import torch
 from PIL import Image
 
 import predict
 import reproduce
-from data.loading import open_faces
-from models.pretrained import load_for_inference
-from utils import options
-from utils.parsing import face_pictures, first_batch, label_maps
+from data.batches import open_faces, photo_batch
+from data.source import FaceData
+from experiments import common, report
+from models.loading import SHIPPED_WEIGHTS, load_for_inference
+from tools.portrait import portrait
+from utils import files, runtime
+from utils.cli import Parser
 from utils.runtime import run_main
-from utils.visualize import legend, tile
+from utils.training import Machine
+from utils.visualize import face_pictures, legend, tile
 
+DURATION = "about 5 minutes on two slow cores"
 # Half the method's sizes cost a quarter: 64 x 64 for the coarse look, crops of 41 samples.
 FACE_SIZE, FACES, SHOWN = 128, 320, 8
-SMALL = ["--face-size", str(FACE_SIZE), "--max-images", str(FACES), "--coarse-size", "64", "--crop-size", "41"]
-SCHEDULE = ["--recipe", "best", "--batch-size", "8", "--epochs", "14", "5", "4", "1"]
+SIZES = {"coarse_size": 64, "crop_size": 41}
+RECIPE, BATCH_SIZE = "best", 8
+EPOCHS = {"stage1": 14, "cropper": 5, "stage2": 4, "end2end": 1}
+WORKERS = 1
+
+PURPOSES = {
+    "stage1": "the coarse network learns a rough mask of the whole face",
+    "cropper": "the localizer learns to place six windows by the rough mask",
+    "stage2": "four part networks learn to label the crops of brows, eyes, nose and mouth",
+    "end2end": "all networks learn together, through the crop",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = options.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where everything goes")
-    args = parser.parse_args(argv)
-    cache = args.out / "cache"
-    status = reproduce.main(
-        ["--dataset", "synthetic", *SMALL, *SCHEDULE, "--workers", "1", "--cache", str(cache), "--out", str(args.out)]
+    out = parser.parse_args(argv).out
+    print(
+        f"This draws {FACES} faces, trains STN-iCNN on them in {len(PURPOSES)} stages at a small size, scores the\n"
+        f"rows of the paper's table on other drawn faces, and makes pictures: {DURATION}.\n"
+        f"Everything goes into {out}.",
+        flush=True,
     )
-    picture = args.out / "summary.png"
-    Image.fromarray(summary(args.out / "end2end" / "best.pt", cache)).save(picture)
-    print(f"\nphoto | parsed, with its six windows | truth: {picture}")
-    if options.SHIPPED_WEIGHTS.is_file():
-        status |= parse_portrait(args.out)
-    return status
+    machine = Machine(runtime.pick_device("auto"), WORKERS)
+    setup = reproduce.Setup(FaceData(face_size=FACE_SIZE, max_images=FACES, cache=out / "cache"), machine, sizes=SIZES)
+    best: dict[str, Path] = {}
+    for number, (name, purpose) in enumerate(PURPOSES.items(), 1):
+        print(f"\nStage {number} of {len(PURPOSES)}: {purpose}", flush=True)
+        recipe = reproduce.STAGES[name].script.RECIPES.choose(RECIPE, setup.data.dataset)
+        plan = reproduce.plan_stage(name, recipe.changed(EPOCHS[name], BATCH_SIZE), setup, out / name, best)
+        best[name] = reproduce.train_stage(name, plan)
+    print("\nScores on the test faces", flush=True)
+    reproduce.score_rows(best, setup, "test", out)
+    pictures = {
+        save(summary(best["end2end"], setup.data), out / "summary.png"): "test faces: photo, parsed, truth",
+        draw_curves(out): "training loss and validation scores of the four stages",
+    }
+    if SHIPPED_WEIGHTS.is_file():
+        pictures[parse_portrait(out)] = "a portrait, parsed with the weights of this repository"
+    print("Pictures:")
+    for path, what in pictures.items():
+        print(f"  {path}: {what}")
+    return 0
 
 
-def parse_portrait(out: Path) -> int:
-    """Parse a real photo with the weights that ship: Eileen Collins, by NASA, in the public domain."""
-    top, left, side = 11, 128, 192  # her face as large as the faces of the training data
-    portrait = skimage.data.astronaut()[top : top + side, left : left + side]
-    photo = out / "portrait.png"
-    Image.fromarray(portrait).resize((2 * side, 2 * side), Image.Resampling.BICUBIC).save(photo)
-    return predict.main([str(photo), "--out", str(out / "parsed"), "--windows", "--overwrite"])
+def save(picture: np.ndarray, path: Path) -> Path:
+    """Write a picture, uint8 (H, W, 3), as a PNG; returns the path. Raises OSError."""
+    files.write_whole(path, partial(Image.fromarray(picture).save, format="PNG"))
+    return path
 
 
-def summary(checkpoint: Path, cache: Path) -> np.ndarray:
-    """Test faces in rows of photo, parsed, truth: uint8 (H, W, 3)."""
-    faces = open_faces("synthetic", None, "test", cache, FACES, size=FACE_SIZE)
-    model = load_for_inference([checkpoint], torch.device("cpu"))
-    batch = first_batch(faces, SHOWN, torch.device("cpu"))
-    with torch.no_grad():
-        labels_BHW, theta_BP23 = label_maps(model, batch)
-    photos = list(batch.photos_BHW3.numpy())
-    parsed = list(face_pictures(batch, labels_BHW, theta_BP23))
-    true = list(face_pictures(batch, batch.labels_BHW))
-    sheet = tile([*photos, *parsed, *true], SHOWN, 192)
-    key = legend()
+def summary(checkpoint: Path, data: FaceData) -> np.ndarray:
+    """Test faces in rows of photo, parsed with the six windows, truth: uint8 (H, W, 3)."""
+    parser = load_for_inference([checkpoint], torch.device("cpu"))
+    batch = open_faces(data, "test", parser.labels).first(SHOWN)
+    with torch.inference_mode():
+        parsed = parser.parse(batch)
+    pictures = [*batch.photos_BHW3.numpy(), *face_pictures(batch, *parsed), *face_pictures(batch, batch.labels_BHW)]
+    sheet, key = tile(pictures, len(batch.photos_BHW3), 192), legend(parser.labels)
     margin = np.zeros((len(sheet), key.shape[1], 3), np.uint8)
     margin[: len(key)] = key
     return np.hstack([sheet, margin])
+
+
+def draw_curves(out: Path) -> Path:
+    """Draw the logs of the stages in a folder; returns the picture's path. Raises OSError."""
+    run = report.read_run(out)
+    assert run is not None
+    common.save_figure(report.curves(run), out / "curves.png")
+    return out / "curves.png"
+
+
+def parse_portrait(out: Path) -> Path:
+    """Parse a real photo with the weights that ship; returns the overlay's path. Raises OSError."""
+    photo, folder = np.array(Image.fromarray(portrait()).resize((384, 384), Image.Resampling.BICUBIC)), out / "parsed"
+    folder.mkdir(parents=True, exist_ok=True)
+    parser = load_for_inference([SHIPPED_WEIGHTS], torch.device("cpu"))
+    with torch.inference_mode():
+        labels_BHW, theta_BP23 = parser.parse(photo_batch([photo], parser.labels))
+    theta_P23 = None if theta_BP23 is None else theta_BP23[0].numpy()
+    result = predict.Result(labels_BHW[0].numpy(), theta_P23, None)
+    outputs = {"labels": folder / "portrait.png", "overlay": folder / "portrait_overlay.jpg"}
+    predict.write(predict.Job(out / "portrait.png", outputs), photo, result, parser.labels, windows=True)
+    return outputs["overlay"]
 
 
 if __name__ == "__main__":

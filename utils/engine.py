@@ -292,6 +292,8 @@ def _begin_log(task: Task, run: Run, first_epoch: int) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--run-dir {run.folder} cannot be made ({error.strerror}): name another") from error
+    for rest in run.folder.glob(".*.part"):  # of a run that was killed while it saved
+        rest.unlink()
     environment = {
         "git": runtime.git_revision(),
         "torch": torch.__version__,

@@ -43,6 +43,11 @@ def theta_loss(theta_BP23: Tensor, target_BP23: Tensor, present_BP: Tensor, beta
     theta_BP23, target_BP23: predicted and true theta. present_BP: bool. beta: where the loss turns from quadratic to
     linear (1 in the paper and in the released code). Returns a float32 scalar.
     """
-    free = torch.tensor([[True, False, True], [False, True, True]], device=theta_BP23.device)
-    loss_BP4 = F.smooth_l1_loss(theta_BP23.float()[..., free], target_BP23[..., free], beta=beta, reduction="none")
+    predicted_BP4, wanted_BP4 = _free_entries(theta_BP23.float()), _free_entries(target_BP23)
+    loss_BP4 = F.smooth_l1_loss(predicted_BP4, wanted_BP4, beta=beta, reduction="none")
     return (loss_BP4.mean(-1) * present_BP).mean()
+
+
+def _free_entries(theta_BP23: Tensor) -> Tensor:
+    """s_x, t_x, s_y and t_y of each theta; the shear is held at zero."""
+    return torch.stack([theta_BP23[..., row, column] for row, column in ((0, 0), (0, 2), (1, 1), (1, 2))], -1)

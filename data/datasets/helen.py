@@ -23,7 +23,6 @@ LAYOUT = (
     "expected HELEN's released layout: images/<name>.jpg, labels/<name>/<name>_lbl00.png … _lbl10.png, "
     "exemplars.txt, tuning.txt, testing.txt"
 )
-_PAIRS = (("brow1", "brow2"), ("eye1", "eye2"))
 
 
 def find(root: Path, split: str) -> Listing:
@@ -114,7 +113,7 @@ def _first_is_left(samples: list[Sample], root: Path) -> bool:
     """Whether the first mask of each pair (brow 2, eye 4) lies on the image's left: the majority of a few faces."""
     step = max(1, len(samples) // FACES_READ_FOR_SIDES)
     answers = {}
-    for one, two in _PAIRS:
+    for one, two in HELEN.pairs:
         votes = [_is_left(sample, one, two) for sample in samples[::step][:FACES_READ_FOR_SIDES]]
         if votes.count(True) != votes.count(False):
             answers[one] = votes.count(True) > votes.count(False)

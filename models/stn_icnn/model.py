@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.batches import Batch
-from data.images import THUMB
 from data.labels import NINE
 from data.view import View
 from models.geometry import (
@@ -19,11 +17,8 @@ from models.geometry import (
     image_to_padded,
     paste,
     paste_labels,
-    stretch_alike,
-    stretch_by,
-    stretch_weights,
 )
-from models.parser import FaceParser, Parsed, Weights
+from models.parser import FaceParser, Parsed, Weights, stretched
 from models.stn_icnn.baseline import baseline_theta
 from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
@@ -200,7 +195,7 @@ class STNiCNN(FaceParser):
         """photos_BHW3: uint8, all of one size. Returns canvas_BKHW of label probabilities."""
         batch, height, width, _ = photos_BHW3.shape
         sizes_B2 = torch.tensor([[height, width]], device=photos_BHW3.device).expand(batch, 2)
-        theta_BP23 = self.locate(self.coarse(_stretched(photos_BHW3, self.config.coarse_size)), sizes_B2)
+        theta_BP23 = self.locate(self.coarse(stretched(photos_BHW3, self.config.coarse_size)), sizes_B2)
         part_logits = self.label_crops(photos_BHW3, theta_BP23, sizes_B2)
         return paste(_softmax(part_logits), theta_BP23, height, width, self.config.paste)
 
@@ -225,22 +220,3 @@ def _require_same_windows(localizer: Weights, parts: Weights) -> None:
             f"{localizer.path} places windows of {seen.describe()}, but {parts.path} was trained on "
             f"{made.describe()}: train both alike"
         )
-
-
-def _stretched(photos_BHW3: Tensor, size: int) -> Tensor:
-    """Photos of one size (uint8), stretched as the coarse network sees them: images_B3SS, float in [0, 1].
-
-    The same as ``View.photo``, by way of the 256 x 256 of ``data.images.make_thumb`` too, up to the rounding of its
-    bytes, but fit to be exported.
-    """
-    if View.needs_photos(size):
-        return stretch_alike(photos_BHW3, size) / 255
-    counts = photos_BHW3.shape[1:3]
-    lengths_2 = torch.tensor(counts, device=photos_BHW3.device)
-    shrinks = (lengths_2 >= THUMB).all()
-    pool_ST = F.adaptive_avg_pool1d(torch.eye(THUMB, device=photos_BHW3.device), size).T
-    rows_SH, columns_SW = (
-        pool_ST @ stretch_weights(count, length, THUMB, shrinks)
-        for count, length in zip(counts, lengths_2, strict=True)
-    )
-    return stretch_by(photos_BHW3, rows_SH, columns_SW) / 255

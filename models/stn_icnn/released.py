@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from models.stn_icnn.icnn import ICNN, ICNNConfig
 from models.stn_icnn.localizer import build_localizer
-from models.stn_icnn.parts import NETWORKS, PartNets
 from models.stn_icnn.model import STNiCNNConfig
+from models.stn_icnn.parts import NETWORKS, PartNets
 from utils.errors import InputError
 
 State = dict[str, Tensor]
@@ -87,7 +87,7 @@ def convert(checkpoint: Mapping[str, Any]) -> dict[str, State]:
 
 
 def localizer_kind(state: Mapping[str, Tensor]) -> str:
-    """Which of ``models.localizer.KINDS`` a localizer's state dict, official or ours, belongs to."""
+    """Which of ``models.stn_icnn.localizer.KINDS`` a localizer's state dict, official or ours, belongs to."""
     if any(key.startswith(("model_res.", "resnet.")) for key in state):
         return "resnet18"
     if any(key.startswith(("localize_net.", "layers.")) for key in state):

@@ -18,6 +18,7 @@ from data.batches import Faces
 from data.cache import FILES, THUMB_BYTES, record_type
 from data.labels import HELEN, NINE
 from data.source import FaceData
+from models.loading import load_for_inference
 from tools.benchmark.measure import Row, peak_resident_bytes
 from utils import runtime
 from utils.training import Machine, Plan
@@ -43,7 +44,7 @@ def _predict(options: dict[str, Any], machine: Machine) -> int:
     before = peak_resident_bytes()
     photo = Path(options["photo"])
     outputs = {"labels": photo.with_suffix(".png"), "overlay": photo.with_name(f"{photo.stem}_overlay.jpg")}
-    parser = predict.load_for_inference([Path(path) for path in options["checkpoints"]], machine.device)
+    parser = load_for_inference([Path(path) for path in options["checkpoints"]], machine.device)
     how = argparse.Namespace(batch_size=1, probabilities=False, windows=False)
     if failed := predict.label_photos(parser, [predict.Job(photo, outputs)], how, machine):
         raise RuntimeError(f"{failed[0][0]} was not labelled: {failed[0][1]}")

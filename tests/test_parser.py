@@ -1,0 +1,359 @@
+"""What every parser keeps to, and a guest of 19 labels on its whole way: trained, scored, predicting, exported."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import evaluate
+import predict
+from data.batches import Batch, open_faces, photo_batch
+from data.images import read_labels
+from data.labels import CELEBAMASK, NINE
+from data.source import FaceData
+from data.view import Augmentation, View
+from models.loading import KINDS, load_for_inference, load_parser
+from models.parser import FaceParser
+from models.stn_icnn.icnn import ICNN
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests import tiny_parser
+from tests.fixtures import draw_faces, write_challenge
+from tests.test_resume import assert_same_run, interrupt, log_of
+from tests.test_view import batch_of
+from tests.tiny_parser import TinyConfig, TinyParser
+from tools import export
+from utils import checkpoint, files
+from utils.runtime import run_main
+
+PARSERS: dict[str, Callable[[], FaceParser]] = {
+    "stn_icnn": lambda: STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="bilinear")),
+    "stn_icnn above 128": lambda: STNiCNN(STNiCNNConfig(coarse_size=144, crop_size=17)),
+    "tiny": lambda: TinyParser(TinyConfig(), CELEBAMASK),
+    "tiny above 128": lambda: TinyParser(TinyConfig(size=160), CELEBAMASK),
+}
+SIZES = ((120, 90), (80, 140), (300, 280))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_kind() -> Iterator[None]:
+    """The guest among the kinds that checkpoints may hold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KINDS, TinyParser.kind, TinyParser)
+        yield
+
+
+def lively(parser: FaceParser) -> FaceParser:
+    """The parser, with random weights whose labels depend on the photo: fresh batch statistics would shrink every
+    signal to nothing."""
+    for module in parser.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        blocks_BHW3 = torch.randint(256, (8, 6, 6, 3), dtype=torch.uint8)
+        parser.train()(blocks_BHW3.repeat_interleave(20, 1).repeat_interleave(20, 2))
+        heads = [net.head[2] for net in parser.modules() if isinstance(net, ICNN)]
+        for head in heads or [parser.network[-1]]:
+            head.weight *= 20
+            head.bias.zero_()
+    return parser.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=PARSERS)
+def parser(request: pytest.FixtureRequest) -> FaceParser:
+    torch.manual_seed(0)
+    return lively(PARSERS[request.param]())
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[np.ndarray]:
+    """Of several sizes, six by six blocks of colour each."""
+    rng = np.random.default_rng(0)
+    blocks = [rng.integers(0, 256, (6, 6, 3), dtype=np.uint8) for _ in SIZES]
+    return [
+        block[np.arange(height) * 6 // height][:, np.arange(width) * 6 // width]
+        for block, (height, width) in zip(blocks, SIZES, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def batch(parser: FaceParser, photos: list[np.ndarray]) -> Batch:
+    return batch_of([(photo, np.zeros(photo.shape[:2], np.uint8)) for photo in photos], parser.labels)
+
+
+@torch.inference_mode()
+def test_photos_are_labelled_on_their_own_grids_whatever_batch_they_are_in(
+    parser: FaceParser, batch: Batch, photos: list[np.ndarray]
+) -> None:
+    labels_BHW = parser.label(batch)
+    assert labels_BHW.dtype == torch.uint8
+    assert labels_BHW.shape == batch.photos_BHW3.shape[:3]
+    for labels_HW, photo in zip(labels_BHW, photos, strict=True):
+        own_HW = labels_HW[: photo.shape[0], : photo.shape[1]]
+        alone_HW = parser.label(photo_batch([photo], parser.labels))[0]
+        assert alone_HW.shape == own_HW.shape
+        assert (own_HW == alone_HW).float().mean() > 0.998
+    seen = labels_BHW.unique()
+    assert len(seen) > 3
+    assert seen.max() < len(parser.labels)
+
+
+@torch.inference_mode()
+def test_the_network_that_is_exported_labels_as_the_parser_does(parser: FaceParser, photos: list[np.ndarray]) -> None:
+    for photo in photos:
+        canvas_BKHW = parser(torch.from_numpy(np.stack([photo, photo[:, ::-1]])))
+        assert canvas_BKHW.shape == (2, len(parser.labels), *photo.shape[:2])
+        labels_HW = parser.label(photo_batch([photo], parser.labels))[0]
+        assert (canvas_BKHW[0].argmax(0) == labels_HW).float().mean() > 0.99
+
+
+def windows_over(theta_P23: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """How many windows, a sample wider than they are, lie over each pixel: (height, width)."""
+    inside = []
+    for axis, length in ((1, height), (0, width)):
+        ticks_N = torch.linspace(-1, 1, length)
+        reach_P1 = theta_P23[:, axis, axis, None].abs() * 1.2
+        inside.append((ticks_N - theta_P23[:, axis, 2, None]).abs() <= reach_P1)
+    return (inside[0][:, :, None] & inside[1][:, None]).sum(0)
+
+
+@torch.inference_mode()
+def test_probabilities_sum_to_one_and_agree_with_the_labels(parser: FaceParser, batch: Batch) -> None:
+    canvas_BKHW, theta_BP23 = parser.probabilities(batch)
+    parsed = parser.parse(batch)
+    assert torch.equal(canvas_BKHW.argmax(1).byte(), parsed.labels_BHW)
+    assert canvas_BKHW.min() >= 0
+    for b, (height, width) in enumerate(SIZES):
+        total_HW = canvas_BKHW[b, :, :height, :width].sum(0)
+        sums_to_1_HW = (total_HW - 1).abs() < 1e-4
+        overlap_HW = torch.zeros_like(sums_to_1_HW)
+        if theta_BP23 is not None:
+            overlap_HW = windows_over(theta_BP23[b], height, width) > 1
+            assert overlap_HW.float().mean() < 0.9
+        assert (sums_to_1_HW | overlap_HW).all()
+        assert total_HW.min() > 1 - 1e-4
+    if theta_BP23 is None:
+        assert parsed.theta_BP23 is None
+    else:
+        assert torch.equal(parsed.theta_BP23, theta_BP23)
+        assert theta_BP23.shape == (3, 6, 2, 3)
+
+
+def test_photos_of_any_sizes_are_labelled_one_by_one(parser: FaceParser, photos: list[np.ndarray]) -> None:
+    maps = parser.label_photos(photos)
+    assert [(labels.shape, labels.dtype) for labels in maps] == [(size, np.uint8) for size in SIZES]
+    for labels, photo in zip(maps, photos, strict=True):
+        assert np.array_equal(labels, parser.label(photo_batch([photo], parser.labels))[0].numpy())
+    assert parser.label_photos([]) == []
+
+
+def save(path: Path, parser: FaceParser) -> Path:
+    about = {"stage": "end2end", "parser": parser.kind, "labels": parser.labels.name, "config": asdict(parser.config)}
+    modules = {name: getattr(parser, name).state_dict() for name in parser.networks}
+    checkpoint.save(path, {**about, "modules": modules})
+    return path
+
+
+def test_a_parser_comes_back_from_its_checkpoint_as_it_was(
+    parser: FaceParser, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    path = save(tmp_path / "parser.pt", parser)
+    again = load_parser([path])
+    assert (type(again), again.config, again.labels) == (type(parser), parser.config, parser.labels)
+    assert not again.training
+    held = again.state_dict()
+    assert all(torch.equal(held[key], value) for key, value in parser.state_dict().items())
+    ready = load_for_inference([path], torch.device("cpu"))
+    for fast, slow in zip(ready.label_photos(photos), parser.label_photos(photos), strict=True):
+        assert (fast == slow).mean() > 0.99
+
+
+FACES = ["--dataset", "celebamask", "--data"]
+
+
+@pytest.fixture(scope="module")
+def challenge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CelebAMask-HQ's challenge layout with seven faces."""
+    root = tmp_path_factory.mktemp("challenge") / "faces"
+    write_challenge(root, draw_faces(train=4, val=2, test=1))
+    return root
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return ["--cache", cache, "--device", "cpu", "--workers", "0", "--amp", "off"]
+
+
+@pytest.fixture(scope="module")
+def trained(challenge: Path, machine: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a guest that was trained in one go."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    assert tiny_parser.main([*FACES, str(challenge), *machine, "--run-dir", str(run_dir)]) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an STN-iCNN."""
+    torch.manual_seed(0)
+    return save(tmp_path_factory.mktemp("nine") / "stn.pt", PARSERS["stn_icnn"]())
+
+
+def test_the_guest_s_checkpoint_says_what_it_is(trained: Path) -> None:
+    state = checkpoint.load(trained / "best.pt", ("tiny",))
+    assert (state["parser"], state["labels"], state["config"]) == ("tiny", "celebamask", {"size": 32, "channels": 12})
+    assert state["modules"].keys() == {"network"}
+    assert load_parser([trained / "best.pt"]).labels is CELEBAMASK
+    rows = log_of(trained)
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert rows[2]["loss"] < rows[0]["loss"]
+    assert all(row["f1"] == row["strict"] for row in rows)  # the paper has no table of these labels
+    assert any((trained / "tensorboard").iterdir())
+
+
+def test_an_interrupted_guest_resumes_bit_for_bit(
+    challenge: Path, machine: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*FACES, str(challenge), *machine, "--run-dir", str(tmp_path / "run")]
+    view = Augmentation.view
+
+    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
+        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Augmentation, "view", view_or_stop)
+        assert run_main(lambda: tiny_parser.main(options)) == 130
+    assert len(log_of(tmp_path / "run")) == 1
+    assert tiny_parser.main([*options, "--resume"]) == 0
+    assert_same_run(tmp_path / "run", trained)
+
+
+def test_the_guest_is_scored_on_its_own_19_labels(
+    challenge: Path, machine: list[str], trained: Path, tmp_path: Path
+) -> None:
+    best = trained / "best.pt"
+    argv = [*FACES, str(challenge), *machine, "--checkpoint", str(best), "--out", str(tmp_path), "--worst", "1"]
+    assert evaluate.main(argv) == 0
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert (result["labels"], result["images"]) == ("celebamask", 1)
+    assert result["sha256"] == [files.sha256(best)]
+    assert result["paper"] == {}
+    assert result["strict"].keys() == {*CELEBAMASK.foreground, "mean"}
+    assert np.array(result["confusion"]).shape == (19, 19)
+    assert np.sum(result["confusion"]) == 64 * 64
+    assert "paper" not in (tmp_path / "scores.md").read_text()
+    assert len(list((tmp_path / "worst").iterdir())) == 1
+
+
+def test_the_guest_predicts_palette_pictures_of_its_labels_and_is_exported_with_them(
+    challenge: Path, trained: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    weights = save(tmp_path / "lively.pt", lively(PARSERS["tiny"]()))  # of more labels than a few epochs teach
+    folder = challenge / "train" / "train_image"
+    assert predict.main([str(folder), "--checkpoint", str(weights), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    seen: set[int] = set()
+    assert export.main(["--checkpoint", str(weights), "--program", str(tmp_path / "tiny.pt2")]) == 0
+    program = export.load_program(tmp_path / "tiny.pt2")
+    for path in folder.iterdir():
+        picture = Image.open(tmp_path / f"{path.stem}.png")
+        labels = read_labels(tmp_path / f"{path.stem}.png")
+        photo = np.array(Image.open(path))
+        assert (picture.mode, labels.shape) == ("P", photo.shape[:2])
+        assert np.array_equal(np.array(picture.convert("RGB")), np.array(CELEBAMASK.colours)[labels])
+        exported = program(torch.from_numpy(photo)[None])[0].numpy()
+        assert (exported == labels).mean() > 0.99
+        seen |= set(np.unique(labels).tolist())
+    assert len(seen) > 3
+    assert max(seen) > len(NINE)
+
+
+def test_labels_of_mirrored_faces_swap_sides_in_the_guest_s_label_set(challenge: Path, tmp_path: Path) -> None:
+    faces = open_faces(FaceData("celebamask", challenge, cache=tmp_path), "train", CELEBAMASK)
+    batch = faces.first(2)
+    mirrored_BSS = Augmentation(mirror=1).view(batch).label_map(64).flip(-1)
+    plain_BSS = View(batch).label_map(64)
+    assert torch.equal(plain_BSS, batch.labels_BHW)
+    names = CELEBAMASK.names
+    for one, two in (("l_eye", "r_eye"), ("l_brow", "r_brow"), ("nose", "nose"), ("hair", "hair"), ("u_lip", "u_lip")):
+        there_BSS = plain_BSS == names.index(one)
+        assert there_BSS.any()
+        assert torch.equal(mirrored_BSS == names.index(two), there_BSS)
+    ears_BHW = torch.full_like(batch.labels_BHW, names.index("l_ear"))
+    eared = Augmentation(mirror=1).view(Batch(**{**vars(batch), "labels_BHW": ears_BHW}))
+    assert eared.label_map(64).unique().tolist() == [names.index("r_ear")]
+
+
+def one_line(run: Callable[[], int], capsys: pytest.CaptureFixture) -> str:
+    """The one line on stderr with which a script ends in status 2."""
+    capsys.readouterr()
+    assert run_main(run) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_faces_that_lack_the_guest_s_labels_are_one_line(
+    helen_root: Path, machine: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    helen = ["--dataset", "helen", "--data", str(helen_root), *machine]
+    best = ["--checkpoint", str(trained / "best.pt"), "--out", str(tmp_path / "out")]
+    lines = {
+        one_line(lambda: evaluate.main([*helen, *best]), capsys),
+        one_line(lambda: tiny_parser.main([*helen, "--run-dir", str(tmp_path / "run")]), capsys),
+    }
+    (line,) = lines
+    assert line == (
+        "error: label set helen does not tell eye_g, l_ear, r_ear, hat, ear_r, neck_l, neck, cloth, which label set "
+        "celebamask needs: choose data and checkpoint that fit each other"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "line"),
+    [
+        (evaluate, ["--crops", "truth"], "--crops truth: {0} holds tiny, which has no crops; leave it out"),
+        (predict, ["--crops", "baseline"], "--crops baseline: {0} holds tiny, which has no crops; leave it out"),
+        (evaluate, ["--mirror"], "--mirror: tiny has no test-time mirroring; leave it out"),
+        (predict, ["--mirror"], "--mirror: tiny has no test-time mirroring; leave it out"),
+        (predict, ["--windows"], "--windows: tiny has no windows to draw; leave it out"),
+    ],
+)
+def test_what_the_guest_lacks_is_one_line(
+    script, options, line, challenge: Path, machine: list[str], trained: Path, tmp_path: Path, capsys
+) -> None:
+    best = trained / "best.pt"
+    faces = [*FACES, str(challenge), *machine] if script is evaluate else [str(challenge / "val" / "val_image")]
+    argv = [*faces, "--checkpoint", str(best), "--out", str(tmp_path / "out"), *options]
+    assert one_line(lambda: script.main(argv), capsys) == f"error: {line.format(best)}"
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_checkpoints_of_different_parsers_do_not_go_together(
+    challenge: Path, machine: list[str], trained: Path, nine: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    best = trained / "best.pt"
+    argv = [*FACES, str(challenge), *machine, "--out", str(tmp_path / "out"), "--checkpoint"]
+    line = one_line(lambda: evaluate.main([*argv, str(nine), str(best)]), capsys)
+    assert line == f"error: {nine} holds stn_icnn and {best} holds tiny: name checkpoints of one parser"
+    line = one_line(lambda: evaluate.main([*argv, str(best), str(best)]), capsys)
+    assert line == f"error: {best} and {best}: name one checkpoint of tiny"
+    assert not any(tmp_path.iterdir())
+
+
+def test_nine_labels_are_scored_on_data_of_nineteen(
+    challenge: Path, machine: list[str], nine: Path, tmp_path: Path
+) -> None:
+    argv = [*FACES, str(challenge), *machine, "--split", "val", "--checkpoint", str(nine), "--out", str(tmp_path)]
+    assert evaluate.main(argv) == 0
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert result["labels"] == "nine"
+    assert result["paper"].keys() == NINE.groups.keys()
+    assert np.array(result["confusion"]).shape == (9, 9)
+    assert np.sum(result["confusion"][1:]) > 0
