@@ -255,7 +255,7 @@ def test_the_guest_predicts_palette_pictures_of_its_labels_and_is_exported_with_
     challenge: Path, trained: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    weights = save(tmp_path / "lively.pt", lively(PARSERS["tiny"]()))  # of more labels than a few epochs teach
+    weights = save(tmp_path / "lively.pt", lively(PARSERS["tiny above 128"]()))  # three epochs teach few labels
     folder = challenge / "train" / "train_image"
     assert predict.main([str(folder), "--checkpoint", str(weights), "--out", str(tmp_path), "--device", "cpu"]) == 0
     seen: set[int] = set()

@@ -116,6 +116,7 @@ def test_a_stage_whose_source_was_trained_anew_is_refused_in_one_line(
     ("changed", "value"),
     [
         ("face_size", 96),
+        ("max_images", 1),
         ("partition", "thirds"),
         ("dataset", "synthetic"),
     ],
@@ -124,7 +125,7 @@ def test_scores_of_other_faces_do_not_pass_for_those_asked_for(changed: str, val
     out = Path(chain[-1])
     file = out / "scores" / "test" / "STN-iCNN" / "scores.json"
     machine = Machine(torch.device("cpu"))
-    request = evaluate.Request([out / "end2end" / "best.pt"], FaceData("helen", Path("faces")), machine)
+    request = evaluate.Request([out / "end2end" / "best.pt"], FaceData("helen", Path("faces"), max_images=2), machine)
     assert reproduce.is_scored(file, request)
     assert not reproduce.is_scored(file, replace(request, data=replace(request.data, **{changed: value})))
     assert not reproduce.is_scored(file, replace(request, checkpoints=[out / "stage2" / "best.pt"]))
