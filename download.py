@@ -5,24 +5,30 @@ with --force. Weights and licence are the authors'; see ``checkpoints/manifest.j
 """
 
 import http.client
-import json
 import os
+import re
+import stat
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.files import sha256
+from utils.files import read_json, sha256
 from utils.runtime import run_main
 
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
 BLOCK = 1 << 18  # bytes read at a time
 TIMEOUT = 30  # seconds without an answer
+TEXTS = ("name", "file", "url", "sha256")  # what every entry needs
+MOST_BYTES = 2**40
+LONGEST_NAME = 250  # bytes; ".part" follows
+REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class Entry(NamedTuple):
@@ -38,19 +44,55 @@ class Entry(NamedTuple):
 
 def read_manifest(path: Path) -> tuple[dict[str, Entry], str]:
     """The manifest's entries by name, and its licence note. Raises InputError for any other file."""
+    manifest = read_json(path, "manifest")
+    listed = manifest.get("files")
+    if not isinstance(listed, list) or not listed:
+        raise InputError(f"{path}: not a manifest of checkpoints (it lists no files); name one with --manifest")
+    entries: dict[str, Entry] = {}
+    for k, item in enumerate(listed, 1):
+        entry = _entry(item, f"{path}: entry {k}")
+        if entry.name in entries:
+            raise InputError(f"{path}: two entries are called {entry.name!r}; rename one")
+        entries[entry.name] = entry
+    return entries, str(manifest.get("licence", ""))
+
+
+def _entry(item: Any, where: str) -> Entry:
+    """An entry of the manifest, checked: nothing in it leads out of the output folder or away from the web.
+
+    where: the file and the entry, for messages. Raises InputError.
+    """
+    if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in TEXTS):
+        raise InputError(f"{where} needs {', '.join(TEXTS)}, each of them a text")
+    name, file, url, digest = item["name"], item["file"], item["url"], item["sha256"].lower()
+    if not name.isprintable() or not name:
+        raise InputError(f"{where}: {name!r} is no name")
+    if file != Path(file).name or file in ("", "..") or not file.isprintable() or len(file.encode()) > LONGEST_NAME:
+        raise InputError(f"{where}: {file!r} is not a plain file name")
+    if problem := _url_problem(url):
+        raise InputError(f"{where}: {url!r} is not an http(s) address ({problem})")
+    size, holds = item.get("bytes"), item.get("holds", {})
+    if type(size) is not int or not 0 < size <= MOST_BYTES:
+        raise InputError(f"{where}: its bytes must be a whole number between 1 and {MOST_BYTES}, not {size!r}")
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise InputError(f"{where}: its sha256 is not 64 hexadecimal digits")
+    if not isinstance(holds, dict) or not all(isinstance(what, str) for what in holds.values()):
+        raise InputError(f"{where}: holds must be an object of texts")
+    return Entry(name, file, url, size, digest, holds)
+
+
+def _url_problem(url: str) -> str:
+    """What keeps a text from being the address of a file on the web; empty where nothing does."""
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return "it holds characters that must be written as %xx"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        entries = [Entry(*(item[field] for field in Entry._fields)) for item in manifest["files"]]
-        licence = str(manifest.get("licence", ""))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the manifest ({error.strerror}); name one with --manifest") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a manifest of checkpoints ({type(error).__name__}: {error})") from None
-    for entry in entries:
-        plain = isinstance(entry.file, str) and entry.file == Path(entry.file).name and entry.file not in ("", "..")
-        if not plain or not str(entry.url).startswith(("https://", "http://")) or not isinstance(entry.bytes, int):
-            raise InputError(f"{path}: entry {entry.name!r} needs a plain file name, an http(s) url and a byte count")
-    return {entry.name: entry for entry in entries}, licence
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # raises for what is no number
+    except ValueError as error:
+        return str(error)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "it must begin with https:// or http:// and a host"
+    return ""
 
 
 def fetch(entry: Entry, part: Path) -> None:
@@ -59,7 +101,8 @@ def fetch(entry: Entry, part: Path) -> None:
     Starts again from the first byte if the server ignores or refuses the range. Raises InputError if the server
     cannot be reached, answers with an error or stops early (what was received stays in ``part``), and if writing fails.
     """
-    have = part.stat().st_size if part.exists() else 0
+    # torch.hub.download_url_to_file cannot do this: it neither continues a download nor gives up on a silent server.
+    have = _received(part)
     if have == entry.bytes:
         return
     if have > entry.bytes:
@@ -73,9 +116,12 @@ def fetch(entry: Entry, part: Path) -> None:
         if error.code == 416 and have:  # range not satisfiable: the server's file is a different one
             part.unlink()
             return fetch(entry, part)
-        raise InputError(f"{entry.url}: the server answered {error.code} {error.reason}; try again later") from None
+        reason = "redirects without end or to no address" if error.code in REDIRECTS else _one_line(error.reason)
+        raise InputError(f"{entry.url}: the server answered {error.code} {reason}; try again later") from None
+    except (ValueError, http.client.InvalidURL) as error:  # of a redirect, or of a proxy in the environment
+        raise InputError(f"{entry.url}: leads to a malformed address ({_one_line(error)}); try again later") from None
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
+        reason = _one_line(getattr(error, "reason", None) or error)
         raise InputError(f"{entry.url}: cannot reach the server ({reason}); is this machine online?") from None
 
     with response:
@@ -93,11 +139,11 @@ def fetch(entry: Entry, part: Path) -> None:
 
 def _save(response: http.client.HTTPResponse, entry: Entry, part: Path, start: int) -> None:
     """Append the response to ``part`` from byte ``start`` on. Raises OSError only if writing fails."""
-    declared = response.headers.get("Content-Length")
-    end = start + int(declared) if declared else entry.bytes
+    declared = response.length  # None where the header is missing or no number
+    end = entry.bytes if declared is None else start + declared
     size, problem = start, ""
     with (
-        part.open("ab" if start else "wb") as file,
+        _open_part(part, append=start > 0) as file,
         tqdm(
             total=entry.bytes,
             initial=start,
@@ -112,7 +158,7 @@ def _save(response: http.client.HTTPResponse, entry: Entry, part: Path, start: i
             try:
                 block = response.read(BLOCK)
             except (OSError, http.client.HTTPException) as error:
-                problem = f" ({error})"
+                problem = f" ({_one_line(error)})"
                 break
             if not block:
                 break
@@ -125,6 +171,30 @@ def _save(response: http.client.HTTPResponse, entry: Entry, part: Path, start: i
         raise InputError(
             f"{entry.url}: broke off after {size} of {entry.bytes} bytes{problem}; run the same command to continue"
         )
+
+
+def _received(part: Path) -> int:
+    """How many bytes of the file are there from an earlier attempt.
+
+    Raises InputError for what is no file of its own: writing through a link would overwrite another file.
+    """
+    try:
+        status = part.lstat()
+    except FileNotFoundError:
+        return 0
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise InputError(f"{part}: is a link, or no file; remove it, or choose another folder with --out")
+    return status.st_size
+
+
+def _open_part(part: Path, append: bool) -> BinaryIO:
+    """Open the partial file for writing, never through a link. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(part, flags | (os.O_APPEND if append else os.O_TRUNC), 0o666), "wb")
+
+
+def _one_line(reason: object) -> str:
+    return " ".join(str(reason).split())[:200]
 
 
 def download(entry: Entry, out: Path, force: bool = False) -> tuple[Path, bool]:

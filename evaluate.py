@@ -2,11 +2,11 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +28,10 @@ from utils.errors import InputError
 from utils.metrics import Scores, confusion_matrix, measures_table, scores, table, to_csv
 from utils.runtime import run_main
 from utils.training import Machine
-from utils.visualize import colour, face_pictures
+from utils.visualize import colour, encode, face_pictures
 
 BATCH_SIZE = 8
+PICTURES = "[0-9]*_[01].[0-9]*_*.jpg"  # in worst/
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     machine = options.machine(args)
     distributed.start_processes(args.device)
     torch.manual_seed(args.seed)
-    if args.predictions:
-        evaluation = score_folders(
-            args.predictions, args.truth, LABEL_SETS[args.ids], LABEL_SETS[args.truth_ids], machine, args.max_images
-        )
-    else:
-        paths, data = options.checkpoints(args), options.face_data(args)
-        evaluation = score_model(Request(paths, data, machine, args.split, args.crops, args.mirror, args.batch_size))
+    with distributed.told_when_lost():
+        evaluation = score(args, machine)
     if distributed.rank() > 0:
         return 0
     print(f"{tables(evaluation)}\n{len(evaluation.names)} faces")
@@ -93,6 +89,15 @@ def main(argv: list[str] | None = None) -> int:
         pictures = f", worst/ ({len(result['worst'])})" if result["worst"] else ""
         print(f"written: {args.out / 'scores.json'}, scores.csv, scores.md{pictures}")
     return 0
+
+
+def score(args: argparse.Namespace, machine: Machine) -> Evaluation:
+    """What the options ask for. Raises InputError, see ``score_folders`` and ``score_model``."""
+    if args.predictions:
+        ids, truth_ids = LABEL_SETS[args.ids], LABEL_SETS[args.truth_ids]
+        return score_folders(args.predictions, args.truth, ids, truth_ids, machine, args.max_images)
+    paths, data = options.checkpoints(args), options.face_data(args)
+    return score_model(Request(paths, data, machine, args.split, args.crops, args.mirror, args.batch_size))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -122,16 +127,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.check(args)
     if (args.predictions is None) != (args.truth is None):
         raise InputError("--predictions and --truth belong together: name both folders")
-    if args.predictions and (args.checkpoint or args.data):
-        raise InputError("--predictions need no checkpoint and no data set: leave out --checkpoint and --data")
+    of_parsers = {"checkpoint": args.checkpoint, "mirror": args.mirror, "crops": args.crops != "predicted"}
+    of_parsers |= {name: getattr(args, name) for name in ("data", "partition", "face_size")}
+    if args.predictions and (unused := [f"--{name.replace('_', '-')}" for name, given in of_parsers.items() if given]):
+        raise InputError(f"--predictions are scored as they are: leave out {', '.join(unused)}")
+    if not args.predictions and (args.truth_ids or args.ids != NINE.name):
+        raise InputError("--ids and --truth-ids say what --predictions hold: leave them out")
     if args.worst < 0:
         raise InputError(f"--worst {args.worst}: must be at least 0")
     if args.worst and not args.out:
         raise InputError("--worst saves pictures in --out DIR: name one")
-    if args.out and not args.overwrite and (args.out / "scores.json").exists():
-        raise InputError(f"{args.out} already holds scores.json: name another --out, or add --overwrite")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out {args.out} is a file: name a folder")
+    if args.out and not args.overwrite and (there := written_before(args.out)):
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        first = there[0].relative_to(args.out)
+        raise InputError(f"{args.out} already holds {first}{more}: name another --out, or add --overwrite")
     args.truth_ids = args.truth_ids or args.ids
     return args
 
@@ -144,6 +155,8 @@ def score_model(request: Request) -> Evaluation:
     machine, data = request.machine, request.data
     parser = load_for_inference(request.checkpoints, machine.device, request.crops, request.mirror)
     faces = open_faces(data, request.split, parser.labels, threads=machine.threads)
+    asked = describe(request, faces)
+    distributed.require_same({**asked, "images": len(faces), "amp": machine.amp})
 
     def picture(index: int) -> np.ndarray:
         batch = faces.collate([faces[index, (0, 0, index)]]).to(machine.device)
@@ -154,21 +167,33 @@ def score_model(request: Request) -> Evaluation:
         return np.hstack([faces.photo(index), predicted, true])
 
     about = {
+        **asked,
+        "checkpoint": ", ".join(map(str, request.checkpoints)),
+        "device": str(machine.device),
+        "amp": machine.amp,
+    }
+    title = runtime.printable(f"{' + '.join(path.stem for path in request.checkpoints)}, crops {request.crops}")
+    matrices_NKK = score_faces(parser, faces, machine, request.batch_size)
+    return Evaluation(title, about, parser.labels, faces.names, matrices_NKK, picture)
+
+
+def describe(request: Request, faces: Faces) -> dict[str, Any]:
+    """What scores.json says of the weights, the faces and the way they are scored, by which old scores are known again.
+
+    faces: those of the request, in any label set.
+    """
+    data = request.data
+    return {
         "dataset": data.dataset,
         "partition": data.partition,
         "face_size": data.face_size,
         "max_images": data.max_images,
         "split": request.split,
+        "data": faces.fingerprint,
         "crops": request.crops,
         "mirror": request.mirror,
-        "checkpoint": ", ".join(map(str, request.checkpoints)),
         "sha256": [files.sha256(path) for path in request.checkpoints],
-        "device": str(machine.device),
-        "amp": machine.amp,
     }
-    title = f"{' + '.join(path.stem for path in request.checkpoints)}, crops {request.crops}"
-    matrices_NKK = score_faces(parser, faces, machine, request.batch_size)
-    return Evaluation(title, about, parser.labels, faces.names, matrices_NKK, picture)
 
 
 def score_faces(parser: FaceParser, faces: Faces, machine: Machine, batch_size: int = BATCH_SIZE) -> np.ndarray:
@@ -193,6 +218,8 @@ def score_folders(
     Raises InputError that lists what does not pair, and for ids that do not exist.
     """
     pairs = pair_folders(predictions, truth)[:max_images]
+    names = [name for name, _, _ in pairs]
+    distributed.require_same({"pairs": len(pairs), "names": names, "ids": ids.name, "truth_ids": truth_ids.name})
     lut, truth_lut = ids.map_to(NINE), truth_ids.map_to(NINE)
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,9 +247,8 @@ def score_folders(
     def picture(index: int) -> np.ndarray:
         return np.hstack([colour(label_map, NINE) for label_map in read(index)])
 
-    names = [name for name, _, _ in pairs]
     whole_NKK = gather(torch.tensor(list(own), dtype=torch.long), matrices_NKK, len(pairs), machine.device)
-    return Evaluation(predictions.resolve().name, about, NINE, names, whole_NKK, picture)
+    return Evaluation(runtime.printable(predictions.resolve().name), about, NINE, names, whole_NKK, picture)
 
 
 def pair_folders(predictions: Path, truth: Path) -> list[tuple[str, Path, Path]]:
@@ -306,16 +332,24 @@ def save(out: Path, evaluation: Evaluation, worst: int = 0) -> dict[str, Any]:
     return whole
 
 
+def written_before(out: Path) -> list[Path]:
+    """What a folder holds of the files that ``save`` writes or removes."""
+    scores = [path for name in ("scores.json", "scores.csv", "scores.md") if os.path.lexists(path := out / name)]
+    return scores + sorted((out / "worst").glob(PICTURES))
+
+
 def save_pictures(folder: Path, evaluation: Evaluation, ranked: Sequence[tuple[int, float]]) -> None:
     """The pictures of these faces, in place of an earlier call's. Raises OSError."""
-    for old in folder.glob("[0-9]*_[01].[0-9]*_*.jpg"):
+    for old in folder.glob(PICTURES):
         old.unlink()
     if ranked:
         folder.mkdir(exist_ok=True)
     for place, (index, mean) in enumerate(ranked, 1):
-        path = folder / f"{place:03d}_{mean:.4f}_{evaluation.names[index]}.jpg"
+        name = os.fsdecode(os.fsencode(evaluation.names[index])[:200])  # with the rest no longer than disks allow
+        path = folder / f"{place:03d}_{mean:.4f}_{name}.jpg"
         picture = Image.fromarray(evaluation.picture(index))
-        files.write_whole(path, partial(picture.save, format="JPEG", quality=92))
+        data = encode(picture, "JPEG", quality=92)
+        files.write_whole(path, lambda file, data=data: file.write(data))
 
 
 if __name__ == "__main__":

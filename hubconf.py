@@ -2,11 +2,10 @@
 
 from pathlib import Path as _Path
 
-import torch as _torch
-
 from models.loading import SHIPPED_WEIGHTS as _SHIPPED_WEIGHTS
 from models.loading import load_for_inference as _load_for_inference
 from models.parser import FaceParser as _FaceParser
+from utils.runtime import pick_device as _pick_device
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "PIL", "tqdm"]
 
@@ -21,7 +20,8 @@ def stn_icnn(checkpoint: str | None = None, device: str = "cpu", mirror: bool = 
 
     checkpoint: a file of this repository or one of the authors'; default: the weights that ship, which are for
     non-commercial research only. device: "cpu", "cuda" or "cuda:N". mirror: average with the mirrored photo, for
-    1.5 times the time. Raises ``utils.errors.InputError`` (a ValueError) for a file that is no such checkpoint.
+    1.5 times the time. Raises ``utils.errors.InputError`` (a ValueError) for a file that is no such checkpoint
+    and for a device that is not there.
     """
     path = _Path(checkpoint) if checkpoint else _SHIPPED_WEIGHTS
-    return _load_for_inference([path], _torch.device(device), mirror=mirror)
+    return _load_for_inference([path], _pick_device(device), mirror=mirror)

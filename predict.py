@@ -1,15 +1,19 @@
 """Parse photos of faces: for each one a label map, an overlay and, if asked for, the labels' probabilities."""
 
 import argparse
+import errno
 import glob
+import os
+import stat
 import sys
+import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +29,14 @@ from utils import options, runtime
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_whole
-from utils.runtime import run_main
+from utils.runtime import is_out_of_memory, printable, run_main
 from utils.training import Machine
-from utils.visualize import draw_windows, overlay
+from utils.visualize import draw_windows, encode, overlay
 
 SUFFIXES = (*PHOTO_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")  # looked for in folders and globs
 BATCH_PIXELS = 2**22  # at most so many in one batch, to limit the memory
 CROPS = ("predicted", "baseline")  # those that need neither the truth nor go without windows
+INTERRUPTED = "interrupted: the results that are there are whole, and the same command goes on with the others"
 
 
 class Job(NamedTuple):
@@ -55,16 +60,18 @@ def main(argv: list[str] | None = None) -> int:
     machine = options.machine(args)
     torch.manual_seed(args.seed)
     photos, failed = find_photos(args.inputs)
-    jobs, clashing = plan(photos, args)
-    failed += clashing
+    jobs, unplanned = plan(photos, args)
+    failed += unplanned
     parser = load_for_inference(options.checkpoints(args), machine.device, args.crops, args.mirror) if photos else None
     todo = [job for job in jobs if job.outputs]
+    done = 0
     started = time.monotonic()
     if todo and parser is not None:
         make_folder(args.out)
-        failed += label_photos(parser, todo, args, machine)
+        unlabelled = label_photos(parser, todo, args, machine)
+        done = len(todo) - len(unlabelled)
+        failed += unlabelled
     seconds = time.monotonic() - started
-    done = len(todo) - sum(path in {job.photo for job in todo} for path, _ in failed)
     return report(args, done, [job.photo for job in jobs if not job.outputs], failed, seconds)
 
 
@@ -116,56 +123,60 @@ def inputs_first(argv: Sequence[str]) -> list[str]:
 
 def is_input(word: str) -> bool:
     """Whether an argument is a folder, is named like a photo, or is a glob."""
-    path = Path(word)
-    return path.is_dir() or path.suffix.lower() in SUFFIXES or (glob.has_magic(word) and not path.is_file())
+    named = Path(word).suffix.lower() in SUFFIXES
+    return named or os.path.isdir(word) or (glob.has_magic(word) and not os.path.isfile(word))
 
 
-def find_photos(inputs: list[str]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Every photo that the inputs name, once, and (input, reason) for each that names none."""
-    photos: dict[Path, Path] = {}
+def find_photos(inputs: list[str]) -> tuple[list[Path], list[str]]:
+    """Every photo that the inputs name, once, and one line for each input that names none."""
+    photos: dict[str, Path] = {}
     failed = []
     for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            found = [file for file in list_folder(path) if is_photo(file)]
-            reason = f"no photos ({', '.join(SUFFIXES)}) in this folder"
-        elif path.exists():
-            found, reason = [path], ""
-        else:
+        found: list[Path] = []
+        reason = "no such file or folder"
+        if os.path.isdir(text):
+            found, reason = list_folder(Path(text))
+        elif os.path.lexists(text):
+            found = [Path(text)]
+        elif glob.has_magic(text):
             found = sorted((file for file in map(Path, glob.glob(text, recursive=True)) if is_photo(file)), key=str)
-            reason = "no photos match" if glob.has_magic(text) else "no such file or folder"
+            reason = "no photos match"
         if not found:
-            failed.append((path, reason))
+            failed.append(f"{text}: {reason}")
         for file in found:
-            photos.setdefault(file.resolve(), file)
+            photos.setdefault(os.path.realpath(file), file)
     return list(photos.values()), failed
 
 
-def list_folder(folder: Path) -> list[Path]:
+def list_folder(folder: Path) -> tuple[list[Path], str]:
+    """The photos of a folder, numbers in numeric order, and why there are none."""
     try:
-        return sorted(folder.iterdir(), key=lambda file: natural_key(file.name))
-    except OSError:
-        return []
+        files = sorted(folder.iterdir(), key=lambda file: natural_key(file.name))
+    except OSError as error:
+        return [], f"this folder cannot be listed ({error.strerror})"
+    return [file for file in files if is_photo(file)], f"no photos ({', '.join(SUFFIXES)}) in this folder"
 
 
 def is_photo(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    """Whether a file in a folder is named like a photo; what cannot be read after all is told of when it is read."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not os.path.isdir(path)
 
 
-def plan(photos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[tuple[Path, str]]]:
-    """What to write for each photo, and (photo, reason) for those whose results would have another photo's name.
+def plan(photos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[str]]:
+    """What to write for each photo, and one line for each whose results would have another photo's name or cannot be
+    written.
 
     Results are named after the photo's stem, or after its whole file name where several photos share a stem. Files
     that exist already are left out unless --overwrite. Raises InputError where a result would replace a photo.
     """
     stems = Counter(photo.stem for photo in photos)
-    given = {photo.resolve() for photo in photos}
+    given = {os.path.realpath(photo) for photo in photos}
     taken: dict[str, Path] = {}
     jobs, failed = [], []
     for photo in photos:
         name = photo.stem if stems[photo.stem] == 1 else photo.name
         if name in taken:
-            failed.append((photo, f"its results would be named like those of {taken[name]}: it needs another --out"))
+            failed.append(f"{photo}: its results would be named like those of {taken[name]}: it needs another --out")
             continue
         taken[name] = photo
         outputs = {"labels": args.out / f"{name}.png"}
@@ -174,10 +185,35 @@ def plan(photos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[
         if args.probabilities:
             outputs["probabilities"] = args.out / f"{name}.npz"
         for path in outputs.values():
-            if path.resolve() in given:
+            if os.path.realpath(path) in given:
                 raise InputError(f"{path} is a photo to label, and its results would replace it: name another --out")
-        jobs.append(Job(photo, {kind: path for kind, path in outputs.items() if args.overwrite or not path.exists()}))
+        try:
+            there = {kind for kind, path in outputs.items() if is_result(path)}
+        except OSError as error:
+            failed.append(not_written(photo, error))
+            continue
+        jobs.append(Job(photo, {kind: outputs[kind] for kind in outputs if args.overwrite or kind not in there}))
     return jobs, failed
+
+
+def is_result(path: Path) -> bool:
+    """Whether a result is there already. Raises OSError where none can be written, as its name is too long or
+    something else has it."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+    ):  # as yet; ``make_folder`` tells where no folder can be made
+        return False
+    if stat.S_ISREG(mode) or os.path.isfile(path):
+        return True
+    raise OSError(errno.EEXIST, f"{path} is there and is no file")
+
+
+def not_written(photo: Path, error: Exception) -> str:
+    reason = "too little memory" if is_out_of_memory(error) else getattr(error, "strerror", None) or error
+    return f"{photo}: its results could not be written ({reason})"
 
 
 def make_folder(out: Path) -> None:
@@ -187,41 +223,47 @@ def make_folder(out: Path) -> None:
         raise InputError(f"--out {out} cannot be made ({error.strerror}): name another folder") from error
 
 
-def label_photos(
-    parser: FaceParser, jobs: list[Job], args: argparse.Namespace, machine: Machine
-) -> list[tuple[Path, str]]:
+def label_photos(parser: FaceParser, jobs: list[Job], args: argparse.Namespace, machine: Machine) -> list[str]:
     """Parse the photos in batches of one size, while threads decode the next ones and write the results.
 
-    Returns (photo, reason) for each that failed. Raises InputError for --windows with a parser that has none.
+    Returns one line for each that failed. Raises InputError for --windows with a parser that has none.
     """
-    failed: list[tuple[Path, str]] = []
+    failed: list[str] = []
     writing: deque[tuple[Job, Future[None]]] = deque()
     group: list[tuple[Job, np.ndarray]] = []
     bar = tqdm(total=len(jobs), unit="photo", disable=None, leave=False)
+
+    def fail(line: str) -> None:
+        failed.append(line)
+        bar.update()
 
     def settle(most: int) -> None:
         while len(writing) > most:
             job, future = writing.popleft()
             try:
                 future.result()
-            except OSError as error:
-                failed.append((job.photo, f"its results could not be written ({error.strerror or error})"))
-            bar.update()
+            except Exception as error:
+                if not isinstance(error, OSError) and not is_out_of_memory(error):
+                    raise
+                fail(not_written(job.photo, error))
+            else:
+                bar.update()
 
-    def flush() -> None:
-        if not group:
-            return
+    def flush(group: list[tuple[Job, np.ndarray]]) -> None:
+        results: list[Result] | None = None
         try:
             results = run_parser(parser, [photo for _, photo in group], args, machine)
-        except (MemoryError, RuntimeError) as error:
-            if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
-            failed.extend((job.photo, "too large for this machine's memory") for job, _ in group)
-            bar.update(len(group))
-        else:
+        if results is not None:
             for (job, photo), result in zip(group, results, strict=True):
                 writing.append((job, encoders.submit(write, job, photo, result, parser.labels, args.windows)))
-        group.clear()
+        elif len(group) > 1:
+            for member in group:  # one alone may fit
+                flush([member])
+        else:
+            fail(f"{group[0][0].photo}: too large for this machine's memory")
         settle(2 * machine.threads)
 
     with ThreadPoolExecutor(machine.threads) as decoders, ThreadPoolExecutor(machine.threads) as encoders:
@@ -229,14 +271,15 @@ def label_photos(
             try:
                 photo = future.result()
             except InputError as error:
-                failed.append((job.photo, str(error)))
-                bar.update()
+                fail(str(error))
                 continue
             most = min(args.batch_size, max(1, BATCH_PIXELS // (photo.shape[0] * photo.shape[1])))
             if group and (group[0][1].shape != photo.shape or len(group) >= most):
-                flush()
+                flush(group)
+                group = []
             group.append((job, photo))
-        flush()
+        if group:
+            flush(group)
         settle(0)
     bar.close()
     return failed
@@ -273,36 +316,51 @@ def run_parser(
     return [Result(*parts) for parts in zip(labels_BHW.cpu().numpy(), theta, probabilities, strict=True)]
 
 
+def put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
 def write(job: Job, photo: np.ndarray, result: Result, labels: LabelSet, windows: bool) -> None:
-    """Write the job's files. Raises OSError."""
-    if path := job.outputs.get("labels"):
+    """Write the job's files, all or none. Raises OSError."""
+    made: dict[str, Callable[[BinaryIO], object]] = {}
+    if "labels" in job.outputs:
         picture = Image.fromarray(result.labels_HW)
         picture.putpalette([channel for colour in labels.colours for channel in colour])
-        write_whole(path, partial(picture.save, format="PNG"))
-    if path := job.outputs.get("overlay"):
+        made["labels"] = partial(put, encode(picture, "PNG"))
+    if "overlay" in job.outputs:
         shown = overlay(photo, result.labels_HW, labels)
         if windows and result.theta_P23 is not None:
             shown = draw_windows(shown, result.theta_P23, labels)
-        write_whole(path, partial(Image.fromarray(shown).save, format="JPEG", quality=92))
-    if (path := job.outputs.get("probabilities")) and result.probabilities_KHW is not None:
-        write_whole(path, partial(np.savez_compressed, probabilities=result.probabilities_KHW))
+        made["overlay"] = partial(put, encode(Image.fromarray(shown), "JPEG", quality=92))
+    if "probabilities" in job.outputs and result.probabilities_KHW is not None:
+        made["probabilities"] = partial(np.savez_compressed, probabilities=result.probabilities_KHW)
+    placed: list[Path] = []
+    with tempfile.TemporaryDirectory(prefix=".", dir=next(iter(job.outputs.values())).parent) as folder:
+        for kind, save in made.items():
+            write_whole(Path(folder, kind), save)
+        try:
+            for kind in made:
+                os.replace(Path(folder, kind), job.outputs[kind])
+                placed.append(job.outputs[kind])
+        except OSError:
+            for path in placed:
+                path.unlink(missing_ok=True)
+            raise
 
 
-def report(
-    args: argparse.Namespace, done: int, skipped: list[Path], failed: list[tuple[Path, str]], seconds: float
-) -> int:
+def report(args: argparse.Namespace, done: int, skipped: list[Path], failed: list[str], seconds: float) -> int:
     """Print what was done and what was not. Returns the exit status."""
     if done:
         rate = f"{done / max(seconds, 1e-9):.1f} photos/s"
-        print(f"{done} photo{'s' * (done != 1)} labelled in {args.out} ({rate})")
+        print(f"{done} photo{'s' * (done != 1)} labelled in {printable(str(args.out))} ({rate})")
     if skipped:
-        print(f"{len(skipped)} skipped, their results are in {args.out} already (--overwrite replaces them):")
+        where = printable(str(args.out))
+        print(f"{len(skipped)} skipped, their results are in {where} already (--overwrite replaces them):")
         for path in skipped:
-            print(f"  {path}")
+            print(f"  {printable(str(path))}")
     sys.stdout.flush()
-    for path, reason in failed:
-        text = reason if str(path) in reason else f"{path}: {reason}"
-        print(f"failed: {text}", file=sys.stderr)
+    for line in failed:
+        print(f"failed: {printable(line)}", file=sys.stderr)
     if not done and not skipped:
         print("error: no photo was labelled: see the lines above", file=sys.stderr)
         return 2
@@ -310,4 +368,4 @@ def report(
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, INTERRUPTED))

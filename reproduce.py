@@ -1,7 +1,6 @@
 """The whole chain for one data set: four stages, then every row of the F1 table. What is finished is skipped."""
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ import train_cropper
 import train_end2end
 import train_stage1
 import train_stage2
-from data.labels import label_set
-from data.source import FaceData
+from data.batches import open_faces, require_batch
+from data.labels import NINE, label_set
+from data.source import FaceData, open_source
 from models.stn_icnn.model import STNiCNN
-from utils import distributed, files, options
+from utils import distributed, files, locks, options
 from utils.engine import fit
 from utils.errors import InputError
 from utils.metrics import headline, table
@@ -76,8 +76,13 @@ def main(argv: list[str] | None = None) -> int:
     changed = {name: recipe.changed(epochs[name], args.batch_size) for name, recipe in recipes.items()}
     sizes = {"coarse_size": args.coarse_size, "crop_size": args.crop_size}
     setup = Setup(options.face_data(args), options.machine(args), args.seed, sizes)
-    best = train_stages(changed, setup, args.out)
-    score_rows(best, setup, args.split, args.out)
+    plans = plan_stages(changed, setup, args.out)
+    with distributed.told_when_lost():
+        for split in ("train", "val", args.split):  # whatever cannot be read is told before hours of training
+            open_faces(setup.data, split, NINE, threads=setup.machine.threads)
+        with locks.one_run(args.out, "--out"):
+            best = {name: train_stage(name, plan) for name, plan in plans.items()}
+            score_rows(best, setup, args.split, args.out)
     return 0
 
 
@@ -93,6 +98,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
     args = parser.parse_args(argv)
     options.check(args)
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"--out {args.out} is a file: name a folder")
     distributed.start_processes(args.device)
     return args
 
@@ -105,11 +112,24 @@ def train_stages(
     out: stage NAME goes into out/NAME. start: stage -> more checkpoints to start from, see ``plan_stage``.
     Every stage's options are checked before the first one trains. Raises InputError.
     """
+    plans = plan_stages(recipes, setup, out, start)
+    return {name: train_stage(name, plan) for name, plan in plans.items()}
+
+
+def plan_stages(
+    recipes: Mapping[str, Recipe], setup: Setup, out: Path, start: Mapping[str, Mapping[str, Path]] | None = None
+) -> dict[str, Plan]:
+    """The trainings of the stages that have a recipe, in order: stage -> plan. See ``train_stages``.
+
+    Raises InputError for options that cannot be, and for batches larger than an epoch.
+    """
+    count = len(open_source(setup.data, "train").samples)
     plans: dict[str, Plan] = {}
     for name, recipe in recipes.items():
+        require_batch(count * recipe.augmentation.folds, recipe.batch_size)
         best = {stage: plan.folder / "best.pt" for stage, plan in plans.items()}
         plans[name] = plan_stage(name, recipe, setup, out / name, best, (start or {}).get(name))
-    return {name: train_stage(name, plan) for name, plan in plans.items()}
+    return plans
 
 
 def plan_stage(
@@ -155,48 +175,39 @@ def score_rows(best: Mapping[str, Path], setup: Setup, split: str, out: Path) ->
     if distributed.rank() == 0:
         labels = label_set(next(iter(results.values()))["labels"])
         text = f"{setup.data.dataset}, {split} split\n\n{table(results, labels)}"
-        files.write_text(out / f"table_{split}.md", text)
+        try:
+            files.write_text(out / f"table_{split}.md", text)
+        except OSError as error:
+            raise InputError(f"--out {out} could not be written ({error.strerror or error})") from error
         print("\n" + text)
 
 
 def score(request: evaluate.Request, folder: Path, title: str) -> dict[str, Any]:
     """scores.json in a folder, made again where it is not of these weights and faces. title: of the row, to print."""
     file = folder / "scores.json"
-    scored = is_scored(file, request)
-    distributed.barrier()  # all processes have looked before one writes
-    if not scored:
+    if not all(distributed.gather(is_scored(file, request))):
         evaluation = evaluate.score_model(request)
         if distributed.rank() == 0:
             found = headline(evaluate.save(folder, evaluation))
             values = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
             print(f"{title}, {request.split} split: {values}", flush=True)
         distributed.barrier()
-    return read_scores(file)
+    return files.read_json(file, "scores")
 
 
 def is_scored(file: Path, request: evaluate.Request) -> bool:
     """Whether scores.json is there and of the weights and faces that are asked for."""
     if not file.exists():
         return False
-    about = read_scores(file)
-    asked = {
-        "sha256": [files.sha256(path) for path in request.checkpoints],
-        "dataset": request.data.dataset,
-        "partition": request.data.partition,
-        "face_size": request.data.face_size,
-        "max_images": request.data.max_images,
-        "split": request.split,
-        "crops": request.crops,
-    }
-    return all(about.get(name) == value for name, value in asked.items())
-
-
-def read_scores(file: Path) -> dict[str, Any]:
-    """Raises InputError for a file that is damaged."""
+    about, data = files.read_json(file, "scores"), request.data
+    faces = open_faces(data, request.split, data.labels, threads=request.machine.threads)
+    if any(about.get(name) != value for name, value in evaluate.describe(request, faces).items()):
+        return False
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): remove it, and it is made again") from error
+        table({"": about}, label_set(about["labels"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is damaged ({error!r}): remove it, and it is made again") from error
+    return True
 
 
 def slug(title: str) -> str:

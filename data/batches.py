@@ -1,9 +1,13 @@
 """Cached faces, and the batches that come out of them."""
 
 import hashlib
+import mmap
 import os
+import sys
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from data.cache import FILES, THUMB_BYTES, build_cache, part_geometry, record_type
+from data.cache import FILES, THUMB_BYTES, build_cache, decode, part_geometry, record_type
 from data.images import THUMB, make_thumb
 from data.labels import LabelSet, among
+from data.listing import Source
 from data.source import FaceData, open_source
 from utils.errors import InputError
 
 Key = tuple[int, int, int]  # (seed, epoch, position in the epoch)
+
+
+class DamagedCache(InputError):
+    """A face of the cache is damaged and cannot be decoded again.
+
+    A process that loads faces hands on an exception with its whole traceback as the message; the last line is ours.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,8 @@ class Faces(Dataset):
 
     labels: of the batches' label maps. data_labels: of the cached ones. photos: False leaves the photos of batches
     empty, for those who look at the thumbs alone.
+    source: opens the split that the cache was made from. With it, what is read is compared with the cache's checksums,
+    once for each face, and decoded again where it was damaged; without it, it is taken as it is.
     Raises InputError where ``labels`` cannot be told from ``data_labels``.
     """
 
@@ -73,8 +91,10 @@ class Faces(Dataset):
         labels: LabelSet,
         split: str,
         photos: bool = True,
+        source: Callable[[], Source] | None = None,
     ) -> None:
         self.folder, self.names, self.split, self.with_photos = folder, names, split, photos
+        self.source = source
         self.data_labels, self.labels = data_labels, labels
         self.lut = data_labels.map_to(labels)
         self.records = np.fromfile(folder / "records.bin", record_type(len(data_labels)), len(names))
@@ -83,10 +103,13 @@ class Faces(Dataset):
         self._open()
 
     def _open(self) -> None:
-        self.files = {name: os.open(self.folder / f"{name}.bin", os.O_RDONLY) for name in FILES}
+        self.files = {name: os.open(self.folder / f"{name}.bin", os.O_RDWR) for name in FILES}
+        shape = (len(self.names), len(FILES))
+        memory = mmap.mmap(-1, shape[0] * shape[1])  # shared with the processes that load faces
+        self._compared = np.frombuffer(memory, np.uint8).reshape(shape)  # which pieces of which faces
 
-    def __getstate__(self) -> dict[str, Any]:  # file descriptors mean nothing in another process
-        return {name: value for name, value in vars(self).items() if name != "files"}
+    def __getstate__(self) -> dict[str, Any]:  # neither means anything in another process
+        return {name: value for name, value in vars(self).items() if name not in ("files", "_compared")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -95,20 +118,61 @@ class Faces(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def _read(self, name: str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the faces' names and decoded bytes: the same for the same faces anywhere."""
+        digest = hashlib.sha256()
+        for name, checksums in zip(self.names, self.records["checksum"], strict=True):
+            digest.update(f"{name}\0".encode("utf-8", "surrogateescape") + checksums.tobytes())
+        return digest.hexdigest()
+
+    def count_labelled(self) -> int:
+        """How many pixels of all faces have a label other than the background."""
+        foreground = np.flatnonzero(self.lut[: len(self.data_labels)])
+        return int(self.records["count"][:, foreground].sum())
+
+    def _place(self, name: str, index: int) -> tuple[int, tuple[int, ...]]:
+        """Where a face's bytes begin in one of ``FILES``, and the shape of its array."""
+        if name == "thumbs":
+            return index * THUMB_BYTES, (THUMB, THUMB, 3)
+        offset, height, width = (int(self.records[index][field]) for field in ("offset", "height", "width"))
+        return (offset * 3, (height, width, 3)) if name == "photos" else (offset, (height, width))
+
+    def _read(self, name: str, index: int) -> np.ndarray:
         # pread rather than a memory map: mapped pages would count as this process's memory as the epoch goes on
+        offset, shape = self._place(name, index)
         data = os.pread(self.files[name], int(np.prod(shape)), offset)
+        piece = FILES.index(name)
+        if self.source is not None and not self._compared[index, piece]:
+            if zlib.crc32(data) != self.records["checksum"][index, piece]:
+                data = self._decode_again(index)[piece]
+            self._compared[index, piece] = 1
         return np.frombuffer(data, np.uint8).reshape(shape)
+
+    def _decode_again(self, index: int) -> list[bytes]:
+        """Puts a damaged face right in all files; returns its bytes. Raises InputError where it is another one now."""
+        assert self.source is not None
+        face, reason = self.names[index], "its files have changed since"
+        try:
+            source = self.source()
+            found = [decode(source, sample) for sample in source.samples if sample.name == face]
+        except InputError as error:
+            found, reason = [], str(error)
+        if not found or (found[0][-1]["checksum"] != self.records["checksum"][index]).any():
+            raise DamagedCache(f"the cache {self.folder} is damaged at {face}, and {reason}: remove the folder")
+        tqdm.write(f"cache {self.folder}: {face} was damaged, decoded again", file=sys.stderr)
+        pieces = [array.tobytes() for array in found[0][:-1]]
+        for name, piece in zip(FILES, pieces, strict=True):
+            os.pwrite(self.files[name], piece, self._place(name, index)[0])
+        return pieces
 
     def photo(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3), RGB."""
-        record = self.records[index]
-        return self._read("photos", int(record["offset"]) * 3, (record["height"], record["width"], 3))
+        return self._read("photos", index)
 
     def ids(self, index: int) -> np.ndarray:
         """uint8 (H, W), ids of ``data_labels``."""
-        record = self.records[index]
-        return self._read("labels", int(record["offset"]), (record["height"], record["width"]))
+        return self._read("labels", index)
 
     def label_map(self, index: int) -> np.ndarray:
         """uint8 (H, W), ids of ``labels``."""
@@ -122,7 +186,7 @@ class Faces(Dataset):
 
     def thumb(self, index: int) -> np.ndarray:
         """uint8 (256, 256, 3), RGB, the stretched photo."""
-        return self._read("thumbs", index * THUMB_BYTES, (THUMB, THUMB, 3))
+        return self._read("thumbs", index)
 
     def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the parts of all faces are; see ``data.cache.part_geometry``."""
@@ -171,9 +235,10 @@ def open_faces(data: FaceData, split: str, labels: LabelSet, photos: bool = True
     data.labels.map_to(labels)
     source = open_source(data, split)
     where = f"{data.root.resolve() if data.root else ''}|{data.partition}|{data.face_size}"
-    folder = data.cache / f"{data.dataset}-{split}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+    folder = data.cache / f"{data.dataset}-{split}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}"
     build_cache(source, folder, threads)
-    return Faces(folder, [sample.name for sample in source.samples], data.labels, labels, split, photos)
+    names = [sample.name for sample in source.samples]
+    return Faces(folder, names, data.labels, labels, split, photos, partial(open_source, data, split))
 
 
 def photo_batch(photos: list[np.ndarray], labels: LabelSet) -> Batch:
@@ -211,12 +276,17 @@ def training_batches(
     number of operations of the five-fold augmentation) is its position modulo ``folds`` before shuffling, and is
     carried in the third key: key = position * folds + fold.
     """
+    require_batch(len(faces) * folds, batch_size)
     order = np.random.default_rng((seed, epoch)).permutation(len(faces) * folds)
-    if len(order) < batch_size:
-        raise InputError(f"--batch-size {batch_size} is larger than the {len(order)} faces of an epoch: lower it")
     order = order[: len(order) // batch_size * batch_size]
     tickets = [(int(i) // folds, (seed, epoch, position * folds + int(i) % folds)) for position, i in enumerate(order)]
     return _loader(faces, tickets, batch_size, rank, world, workers)
+
+
+def require_batch(count: int, batch_size: int) -> None:
+    """Raises InputError for a batch larger than the ``count`` faces of an epoch."""
+    if count < batch_size:
+        raise InputError(f"--batch-size {batch_size} is larger than the {count} faces of an epoch: lower it")
 
 
 def evaluation_batches(faces: Faces, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:

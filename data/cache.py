@@ -3,13 +3,15 @@
 A cache folder holds, for one split, flat files that are read record by record at their offsets, so that memory does
 not grow with the data set: ``photos.bin`` (uint8 H x W x 3), ``labels.bin`` (uint8 H x W, the data set's own ids),
 ``thumbs.bin`` (uint8 256 x 256 x 3, the stretched photo) and ``records.bin``, one record a face (see ``record_type``),
-written last. Faces are appended in the split's order; those that are there serve anyone who wants fewer. Whoever
-has the files open keeps reading what was there, as long as no file of the source changes.
+written last. Each record carries checksums of its face and of itself. Faces are appended in the split's order; those
+that are there serve anyone who wants fewer. Whoever has the files open keeps reading what was there, as long as no
+file of the source changes.
 """
 
 import fcntl
 import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,14 +24,15 @@ from data.images import THUMB, make_thumb
 from data.listing import Sample, Source
 from utils.errors import InputError
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 FILES = ("photos", "labels", "thumbs")
 THUMB_BYTES = THUMB * THUMB * 3
 CHUNK = 64  # faces whose records are written together, once their pixels are on the disk
 
 
 def record_type(num_labels: int) -> np.dtype:
-    """What is kept of a face: its size, its place in the files, which sample it is, where each label's pixels are."""
+    """What is kept of a face: its size, its place in the files, which sample it is, where each label's pixels are, and
+    CRC-32 checksums."""
     return np.dtype(
         [
             ("height", "<i4"),
@@ -40,6 +43,8 @@ def record_type(num_labels: int) -> np.dtype:
             ("sum", "<i8", (num_labels, 2)),  # of their x and y
             ("low", "<i4", (num_labels, 2)),  # smallest x and y; meaningless where count is 0, as is ``high``
             ("high", "<i4", (num_labels, 2)),
+            ("checksum", "<u4", (len(FILES),)),  # of its bytes in each of the files
+            ("record_checksum", "<u4"),  # of all the fields before it
         ]
     )
 
@@ -87,7 +92,8 @@ def build_cache(source: Source, folder: Path, threads: int) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
+        number = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with open(number, "r+b", buffering=0) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one builder at a time; the others find it done
             known = _known_faces(source, folder)
             if len(known) < len(source.samples):
@@ -109,16 +115,22 @@ def sample_digest(sample: Sample, version: str) -> int:
     return int.from_bytes(digest.digest()[:8], "little")
 
 
+def _record_checksum(record: bytes) -> int:
+    return zlib.crc32(record[:-4])  # all but the field that holds this number
+
+
 def _known_faces(source: Source, folder: Path) -> np.ndarray:
     """The records of the source's first faces, as far as they are sound and of these very samples."""
     path, kind = folder / "records.bin", record_type(len(source.labels))
-    records = np.fromfile(path, kind, len(source.samples)) if path.exists() else np.empty(0, kind)
+    records = np.fromfile(path, kind, len(source.samples)) if path.is_file() else np.empty(0, kind)
     areas = np.maximum(records["height"], 0).astype(np.int64) * np.maximum(records["width"], 0)
     ends = np.cumsum(areas)
-    sizes = [file.stat().st_size if (file := folder / f"{name}.bin").exists() else 0 for name in FILES]
+    sizes = [file.stat().st_size if (file := folder / f"{name}.bin").is_file() else 0 for name in FILES]
     thumbs = np.arange(1, len(records) + 1) * THUMB_BYTES
     sound = (areas > 0) & (records["offset"] == ends - areas)
     sound &= (ends * 3 <= sizes[0]) & (ends <= sizes[1]) & (thumbs <= sizes[2])
+    checksums = [_record_checksum(record.tobytes()) for record in records]
+    sound &= records["record_checksum"] == np.array(checksums, np.uint32)
     digests = [sample_digest(sample, source.version) for sample in source.samples[: len(records)]]
     sound &= records["digest"] == np.array(digests, np.uint64)
     return records[: len(records) if sound.all() else int(sound.argmin())]
@@ -147,12 +159,13 @@ def _append(source: Source, folder: Path, known: np.ndarray, threads: int) -> No
         for start in range(0, len(todo), CHUNK):
             written = []
             try:
-                for photo, ids, thumb, record in pool.map(partial(_decode, source), todo[start : start + CHUNK]):
+                for photo, ids, thumb, record in pool.map(partial(decode, source), todo[start : start + CHUNK]):
                     for file, array in ((photos, photo), (labels, ids), (thumbs, thumb)):
                         file.write(np.ascontiguousarray(array).data)
                         file.flush()
                     record["offset"] = pixels
                     pixels += ids.size
+                    record["record_checksum"] = _record_checksum(record.tobytes())
                     written.append(record.tobytes())
                     progress.update()
             finally:  # the faces before a damaged one, or before the disk was full, are kept
@@ -163,9 +176,15 @@ def _append(source: Source, folder: Path, known: np.ndarray, threads: int) -> No
                 os.fsync(records.fileno())
 
 
-def _decode(source: Source, sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def decode(source: Source, sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What the cache holds of a sample: its bytes in each of ``FILES``, and its record but for ``offset``.
+
+    Raises InputError for files that cannot be decoded.
+    """
     digest = sample_digest(sample, source.version)  # before it is read: a file that changes meanwhile is read again
     photo, ids = source.read(sample)
     record = label_geometry(ids, len(source.labels))
     record["digest"] = digest
-    return photo, ids, make_thumb(photo), record
+    thumb = make_thumb(photo)
+    record["checksum"] = [zlib.crc32(array.tobytes()) for array in (photo, ids, thumb)]
+    return photo, ids, thumb, record

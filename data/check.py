@@ -24,7 +24,8 @@ from data.source import DATASETS, FaceData, find, reader
 from utils import visualize
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.runtime import run_main
+from utils.files import write_whole
+from utils.runtime import printable, run_main
 
 SHEET_FACES, SHEET_COLUMNS, SHEET_CELL = 24, 6, 224
 FEW_FACES = 10  # below so many, a part that no face has may be chance
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         _draw_sheet(data, checked, options.out)
     print()
     for problem in problems:
-        print(f"problem: {problem}")
+        print(f"problem: {printable(problem)}")
     total = sum(len(faces) for _, faces in checked)
     print(f"{len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'} in {total} faces")
     return 1 if problems else 0
@@ -120,7 +121,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--max-images {options.max_images}: must be at least 1")
     if options.out and options.out.suffix.lower() not in images.PHOTO_SUFFIXES:
         raise InputError(f"--out {options.out}: must end in .png or .jpg")
-    if options.out and options.out.exists():
+    if options.out and os.path.lexists(options.out):
         raise InputError(f"--out {options.out}: exists already; name another file or remove it")
     return options
 
@@ -161,7 +162,7 @@ def _report(labels: LabelSet, split: str, faces: list[Face]) -> list[str]:
         if len(swapped) > FEW_SWAPPED * len(read):
             problems.append(f"sides swapped: {line}")
         elif swapped:
-            print(f"  note: {line}; so few are slips of the annotators")
+            print(f"  note: {printable(line)}; so few are slips of the annotators")
     return problems
 
 
@@ -212,11 +213,13 @@ def _draw_sheet(data: FaceData, checked: list[tuple[Listing, list[Face]]], path:
     sheet = visualize.tile(pictures, SHEET_COLUMNS, SHEET_CELL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sheet).save(path)
+        kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
+        encoded = visualize.encode(Image.fromarray(sheet), kind)
+        write_whole(path, lambda file: file.write(encoded))
     except OSError as error:
-        raise InputError(f"--out {path}: cannot be written: {error.strerror}") from error
-    print(f"\ncontact sheet of {len(pictures)} faces: {path}")
+        raise InputError(f"--out {path}: cannot be written: {error.strerror or error}") from error
+    print(f"\ncontact sheet of {len(pictures)} faces: {printable(str(path))}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, "interrupted"))

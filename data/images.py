@@ -1,68 +1,86 @@
 """Photos, label maps and folder listings: the files as they come, read right or refused in one line."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from utils.errors import InputError
+from utils.files import open_regular
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIXES = (".png",)
+PHOTO_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # whatever the file is called
+MASK_FORMATS = ("PNG",)
 THUMB = 256  # side of the stretched photo that is cached; the coarse network sees it shrunk further
+_UPRIGHT = {  # EXIF orientation -> what makes a photo upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """Reads a photo as uint8 (H, W, 3) RGB with its EXIF orientation applied.
+    """Reads a photo as uint8 (H, W, 3) RGB with its EXIF orientation applied; a damaged EXIF block counts as none.
 
     Grey, 1-bit, palette, CMYK and 16-bit photos are converted; an alpha channel is dropped.
-    Raises InputError for a file that is missing, truncated or no picture.
+    Raises InputError for a file that is missing, not a regular one, truncated, none of ``PHOTO_FORMATS``, of more
+    pixels than Pillow allows (179 million), or too large for the memory.
     """
-    image = _decode(path, upright=True)
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow reduces 16-bit RGB itself
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    try:
-        return np.array(image.convert("RGB"))
-    except ValueError as error:
-        raise InputError(f"cannot turn {path} into RGB (mode {image.mode}): save it as an RGB JPEG or PNG") from error
+    with _open_picture(path, PHOTO_FORMATS) as image:
+        image.load()
+        how = _UPRIGHT.get(_orientation(image))
+        upright = image if how is None else image.transpose(how)
+        if upright.mode.startswith("I"):  # 16-bit grey; Pillow reduces 16-bit RGB itself
+            grey = np.clip(np.asarray(upright).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        try:
+            return np.array(upright.convert("RGB"))
+        except ValueError as error:
+            raise InputError(
+                f"cannot turn {path} into RGB (mode {upright.mode}): save it as an RGB JPEG or PNG"
+            ) from error
 
 
 def read_labels(path: Path) -> np.ndarray:
     """Reads a label map as uint8 (H, W) of class ids.
 
     Palette and grey pictures keep their stored numbers, 16-bit ones too while below 256; colour pictures count as
-    grey while their channels are equal. Raises InputError for real colours, larger ids and unreadable files.
+    grey while their channels are equal. Raises InputError for real colours, larger ids and, as ``read_photo``, for
+    files that cannot be read; only PNG keeps ids as they are.
     """
-    image = _decode(path, upright=False)
-    if image.mode in ("L", "P"):
-        return np.array(image)
-    if image.mode == "1":
-        return np.array(image).astype(np.uint8)
-    if image.mode in ("LA", "PA"):
-        return np.array(image.getchannel(0))
-    if image.mode.startswith("I"):
-        ids = np.asarray(image).astype(np.int64)
-        if ids.size and (ids.min() < 0 or ids.max() > 255):
-            raise InputError(f"mask {path} holds ids up to {ids.max()}: save class ids, not 16-bit brightness")
-        return ids.astype(np.uint8)
-    if image.mode in ("RGB", "RGBA"):
-        colours = np.asarray(image)[:, :, :3]
-        if (colours == colours[:, :, :1]).all():
-            return colours[:, :, 0].copy()
-    raise InputError(f"mask saved as colours: {path} (mode {image.mode}); save one channel of class ids")
+    with _open_picture(path, MASK_FORMATS) as image:
+        image.load()
+        if image.mode in ("L", "P"):
+            return np.array(image)
+        if image.mode == "1":
+            return np.array(image).astype(np.uint8)
+        if image.mode in ("LA", "PA"):
+            return np.array(image.getchannel(0))
+        if image.mode.startswith("I"):
+            ids = np.asarray(image).astype(np.int64)
+            if ids.size and (ids.min() < 0 or ids.max() > 255):
+                raise InputError(f"mask {path} holds ids up to {ids.max()}: save class ids, not 16-bit brightness")
+            return ids.astype(np.uint8)
+        if image.mode in ("RGB", "RGBA"):
+            colours = np.asarray(image)[:, :, :3]
+            if (colours == colours[:, :, :1]).all():
+                return colours[:, :, 0].copy()
+        raise InputError(f"mask saved as colours: {path} (mode {image.mode}); save one channel of class ids")
 
 
 def read_size(path: Path) -> tuple[int, int]:
     """Height and width in pixels of a picture as stored, from its header alone. Raises InputError if unreadable."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    with _open_picture(path, PHOTO_FORMATS) as image:
+        return image.height, image.width
 
 
 def resize_photo(photo: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -82,7 +100,7 @@ def resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Maps the stem of each file in a folder to its path, numbers in numeric order; no file is opened.
 
-    Hidden files are left out. Raises InputError for a missing folder and for two files of one stem.
+    Hidden files are left out. Raises InputError for a missing folder and for two files of one stem or one number.
     """
     try:
         with os.scandir(folder) as entries:
@@ -90,12 +108,15 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     except OSError as error:
         raise InputError(f"cannot list folder {folder}: {error.strerror}") from error
     found: dict[str, Path] = {}
+    faces: dict[str | int, str] = {}  # 3.jpg and 0003.jpg are one face
     for name in sorted(names, key=natural_key):
         stem, suffix = os.path.splitext(name)
         if suffix.lower() not in suffixes:
             continue
-        if stem in found:
-            raise InputError(f"two files for one name in {folder}: {found[stem].name} and {name}; keep one")
+        face = int(stem) if stem.isdecimal() else stem
+        if face in faces:
+            raise InputError(f"two files for one name in {folder}: {faces[face]} and {name}; keep one")
+        faces[face] = name
         found[stem] = folder / name
     return found
 
@@ -112,26 +133,45 @@ def shorten(names: Iterable[str], most: int = 5) -> str:
     return f"{len(names)} ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
 
 
-def _decode(path: Path, upright: bool) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image) if upright else image.copy()
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
-    elif isinstance(error, Image.UnidentifiedImageError):
-        reason = "not a picture, or a damaged one"
-    else:
-        reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"cannot read image {path}: {reason}; fetch or save it again")
-
-
 def make_thumb(photo: np.ndarray) -> np.ndarray:
     """The photo stretched to 256 x 256, antialiased: uint8 (256, 256, 3)."""
     shrinks = photo.shape[0] >= THUMB and photo.shape[1] >= THUMB
     return cv2.resize(photo, (THUMB, THUMB), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+@contextmanager
+def _open_picture(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """A picture of one of these formats, its header read. Raises InputError for whatever fails, in the block too."""
+    with open_regular(path, "picture") as file:
+        try:
+            with Image.open(file, formats=formats) as image:
+                yield image
+        except InputError:
+            raise
+        except MemoryError as error:
+            raise InputError(f"too little memory to read image {path}: save it smaller") from error
+        except Image.DecompressionBombError as error:
+            raise InputError(
+                f"image {path} has more than 179 million pixels, which are not read: save it smaller"
+            ) from error
+        except Image.UnidentifiedImageError as error:
+            known = f"{', '.join(formats[:-1])} or {formats[-1]}" if len(formats) > 1 else formats[0]
+            raise InputError(
+                f"cannot read image {path}: no {known} picture, or a damaged one; fetch or save it again"
+            ) from error
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+            reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+            raise InputError(
+                f"cannot read image {path}: {reason or type(error).__name__}; fetch or save it again"
+            ) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 for a damaged or missing EXIF block."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
+    except Exception:  # as of Pillow's decoders
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -72,7 +72,8 @@ def pair(split: str, photos: dict[str, Path], masks: dict[str, tuple[Path, ...]]
 
 def size_problem(sample: Sample, photo: tuple[int, int], labels: tuple[int, int], shrink: bool) -> str | None:
     """The line to tell when a photo and its mask, both (H, W), do not fit each other; None when they do."""
-    if photo == labels or (shrink and photo[0] * labels[1] == photo[1] * labels[0]):
+    shrinks = shrink and photo[0] >= labels[0] and photo[0] * labels[1] == photo[1] * labels[0]
+    if photo == labels or shrinks:
         return None
     return (
         f"sizes differ: photo {sample.photo} is {photo[1]}×{photo[0]}, "

@@ -10,10 +10,11 @@ For this repository's own results, the tables in README.md and docs/*.md are wri
 Runs whose names differ only in a suffix -seedN are one training with several seeds.
 """
 
-import json
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,11 +93,15 @@ def main(argv: list[str] | None = None) -> int:
         help="folder of the runs; the report goes there",
     )
     args = parser.parse_args(argv)
-    if not args.results.is_dir():
+    if not os.path.isdir(args.results):
         raise InputError(f"--results {args.results} is not a folder: name the one that holds the runs")
     own = args.results.resolve() == HOME / "results"
-    write_tables(args.results, [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))] if own else [])
-    write_plots(args.results)
+    try:
+        write_tables(args.results, [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))] if own else [])
+        write_plots(args.results)
+    except OSError as error:
+        path = error.filename2 or error.filename or args.results
+        raise InputError(f"{path} could not be read or written ({error.strerror}): make room for it") from error
     return 0
 
 
@@ -104,9 +109,15 @@ def read_results(results: Path) -> tuple[list[Run], dict[str, Result]]:
     """The runs and experiments of a folder. Raises InputError where there are none, and for damaged files."""
     runs = [run for folder in sorted(results.iterdir()) if folder.is_dir() and (run := read_run(folder))]
     paths = {name: results / "experiments" / f"{name}.json" for name in EXPERIMENTS}
-    experiments = {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    experiments = {name: files.read_json(path, "results") for name, path in paths.items() if path.exists()}
     if not runs and not experiments:
         raise InputError(f"--results {results} holds neither runs nor experiments")
+    for run in runs:
+        with told(results / run.name):
+            overview([run], {}, all_tables([run], {}), [])
+    for name, result in experiments.items():
+        with told(paths[name]):
+            overview([], {name: result}, all_tables([], {name: result}), [])
     return runs, experiments
 
 
@@ -116,10 +127,11 @@ def write_tables(results: Path, documents: Sequence[Path]) -> None:
     Raises InputError as ``read_results`` does, and for a mark that names no table; nothing is written then.
     """
     runs, experiments = read_results(results)
-    tables = all_tables(runs, experiments)
-    texts = {path: path.read_text(encoding="utf-8") for path in documents}
-    changed = {path: with_tables(text, tables, path) for path, text in texts.items()}
-    changed[results / "README.md"] = overview(runs, experiments, tables, sorted(results.glob("*/benchmark.md")))
+    texts = {path: files.read_text(path) for path in documents}
+    with told(results):
+        tables = all_tables(runs, experiments)
+        changed = {path: with_tables(text, tables, path) for path, text in texts.items()}
+        changed[results / "README.md"] = overview(runs, experiments, tables, sorted(results.glob("*/benchmark.md")))
     for path, text in changed.items():
         if texts.get(path) != text:
             files.write_text(path, text)
@@ -131,9 +143,14 @@ def write_plots(results: Path) -> None:
     runs, experiments = read_results(results)
     for run in runs:
         if run.stages:
-            common.save_figure(curves(run), results / run.name / "curves.png")
+            with told(results / run.name):
+                figure = curves(run)
+            common.save_figure(figure, results / run.name / "curves.png")
     for name, result in experiments.items():
-        common.save_figure(EXPERIMENTS[name][2](result), results / "experiments" / f"{name}.png")
+        path = results / "experiments" / f"{name}.json"
+        with told(path):
+            figure = EXPERIMENTS[name][2](result)
+        common.save_figure(figure, path.with_suffix(".png"))
 
 
 def all_tables(runs: list[Run], experiments: dict[str, Result]) -> dict[str, str]:
@@ -164,12 +181,16 @@ def with_tables(text: str, tables: dict[str, str], path: Path) -> str:
     return MARKED.sub(lambda match: f"{match[1]}{tables[match[2]]}{match[3]}", text)
 
 
-def read_json(path: Path) -> Any:
-    """Raises InputError for a damaged file."""
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """What is done inside trusts the values of a file or of a folder; where it fails, InputError names them."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): write it again, or remove it") from error
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path} lacks values, or holds others than it should ({reason}): write it again") from error
 
 
 def read_run(folder: Path) -> Run | None:
@@ -177,23 +198,23 @@ def read_run(folder: Path) -> Run | None:
     stages = {}
     for stage in reproduce.STAGES:
         config, log = folder / stage / "config.json", folder / stage / "log.jsonl"
-        if config.is_file() and log.is_file():
-            try:
-                rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line]
-            except ValueError as error:
-                raise InputError(f"{log} is damaged ({error}): copy it again") from error
-            stages[stage] = Training(read_json(config), rows)
+        if config.exists() and log.exists():
+            stages[stage] = Training(files.read_json(config, "config"), files.read_json_lines(log, "log"))
     scores = {}
     titles = {reproduce.slug(title): title for title in TITLES}
     for split in SPLITS:
         found = {path.parent.name: path for path in sorted((folder / "scores" / split).glob("*/scores.json"))}
         order = [name for name in titles if name in found] + [name for name in found if name not in titles]
         if order:
-            scores[split] = {titles.get(name, name.replace("_", " ")): read_json(found[name]) for name in order}
+            read = {name: files.read_json(found[name], "scores") for name in order}
+            scores[split] = {titles.get(name, name.replace("_", " ")): values for name, values in read.items()}
     command = folder / "command.txt"
     if not stages and not scores:
         return None
-    return Run(folder.name, stages, scores, command.read_text(encoding="utf-8").strip() if command.is_file() else "")
+    for name in [folder.name, *(name for rows in scores.values() for name in rows)]:
+        if not name.isprintable():
+            raise InputError(f"{str(folder)!r}: {name!r} cannot be shown in a table; rename the folder")
+    return Run(folder.name, stages, scores, files.read_text(command).strip() if command.exists() else "")
 
 
 def by_seed(runs: list[Run]) -> dict[str, list[Run]]:

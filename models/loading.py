@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from data.labels import NINE, label_set
-from models.parser import FaceParser, Weights
+from models.parser import FaceParser, Weights, check_types
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.released import from_released
 from utils import checkpoint
@@ -28,15 +28,21 @@ def read_weights(path: Path) -> Weights:
     checkpoint.require(state, path)
     kind, config, modules = state.get("parser"), state.get("config"), state.get("modules")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(f"{path} holds an unknown parser {kind!r}: update this repository")
+        raise InputError(f"{path} holds an unknown parser {checkpoint.shown(kind)}: update this repository")
     config_class = KINDS[kind].Config
     known = {field.name for field in fields(config_class)}
     if not isinstance(config, dict) or not isinstance(modules, dict) or config.keys() - known:
         raise InputError(f"{path} lacks its config or weights, or comes from a newer version: update this repository")
+    if not all(isinstance(name, str) for name in modules):
+        raise InputError(f"{path}: its networks have no plain names: get it again from its source")
+    labels = state.get("labels")
     try:
-        return Weights(kind, label_set(str(state.get("labels"))), config_class(**config), modules, path)
-    except (TypeError, ValueError) as error:
+        held = label_set(labels if isinstance(labels, str) else checkpoint.shown(labels))
+        checked = config_class(**config)
+        check_types(checked)  # whether or not the class does
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor where a number is expected
         raise InputError(f"{path}: its config is unusable ({error})") from error
+    return Weights(kind, held, checked, modules, path)
 
 
 def load_parser(paths: Sequence[Path], crops: str = "predicted") -> FaceParser:

@@ -1,9 +1,10 @@
 """FaceParser: what every parser here is, and all that evaluate, predict, export and the hub know of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -32,6 +33,19 @@ class Weights:
     config: Any
     modules: dict[str, dict[str, Tensor]]
     path: Path
+
+
+def check_types(config: Any) -> None:
+    """Raises ValueError where a field of a parser's ``Config`` that is declared as int, float, bool or str holds
+    another type (True is no int, an int is a float), and for floats that are not finite."""
+    for name, declared in get_type_hints(type(config)).items():
+        if declared not in (int, float, bool, str):
+            continue
+        value = getattr(config, name)
+        if type(value) is not declared and not (declared is float and type(value) is int):
+            raise ValueError(f"{name} must be of type {declared.__name__}, not {checkpoint.shown(value)}")
+        if type(value) is float and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, not {value}")
 
 
 class Parsed(NamedTuple):
@@ -103,7 +117,12 @@ class FaceParser(nn.Module):
         return parser.eval()
 
     def load(self, weights: Weights, names: Sequence[str]) -> None:
-        """Load the named networks strictly. Raises InputError for one that the file lacks or that does not fit."""
+        """Load the named networks strictly.
+
+        Raises InputError for one that the file lacks or that does not fit, and for a file of another label set.
+        """
+        if weights.labels.name != self.labels.name:
+            raise InputError(f"{weights.path} is of the label set {weights.labels.name}, not {self.labels.name}")
         for name in names:
             if name not in weights.modules:
                 held = ", ".join(sorted(weights.modules))

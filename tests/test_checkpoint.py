@@ -19,9 +19,10 @@ from data.batches import Batch
 from data.labels import NINE
 from data.source import FaceData
 from data.view import Augmentation, View
-from models.loading import load_parser, read_weights
+from models.loading import KINDS, load_parser, read_weights
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.test_resume import assert_same, interrupt, log_of
+from tests.tiny_parser import TinyParser
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import run_main
@@ -100,28 +101,169 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(kind: str, model: S
 def test_a_truncated_file_is_refused(share: float, whole: Path) -> None:
     data = whole.read_bytes()
     whole.write_bytes(data[: int(share * len(data))])
-    assert "damaged or not a checkpoint" in refused(whole)
+    assert ("damaged or not a checkpoint" if share else "damaged, it is empty") in refused(whole)
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "some.pt"
-    path.write_bytes(b"\xff\xd8\xff\xe0 a photo")
-    refused(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("readme.txt", "no weights")
-    assert "not a checkpoint" in refused(path)
+    path.write_bytes(b"\0\1 nobody knows")
+    assert "damaged or not a checkpoint" in refused(path)
     torch.save([1, 2], path)
     assert "holds a list" in refused(path)
     torch.save({"backbone.weight": torch.zeros(3)}, path)
     assert "is not a checkpoint of this repository" in refused(path)
-    for number in (0, 3, "2", None):
+    for number, told in ((0, "0"), (3, "3"), ("2", "'2'"), (True, "True"), (2.0, "2.0"), (torch.ones(2), "a Tensor")):
         torch.save({"format": number, "stage": "stage1"}, path)
-        assert f"format {number!r}" in refused(path)
+        assert f"format {told})" in refused(path)
+
+
+FOREIGN = {
+    "a text": b"These are no weights.\n" * 500 + "–".encode(),
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+    "a JPEG picture": b"\xff\xd8\xff\xe0 a photo",
+    "a PNG picture": b"\x89PNG\r\n\x1a\n",
+    "a WebP picture": b"RIFF\x10\0\0\0WEBPVP8 ",
+    "a safetensors file": b"\x02\0\0\0\0\0\0\0{}",
+    "a gzip archive": b"\x1f\x8b\x08\0",
+    "a tar archive": b"weights.pt".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"),
+    "a zip archive": {"readme.txt": b"no weights", "weights.pt": b"weights"},
+    "a TorchScript archive": {"m/data.pkl": b"\x80\x02}.", "m/constants.pkl": b"\x80\x02).", "m/version": b"3"},
+    "a program of torch.export": {"m/archive_format": b"pt2"},
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_of_another_kind_is_named(kind: str, tmp_path: Path) -> None:
+    path, content = tmp_path / "some.safetensors", FOREIGN[kind]
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, entry in content.items():
+                archive.writestr(name, entry)
+    line = refused(path)
+    assert f"{path}: this is {kind}" in line
+    assert "name one that training wrote" in line
+
+
+def repacked(path: Path, name: str, change: Callable[[bytes], bytes], how: int) -> None:
+    """Write the zip archive again with another content of the entry whose name ends so."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, change(content) if entry.endswith(name) else content)
+
+
+def test_a_file_that_would_unpack_to_far_more_than_its_size_is_not_unpacked(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repacked(whole, "/data/0", lambda content: content + bytes(40 << 20), zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("it was unpacked"))
+    assert "far more than a checkpoint of its size" in refused(whole)
+
+
+def test_flipped_bits_are_found(whole: Path) -> None:
+    data = bytearray(whole.read_bytes())
+    data[len(data) // 2] ^= 1
+    whole.write_bytes(data)
+    assert "damaged" in refused(whole)
+
+
+def test_a_storage_that_lacks_bytes_is_refused(whole: Path) -> None:
+    repacked(whole, "/data/0", lambda content: content[:8], zipfile.ZIP_STORED)
+    assert "damaged" in refused(whole)
+
+
+STRANGE: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
+    "sparse": (lambda w: w.to_sparse(), "is a sparse_coo, cpu tensor, which no checkpoint holds"),
+    "quantised": (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "is a qint8 tensor"),
+    "nested": (lambda w: torch.nested.nested_tensor([w[0], w[1]]), "is a nested tensor"),
+    "without data": (lambda w: w.to("meta"), "is a strided, meta tensor"),
+    "complex": (lambda w: w.to(torch.complex64), "is a complex64 tensor"),
+    "expanded": (lambda w: torch.zeros(1).expand(10**6, 10**6), "unpacks to far more than the file's size"),
+    "a storage": (lambda w: w.untyped_storage(), "is an? .*torage"),
+    "complex number": (lambda w: 1j, "is a complex, which"),
+    "a set": (lambda w: {1}, "is a set, which"),
+    "whole numbers": (lambda w: w.long(), "holds int64, this model needs float32"),
+    "booleans": (lambda w: w > 0, "holds bool, this model needs float32"),
+    "NaN": (lambda w: w.clone().fill_(torch.nan), "holds NaN or infinity"),
+    "infinity in half precision": (lambda w: w.half().fill_(-torch.inf), "holds NaN or infinity"),
+    "beyond float32": (lambda w: w.double().fill_(1e300), "holds NaN or infinity"),
+    "a list": (lambda w: w.tolist(), "its coarse weights are no state dict of tensors"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", STRANGE)
+def test_weights_that_are_no_dense_finite_floats_are_refused_by_name(kind: str, model: STNiCNN, tmp_path: Path) -> None:
+    change, said = STRANGE[kind]
+    state = state_of(model, "stage1", "coarse")
+    last = "head.2.weight"
+    weights = {**state["modules"]["coarse"], last: change(state["modules"]["coarse"][last])}
+    checkpoint.save(tmp_path / "odd.pt", {**state, "modules": {"coarse": weights}})
+    with pytest.raises(InputError, match=said) as caught:
+        model.load(read_weights(tmp_path / "odd.pt"), ("coarse",))
+    line = str(caught.value)
+    assert "\n" not in line
+    assert str(tmp_path / "odd.pt") in line
+    assert kind == "a list" or f"coarse.{last}" in line
+
+
+def endless() -> list[Any]:
+    made: list[Any] = []
+    made.append(made)
+    return made
+
+
+def doubling(times: int) -> list[Any]:
+    made: list[Any] = [1]
+    for _ in range(times):
+        made = [made, made]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (endless(), "nested deeper"),
+        (doubling(12) * 10, "holds more values"),
+        ({(1, 2): 3}, "an entry of extra has no plain name"),
+        ({"a\nb": 3}, "an entry of extra has no plain name"),
+        ({"a" * 1000: 3}, "an entry of extra has no plain name"),
+    ],
+)
+def test_values_without_end_and_names_that_cannot_be_shown_are_refused(value: Any, said: str, whole: Path) -> None:
+    torch.save({**checkpoint.read_tensors(whole), "extra": value}, whole)
+    assert said in refused(whole)
+
+
+def test_dicts_and_tensors_that_are_more_than_they_seem_become_plain_or_are_refused(
+    model: STNiCNN, tmp_path: Path
+) -> None:
+    state = state_of(model, "stage1", "coarse")
+    path = tmp_path / "odd.pt"
+    state["modules"]["coarse"].keys = 5  # an attribute, which OrderedDict keeps in files
+    checkpoint.save(path, state)
+    assert type(checkpoint.load(path)["modules"]["coarse"]) is dict
+    model.load(read_weights(path), ("coarse",))
+    tensor = torch.nn.Parameter(torch.ones(2))
+    tensor.numel = 5  # type: ignore[method-assign, assignment]
+    checkpoint.save(path, {**state, "extra": tensor})
+    assert "extra is a tensor of another class" in refused(path)
+
+
+def test_what_torch_warns_of_is_not_shown(whole: Path, recwarn: pytest.WarningsRecorder) -> None:
+    repacked(whole, "/data.pkl", lambda content: content.replace(b"\x80\x02", b"\x80\x03", 1), zipfile.ZIP_STORED)
+    checkpoint.load(whole)
+    assert not recwarn
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     assert "no such checkpoint file" in refused(tmp_path / "none.pt")
-    assert "no such checkpoint file" in refused(tmp_path)
+    assert "is a folder, not a file: name a checkpoint file" in refused(tmp_path)
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert "is a pipe, not a file" in refused(tmp_path / "pipe.pt")
 
 
 def test_without_a_localizer_the_part_networks_decide_about_the_windows(model: STNiCNN, tmp_path: Path) -> None:
@@ -134,13 +276,49 @@ def test_without_a_localizer_the_part_networks_decide_about_the_windows(model: S
 
 
 @pytest.mark.parametrize(
-    "config", [None, {"coarse_size": "large"}, {"coarse_size": 1}, {"localizer": "huge"}, {"new_field": 1}]
+    "config",
+    [
+        None,
+        {"coarse_size": "large"},
+        {"coarse_size": 1},
+        {"coarse_size": True},
+        {"crop_size": 81.0},
+        {"crop_size": 10**30},
+        {"crop_size": torch.tensor([81, 81])},
+        {"canvas": float("nan")},
+        {"window_margin": float("nan")},
+        {"window_margin": 10**400},
+        {"window_aspect": None},
+        {"localizer": "huge"},
+        {"localizer": ["paper"]},
+        {"paste": "x" * 5000},
+        {"new_field": 1},
+        {1: 2},
+    ],
 )
 def test_an_unusable_config_is_refused(config: Any, tmp_path: Path) -> None:
     about = {"stage": "stage1", "parser": "stn_icnn", "labels": "nine"}
     checkpoint.save(tmp_path / "odd.pt", {**about, "config": config, "modules": {}})
-    with pytest.raises(InputError, match=r"odd.pt.*config"):
+    with pytest.raises(InputError, match=r"odd.pt.*config") as caught:
         read_weights(tmp_path / "odd.pt")
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 200
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_checks_nothing_itself_is_checked_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
+    about = {"stage": "tiny", "parser": "tiny", "labels": "celebamask", "modules": {}}
+    checkpoint.save(tmp_path / "odd.pt", {**about, "config": {"size": 32.0}})
+    with pytest.raises(InputError, match=r"size must be of type int, not 32\.0"):
+        read_weights(tmp_path / "odd.pt")
+
+
+def test_weights_of_other_labels_are_refused(model: STNiCNN, whole: Path) -> None:
+    checkpoint.save(whole, {**checkpoint.load(whole), "labels": "celebamask"})
+    with pytest.raises(InputError, match=r"whole.pt is of the label set celebamask, not nine"):
+        load_parser([whole])
 
 
 @pytest.mark.parametrize(
@@ -149,6 +327,9 @@ def test_an_unusable_config_is_refused(config: Any, tmp_path: Path) -> None:
         ({"parser": "hourglass"}, "holds an unknown parser 'hourglass': update this repository"),
         ({"parser": ["stn_icnn"]}, "holds an unknown parser"),
         ({"labels": "dogs"}, "unknown label set 'dogs'"),
+        ({"labels": torch.ones(2)}, "unknown label set 'a Tensor'"),
+        ({"modules": {1: {}}}, "its networks have no plain names"),
+        ({"stage": None}, "comes from stage None"),
     ],
 )
 def test_an_unknown_parser_or_label_set_is_refused(changed: dict[str, Any], said: str, whole: Path) -> None:

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import train_cropper
@@ -16,7 +19,8 @@ import train_end2end
 import train_stage1
 import train_stage2
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from utils import batchnorm, checkpoint
+from utils import batchnorm, checkpoint, distributed
+from utils.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = {"stage1": train_stage1, "cropper": train_cropper, "stage2": train_stage2, "end2end": train_end2end}
@@ -132,6 +136,123 @@ def test_two_processes_write_one_run_and_one_cache_without_a_warning(both: Both)
     assert len(built) == 8
     for name, path in built.items():
         assert (both.alone_cache / name).stat().st_size == path.stat().st_size
+
+
+# Each process with its own options, and dying by its own hand in its second step where told.
+EACH_ITS_OWN = """
+import json, os, signal, sys
+import evaluate, train_stage1
+from utils.runtime import run_main
+
+script, options, dies = json.loads(sys.argv[1])[int(os.environ["RANK"])]
+steps, forward = [], train_stage1.Stage1.forward
+
+def forward_or_die(task, batch):
+    steps.append(1)
+    if dies and len(steps) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return forward(task, batch)
+
+train_stage1.Stage1.forward = forward_or_die
+sys.exit(run_main(lambda: {"train": train_stage1, "evaluate": evaluate}[script].main(options)))
+"""
+
+
+def own_lines(stderr: str) -> list[str]:
+    """The lines that the scripts have written; torchrun adds a report of its own."""
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def with_other_faces(options: list[str], root: Path, folder: Path) -> list[str]:
+    """The options with data of equal count and names, of which one face to train on, and one to test, is another."""
+    shutil.copytree(root, folder)
+    for split, source in (("train0", "train1"), ("test0", "val0")):
+        shutil.copy(folder / "images" / f"{source}.jpg", folder / "images" / f"{split}.jpg")
+        for mask in (folder / "labels" / source).iterdir():
+            shutil.copy(mask, folder / "labels" / split / mask.name.replace(source, split))
+    changed = list(options)
+    changed[changed.index("--data") + 1] = str(folder)
+    return changed
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_processes_with_other_faces_of_equal_count_are_refused_in_one_line(
+    script: str, tiny_options: list[str], helen_root: Path, init: Path, tmp_path: Path
+) -> None:
+    other = with_other_faces(tiny_options, helen_root, tmp_path / "faces")
+    more = {
+        "train": ["--recipe", "best", "--batch-size", "2", "--coarse-size", "32", "--run-dir", str(tmp_path / "run")],
+        "evaluate": ["--checkpoint", str(init), "--out", str(tmp_path / "run")],
+    }[script]
+    program = tmp_path / "each_its_own.py"
+    program.write_text(EACH_ITS_OWN)
+    ended = torchrun(program, json.dumps([(script, [*options, *more], False) for options in (tiny_options, other)]))
+    assert ended.returncode != 0
+    (line,) = own_lines(ended.stderr)
+    key = {"train": r"data\.train", "evaluate": "data"}[script]
+    told = rf"error: process 1 has {key} [0-9a-f]{{64}}, not [0-9a-f]{{64}} as process 0: start all with the same data"
+    assert re.match(told, line)
+    assert not (tmp_path / "run").exists()
+
+
+def test_when_one_process_is_killed_the_other_ends_without_a_traceback(tiny_options: list[str], tmp_path: Path) -> None:
+    program = tmp_path / "each_its_own.py"
+    program.write_text(EACH_ITS_OWN)
+    options = [*tiny_options, "--recipe", "best", "--batch-size", "2", "--coarse-size", "32", "--epochs", "3"]
+    options += ["--run-dir", str(tmp_path / "run")]
+    ended = torchrun(program, json.dumps([("train", options, False), ("train", options, True)]))
+    assert ended.returncode != 0
+    assert "RuntimeError" not in ended.stderr, ended.stderr
+    lines = own_lines(ended.stderr)
+    assert len(lines) <= 1  # none where torchrun was faster
+    assert all("process 0 of 2 has lost the others, of which one has ended" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"face_size": 32}, "process 1 has face_size 32, not None as process 0"),
+        ({"images": 3}, "process 1 has images 3, not 4 as process 0"),
+        ({"recipe": {"batch_size": 4}}, "process 1 has recipe.batch_size 4, not 2 as process 0"),
+        ({"resume": True}, "process 1 has resume True, not False as process 0"),
+    ],
+)
+def test_what_differs_between_processes_is_named(
+    changed: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"face_size": None, "images": 4, "recipe": {"batch_size": 2}, "resume": False}
+    distributed.require_same(own)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, {**own, **changed}])
+    with pytest.raises(InputError, match=told):
+        distributed.require_same(own)
+    monkeypatch.setattr(distributed, "gather", lambda value: [own, value])
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    with pytest.raises(SystemExit) as ended:  # without a line of its own
+        distributed.require_same({**own, **changed})
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        dist.DistBackendError("NCCL error"),
+        dist.DistNetworkError("The client socket has timed out"),
+        RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:123"),
+        RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1000ms for recv"),
+    ],
+)
+def test_the_end_of_another_process_is_told_in_one_line(error: RuntimeError) -> None:
+    with (
+        pytest.raises(InputError, match="has lost the others, of which one has ended") as caught,
+        distributed.told_when_lost(),
+    ):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), distributed.told_when_lost():
+        raise RuntimeError("shapes differ")
 
 
 def small() -> nn.Module:

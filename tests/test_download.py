@@ -1,14 +1,15 @@
 import hashlib
 import http.server
 import json
+import os
 import re
 import socket
 import threading
-from pathlib import Path
 
 import pytest
 
 import download
+from tests.test_checkpoint import little_room
 from utils.errors import InputError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -22,8 +23,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         asked = self.headers.get("Range")
         server.requests.append(asked)
+        if server.location:
+            self.send_response(302)
+            self.send_header("Location", server.location)
+            return self.end_headers()
         if server.status != 200:
-            return self.send_error(server.status)
+            return self.send_error(server.status, server.reason)
         start = int(re.fullmatch(r"bytes=(\d+)-", asked).group(1)) if asked and server.ranges else 0
         if start > len(server.content):
             return self.send_error(416)
@@ -33,7 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             shown = start if server.honest else 0
             self.send_header("Content-Range", f"bytes {shown}-{len(server.content) - 1}/{len(server.content)}")
         if server.length:
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(body)) if server.length is True else server.length)
         self.end_headers()
         self.wfile.write(body[: server.stop_after])
 
@@ -46,7 +51,7 @@ def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.content, httpd.ranges, httpd.honest, httpd.length, httpd.status = CONTENT, True, True, True, 200
-    httpd.stop_after, httpd.requests = None, []
+    httpd.stop_after, httpd.requests, httpd.location, httpd.reason = None, [], None, None
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield httpd
@@ -224,13 +229,72 @@ def test_an_http_error_is_told_with_its_number(get, server, status):
         get()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_told_in_one_line(get, out):
-    (out / "weights.bin.part").symlink_to("/dev/full")
-    with pytest.raises(InputError, match="No space left on device") as caught:
+@pytest.mark.parametrize("length", ["soon", "-5", "1e6", " ", "99999999999999999999"])
+def test_a_content_length_that_is_no_number_or_too_large_does_no_harm(get, out, server, length):
+    server.length = length
+    assert get() == 0
+    assert (out / "weights.bin").read_bytes() == CONTENT
+
+
+def test_a_content_length_that_is_too_small_is_another_file(get, out, server):
+    server.length = "3"
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        get()
+    assert names(out) == []
+
+
+def test_redirects_without_end_are_one_line(get, server):
+    server.location = "/weights.bin"
+    with pytest.raises(InputError, match="answered 302 redirects without end") as caught:
         get()
     assert "\n" not in str(caught.value)
-    assert not (out / "weights.bin").exists()
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("http://[::1", "http://127.0.0.1:port/", "file:///etc/passwd", "http:///x", "/\xe9"),
+        f"http://{'a' * 70}.org/",
+    ],
+)
+def test_a_redirect_to_a_bad_address_is_one_line(get, out, server, location):
+    server.location = location
+    with pytest.raises(InputError) as caught:
+        get()
+    assert "\n" not in str(caught.value)
+    assert "127.0.0.1" in str(caught.value)
+    assert names(out) == []
+
+
+def test_an_error_s_words_stay_on_one_line(get, server):
+    server.status, server.reason = 503, "Busy\r\n X: y"
+    with pytest.raises(InputError, match="answered 503") as caught:
+        get()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_in_one_line(get, out):
+    with little_room(300_000), pytest.raises(InputError, match=r"cannot write \(.*\); make room") as caught:
+        get()
+    assert "\n" not in str(caught.value)
+    assert names(out) == ["weights.bin.part"]
+
+
+@pytest.mark.parametrize("make", ["symlink_to", "hardlink_to"])
+def test_a_link_in_the_place_of_the_partial_file_is_not_written_through(get, out, tmp_path, make):
+    (tmp_path / "mine").write_bytes(b"mine")
+    getattr(out / "weights.bin.part", make)(tmp_path / "mine")
+    with pytest.raises(InputError, match=r"weights.bin.part: is a link, or no file; remove it"):
+        get()
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert names(out) == ["weights.bin.part"]
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "weights.bin.part"])
+def test_a_pipe_in_a_file_s_place_is_refused_at_once(get, out, name):
+    os.mkfifo(out / name)
+    with pytest.raises(InputError, match=name):
+        get("--force")
 
 
 def test_a_folder_in_the_files_place_is_left_alone(get, out):
@@ -252,23 +316,52 @@ def test_an_unknown_name_is_answered_with_the_known_ones(argv):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", '{"files": 3}', '{"files": [{"name": "weights"}]}', '{"files": ["weights"]}']
+    "text",
+    [
+        *("", "[]", "null", "{", '{"files": 3}', '{"files": []}', '{"files": {}}', '{"files": ["weights"]}'),
+        *('{"files": [null]}', '{"files": [{"name": "weights"}]}', "\xff", "[" * 100_000),
+    ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path, text):
-    (tmp_path / "m.json").write_text(text)
-    with pytest.raises(InputError, match="not a manifest"):
+    (tmp_path / "m.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"m\.json.* (manifest|name, file, url|UTF-8)") as caught:
         download.main(["weights", "--manifest", str(tmp_path / "m.json")])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_manifest_is_told(tmp_path):
-    with pytest.raises(InputError, match="cannot read the manifest"):
+    with pytest.raises(InputError, match=r"none.json: no such manifest file"):
         download.main(["weights", "--manifest", str(tmp_path / "none.json")])
 
 
-@pytest.mark.parametrize("changes", [{"file": "../x"}, {"file": "/etc/x"}, {"file": ".."}, {"url": "file:///etc/x"}])
-def test_a_manifest_cannot_reach_beyond_the_output_folder_or_the_web(tmp_path, changes):
-    with pytest.raises(InputError, match="plain file name"):
-        download.main(["weights", "--manifest", str(write_manifest(tmp_path, 1, **changes))])
+@pytest.mark.parametrize(
+    ("field", "values", "said"),
+    [
+        ("name", [3, None, "", "a\nb"], "name"),
+        ("file", [3, "", ".", "..", "../x", "/etc/x", "a\0b", "a\n", "\ud800", "é" * 126], "file|surrogates"),
+        ("url", [3, "", "file:///etc/x", "ftp://a/x", "http://", "http://a:port/x"], "url|address"),
+        ("url", ["http://[::1", "http://a:99999/"], "not an http.* address"),
+        ("url", ["http://é.org/x", "http://a/é", "http://a/b c", "http://a/\n", " http://a/"], "written as %xx"),
+        ("bytes", [None, "1", 1.0, True, 0, -1, 10**30], "bytes must be a whole number"),
+        ("sha256", [None, 3, "", "abc", SHA256 + "0", "g" * 64], "sha256"),
+        ("holds", [3, ["model1"], {"model1": 3}], "holds must be an object of texts"),
+    ],
+)
+def test_a_manifest_of_other_values_is_one_line_and_leads_nowhere(tmp_path, field, values, said):
+    for value in values:
+        manifest = write_manifest(tmp_path, 1, **{field: value})
+        with pytest.raises(InputError, match=said) as caught:
+            download.main(["weights", "--manifest", str(manifest), "--out", str(tmp_path)])
+        assert "\n" not in str(caught.value)
+        assert str(manifest) in str(caught.value)
+    assert names(tmp_path) == ["manifest.json"]
+
+
+def test_two_entries_of_one_name_are_refused(tmp_path):
+    manifest = json.loads(write_manifest(tmp_path, 1).read_text())
+    (tmp_path / "m.json").write_text(json.dumps({"files": manifest["files"] * 2}))
+    with pytest.raises(InputError, match="two entries are called 'weights'"):
+        download.read_manifest(tmp_path / "m.json")
 
 
 def test_the_list_shows_every_published_checkpoint_and_whose_they_are(capsys):

@@ -1,5 +1,6 @@
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -262,6 +263,10 @@ def test_a_missing_module_is_named(world, checkpoints, crops, line):
         (["--dataset", "helen"], "--data is needed"),
         (["--predictions", "x"], "belong together"),
         (["--predictions", "x", "--truth", "y", "--checkpoint", "z"], "leave out"),
+        (["--predictions", "x", "--truth", "y", "--mirror", "--face-size", "64"], "leave out --mirror, --face-size"),
+        (["--ids", "helen"], "leave them out"),
+        (["--partition", "paper"], "--partition paper: there is but one way"),
+        (["--device", "cpu:99"], "--device cpu:99"),
         (["--split", "nothing"], "invalid choice"),
     ],
 )
@@ -272,6 +277,33 @@ def test_bad_options_are_one_line_and_status_2(argv, line, capsys, monkeypatch):
     assert told.startswith("error: ")
     assert told.count("\n") == 1
     assert re.search(line, told)
+
+
+@pytest.mark.parametrize("name", ["scores.json", "scores.csv", "scores.md", "worst/001_0.5000_mine.jpg"])
+def test_whatever_would_be_replaced_or_removed_is_already_there(name, world, tmp_path, capsys):
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    argv = ["--checkpoint", world[1]["end2end"], "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert run_main(lambda: evaluate.main(argv)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"already holds {name}: name another --out, or add --overwrite" in line
+    assert file.read_text() == "mine"
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
+
+
+def test_folders_of_names_that_are_not_utf_8_are_scored(tmp_path):
+    argv = write_folders(tmp_path, {"a": [[0, 1]]}, {"a": [[0, 1]]})
+    argv[1] = str((tmp_path / "pred").rename(tmp_path / os.fsdecode(b"pr\xffd")))
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out")]) == 0
+    assert "pr\\udcffd" in (tmp_path / "out" / "scores.md").read_text()
+
+
+def test_names_as_long_as_disks_allow_have_pictures_too(tmp_path):
+    argv = write_folders(tmp_path, {"a" * 250: [[0, 1]]}, {"a" * 250: [[0, 1]]})
+    assert evaluate.main([*argv, "--out", str(tmp_path / "out"), "--worst", "1"]) == 0
+    (picture,) = (tmp_path / "out" / "worst").iterdir()
+    assert picture.name.startswith("001_1.0000_aaa")
 
 
 def test_without_weights_that_ship_a_checkpoint_is_asked_for(monkeypatch, tmp_path):

@@ -1,12 +1,15 @@
-"""Files are written whole or not at all; Markdown tables."""
+"""Files are opened where they are regular, read in one-line errors, written whole or not at all; Markdown tables."""
 
 import hashlib
 import os
+import socket
 import stat
+from pathlib import Path
 
 import pytest
 
-from utils.files import sha256, write_text, write_whole
+from utils.errors import InputError
+from utils.files import open_regular, read_bytes, read_json, read_json_lines, read_text, sha256, write_text, write_whole
 from utils.tables import markdown
 
 
@@ -98,6 +101,103 @@ def test_the_digest_is_that_of_the_bytes(tmp_path):
     content = bytes(range(256)) * 10_000  # more than one block
     (tmp_path / "a.bin").write_bytes(content)
     assert sha256(tmp_path / "a.bin") == hashlib.sha256(content).hexdigest()
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+NO_FILES = {
+    "nothing": (lambda path: None, "no such photo"),
+    "a link to nothing": (lambda path: path.symlink_to("none"), "no such photo"),
+    "a link to itself": (lambda path: path.symlink_to(path.name), "cannot be read"),
+    "a folder": (lambda path: path.mkdir(), "is a folder, not a file: name a photo"),
+    "a pipe": (lambda path: os.mkfifo(path), "is a pipe, not a file"),
+    "a socket": (make_socket, "it is a socket, not a file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "is a device, not a file"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_regular_file_is_refused_at_once(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's address must be short
+    make, said = NO_FILES[kind]
+    path = Path("odd")
+    make(path)
+    for read in (lambda path: open_regular(path, "photo"), lambda path: read_bytes(path, "photo")):
+        with pytest.raises(InputError, match=f"^odd.*{said}") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"^odd"):
+        sha256(path)
+
+
+def test_a_name_that_can_be_none_and_a_file_that_may_not_be_read_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="is not a file name"):
+        open_regular(tmp_path / "a\0b")
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        open_regular(tmp_path / ("a" * 300))
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputError, match="cannot be read: Permission denied"):
+        open_regular(tmp_path / "mine")
+
+
+def test_an_opened_file_is_read_from_its_start_and_closed_after_it(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("a")
+    with open_regular(tmp_path / "link") as file:
+        assert file.read() == b"abc"
+    assert file.closed
+    count = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(InputError):
+            open_regular(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == count
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+        (b'{"f1": 0.', "Expecting"),
+        (b"[1]", "it holds no object"),
+        (b"null", "it holds no object"),
+        (b'{"f1": 1} {}', "Extra data"),
+        (b'{"f1": ' + b"1" * 5000 + b"}", "digits"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"name": "\\ud800"}', "surrogates"),
+        (b'{"name": "\xff"}', "is no text in UTF-8"),
+        ('{"f1": 1}'.encode("utf-16"), "is no text in UTF-8"),
+        (b"\x00\x01", "Expecting"),
+    ],
+)
+def test_json_that_is_damaged_is_one_line(content, said, tmp_path):
+    (tmp_path / "scores.json").write_bytes(content)
+    with pytest.raises(InputError, match=said) as caught:
+        read_json(tmp_path / "scores.json", "scores")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(str(tmp_path / "scores.json"))
+    assert line.endswith("again, or remove it")
+
+
+def test_json_and_lines_of_it_are_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": [1, null], "b": "–"}')
+    assert read_json(tmp_path / "a.json", "scores") == {"a": [1, None], "b": "–"}
+    assert read_text(tmp_path / "a.json").endswith('"–"}')
+    (tmp_path / "log.jsonl").write_text('{"epoch": 0}\n\n{"epoch": 1}\n')
+    assert read_json_lines(tmp_path / "log.jsonl", "log") == [{"epoch": 0}, {"epoch": 1}]
+    (tmp_path / "log.jsonl").write_text('{"epoch": 0}\n{"epoch"')
+    with pytest.raises(InputError, match=r"log\.jsonl, line 2, is damaged"):
+        read_json_lines(tmp_path / "log.jsonl", "log")
+    with pytest.raises(InputError, match="no such scores file"):
+        read_json(tmp_path / "none.json", "scores")
 
 
 def test_a_table_rounds_floats_escapes_bars_and_dashes_what_is_absent():

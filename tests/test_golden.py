@@ -198,6 +198,10 @@ def test_names_under_numpy_one_are_read_under_any_numpy(tmp_path: Path) -> None:
         (lambda c: c["model1"].update({"skip.weight": torch.zeros(1)}), r"model1: unknown keys skip\.weight"),
         (lambda c: c["model1"].update({"last_con4_bnm.bias": torch.zeros(1)}), "unknown keys last_con4_bnm"),
         (lambda c: c["model1"].update({"last_conv2.bias": torch.zeros(11)}), r"last_conv2\.bias has shape \(11,\)"),
+        (
+            lambda c: c["model1"].update({"last_conv3.bias": torch.zeros(9, dtype=torch.long)}),
+            r"last_conv3\.bias holds torch\.int64, the released network torch\.float32",
+        ),
         (lambda c: c.update(model1={"a": 3}), "model1: not a state dict"),
         (lambda c: c.update(model1={}), "model1: lacks"),
         (lambda c: c.update(model3={}), "not a checkpoint of the STN-iCNN authors: entries model1, model3"),
@@ -250,6 +254,6 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, zipped: bool, k
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(InputError, match="no such checkpoint file"):
+    for path, said in ((tmp_path / "none.pth", "no such checkpoint file"), (tmp_path, "is a folder, not a file")):
+        with pytest.raises(InputError, match=said):
             read_weights(path)

@@ -1,7 +1,9 @@
 """The cache is whole after every mishap, and the batches hold what the files do, in an order of their own."""
 
 import os
+import re
 import resource
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -117,6 +119,87 @@ def test_a_cache_that_was_cut_after_it_was_finished_is_mended(root: Path, reads:
     faces = open_train(root)
     assert 0 < len(reads) < COUNT
     assert_holds_the_files(faces, root)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one byte of a file, its size and name left alone."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("file", ["photos.bin", "labels.bin", "thumbs.bin"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_face_that_was_damaged_on_the_disk_is_decoded_again_when_it_is_read(
+    file: str, workers: int, root: Path, reads: list[str], capfd: pytest.CaptureFixture
+) -> None:
+    opened = open_train(root)
+    whole = (opened.folder / file).read_bytes()
+    flip(opened.folder / file, 100)
+    reads.clear()
+    faces = open_train(root)
+    batches = list(evaluation_batches(faces, 2, workers=workers))
+    assert (opened.folder / file).read_bytes() == whole
+    np.testing.assert_array_equal(batches[0].photos_BHW3[0, :64, :64], faces.photo(0))
+    assert capfd.readouterr().err.count("face0 was damaged, decoded again") == 1
+    assert_holds_the_files(faces, root)
+    list(evaluation_batches(open_train(root), 2, workers=workers))
+    assert "damaged" not in capfd.readouterr().err
+
+
+def test_a_record_that_was_damaged_on_the_disk_is_decoded_again(root: Path, reads: list[str]) -> None:
+    opened = open_train(root)
+    flip(opened.folder / "records.bin", 3 * opened.records.itemsize + 40)  # how many pixels a label has
+    reads.clear()
+    faces = open_train(root)
+    assert sorted(reads) == ["face3", "face4", "face5"]
+    assert_holds_the_files(faces, root)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_face_whose_files_have_changed_is_told_in_one_line(workers: int, root: Path) -> None:
+    faces = open_train(root)
+    flip(faces.folder / "labels.bin", 100)
+    Image.fromarray(255 - faces.photo(0)).save(root / "images" / "face0.jpg")
+    told = r"cache .* is damaged at face0, and .* changed since: remove the folder"
+    with pytest.raises(InputError, match=told) as caught:
+        list(evaluation_batches(faces, 2, workers=workers))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_fingerprint_is_that_of_the_faces_wherever_they_lie(root: Path, tmp_path: Path) -> None:
+    whole = open_train(root)
+    few = open_train(root, 3)
+    shutil.copytree(root, tmp_path / "copy" / "helen")
+    copy = tmp_path / "copy" / "helen"
+    assert re.fullmatch("[0-9a-f]{64}", whole.fingerprint)
+    assert open_train(copy).fingerprint == open_train(root).fingerprint == whole.fingerprint
+    assert open_train(copy, 3).fingerprint == few.fingerprint != whole.fingerprint
+    assert open_faces(data_of(root), "train", HELEN).fingerprint == whole.fingerprint
+    assert open_faces(data_of(root, face_size=32), "train", NINE).fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize("changed", ["photo", "mask", "order"])
+def test_the_fingerprint_changes_with_a_photo_a_mask_or_the_order(changed: str, root: Path) -> None:
+    before = open_train(root).fingerprint
+    photo, labels = draw_face(64, 64, dx=1)  # face3 is at 0
+    if changed == "photo":
+        Image.fromarray(photo).save(root / "images" / "face3.jpg", quality=95)
+    elif changed == "mask":
+        mask = np.where(labels == 6, 200, 20).astype(np.uint8)
+        Image.fromarray(mask).save(root / "labels" / "face3" / "face3_lbl06.png")
+    else:
+        order = (root / "exemplars.txt").read_text().splitlines()
+        (root / "exemplars.txt").write_text("\n".join(order[::-1]))
+    assert open_train(root).fingerprint != before
+
+
+def test_pixels_with_a_label_are_counted_in_the_label_set_of_the_batches(root: Path) -> None:
+    for labels in (NINE, HELEN):
+        faces = open_faces(data_of(root), "train", labels)
+        assert faces.count_labelled() == sum(np.count_nonzero(faces.label_map(k)) for k in range(COUNT)) > 0
 
 
 def test_a_damaged_photo_is_named_and_once_mended_the_cache_goes_on(root: Path, reads: list[str]) -> None:

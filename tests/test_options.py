@@ -12,6 +12,7 @@ import train_end2end
 import train_stage1
 import train_stage2
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.fixtures import draw_faces, write_challenge
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import pick_device, run_main
@@ -125,9 +126,24 @@ def test_cuda_is_refused_where_there_is_none(device: str, refusal: Refusal) -> N
     assert line == f"error: --device {device}: this machine has no usable CUDA device; use --device cpu or auto"
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "", "meta", "cpu:x"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "", "meta", "cpu:x", "cpu:99"])
 def test_names_that_are_no_device_are_refused(device: str, refusal: Refusal) -> None:
     assert f"--device {device}" in refusal(f"--device={device}")
+
+
+def test_a_partition_is_refused_where_there_is_but_one_way_to_split(refusal: Refusal) -> None:
+    for common in (None, ["--dataset", "synthetic"]):
+        assert "error: --partition paper: there is but one way" in refusal("--partition", "paper", common=common)
+
+
+def test_faces_to_train_on_without_any_label_are_told_before_the_first_epoch(tmp_path: Path) -> None:
+    faces = draw_faces(train=2, val=1)
+    bare = {split: [(name, photo, 0 * labels) for name, photo, labels in group] for split, group in faces.items()}
+    write_challenge(tmp_path / "faces", {**bare, "val": faces["val"]})
+    options = ["--dataset", "celebamask", "--data", str(tmp_path / "faces"), "--cache", str(tmp_path / "cache")]
+    with pytest.raises(InputError, match="the 2 faces to train on have no label but background in label set nine"):
+        train_stage1.main([*options, "--device", "cpu", "--run-dir", str(tmp_path / "run"), "--batch-size", "2"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_auto_takes_what_there_is() -> None:

@@ -1,6 +1,11 @@
+import errno
 import json
+import os
 import re
+import resource
+import warnings
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,10 +17,12 @@ from data.images import read_labels, read_photo
 from data.labels import CELEBAMASK, NINE
 from models.geometry import paste, paste_labels
 from models.loading import KINDS
+from tests.damage import BAD_PICTURES, GOOD_PICTURES, SPECIAL, png_of_size
 from tests.fixtures import draw_face, draw_faces, save_palette, save_photo, write_challenge
 from tests.test_evaluate import save_models, save_tiny
 from tests.tiny_parser import TinyParser
 from utils.errors import InputError
+from utils.files import write_whole
 from utils.runtime import run_main
 
 
@@ -238,7 +245,7 @@ def test_several_checkpoints_and_photos_go_together_in_every_order(models, tmp_p
 def test_the_first_word_behind_checkpoint_is_never_taken_for_a_photo(tmp_path):
     save_photo(tmp_path / "face.jpg", photo(16))
     for wrong in (tmp_path, tmp_path / "other.jpg", "*.pt"):
-        with pytest.raises(InputError, match="no such checkpoint"):
+        with pytest.raises(InputError, match=r"no such checkpoint|name a checkpoint"):
             predict.main([str(tmp_path / "face.jpg"), "--checkpoint", str(wrong), "--out", str(tmp_path / "out")])
     with pytest.raises(InputError, match="INPUT"):
         predict.main(["--checkpoint", str(tmp_path / "face.jpg")])
@@ -319,3 +326,240 @@ def test_hidden_files_and_masks_in_other_modes_do_not_disturb_a_folder(run, tmp_
     save_palette(folder / "palette.png", np.zeros((20, 30), np.uint8))
     assert run(folder, "--no-overlay") == 0
     assert names(tmp_path / "out") == ["palette.png"]
+
+
+def failures(captured):
+    """What stderr tells of photos that failed; there is nothing else but the last line where none was labelled."""
+    lines = captured.err.splitlines()
+    assert all(line.startswith(("failed: ", "error: no photo was labelled")) for line in lines), lines
+    return [line for line in lines if line.startswith("failed: ")]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SPECIAL if kind not in ("missing", "folder")])
+def test_what_is_no_regular_file_fails_at_once_and_the_rest_is_labelled(run, tmp_path, capsys, kind):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    SPECIAL[kind](folder / "1.jpg")
+    save_photo(folder / "2.jpg", photo())
+    for inputs in ([folder], [folder / "1.jpg", folder / "2.jpg"]):
+        assert run(*inputs, "--overwrite") == 1
+        assert names(tmp_path / "out") == ["2.png", "2_overlay.jpg"]
+        (line,) = failures(capsys.readouterr())
+        assert str(folder / "1.jpg") in line
+
+
+@pytest.mark.parametrize("length", [243, 244, 251, 255])
+def test_names_of_any_length_are_labelled_or_fail_the_same_on_every_run(run, tmp_path, capsys, length):
+    long = tmp_path / ("n" * (length - 4) + ".jpg")
+    save_photo(long, photo(32))
+    save_photo(tmp_path / "good.jpg", photo(32))
+    fits = len(long.stem + "_overlay.jpg") <= 255
+    results = ["good.png", "good_overlay.jpg", *([f"{long.stem}.png", f"{long.stem}_overlay.jpg"] if fits else [])]
+    for _ in range(2):
+        assert run(long, tmp_path / "good.jpg") == (0 if fits else 1)
+        assert names(tmp_path / "out") == results
+        told = failures(capsys.readouterr())
+        assert told == ([] if fits else [f"failed: {long}: its results could not be written (File name too long)"])
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"a\nfailed: b.jpg", b"a\x1b[31m.jpg", "é漢🙂.jpg".encode()])
+def test_names_of_any_bytes_are_labelled_told_in_one_line_and_skipped(run, tmp_path, capsys, name):
+    path = tmp_path / os.fsdecode(name)
+    save_photo(path, photo(32))
+    for told in (f"1 photo labelled in {tmp_path / 'out'}", "1 skipped"):
+        assert run_main(lambda: run(path)) == 0
+        out = capsys.readouterr().out
+        assert told in out
+        assert all(letter.isprintable() for line in out.splitlines() for letter in line)
+    path.write_text("no photo")
+    assert run_main(lambda: run(path, "--overwrite")) == 2
+    assert len(failures(capsys.readouterr())) == 1
+
+
+KINDS_OF_RESULTS = {"labels": "1.png", "overlay": "1_overlay.jpg", "probabilities": "1.npz"}
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("result", KINDS_OF_RESULTS.values())
+def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed_and_gets_none(
+    run, tmp_path, capsys, result, overwrite
+):
+    for name in ("1.jpg", "2.jpg"):
+        save_photo(tmp_path / name, photo(32))
+    (tmp_path / "out" / result).mkdir(parents=True)
+    argv = [tmp_path / "1.jpg", tmp_path / "2.jpg", "--probabilities", *["--overwrite"] * overwrite]
+    assert run(*argv) == 1
+    assert names(tmp_path / "out") == sorted([result, "2.png", "2_overlay.jpg", "2.npz"])
+    captured = capsys.readouterr()
+    assert "1 photo labelled" in captured.out
+    assert "skipped" not in captured.out
+    (line,) = failures(captured)
+    assert line.startswith(f"failed: {tmp_path / '1.jpg'}: its results could not be written (")
+    assert str(tmp_path / "out" / result) in line
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), "rename"])
+@pytest.mark.parametrize("kind", KINDS_OF_RESULTS)
+def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo_behind(
+    run, tmp_path, capsys, monkeypatch, kind, error
+):
+    def failing_write(path, save):
+        if path.name == kind and error != "rename":
+            raise error
+        write_whole(path, save)
+
+    def failing_replace(source, target):
+        if source.name == kind and error == "rename":
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    replace = os.replace
+    save_photo(tmp_path / "1.jpg", photo(32))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "write_whole", failing_write)
+        patch.setattr(predict.os, "replace", failing_replace)
+        assert run(tmp_path / "1.jpg", "--probabilities") == 2
+    assert names(tmp_path / "out") == ["mine.txt"]
+    captured = capsys.readouterr()
+    assert "labelled in" not in captured.out
+    (line,) = failures(captured)
+    reason = "too little memory" if isinstance(error, MemoryError) else getattr(error, "strerror", "Input/output error")
+    assert line == f"failed: {tmp_path / '1.jpg'}: its results could not be written ({reason})"
+    assert run(tmp_path / "1.jpg", "--probabilities") == 0
+    assert names(tmp_path / "out") == ["1.npz", "1.png", "1_overlay.jpg", "mine.txt"]
+
+
+@pytest.mark.parametrize("most", [100, 600, 900])
+def test_a_disk_that_takes_but_a_part_of_a_file_is_noticed(run, tmp_path, capsys, most):
+    save_photo(tmp_path / "1.jpg", np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))  # a write beyond it is cut short
+    try:
+        status = run(tmp_path / "1.jpg")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 2
+    assert names(tmp_path / "out") == []
+    assert failures(capsys.readouterr()) == [
+        f"failed: {tmp_path / '1.jpg'}: its results could not be written (File too large)"
+    ]
+
+
+def test_older_results_stay_where_new_ones_cannot_be_written(run, tmp_path, monkeypatch):
+    save_photo(tmp_path / "1.jpg", photo(32))
+    assert run(tmp_path / "1.jpg") == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def write_whole(path, save):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(predict, "write_whole", write_whole)
+    assert run(tmp_path / "1.jpg", "--overwrite") == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+NO_MEMORY = (
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("std::bad_alloc"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: out of memory"),
+    cv2.error("OpenCV(4.9) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes"),
+)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=str)
+def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monkeypatch, error):
+    parse = predict.run_parser
+
+    def run_parser(parser, photos, args, machine):
+        if len(photos) > 2 or any((photo == 255).all() for photo in photos):
+            raise error
+        return parse(parser, photos, args, machine)
+
+    monkeypatch.setattr(predict, "run_parser", run_parser)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        save_photo(folder / f"{number}.png", np.full((32, 32, 3), 255, np.uint8) if number == 2 else photo(32))
+    assert run(folder, "--no-overlay") == 1
+    assert names(tmp_path / "out") == ["0.png", "1.png", "3.png"]
+    assert failures(capsys.readouterr()) == [f"failed: {folder / '2.png'}: too large for this machine's memory"]
+
+
+def test_a_fault_of_the_gpu_is_not_too_little_memory(run, tmp_path, capsys, monkeypatch):
+    def run_parser(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
+
+    monkeypatch.setattr(predict, "run_parser", run_parser)
+    save_photo(tmp_path / "1.png", photo(32))
+    assert run_main(lambda: run(tmp_path / "1.png")) == 2
+    line = "error: the GPU failed (CUDA error: an illegal memory access was encountered): run it again, or with"
+    assert capsys.readouterr().err == f"{line} --device cpu\n"
+
+
+def test_other_errors_keep_their_traceback(run, tmp_path, monkeypatch):
+    def run_parser(*_):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(predict, "run_parser", run_parser)
+    save_photo(tmp_path / "1.png", photo(32))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        run_main(lambda: run(tmp_path / "1.png"))
+
+
+def test_too_little_memory_and_ctrl_c_are_told_in_one_line(capsys):
+    def fails(error):
+        def main():
+            raise error
+
+        return main
+
+    assert run_main(fails(MemoryError("Unable to allocate 3.2 GiB"))) == 2
+    assert capsys.readouterr().err.startswith("error: too little memory (Unable to allocate 3.2 GiB): take smaller")
+    assert run_main(fails(OSError(errno.ENAMETOOLONG, "File name too long", "n" * 9))) == 2
+    assert capsys.readouterr().err == "error: nnnnnnnnn could not be read or written: File name too long\n"
+    assert run_main(fails(InputError("a\nfailed: b\x1b[31m\udce9"))) == 2
+    assert capsys.readouterr().err == "error: a\\nfailed: b\\x1b[31m\\udce9\n"
+    assert run_main(fails(KeyboardInterrupt()), predict.INTERRUPTED) == 130
+    assert capsys.readouterr().err.startswith("interrupted: the results that are there are whole")
+
+
+def test_ctrl_c_keeps_what_is_written_and_the_same_command_does_the_rest(run, tmp_path, capsys, monkeypatch):
+    parse = predict.run_parser
+
+    def run_parser(parser, photos, args, machine):
+        if photos[0].shape[0] == 40:
+            raise KeyboardInterrupt
+        return parse(parser, photos, args, machine)
+
+    save_photo(tmp_path / "1.png", photo(32))
+    save_photo(tmp_path / "2.png", photo(40))
+    argv = (tmp_path / "1.png", tmp_path / "2.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "run_parser", run_parser)
+        assert run_main(lambda: run(*argv), predict.INTERRUPTED) == 130
+    assert capsys.readouterr().err.startswith("interrupted: ")
+    assert names(tmp_path / "out") == ["1.png", "1_overlay.jpg"]
+    assert run(*argv) == 0
+    assert names(tmp_path / "out") == ["1.png", "1_overlay.jpg", "2.png", "2_overlay.jpg"]
+
+
+@pytest.mark.parametrize("content", ["PNG of 100 million pixels", "TIFF of noise", "EXIF of noise", "more samples"])
+def test_libraries_say_nothing_of_their_own(run, tmp_path, capfd, content):
+    made = {
+        "PNG of 100 million pixels": lambda: png_of_size(10_000, 10_000),  # Pillow warns from 89 million on
+        "TIFF of noise": BAD_PICTURES["TIFF of noise"],
+        "EXIF of noise": GOOD_PICTURES["EXIF of noise"],
+        "more samples": lambda: b"II*\0\x08\0\0\0\x01\0\x15\x01\x03\0\x01\0\0\0\xff\xff\0\0\0\0\0\0",
+    }
+    (tmp_path / "odd.jpg").write_bytes(made[content]())
+    save_photo(tmp_path / "good.jpg", photo(32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        status = run_main(lambda: run(tmp_path / "odd.jpg", tmp_path / "good.jpg"))
+    bad = content != "EXIF of noise"
+    assert status == bad
+    assert len(failures(capfd.readouterr())) == bad

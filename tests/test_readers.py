@@ -17,6 +17,7 @@ from data.labels import CELEBAMASK, HELEN, NINE
 from data.listing import SPLITS, Source
 from data.source import FaceData
 from tests import fixtures
+from tests.damage import SPECIAL
 from utils.errors import InputError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "celebamask"
@@ -30,7 +31,7 @@ def open_source(dataset: str, root: Path | None, split: str, partition: str | No
 
 GREY = RNG.integers(0, 256, (6, 9), np.uint8)
 COLOUR = RNG.integers(0, 256, (6, 9, 3), np.uint8)
-DAMAGED = ("cut.jpg", "cut.png", "stub.png", "text.jpg", "empty.png", "absent.jpg", "folder.png")
+DAMAGED = ("cut.jpg", "cut.png", "stub.png", "text.jpg", "empty.png")
 
 
 def refuses(*words: str):
@@ -141,8 +142,6 @@ def test_files_that_are_no_whole_picture_are_refused_by_path(tmp_path: Path, rea
         path.write_text("<html>404</html>")
     elif name.startswith("empty"):
         path.touch()
-    elif name.startswith("folder"):
-        path.mkdir()
     with refuses("cannot read image", path):
         reader(path)
 
@@ -501,6 +500,57 @@ def test_helen_folders_with_missing_files_are_refused(tmp_path: Path, faces: fix
     (root / "tuning.txt").write_text("1 , 0\n")
     with refuses("names both in tuning.txt and exemplars.txt", root, "1 (0)"):
         open_source("helen", root, "val")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "endless device", "link to nothing", "link to itself"])
+@pytest.mark.parametrize("name", ["testing.txt", "exemplars.txt", "CelebA-HQ-to-CelebA-mapping.txt"])
+def test_lists_that_are_no_regular_files_are_refused_and_never_taken_for_missing(
+    tmp_path: Path, faces: fixtures.Faces, name: str, kind: str
+) -> None:
+    dataset = "celebamask" if "Celeb" in name else "helen"
+    (fixtures.write_helen if dataset == "helen" else fixtures.write_celebamask_official)(tmp_path, faces)
+    (tmp_path / name).unlink()
+    SPECIAL[kind](tmp_path / name)
+    with refuses(tmp_path / name):
+        open_source(dataset, tmp_path, "test")
+
+
+@pytest.mark.parametrize("name", ["../../1", "/etc/passwd", "a\0b", "..", "n" * 5000])
+def test_listed_names_stay_in_their_folder(tmp_path: Path, faces: fixtures.Faces, name: str) -> None:
+    fixtures.write_helen(tmp_path, faces)
+    (tmp_path / "testing.txt").write_text(f"1 , {name}\n")
+    with refuses(tmp_path / "testing.txt", "line 1: expected"):
+        open_source("helen", tmp_path, "test")
+    (tmp_path / "testing.txt").write_bytes(b"1 , caf\xe9\n")
+    with refuses(tmp_path / "testing.txt", "no text in UTF-8"):
+        open_source("helen", tmp_path, "test")
+
+
+def test_what_is_there_twice_under_one_number_is_refused(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_challenge(tmp_path / "challenge", faces)
+    photos = tmp_path / "challenge" / "train" / "train_image"
+    shutil.copy(photos / "1.jpg", photos / "0001.jpg")
+    with refuses("two files for one name in", photos, "0001.jpg", "1.jpg"):
+        open_source("celebamask", tmp_path / "challenge", "train")
+    root = tmp_path / "official"
+    fixtures.write_celebamask_official(root, faces)
+    parts = root / "CelebAMask-HQ-mask-anno" / "0"
+    shutil.copy(parts / "00001_nose.png", parts / "1_nose.png")
+    with refuses("two files for one part in", parts, "00001_nose.png", "1_nose.png"):
+        open_source("celebamask", root, "train")
+    (parts / "1_nose.png").unlink()
+    mapping = root / "CelebA-HQ-to-CelebA-mapping.txt"
+    mapping.write_text(mapping.read_text() + "1 5 000006.jpg\n")
+    with refuses(mapping, "face 1 is there for the second time"):
+        open_source("celebamask", root, "train")
+
+
+def test_a_photo_smaller_than_its_mask_is_refused(tmp_path: Path, faces: fixtures.Faces) -> None:
+    fixtures.write_celebamask_official(tmp_path, faces)
+    source = open_source("celebamask", tmp_path, "train")
+    Image.new("RGB", (1, 1)).save(source.samples[0].photo)
+    with refuses("sizes differ", source.samples[0].photo, "1×1", "64×64"):
+        source.read(source.samples[0])
 
 
 def test_helen_brows_and_eyes_must_agree_about_the_sides(tmp_path: Path, faces: fixtures.Faces) -> None:

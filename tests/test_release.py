@@ -83,6 +83,20 @@ def test_a_file_that_is_there_is_not_replaced_unasked(trained: Path, tmp_path: P
     assert (tmp_path / "mine.pt").read_text() == "mine"
 
 
+def test_a_name_that_no_file_can_have_is_one_line(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"could not be saved \(File name too long\)"):
+        release.main(["--checkpoint", str(trained), "--out", str(tmp_path / ("a" * 300))])
+
+
+def test_weights_that_are_not_finite_do_not_ship(trained: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(trained)
+    state["modules"]["parts"]["nets.brows.head.2.bias"].fill_(torch.nan)
+    checkpoint.save(trained, state)
+    with pytest.raises(InputError, match=r"parts\.nets\.brows\.head\.2\.bias holds NaN or infinity"):
+        release.main(["--checkpoint", str(trained), "--out", str(tmp_path / "shipped.pt")])
+    assert not (tmp_path / "shipped.pt").exists()
+
+
 def test_the_help_names_the_command_as_it_is_typed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

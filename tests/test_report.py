@@ -1,6 +1,7 @@
 """The report: marked tables, runs as reproduce.py leaves them, seeds, and the documents that it writes."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -162,12 +163,64 @@ def anchors(path: Path) -> set[str]:
 
 def test_a_damaged_file_is_named(results: Path) -> None:
     (results / "mine-seed0" / "stage1" / "log.jsonl").write_text('{"epoch": 0')
-    with pytest.raises(InputError, match=r"mine-seed0/stage1/log.jsonl is damaged"):
+    with pytest.raises(InputError, match=r"mine-seed0/stage1/log.jsonl, line 1, is damaged"):
         report.main(["--results", str(results)])
     scores = next((results / "mine-seed1").rglob("scores.json"))
     (results / "mine-seed0" / "stage1" / "log.jsonl").write_text("")
     scores.write_text("{")
     with pytest.raises(InputError, match=r"scores.json is damaged"):
+        report.main(["--results", str(results)])
+
+
+def changed(path: Path, *keys: Any, value: Any) -> None:
+    """Write the JSON file again with another value at some depth."""
+    whole = inner = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    write_json(path, whole)
+
+
+WRONG: dict[str, tuple[str, tuple[str, ...], Any]] = {
+    "an optimisation that is a list": ("mine-seed0/stage1/config.json", ("optimisation",), []),
+    "a learning rate that is a text": ("mine-seed0/stage1/config.json", ("optimisation", "lr"), {"coarse": "x"}),
+    "a config that is missing": ("mine-seed0/stage1/config.json", ("config",), None),
+    "a data set that is a list": ("mine-seed1/stage1/config.json", ("dataset",), ["helen"]),
+    "scores that are a number": ("mine-seed1/scores/test/STN-iCNN/scores.json", ("strict",), 3),
+    "a score that is a text": ("mine-seed1/scores/test/STN-iCNN/scores.json", ("paper", "overall"), "high"),
+    "a count that is a list": ("mine-seed1/scores/test/STN-iCNN/scores.json", ("images",), [1]),
+    "an experiment without options": ("experiments/crop_parity.json", ("options",), None),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_values_of_another_type_are_one_line_and_nothing_is_written(kind: str, results: Path) -> None:
+    name, keys, value = WRONG[kind]
+    path = next(iter(sorted(results.glob(name.replace("STN-iCNN", "*")))))
+    changed(path, *keys, value=value)
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="lacks values, or holds others than it should") as caught:
+        report.main(["--results", str(results)])
+    assert "\n" not in str(caught.value)
+    assert str(results) in str(caught.value)
+    assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+
+
+def test_pipes_and_folders_in_the_place_of_files_are_one_line(results: Path) -> None:
+    log = results / "mine-seed0" / "stage1" / "log.jsonl"
+    log.unlink()
+    os.mkfifo(log)
+    with pytest.raises(InputError, match=r"log\.jsonl is a pipe, not a file"):
+        report.main(["--results", str(results)])
+    log.unlink()
+    (results / "README.md").mkdir()
+    with pytest.raises(InputError, match=r"README\.md could not be read or written \(Is a directory\)"):
+        report.main(["--results", str(results)])
+
+
+def test_a_name_that_no_table_can_show_is_refused(results: Path) -> None:
+    os.rename(results / "mine-seed1", os.fsencode(results) + b"/mine\xff")
+    with pytest.raises(InputError, match=r"cannot be shown in a table"):
         report.main(["--results", str(results)])
 
 

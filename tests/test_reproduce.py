@@ -1,16 +1,23 @@
 """The chain: every stage and every row of the table, and nothing twice."""
 
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import evaluate
 import reproduce
+from data.batches import open_faces
+from data.labels import NINE
 from data.source import FaceData
+from tests.test_resume import another_run
 from utils.errors import InputError
 from utils.runtime import run_main
 from utils.training import Machine
@@ -112,6 +119,68 @@ def test_a_stage_whose_source_was_trained_anew_is_refused_in_one_line(
     assert f"{out / 'cropper' / 'last.pt'} was trained with started_from.init_from " in line
 
 
+def with_data(options: list[str], root: Path) -> list[str]:
+    """The options with another data folder."""
+    changed = list(options)
+    changed[changed.index("--data") + 1] = str(root)
+    return changed
+
+
+def repainted(root: Path, folder: Path, face: str) -> Path:
+    """A copy of the data whose one photo differs by a grey pixel and nothing else, its times included."""
+    shutil.copytree(root, folder)
+    path = folder / "images" / f"{face}.jpg"
+    stat = path.stat()
+    photo = np.array(Image.open(path))
+    photo[:8, :8] = 128
+    Image.fromarray(photo).save(path, quality=95)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    return folder
+
+
+def test_the_same_data_in_another_folder_is_not_trained_or_scored_again(
+    chain: list[str], helen_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(helen_root, tmp_path / "faces")
+    before = written(Path(chain[-1]))
+    assert reproduce.main(with_data(chain, tmp_path / "faces")) == 0
+    assert written(Path(chain[-1])) == before
+
+
+def test_other_test_faces_of_equal_count_are_scored_again(chain: list[str], helen_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "chain"
+    shutil.copytree(chain[-1], out)
+    before = written(out)
+    options = with_data(chain, repainted(helen_root, tmp_path / "faces", "test0"))
+    assert reproduce.main([*options[:-1], str(out)]) == 0
+    assert rescored(out, before) == {reproduce.slug(title) for title in TITLES}
+    assert {path for path, time in written(out).items() if time != before[path]} == set(out.rglob("scores.json"))
+
+
+@pytest.mark.parametrize(("face", "split"), [("train1", "train"), ("val0", "val")])
+def test_other_faces_to_train_on_of_equal_count_are_refused_in_one_line(
+    face: str, split: str, chain: list[str], helen_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = written(Path(chain[-1]))
+    options = with_data(chain, repainted(helen_root, tmp_path / "faces", face))
+    capsys.readouterr()
+    assert run_main(lambda: reproduce.main(options)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf"last\.pt was trained with data\.{split} [0-9a-f]{{64}}, not [0-9a-f]{{64}}: ", line)
+    assert written(Path(chain[-1])) == before
+
+
+def test_a_second_chain_in_a_folder_is_refused_while_the_first_one_runs(
+    chain: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    before = written(Path(chain[-1]))
+    with another_run(Path(chain[-1])):
+        assert run_main(lambda: reproduce.main(chain)) == 2
+    line = f"error: --out {chain[-1]} is in use by another run: wait for its end, or name another"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+    assert written(Path(chain[-1])) == before
+
+
 @pytest.mark.parametrize(
     ("changed", "value"),
     [
@@ -119,25 +188,38 @@ def test_a_stage_whose_source_was_trained_anew_is_refused_in_one_line(
         ("max_images", 1),
         ("partition", "thirds"),
         ("dataset", "synthetic"),
+        ("data", 64 * "0"),
     ],
 )
-def test_scores_of_other_faces_do_not_pass_for_those_asked_for(changed: str, value: object, chain: list[str]) -> None:
+def test_scores_of_other_faces_do_not_pass_for_those_asked_for(
+    changed: str, value: object, chain: list[str], helen_root: Path, tmp_path: Path
+) -> None:
     out = Path(chain[-1])
     file = out / "scores" / "test" / "STN-iCNN" / "scores.json"
     machine = Machine(torch.device("cpu"))
-    request = evaluate.Request([out / "end2end" / "best.pt"], FaceData("helen", Path("faces"), max_images=2), machine)
+    cache = Path(chain[chain.index("--cache") + 1])
+    data = FaceData("helen", helen_root, max_images=2, cache=cache)
+    request = evaluate.Request([out / "end2end" / "best.pt"], data, machine)
     assert reproduce.is_scored(file, request)
-    assert not reproduce.is_scored(file, replace(request, data=replace(request.data, **{changed: value})))
+    scores = json.loads(file.read_text())
+    assert scores["data"] == open_faces(data, "test", NINE).fingerprint
+    other = tmp_path / "scores.json"
+    other.write_text(json.dumps({**scores, changed: value}))
+    assert not reproduce.is_scored(other, request)
     assert not reproduce.is_scored(file, replace(request, checkpoints=[out / "stage2" / "best.pt"]))
     assert not reproduce.is_scored(file, replace(request, split="val"))
     assert not reproduce.is_scored(file, replace(request, crops="truth"))
 
 
-def test_damaged_scores_are_named_with_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "\0\0", '{"split": "te', "[1]", 100_000 * "["])
+def test_damaged_scores_are_named_with_what_to_do(text: str, chain: list[str], tmp_path: Path) -> None:
     file = tmp_path / "scores.json"
-    file.write_text('{"split": "te')
-    with pytest.raises(InputError, match=r"scores.json cannot be read \(.*\): remove it, and it is made again"):
-        reproduce.read_scores(file)
+    file.write_text(text)
+    machine = Machine(torch.device("cpu"))
+    request = evaluate.Request([Path(chain[-1]) / "end2end" / "best.pt"], FaceData("helen", Path("faces")), machine)
+    with pytest.raises(InputError, match=r"scores\.json is damaged \(.*\): .*remove it") as caught:
+        reproduce.is_scored(file, request)
+    assert "\n" not in str(caught.value)
 
 
 def test_other_options_do_not_pass_for_the_old_results(chain: list[str]) -> None:
@@ -154,14 +236,27 @@ def test_other_options_do_not_pass_for_the_old_results(chain: list[str]) -> None
     [
         ("--crop-size", "7", "--crop-size 7: coarse size must lie"),
         ("--coarse-size", "2000", "--coarse-size 2000: coarse size must lie"),
+        ("--batch-size", "50", "--batch-size 50 is larger than the 2 faces of an epoch"),
+        ("--device", "cpu:99", "--device cpu:99"),
+        ("--partition", "paper", "--partition paper: there is but one way to split --dataset helen"),
     ],
 )
-def test_sizes_that_a_later_stage_cannot_have_are_refused_before_the_first_stage_trains(
+def test_options_that_a_later_stage_cannot_have_are_refused_before_the_first_stage_trains(
     flag: str, value: str, message: str, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run_main(lambda: reproduce.main([*small, flag, value, "--out", str(tmp_path / "out")])) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_test_faces_that_cannot_be_read_are_told_before_the_first_stage_trains(
+    small: list[str], helen_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(helen_root, tmp_path / "faces")
+    (tmp_path / "faces" / "images" / "test0.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"test0\.jpg"):
+        reproduce.main([*with_data(small, tmp_path / "faces"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

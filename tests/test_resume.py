@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,130 @@ def test_a_run_resumed_from_another_checkpoint_is_refused_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(r"was trained with started_from\.init_from [0-9a-f]{64}, not [0-9a-f]{64}: ", line)
     assert contents(tmp_path / "run") == before
+
+
+def test_a_run_resumed_on_other_faces_of_equal_count_is_refused_in_one_line(
+    stage1_options: list[str], uninterrupted: Path, helen_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(helen_root, tmp_path / "faces")
+    images = tmp_path / "faces" / "images"
+    (images / "train0.jpg").write_bytes((images / "train1.jpg").read_bytes())
+    for mask in (tmp_path / "faces" / "labels" / "train1").iterdir():
+        shutil.copy(mask, tmp_path / "faces" / "labels" / "train0" / mask.name.replace("train1", "train0"))
+    options = [*stage1_options, "--run-dir", str(uninterrupted), "--resume"]
+    options[options.index("--data") + 1] = str(tmp_path / "faces")
+    before = contents(uninterrupted)
+    capsys.readouterr()
+    assert run_main(lambda: train_stage1.main(options)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"was trained with data\.train [0-9a-f]{64}, not [0-9a-f]{64}: repeat its options and data", line)
+    assert contents(uninterrupted) == before
+
+
+# Holds the lock of a run folder, as another run would, until its standard input is closed.
+HOLDER = """
+import fcntl, os, sys
+number = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.lockf(number, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has a run in the folder."""
+    command = [sys.executable, "-c", HOLDER, str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_one_lives(tiny_fit: Fit, tmp_path: Path) -> None:
+    tiny_fit(tmp_path / "whole")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with another_run(run_dir) as other:
+        for resume in (False, True):
+            with pytest.raises(InputError, match=r"^--run-dir .*run is in use by another run: wait for its end"):
+                tiny_fit(run_dir, resume=resume)
+        assert [path.name for path in run_dir.iterdir()] == [".lock"]
+        other.kill()
+        other.wait()
+        tiny_fit(run_dir)  # the file that the killed run has left locks nothing
+    assert_same_run(run_dir, tmp_path / "whole")
+    assert {path.name for path in run_dir.iterdir()} == RUN_FILES
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tiny_fit: Fit, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="--run-dir"):
+        tiny_fit(tmp_path / "run")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"epoch": "2"}, "weights, epoch or best row are damaged"),
+        ({"epoch": -1}, "weights, epoch or best row are damaged"),
+        ({"epoch": 7}, "was trained for 8 epochs, not 3"),
+        ({"best": [1]}, "weights, epoch or best row are damaged"),
+        ({"best": {"epoch": 0}}, "weights, epoch or best row are damaged"),
+        ({"best": {"epoch": 0, "miss": "low"}}, "weights, epoch or best row are damaged"),
+        ({"modules": 3}, "weights, epoch or best row are damaged"),
+        ({"modules": {}}, "no state dict"),
+        ({"seed": torch.zeros(3)}, "trained with seed"),
+        ({"recipe": {"batch_size": torch.zeros(3), "epochs": 3}}, "trained with recipe.batch_size"),
+        ({"optimizer": 7}, "optimizer state is damaged"),
+        ({"optimizer": {}}, "optimizer state is damaged"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "optimizer state is damaged"),
+    ],
+)
+def test_a_last_checkpoint_of_absurd_values_is_refused_in_one_line(
+    changed: dict[str, Any], told: str, tiny_fit: Fit, tmp_path: Path
+) -> None:
+    tiny_fit(tmp_path)
+    path = tmp_path / "last.pt"
+    torch.save({**checkpoint.read_tensors(path), **changed}, path)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=told) as caught:
+        tiny_fit(tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["shape", "lacks", "nan"])
+def test_a_damaged_optimizer_state_is_refused_in_one_line(damage: str, tiny_fit: Fit, tmp_path: Path) -> None:
+    tiny_fit(tmp_path)
+    path = tmp_path / "last.pt"
+    state = checkpoint.read_tensors(path)
+    entry = state["optimizer"]["state"][0]
+    if damage == "lacks":
+        del entry["exp_avg"]
+    else:
+        entry["exp_avg"] = torch.zeros(5) if damage == "shape" else entry["exp_avg"] * float("nan")
+    torch.save(state, path)
+    with pytest.raises(InputError, match="its optimizer state is damaged or of another model"):
+        tiny_fit(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("text", ["{}\n{}\n", "[]\n1\n", "\0\0\n\0\n", '{"epoch": "x"}\n\n', '{"epoch": 1e999}\n{}\n'])
+def test_a_damaged_log_is_refused_in_one_line(
+    text: str, tiny_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at("last.pt", patch)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_fit(tmp_path)
+    (tmp_path / "log.jsonl").write_text(text)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"log\.jsonl, line 1: no row of a log; remove the line"):
+        tiny_fit(tmp_path, resume=True)
+    assert contents(tmp_path) == before
 
 
 def interrupt(*_: Any, **__: Any) -> Any:

@@ -6,6 +6,7 @@ Both take photos (B, H, W, 3), uint8 RGB, B of one size at once, any B, H and W,
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -76,11 +77,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             continue
         if path.suffix != suffix:
             raise InputError(f"{flag} {path}: the name must end in {suffix}")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise InputError(f"{flag} {path}: there is no folder {path.parent}; make it, or name another")
-        if path.is_dir():
+        if os.path.isdir(path):
             raise InputError(f"{flag} {path} is a folder: name a file")
-        if path.exists() and not args.overwrite:
+        if os.path.exists(path) and not args.overwrite:
             raise InputError(f"{path} is there already: name another {flag}, or add --overwrite")
     lacking = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if args.onnx and lacking:

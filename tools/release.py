@@ -1,5 +1,6 @@
 """Make weights to publish: all networks of a parser in half precision, without what only training needs."""
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--out", type=Path, default=SHIPPED_WEIGHTS, metavar="FILE", help="what to write")
     options.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     args = options.parse_args(argv)
-    if args.out.exists() and not args.overwrite:
+    if os.path.exists(args.out) and not args.overwrite:
         raise InputError(f"{args.out} is there already: name another --out, or add --overwrite")
     release(args.checkpoint, args.out)
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, SHA-256 {files.sha256(args.out)}")

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from utils import batchnorm, checkpoint, distributed, files, runtime
+from utils import batchnorm, checkpoint, distributed, files, locks, runtime
 from utils.errors import InputError
 from utils.metrics import confusion_matrices
 
@@ -108,8 +108,16 @@ def fit(task: Task, run: Run) -> Scores:
     """Train a task; keep ``last.pt`` (everything, to resume) and ``best.pt`` (weights alone) in the run's folder.
 
     Returns the best epoch's row of the log. Raises InputError for a run folder in use, a checkpoint that does not
-    continue this run, and a loss that is not finite.
+    continue this run, a loss that is not finite, and processes that were started differently or have ended.
     """
+    with distributed.told_when_lost():
+        distributed.require_same({**run.description, "amp": run.amp, "resume": run.resume})
+        with locks.one_run(run.folder, "--run-dir"):
+            return _fit(task, run)
+
+
+def _fit(task: Task, run: Run) -> Scores:
+    """See ``fit``."""
     task.to(run.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task.requires_grad_(False)
     learning = {name: network for name, network in task.networks.items() if task.optimisation.lr[name] > 0}
@@ -122,15 +130,14 @@ def fit(task: Task, run: Run) -> Scores:
         first_epoch, best = _resume(task, run, optimizer)
     else:
         refuse_used(run.folder)
-    _require_same_epoch(run, first_epoch)
+    if len(set(distributed.gather(first_epoch))) > 1:
+        raise InputError(f"the processes do not see the same {run.folder}: put it where every machine can read it")
     epochs = task.optimisation.epochs
     if best is not None and first_epoch >= epochs:
         return best
     lead = distributed.rank() == 0
-    if lead:
-        _begin_log(task, run, first_epoch)
+    writer = _begin_log(task, run, first_epoch) if lead else None
     distributed.barrier()
-    writer = SummaryWriter(run.folder / "tensorboard", purge_step=first_epoch) if lead else None
     step = _averaging(task) if dist.is_initialized() else task
 
     for epoch in range(first_epoch, epochs):
@@ -179,13 +186,6 @@ def _optimizer(optimisation: Optimisation, learning: dict[str, nn.Module]) -> to
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimisation.optimizer]
     groups = [{"params": list(network.parameters()), "name": name} for name, network in learning.items()]
     return kind(groups, lr=1.0, weight_decay=optimisation.weight_decay)
-
-
-def _require_same_epoch(run: Run, first_epoch: int) -> None:
-    """Raises InputError where the processes found different files to go on from."""
-    total = distributed.sum_over_processes(torch.tensor(first_epoch, device=run.device))
-    if int(total) != first_epoch * distributed.world_size():
-        raise InputError(f"the processes do not see the same {run.folder}: put it where every machine can read it")
 
 
 def _train_epoch(
@@ -266,12 +266,12 @@ def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int
     state = checkpoint.load(path, (task.stage,))
     if lacks := {"modules", "optimizer", "epoch", "best"} - state.keys():
         raise InputError(f"{path} cannot be resumed: it lacks {', '.join(sorted(lacks))} (is it a copy of best.pt?)")
-    for key, value in run.description.items():
-        if key in state and (changed := _difference(key, state[key], value)):  # older files lack some
-            raise InputError(f"{path} was trained with {changed}: repeat its options, or start a new --run-dir")
+    if changed := distributed.difference(state, run.description):  # older files lack some of it
+        raise InputError(f"{path} was trained with {changed}: repeat its options and data, or start a new --run-dir")
+    _require_sound(state, task, path)
     for name, network in task.networks.items():
         checkpoint.load_module(network, state["modules"].get(name), path, name)
-    optimizer.load_state_dict(state["optimizer"])
+    _load_optimizer(optimizer, state["optimizer"], path)
     if distributed.rank() == 0:
         done = state["epoch"] + 1 == task.optimisation.epochs
         what = "finished already" if done else "resumed"
@@ -279,21 +279,37 @@ def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int
     return state["epoch"] + 1, state["best"]
 
 
-def _difference(name: str, saved: Any, asked: Any) -> str:
-    """The first difference between two trees of plain values, in words; empty where they are equal."""
-    if isinstance(saved, dict) and isinstance(asked, dict) and saved.keys() == asked.keys():
-        return next((found for key in asked if (found := _difference(f"{name}.{key}", saved[key], asked[key]))), "")
-    return "" if saved == asked else f"{name} {saved}, not {asked}"
+def _require_sound(state: dict[str, Any], task: Task, path: Path) -> None:
+    """Raises InputError for a ``last.pt`` whose values are not those that ``_save_epoch`` writes."""
+    epoch, best, epochs = state["epoch"], state["best"], task.optimisation.epochs
+    sound = isinstance(state["modules"], dict) and type(epoch) is int and epoch >= 0
+    sound = sound and isinstance(best, dict) and all(isinstance(value, int | float) for value in best.values())
+    if not sound or not {"epoch", task.score} <= best.keys():
+        raise InputError(f"{path} cannot be resumed: its weights, epoch or best row are damaged; start a new --run-dir")
+    if epoch >= epochs:
+        raise InputError(f"{path} was trained for {epoch + 1} epochs, not {epochs}: repeat its options")
 
 
-def _begin_log(task: Task, run: Run, first_epoch: int) -> None:
-    """Say what begins; write config.json, and a log without the lines of epochs that will be done again."""
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> None:
+    """Raises InputError for a state that is not of this optimizer and these networks, or not finite."""
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--run-dir {run.folder} cannot be made ({error.strerror}): name another") from error
-    for rest in run.folder.glob(".*.part"):  # of a run that was killed while it saved
-        rest.unlink()
+        optimizer.load_state_dict(state)
+        sound = all(
+            {"step", "exp_avg", "exp_avg_sq"} <= entry.keys()
+            and all(value.shape in (parameter.shape, ()) and bool(value.isfinite().all()) for value in entry.values())
+            for parameter, entry in optimizer.state.items()
+        )
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # whatever lies in the file
+        sound = False
+    if not sound:
+        raise InputError(f"{path} cannot be resumed: its optimizer state is damaged or of another model")
+
+
+def _begin_log(task: Task, run: Run, first_epoch: int) -> SummaryWriter:
+    """Say what begins; write config.json, and a log without the lines of epochs that will be done again.
+
+    Raises InputError for a damaged log, and where the folder cannot be written.
+    """
     environment = {
         "git": runtime.git_revision(),
         "torch": torch.__version__,
@@ -302,16 +318,39 @@ def _begin_log(task: Task, run: Run, first_epoch: int) -> None:
         "amp": run.amp,
     }
     settings = {"stage": task.stage, **run.description, "optimisation": asdict(task.optimisation)}
-    files.write_text(run.folder / "config.json", json.dumps({**settings, "environment": environment}, indent=1) + "\n")
-    log = run.folder / "log.jsonl"
-    if log.exists():
-        rows = [line for line in log.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in rows if json.loads(line)["epoch"] < first_epoch]
-        files.write_text(log, "".join(line + "\n" for line in kept))
-    epochs = task.optimisation.epochs
+    text = json.dumps({**settings, "environment": environment}, indent=1) + "\n"
+    log, epochs = run.folder / "log.jsonl", task.optimisation.epochs
+    rows = _read_log(log) if log.exists() else []
+    try:
+        for rest in run.folder.glob(".*.part"):  # of a run that was killed while it saved
+            rest.unlink()
+        files.write_text(run.folder / "config.json", text)
+        if log.exists():
+            files.write_text(log, "".join(line + "\n" for epoch, line in rows if epoch < first_epoch))
+        writer = SummaryWriter(run.folder / "tensorboard", purge_step=first_epoch)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"--run-dir {run.folder} cannot be written ({reason}): name another") from error
     print(
         f"{task.stage}: epochs {first_epoch + 1} to {epochs} on {environment['device']}, into {run.folder}", flush=True
     )
+    return writer
+
+
+def _read_log(path: Path) -> list[tuple[int, str]]:
+    """(epoch, line) of each row of a log, but for a last one that a killed run wrote half.
+
+    Raises InputError for what is no log.
+    """
+    rows = []
+    lines = files.read_bytes(path, "log").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append((int(json.loads(line)["epoch"]), line.decode()))
+        except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+            if number < len(lines):
+                raise InputError(f"{path}, line {number}: no row of a log; remove the line") from error
+    return rows
 
 
 def evaluate(

@@ -1,13 +1,87 @@
-"""Files that are written whole or not at all, and their digests."""
+"""Files: opened only where they are regular ones, read in one-line errors, and written whole or not at all."""
 
+import errno
 import hashlib
+import json
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from utils.errors import InputError
 
 BLOCK = 1 << 20  # bytes read at a time
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: Path, what: str = "file") -> BinaryIO:
+    """Open a file for reading. Raises InputError at once for pipes, devices, sockets, folders, and for files that are
+    missing or unreadable: nothing here waits for somebody to write into a pipe.
+
+    what: the kind of file that is missing, for the message.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such {what}") from None
+    except OSError as error:
+        reason = "it is a socket, not a file" if error.errno == errno.ENXIO else error.strerror
+        raise InputError(f"{path} cannot be read: {reason}") from None
+    except ValueError as error:  # a zero byte in the name
+        raise InputError(f"{str(path)!r} is not a file name ({error})") from None
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(number)
+        raise InputError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'special')}, not a file: name a {what}")
+    return os.fdopen(number, "rb")
+
+
+def read_bytes(path: Path, what: str = "file") -> bytes:
+    """A regular file's bytes. Raises InputError as ``open_regular`` does, and where the disk fails."""
+    with open_regular(path, what) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_text(path: Path, what: str = "file") -> str:
+    """A text in UTF-8. Raises InputError for anything else."""
+    try:
+        return read_bytes(path, what).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8 (byte {error.start}): write it again, or remove it") from None
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object. what: what the file is, for the message, as in "scores". Raises InputError for anything else."""
+    return _parse_json(read_text(path, f"{what} file"), path, what)
+
+
+def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
+    """JSON objects, one a line. what: as in ``read_json``. Raises InputError for anything else."""
+    lines = read_text(path, f"{what} file").split("\n")
+    return [_parse_json(line, f"{path}, line {k},", what) for k, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parse_json(text: str, where: Path | str, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # fails for halves of characters, which nothing can write
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if text.strip() else "it is empty"
+        raise InputError(f"{where} is damaged ({reason}): write the {what} again, or remove it") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is damaged (it holds no object): write the {what} again, or remove it")
+    return value
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -33,9 +107,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in lower-case hexadecimal. Raises OSError."""
+    """SHA-256 of a regular file's bytes, in lower-case hexadecimal. Raises OSError, and InputError as ``open_regular``
+    does."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()

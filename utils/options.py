@@ -140,6 +140,7 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
                 continue
             problems.append(f"--{(flag or name).replace('_', '-')} {value}: must be {rule}")
 
+    dataset, partition = getattr(args, "dataset", "synthetic"), getattr(args, "partition", None)
     need("max_images", lambda v: v >= 1, "at least 1")
     need("face_size", lambda v: 16 <= v <= 2048, "between 16 and 2048")
     need("workers", lambda v: 0 <= v <= 256, "between 0 and 256")
@@ -153,12 +154,20 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
     for name in required:
         if getattr(args, name) is None:
             problems.append(f"--{name.replace('_', '-')} is needed")
-    if getattr(args, "dataset", "synthetic") != "synthetic" and args.data is None:
-        problems.append(f"--data is needed for --dataset {args.dataset}: name its folder")
+    if dataset != "synthetic" and args.data is None:
+        problems.append(f"--data is needed for --dataset {dataset}: name its folder")
+    if partition is not None and not DATASETS[dataset].partitions:
+        problems.append(f"--partition {partition}: there is but one way to split --dataset {dataset}; leave it out")
+    try:
+        device = runtime.pick_device(args.device)
+        if device.type == "cpu" and device.index:
+            problems.append(f"--device {args.device}: there is one CPU device; say --device cpu")
+    except InputError as error:
+        problems.append(str(error))
     if problems:
         raise InputError("; ".join(problems))
     if args.workers is None:
-        args.workers = 0 if runtime.pick_device(args.device).type == "cpu" else 2
+        args.workers = 0 if device.type == "cpu" else 2
 
 
 def face_data(args: argparse.Namespace) -> FaceData:

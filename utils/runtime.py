@@ -2,11 +2,14 @@
 
 import ctypes
 import errno
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,29 +20,85 @@ import torch.distributed as dist
 from utils.distributed import world_size
 from utils.errors import InputError
 
+INTERRUPTED = "interrupted (a training run goes on with --resume)"
+_OF_THE_MACHINE = (  # errors of the disk, of rights and of names, which no change of ours would mend
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+)
+_NO_MEMORY = (  # of torch on CPU and GPU, of cuBLAS and cuDNN, C++, OpenCV and Python's threads
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "ALLOC_FAILED",
+    "bad_alloc",
+    "Insufficient memory",
+    "can't start new thread",
+)
 
-def run_main(main: Callable[[], int]) -> int:
-    """Run a script's ``main``: bad input becomes one line and exit status 2, Ctrl-C status 130."""
+
+def run_main(main: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
+    """Run a script's ``main``: bad input, a full disk, too little memory and a failing GPU become one line and exit
+    status 2, Ctrl-C the line ``interrupted`` and status 130."""
     keep_freed_memory()
+    keep_output_clean()
     try:
         return main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("interrupted (a training run goes on with --resume)", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+    except Exception as error:
+        line = explain(error)
+        if not line:
             raise
-        print(f"error: {error.filename or 'a file'} could not be read or written: {error.strerror}", file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
         return 2
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def explain(error: Exception) -> str:
+    """The line to tell of an error that input or machine have caused; empty for a defect of ours."""
+    if isinstance(error, InputError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"too little memory{first_line(error)}: take smaller batches or faces, or a machine that has more"
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        return f"{error.filename or 'a file'} could not be read or written: {error.strerror}"
+    if isinstance(error, RuntimeError) and str(error).startswith("CUDA error"):
+        return f"the GPU failed{first_line(error)}: run it again, or with --device cpu"
+    return ""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine or its GPU had too little memory. Faults such as "illegal memory access" are none of it."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, as far as one line goes, in parentheses behind a space; empty where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return f" ({lines[0][:200]})" if lines else ""
+
+
+def printable(text: str) -> str:
+    """The text in one line: what does not print, such as a line break in a file's name, is written as in Python."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def keep_output_clean() -> None:
+    """Print names that are not UTF-8 with escapes, and what Pillow warns of not at all: where a picture cannot be read,
+    our own line says so."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def keep_freed_memory() -> None:
@@ -71,6 +130,8 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cpu" and device.index is not None:
+        raise InputError(f"--device {name}: the CPU has no number; say --device cpu")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:

@@ -121,6 +121,7 @@ class ParserTask(Task):
     """The training of a face parser on a data set; F1 on the validation split decides.
 
     A stage gives ``forward(batch)``. photos: whether its training batches hold photos (see ``View.needs_photos``).
+    Raises InputError for a bad data folder, and for training faces without any label.
     """
 
     def __init__(self, plan: Plan, model: FaceParser, networks: Sequence[str], photos: bool = True) -> None:
@@ -129,6 +130,11 @@ class ParserTask(Task):
         threads = plan.machine.threads
         self.train_faces = open_faces(plan.data, "train", model.labels, photos, threads)
         self.val_faces = open_faces(plan.data, "val", model.labels, threads=threads)
+        if not self.train_faces.count_labelled():
+            raise InputError(
+                f"the {len(self.train_faces)} faces to train on have no label but background in label set "
+                f"{model.labels.name}: look at their masks with python -m data.check"
+            )
 
     @property
     def run(self) -> Run:
@@ -142,6 +148,7 @@ class ParserTask(Task):
             "partition": plan.data.partition,
             "face_size": plan.data.face_size,
             "images": len(self.train_faces),
+            "data": {"train": self.train_faces.fingerprint, "val": self.val_faces.fingerprint},
             "seed": plan.seed,
             "recipe": asdict(plan.recipe),
             "started_from": {name: files.sha256(path) for name, path in plan.start.items()},

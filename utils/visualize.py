@@ -1,9 +1,12 @@
 """Pictures for people: colour maps, overlays, windows, contact sheets. All are RGB, uint8 (H, W, 3)."""
 
+import io
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from data.batches import Batch
@@ -100,6 +103,16 @@ def legend(labels: LabelSet) -> np.ndarray:
         place = (6, index * height + 17)
         cv2.putText(picture, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (ink, ink, ink), 1, cv2.LINE_AA)
     return picture
+
+
+def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as the bytes of a file. kind, options: as for Pillow's ``save``.
+
+    Pillow, given a file, does not notice where the disk takes but a part of what it writes.
+    """
+    made = io.BytesIO()
+    picture.save(made, kind, **options)
+    return made.getvalue()
 
 
 def face_pictures(batch: Batch, labels_BHW: Tensor, theta_BP23: Tensor | None = None) -> Iterator[np.ndarray]:

@@ -12,6 +12,7 @@ from data import images
 from data.labels import CELEBAMASK
 from data.listing import Listing, Sample, pair
 from utils.errors import InputError
+from utils.files import read_text
 
 PHOTO_FOLDER, PART_FOLDER = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
 MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
@@ -121,26 +122,29 @@ def _list_parts(folder: Path) -> tuple[dict[int, dict[int, Path]], list[str]]:
             if not number.isdecimal() or part not in ids or int(number) // FACES_PER_FOLDER != int(subfolder):
                 strange.append(f"{subfolder}/{name}")
                 continue
-            faces.setdefault(int(number), {})[ids[part]] = here / name
+            paths = faces.setdefault(int(number), {})
+            if ids[part] in paths:
+                raise InputError(f"two files for one part in {here}: {paths[ids[part]].name} and {name}; keep one")
+            paths[ids[part]] = here / name
     return faces, strange
 
 
 def _choose_partition(root: Path, partition: str | None) -> tuple[tuple[int, int], dict[int, int] | None]:
     path = root / MAPPING_FILE
     if partition is None:
-        partition = "standard" if path.is_file() else "paper"
+        partition = "standard" if os.path.lexists(path) else "paper"
     if partition not in PARTITIONS:
         raise InputError(f"unknown partition {partition}: choose from {', '.join(PARTITIONS)}")
     if partition == "paper":
         return _PAPER_ENDS, None
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InputError(f"no file {path}, which the standard partition needs: add it or take partition paper")
     return _STANDARD_ENDS, _read_mapping(path)
 
 
 def _read_mapping(path: Path) -> dict[int, int]:
     """CelebA-HQ number -> CelebA number (``orig_idx``, from 0) of the mapping file."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_text(path, "mapping file").splitlines()
     columns = lines[0].split() if lines else []
     if "idx" not in columns or "orig_idx" not in columns:
         raise InputError(f"{path} line 1: expected the columns idx, orig_idx, orig_file")
@@ -151,9 +155,12 @@ def _read_mapping(path: Path) -> dict[int, int]:
         if not words:
             continue
         try:
-            mapping[int(words[own])] = int(words[original])
+            number, original_number = int(words[own]), int(words[original])
         except (ValueError, IndexError):
             raise InputError(f"{path} line {count}: expected numbers under idx and orig_idx") from None
+        if number in mapping:
+            raise InputError(f"{path} line {count}: face {number} is there for the second time; keep one line")
+        mapping[number] = original_number
     return mapping
 
 

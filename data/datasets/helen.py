@@ -15,10 +15,12 @@ from data import images
 from data.labels import HELEN
 from data.listing import Listing, Sample
 from utils.errors import InputError
+from utils.files import read_text
 
 LISTS = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
 NUM_MASKS = len(HELEN.names)
 FACES_READ_FOR_SIDES = 32
+LONGEST_NAME = 200  # bytes; file systems take 255, with what the masks' names add
 LAYOUT = (
     "expected HELEN's released layout: images/<name>.jpg, labels/<name>/<name>_lbl00.png … _lbl10.png, "
     "exemplars.txt, tuning.txt, testing.txt"
@@ -34,7 +36,7 @@ def find(root: Path, split: str) -> Listing:
     for folder in (root / "images", root / "labels"):
         if not folder.is_dir():
             raise InputError(f"no folder {folder}: {LAYOUT}")
-    if not (root / LISTS[split]).is_file():
+    if not os.path.lexists(root / LISTS[split]):
         raise InputError(f"no list {root / LISTS[split]} for split {split}: {LAYOUT}")
     photos = images.list_files(root / "images", images.PHOTO_SUFFIXES)
     names = _read_list(root / LISTS[split])
@@ -42,7 +44,7 @@ def find(root: Path, split: str) -> Listing:
     if not samples:
         return Listing(samples, problems, read_labels)
     voters = samples
-    if split != "train" and (root / LISTS["train"]).is_file():
+    if split != "train" and os.path.lexists(root / LISTS["train"]):
         train_names = _read_list(root / LISTS["train"])
         voters = _complete(root, "train", train_names, photos)[0] or samples
         shared = sorted(set(names) & set(train_names))
@@ -70,18 +72,23 @@ def read_labels(sample: Sample, swap: bool = False) -> np.ndarray:
 
 
 def _read_list(path: Path) -> list[str]:
-    """The names of a list file, lines ``number , name``."""
+    """The names of a list, lines ``number , name``. Raises InputError for a list that is empty or cannot be read."""
     names = []
-    for count, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for count, line in enumerate(read_text(path, "list").splitlines(), 1):
         number, comma, name = (word.strip() for word in line.partition(","))
         if not line.strip():
             continue
-        if not comma or not number.isdecimal() or not name:
+        if not comma or not number.isdecimal() or not _is_file_name(name):
             raise InputError(f"{path} line {count}: expected `number , name`, found `{line.strip()[:60]}`")
         names.append(name)
     if not names:
         raise InputError(f"list {path} is empty: {LAYOUT}")
     return names
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a listed name stays in its folder and is short enough for a file."""
+    return name not in ("", ".", "..") and not set("/\0") & set(name) and len(name.encode()) <= LONGEST_NAME
 
 
 def _complete(root: Path, split: str, names: list[str], photos: dict[str, Path]) -> tuple[list[Sample], list[str]]:

@@ -18,13 +18,14 @@ from models.geometry import (
     paste,
     paste_labels,
 )
-from models.parser import FaceParser, Parsed, Weights, stretched
+from models.parser import FaceParser, Parsed, Weights, check_types, stretched
 from models.stn_icnn.baseline import baseline_theta
 from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
 from models.stn_icnn.mirror import mirror_too
 from models.stn_icnn.parts import PartNets
 from models.stn_icnn.windows import Windows, target_theta
+from utils.checkpoint import shown
 from utils.errors import InputError
 
 FRAMES = ("image", "canvas")
@@ -42,7 +43,8 @@ CROPS = tuple(NETWORKS_OF_CROPS)
 
 @dataclass(frozen=True)
 class STNiCNNConfig:
-    """What the weights were made for; it travels in every checkpoint. Raises ValueError for values out of range.
+    """What the weights were made for; it travels in every checkpoint. Raises ValueError for values of other types or
+    out of range.
 
     coarse_size: side of the stretched photo that the coarse network sees (pixels).
     crop_size: samples along a side of each crop (paper: 81 for HELEN, 127 for CelebAMask-HQ).
@@ -66,13 +68,14 @@ class STNiCNNConfig:
     paste: str = "nearest"
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, value, allowed in (
             ("localizer", self.localizer, KINDS),
             ("frame", self.frame, FRAMES),
             ("paste", self.paste, PASTES),
         ):
             if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {shown(value)}")
         if not (16 <= self.coarse_size <= 1024 and 8 <= self.crop_size <= 1024):
             raise ValueError("coarse size must lie between 16 and 1024, crop size between 8 and 1024")
         if not (0 <= self.window_margin <= 10 and 0 < self.window_aspect <= 1 and 2 <= self.canvas <= 65536):

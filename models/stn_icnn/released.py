@@ -150,6 +150,8 @@ def _rename(state: State, entry: str, name_of: Callable[[str], str | None], buil
         if name and renamed[name].shape != expected[name].shape:
             shapes = tuple(renamed[name].shape), tuple(expected[name].shape)
             raise InputError(f"{entry}: {key} has shape {shapes[0]}, the released network {shapes[1]}")
+        if name and renamed[name].is_floating_point() != expected[name].is_floating_point():
+            raise InputError(f"{entry}: {key} holds {renamed[name].dtype}, the released network {expected[name].dtype}")
     return {name: tensor.to(expected[name].dtype) for name, tensor in renamed.items()}
 
 
