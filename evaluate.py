@@ -348,8 +348,7 @@ def save_pictures(folder: Path, evaluation: Evaluation, ranked: Sequence[tuple[i
         name = os.fsdecode(os.fsencode(evaluation.names[index])[:200])  # with the rest no longer than disks allow
         path = folder / f"{place:03d}_{mean:.4f}_{name}.jpg"
         picture = Image.fromarray(evaluation.picture(index))
-        data = encode(picture, "JPEG", quality=92)
-        files.write_whole(path, lambda file, data=data: file.write(data))
+        files.write_bytes(path, encode(picture, "JPEG", quality=92))
 
 
 if __name__ == "__main__":

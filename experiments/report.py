@@ -193,6 +193,16 @@ def told(path: Path) -> Iterator[None]:
         raise InputError(f"{path} lacks values, or holds others than it should ({reason}): write it again") from error
 
 
+def read_scores(path: Path) -> Result:
+    """A scores.json. Raises InputError for a damaged one."""
+    values = files.read_json(path, "scores")
+    tables = [values.get(key, {}) for key in ("paper", "strict")]
+    sound = all(isinstance(table, dict) for table in tables) and isinstance(values.get("dataset"), str | None)
+    if not sound or not all(isinstance(score, int | float | None) for table in tables for score in table.values()):
+        raise InputError(f"{path} lacks values, or holds others than it should: score again")
+    return values
+
+
 def read_run(folder: Path) -> Run | None:
     """A run folder; None for one without stages and scores. Raises InputError for damaged files."""
     stages = {}
@@ -206,7 +216,7 @@ def read_run(folder: Path) -> Run | None:
         found = {path.parent.name: path for path in sorted((folder / "scores" / split).glob("*/scores.json"))}
         order = [name for name in titles if name in found] + [name for name in found if name not in titles]
         if order:
-            read = {name: files.read_json(found[name], "scores") for name in order}
+            read = {name: read_scores(found[name]) for name in order}
             scores[split] = {titles.get(name, name.replace("_", " ")): values for name, values in read.items()}
     command = folder / "command.txt"
     if not stages and not scores:

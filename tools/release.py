@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--out", type=Path, default=SHIPPED_WEIGHTS, metavar="FILE", help="what to write")
     options.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     args = options.parse_args(argv)
+    if os.path.isdir(args.out):
+        raise InputError(f"--out {args.out} is a folder: name a file")
     if os.path.exists(args.out) and not args.overwrite:
         raise InputError(f"{args.out} is there already: name another --out, or add --overwrite")
     release(args.checkpoint, args.out)

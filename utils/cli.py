@@ -6,6 +6,8 @@ from typing import NoReturn
 
 from utils.errors import InputError
 
+LONGEST = 300  # letters of a message, which may quote what was typed
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, where there are any."""
@@ -21,7 +23,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(_command(), description=description, formatter_class=_Help, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
+        short = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
+        raise InputError(f"{short} (see {self.prog} --help)")
 
 
 def _command() -> str | None:

@@ -101,6 +101,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """``write_whole`` for bytes."""
+    write_whole(path, lambda file: file.write(data))
+
+
 def write_text(path: Path, text: str) -> None:
     """``write_whole`` for a text, in UTF-8."""
     write_whole(path, lambda file: file.write(text.encode()))

@@ -160,14 +160,23 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
         problems.append(f"--partition {partition}: there is but one way to split --dataset {dataset}; leave it out")
     try:
         device = runtime.pick_device(args.device)
-        if device.type == "cpu" and device.index:
-            problems.append(f"--device {args.device}: there is one CPU device; say --device cpu")
     except InputError as error:
         problems.append(str(error))
+    for name in ("run_dir", "out"):
+        if folder := getattr(args, name, None):
+            problems += _blocked(f"--{name.replace('_', '-')} {folder}", folder)
     if problems:
         raise InputError("; ".join(problems))
     if args.workers is None:
         args.workers = 0 if device.type == "cpu" else 2
+
+
+def _blocked(flag: str, folder: Path) -> list[str]:
+    """The problem of a folder that cannot be made since a file stands in its way."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if there is None or there.is_dir():
+        return []
+    return [f"{flag}: {'it' if there == folder else there} is a file; name a folder"]
 
 
 def face_data(args: argparse.Namespace) -> FaceData:

@@ -130,8 +130,8 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: only cpu and cuda are supported")
-    if device.type == "cpu" and device.index is not None:
-        raise InputError(f"--device {name}: the CPU has no number; say --device cpu")
+    if device.type == "cpu" and device.index:
+        raise InputError(f"--device {name}: there is one CPU device; say --device cpu")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
