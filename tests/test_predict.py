@@ -303,7 +303,7 @@ def test_bad_options_are_one_line_and_status_2(argv, line, tmp_path, capsys, mon
 def test_an_out_that_is_a_file_is_one_line(run, tmp_path):
     save_photo(tmp_path / "face.jpg", photo(16))
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="out: it is a file; name a folder"):
         run(tmp_path / "face.jpg")
 
 
