@@ -137,8 +137,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--worst {args.worst}: must be at least 0")
     if args.worst and not args.out:
         raise InputError("--worst saves pictures in --out DIR: name one")
-    if args.out and args.out.exists() and not args.out.is_dir():
-        raise InputError(f"--out {args.out} is a file: name a folder")
     if args.out and not args.overwrite and (there := written_before(args.out)):
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         first = there[0].relative_to(args.out)

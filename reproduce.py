@@ -98,8 +98,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
     args = parser.parse_args(argv)
     options.check(args)
-    if args.out.exists() and not args.out.is_dir():
-        raise InputError(f"--out {args.out} is a file: name a folder")
     distributed.start_processes(args.device)
     return args
 

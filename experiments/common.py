@@ -71,8 +71,6 @@ def parse(made: Parser, argv: list[str] | None) -> argparse.Namespace:
     options.check(args)
     if distributed.world_size() > 1:
         raise InputError("experiments run in one process: start them without torchrun")
-    if args.out.exists() and not args.out.is_dir():
-        raise InputError(f"--out {args.out} is a file: name a folder")
     return args
 
 
