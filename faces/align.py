@@ -36,8 +36,8 @@ def frame_of(points_52: np.ndarray) -> Frame:
     """The frame of a face with these eyes, nose and mouth corners (see ``faces.detect.Detection``).
 
     With e the vector from the eye on the image's left to the other and m that from the eyes' middle to the mouth
-    corners' middle, the x axis points along (e_x + m_y, e_y - m_x), half the side is max(2 |e|, 1.8 |m|), and the centre
-    is the eyes' middle plus 0.1 m.
+    corners' middle, the x axis points along (e_x + m_y, e_y - m_x), half the side is max(2 |e|, 1.8 |m|), and the
+    centre is the eyes' middle plus 0.1 m.
     """
     eyes_2, mouth_2 = points_52[:2].mean(0), points_52[3:5].mean(0)
     e_2, m_2 = points_52[1] - points_52[0], mouth_2 - eyes_2

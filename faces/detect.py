@@ -33,7 +33,6 @@ class Detector:
     """YuNet. Raises InputError where its weights are missing or damaged."""
 
     def __init__(self, least_score: float = SCORE) -> None:
-        cv2.setLogLevel(2)  # errors alone: OpenCV's notes about back ends say nothing to a user
         self.net = cv2.FaceDetectorYN.create("onnx", weights(), np.empty(0, np.uint8), (320, 320), least_score, OVERLAP)
 
     def find(self, photo_HW3: np.ndarray) -> list[Detection]:
