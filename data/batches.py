@@ -19,13 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.cache import FILES, THUMB_BYTES, build_cache, decode, part_geometry, record_type
-from data.images import THUMB, make_thumb
+from data.images import THUMB, make_thumb, thumb_of_frame
 from data.labels import LabelSet, among
 from data.listing import Source
 from data.source import FaceData, open_source
 from utils.errors import InputError
 
 Key = tuple[int, int, int]  # (seed, epoch, position in the epoch)
+FRAME_SIDE = 512  # pixels of the square in which a framed face is seen, as in CelebAMask-HQ; nothing is stored at it
 
 
 class DamagedCache(InputError):
@@ -47,6 +48,11 @@ class Batch:
     pixels (x, y); of the six parts, P = 0 for label sets that lack some. index_B: int64 position in the split.
     keys_B3: int64 (seed, epoch, position in the epoch), from which augmentation is drawn, whatever the batch size or
     the number of processes.
+
+    Faces framed in larger photos (``framed_batch``) have no truth. frames_B33: float32, normalised coordinates of each
+    face's square (see ``FRAME_SIDE``) to those of its photo; photo_B: int64, which photo it is in, so that photos_BHW3
+    holds each photo once; thumbs_BTT3 are those of the squares, and sizes_B2 the sizes of the faces' photos. None: each
+    photo is a face.
     """
 
     labels: LabelSet
@@ -59,6 +65,8 @@ class Batch:
     extents_BP2: Tensor
     index_B: Tensor
     keys_B3: Tensor
+    frames_B33: Tensor | None = None
+    photo_B: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
@@ -69,7 +77,8 @@ class Batch:
         return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "labels"}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 class Faces(Dataset):
@@ -257,6 +266,38 @@ def photo_batch(photos: list[np.ndarray], labels: LabelSet) -> Batch:
         extents_BP2=none_BP2,
         index_B=torch.arange(count),
         keys_B3=torch.zeros(count, 3, dtype=torch.long),
+    )
+
+
+def framed_batch(photos: list[np.ndarray], frames: list[list[np.ndarray]], labels: LabelSet) -> Batch:
+    """Faces in photos of one size, uint8 (H, W, 3), as a batch without truth.
+
+    frames: for each photo those of its faces: float64 (2, 3), a square's coordinates, -1 to 1 from edge to edge
+    (x, y), to pixels of the photo.
+    """
+    height, width = photos[0].shape[:2]
+    faces = [(index, matrix) for index, matrices in enumerate(frames) for matrix in matrices]
+    count, parts = len(faces), len(labels.part_ids)
+    none_BP2 = torch.zeros(count, parts, 2)
+    half_2 = np.maximum([width - 1, height - 1], 1) / 2
+    affine = np.tile(np.eye(3), (count, 1, 1))
+    for b, (_, matrix) in enumerate(faces):
+        affine[b, :2, :2] = matrix[:, :2] * (1 - 1 / FRAME_SIDE) / half_2[:, None]
+        affine[b, :2, 2] = matrix[:, 2] / half_2 - 1
+    thumbs = [thumb_of_frame(photos[index], matrix) for index, matrix in faces]
+    return Batch(
+        labels=labels,
+        photos_BHW3=torch.from_numpy(np.stack(photos) if len(photos) > 1 else np.require(photos[0][None], None, "W")),
+        labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
+        thumbs_BTT3=torch.from_numpy(np.stack(thumbs)),
+        sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
+        present_BP=torch.zeros(count, parts, dtype=torch.bool),
+        centres_BP2=none_BP2,
+        extents_BP2=none_BP2,
+        index_B=torch.arange(count),
+        keys_B3=torch.zeros(count, 3, dtype=torch.long),
+        frames_B33=torch.from_numpy(affine).float(),
+        photo_B=torch.tensor([index for index, _ in faces]),
     )
 
 

@@ -5,6 +5,7 @@ photo to the cached one, and both looks of the method (the stretched whole and t
 through it, once. Everything runs on the batch's device, on whole batches.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batches import Batch
+from data.batches import FRAME_SIDE, Batch
 from data.images import THUMB
 from data.labels import MIRROR_PARTS
 from models.geometry import compose, crop, crop_labels, labels_at, stretch
@@ -108,8 +109,9 @@ class View:
 
     @property
     def sizes_B2(self) -> Tensor:
-        """(height, width) of the photos of this view, int64 pixels."""
-        return self.batch.sizes_B2
+        """(height, width) of the photos of this view, int64 pixels; of framed faces, of their squares."""
+        sizes_B2 = self.batch.sizes_B2
+        return sizes_B2 if self.batch.frames_B33 is None else torch.full_like(sizes_B2, FRAME_SIDE)
 
     @staticmethod
     def needs_photos(size: int) -> bool:
@@ -141,13 +143,14 @@ class View:
 
         Differentiable in theta (paper section 2.3).
         """
-        crops_BP3SS = crop(self.batch.photos_BHW3, self._source(theta_BP23), size, self.sizes_B2)
+        batch = self.batch
+        crops_BP3SS = crop(batch.photos_BHW3, self.source(theta_BP23), size, batch.sizes_B2, batch.photo_B)
         return crops_BP3SS if self.draw is None else _photometric(self.draw, crops_BP3SS)
 
     def crop_labels(self, theta_BP23: Tensor, size: int) -> Tensor:
         """The same windows of the label maps, nearest neighbour, 0 outside the photo: labels_BPSS, uint8."""
-        source_BP23 = self._source(theta_BP23.detach())
-        return self._mirrored(crop_labels(self.batch.labels_BHW, source_BP23, size, self.sizes_B2))
+        source_BP23 = self.source(theta_BP23.detach())
+        return self._mirrored(crop_labels(self.batch.labels_BHW, source_BP23, size, self.batch.sizes_B2))
 
     def parts(self) -> Parts:
         """Where the parts are in this view."""
@@ -182,6 +185,13 @@ class View:
         shift_BP2 = theta_BP23[..., 2] + 2 * scale_BP2 * offsets_BP3[..., :2]
         return torch.cat([theta_BP23[..., :2] * torch.exp(offsets_BP3[..., 2:, None]), shift_BP2.unsqueeze(-1)], -1)
 
+    def source(self, theta_BP23: Tensor) -> Tensor:
+        """Windows of this view as windows of the batch's photos."""
+        if self.draw is not None:
+            half_B2 = (self.sizes_B2.flip(-1).float() - 1).clamp(min=1) / 2
+            theta_BP23 = compose(_normalised(self.draw.affine_B33, half_B2), theta_BP23)
+        return theta_BP23 if self.batch.frames_B33 is None else compose(self.batch.frames_B33, theta_BP23)
+
     def _half_B2(self) -> Tensor:
         return self.sizes_B2.flip(-1).float() / 2
 
@@ -190,17 +200,30 @@ class View:
 
         cached: from the cached stretched photos, else from the photos.
         """
+        if not cached and self.batch.frames_B33 is None:
+            return stretch(self.batch.photos_BHW3, self.batch.sizes_B2, side)
         if not cached:
-            return stretch(self.batch.photos_BHW3, self.sizes_B2, side)
+            return self._stretched_frames(side)
         thumbs_B3TT = self.batch.thumbs_BTT3.permute(0, 3, 1, 2).float()
         return thumbs_B3TT if side == THUMB else F.adaptive_avg_pool2d(thumbs_B3TT, side)
 
-    def _source(self, theta_BP23: Tensor) -> Tensor:
-        """Windows of this view as windows of the cached photos."""
-        if self.draw is None:
-            return theta_BP23
-        half_B2 = (self.sizes_B2.flip(-1).float() - 1).clamp(min=1) / 2
-        return compose(_normalised(self.draw.affine_B33, half_B2), theta_BP23)
+    def _stretched_frames(self, side: int) -> Tensor:
+        """``_stretched`` of framed faces, out of the photos: the mean of as many samples as a pixel covers."""
+        batch = self.batch
+        assert batch.frames_B33 is not None
+        assert batch.photo_B is not None
+        images = []
+        for frame_133, size_12, photo_1 in zip(
+            batch.frames_B33.split(1), batch.sizes_B2.split(1), batch.photo_B.split(1), strict=True
+        ):
+            length = float((frame_133[0, :2, :2] * (size_12.flip(-1).T - 1)).square().sum(0).max().sqrt())
+            count = max(1, min(8, math.ceil(length / side)))
+            # from edge to edge of the square: its outermost pixel centres lie at 1 - 1 / FRAME_SIDE
+            reach = (1 - 1 / (side * count)) / (1 - 1 / FRAME_SIDE)
+            theta_1123 = compose(frame_133, torch.eye(2, 3, device=frame_133.device)[None, None] * reach)
+            samples_13SS = crop(batch.photos_BHW3, theta_1123, side * count, size_12, photo_1)[:, 0]
+            images.append(F.avg_pool2d(samples_13SS, count) * 255)
+        return torch.cat(images)
 
     def _mirrored(self, labels: Tensor) -> Tensor:
         """Labels (B, ...) with their sides swapped where the face is mirrored."""

@@ -7,29 +7,31 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Frame:
-    """A square on a photo, turned as the face is.
+    """Where a face is seen upright: matrix_23, float64, from the frame's coordinates, -1 to 1 from edge to edge (x, y),
+    to pixels of the photo (centre of the first pixel: 0)."""
 
-    centre_2: (x, y) pixels. axis_2: from the centre along the square's own x axis to its right side, pixels; its y axis
-    is the same turned by a quarter to the image's bottom.
-    """
-
-    centre_2: np.ndarray
-    axis_2: np.ndarray
-
-    @property
-    def half(self) -> float:
-        """Half of the square's side, pixels."""
-        return float(np.hypot(*self.axis_2))
+    matrix_23: np.ndarray
 
     @property
     def degrees(self) -> float:
         """How far the face is turned clockwise, -180 to 180."""
-        return float(np.degrees(np.arctan2(self.axis_2[1], self.axis_2[0])))
+        return float(np.degrees(np.arctan2(self.matrix_23[1, 0], self.matrix_23[0, 0])))
 
-    def matrix(self) -> np.ndarray:
-        """(2, 3): the square's coordinates, -1 to 1 from edge to edge (x, y), to pixels of the photo."""
-        x, y = self.axis_2
-        return np.array([[x, -y, self.centre_2[0]], [y, x, self.centre_2[1]]])
+    def corners(self) -> np.ndarray:
+        """corners_42 in pixels of the photo, clockwise from the top left one of the upright face."""
+        corners_24 = np.array([(-1, 1, 1, -1), (-1, -1, 1, 1)])
+        return (self.matrix_23[:, :2] @ corners_24 + self.matrix_23[:, 2:]).T
+
+
+def square(centre_2: np.ndarray, axis_2: np.ndarray) -> Frame:
+    """A square frame. axis_2: from its centre to the middle of its right side, pixels (x, y)."""
+    x, y = axis_2
+    return Frame(np.array([[x, -y, centre_2[0]], [y, x, centre_2[1]]], np.float64))
+
+
+def whole(height: int, width: int) -> Frame:
+    """The whole photo, stretched to a square."""
+    return Frame(np.array([[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2]]))
 
 
 def frame_of(points_52: np.ndarray) -> Frame:
@@ -45,4 +47,4 @@ def frame_of(points_52: np.ndarray) -> Frame:
     length = np.hypot(*axis_2)
     axis_2 = axis_2 / length if length > 0 else np.array([1.0, 0.0])
     half = max(2.0 * np.hypot(*e_2), 1.8 * np.hypot(*m_2), 1.0)
-    return Frame(eyes_2 + 0.1 * m_2, axis_2 * half)
+    return square(eyes_2 + 0.1 * m_2, axis_2 * half)

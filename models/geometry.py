@@ -7,7 +7,9 @@ Photos of different sizes share a batch by zero padding at the right and bottom;
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,22 +83,32 @@ def sample_points(theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:
     return torch.where(near_BPSS2, points_BPSS2 + to_centre_BPSS2, points_BPSS2)
 
 
-def crop(photos_BHWC: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor | None = None) -> Tensor:
+def crop(
+    photos_BHWC: Tensor,
+    theta_BP23: Tensor,
+    size: int,
+    sizes_B2: Tensor | None = None,
+    photo_B: Tensor | None = None,
+) -> Tensor:
     """Cut windows out of photos, bilinear, zeros outside; differentiable in theta and in photos of floats.
 
     photos_BHWC: uint8, whose crops are scaled to [0, 1], or float. theta_BP23: in the frame of each photo.
-    sizes_B2: the photos' own sizes where they are padded. Returns crops_BPCSS (channels last in memory), float.
+    sizes_B2: the photos' own sizes where they are padded. photo_B: int64, the photo that each row of theta is of, where
+    photos have several or none; sizes_B2 then has theta's rows too. Returns crops_BPCSS (channels last in memory),
+    float.
     With an odd window of ``size`` pixels and an integer centre, the crop equals array slicing exactly (paper
     Fig. 7, 8). Only the pixels that the windows sample are read.
     """
-    batch, height, width, _ = photos_BHWC.shape
+    height, width = photos_BHWC.shape[1:3]
     if sizes_B2 is None:
-        sizes_B2 = torch.tensor([[height, width]], device=theta_BP23.device).expand(batch, 2)
+        sizes_B2 = torch.tensor([[height, width]], device=theta_BP23.device).expand(len(theta_BP23), 2)
+    if photo_B is None:
+        photo_B = torch.arange(photos_BHWC.shape[0], device=theta_BP23.device)
     points_BPSS2 = sample_points(theta_BP23, size, sizes_B2)
     corner_BPSS2 = points_BPSS2.detach().floor()
     right_BPSS, below_BPSS = (points_BPSS2 - corner_BPSS2).unbind(-1)
     x_BPSS, y_BPSS = corner_BPSS2.nan_to_num(-2).clamp(-2, torch.sym_max(height, width)).long().unbind(-1)
-    first_B111 = (torch.arange(batch, device=theta_BP23.device) * (height * width)).view(-1, 1, 1, 1)
+    first_B111 = (photo_B * (height * width)).view(-1, 1, 1, 1)
     pixels_NC = photos_BHWC.flatten(0, 2)
     crops_BPSSC: Tensor | None = None
     for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
@@ -209,6 +221,87 @@ def _resample(probs_KSS: Tensor, rows_Y: Tensor, columns_X: Tensor) -> Tensor:
             distance_NS = (u_N.unsqueeze(-1) - torch.arange(probs_KSS.shape[-1], device=u_N.device)).abs()
             weights.append(torch.where(distance_NS < 1, 1 - distance_NS, 0).float().unsqueeze(-3))
         return weights[0] @ probs_KSS.float() @ weights[1].transpose(-1, -2)
+
+
+class Patch(NamedTuple):
+    """A face's labels on the pixel grid of its photo, within the box that holds all windows.
+
+    top, left: the box's first row and column. labels_YX: uint8. confidence_YX: float32, the probability of each pixel's
+    label. probs_KYX: float32, of all labels (see ``paste``), or None.
+    """
+
+    top: int
+    left: int
+    labels_YX: Tensor
+    confidence_YX: Tensor
+    probs_KYX: Tensor | None
+
+
+def paste_turned(
+    probs: list[Tensor], theta_P23: Tensor, height: int, width: int, mode: str = "nearest", keep_probs: bool = False
+) -> Patch:
+    """``paste`` for one face and windows of any affine, turned ones included; only the pixels inside the windows are
+    computed.
+
+    probs: a tensor (1 + labels, S, S) for each window, softmax over its channels, channel 0 background. theta_P23: in
+    the frame of the height x width photo. mode: "nearest" or "bilinear". keep_probs: return them all.
+    """
+    device, size = theta_P23.device, probs[0].shape[-1]
+    to_crop_P23, boxes_P4 = _crop_coordinates(theta_P23, size, height, width)
+    seen_P4 = boxes_P4[(boxes_P4[:, 1] > boxes_P4[:, 0]) & (boxes_P4[:, 3] > boxes_P4[:, 2])]
+    top, bottom, left, right = (0, 0, 0, 0)
+    if len(seen_P4):
+        (top, left), (bottom, right) = seen_P4[:, [0, 2]].min(0), seen_P4[:, [1, 3]].max(0)
+    best_YX = torch.ones(int(bottom - top), int(right - left), device=device)
+    windows = []
+    for probs_KSS, (ux, uy), (y0, y1, x0, x1) in zip(probs, to_crop_P23, boxes_P4.tolist(), strict=True):
+        y_Y1 = torch.arange(max(0, y1 - y0), dtype=torch.float32, device=device)[:, None]
+        x_X = torch.arange(max(0, x1 - x0), dtype=torch.float32, device=device)
+        u_YX, v_YX = (
+            float(axis[0]) * x_X + float(axis[1]) * y_Y1 + float(axis @ np.array([x0, y0, 1.0])) for axis in (ux, uy)
+        )
+        grid_1YX2 = torch.stack([u_YX, v_YX], -1)[None] * (2 / (size - 1)) - 1
+        window_KYX = F.grid_sample(probs_KSS[None, 1:].float(), grid_1YX2, mode, "zeros", align_corners=True)[0]
+        place = (slice(int(y0 - top), int(y1 - top)), slice(int(x0 - left), int(x1 - left)))
+        if window_KYX.numel() == 0:
+            place = (slice(0, 0), slice(0, 0))
+        best_YX[place] *= 1 - window_KYX.sum(0)
+        windows.append((place, window_KYX))
+    best_YX.clamp_(min=0)
+    canvas = [best_YX.clone()] if keep_probs else []
+    labels_YX = torch.zeros_like(best_YX, dtype=torch.uint8)
+    label = 0
+    for place, window_KYX in windows:
+        for probs_YX in window_KYX:
+            label += 1
+            labels_YX[place].masked_fill_(probs_YX > best_YX[place], label)
+            torch.maximum(best_YX[place], probs_YX, out=best_YX[place])
+            if keep_probs:
+                canvas.append(torch.zeros_like(best_YX))
+                canvas[-1][place] = probs_YX
+    return Patch(int(top), int(left), labels_YX, best_YX, torch.stack(canvas) if keep_probs else None)
+
+
+def _crop_coordinates(theta_P23: Tensor, size: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """For windows of any affine: to_crop_P23, float64, from pixels of the photo (x, y) to samples of the crop, and the
+    boxes_P4, int64, of the pixels that they reach (first row, last + 1, first column, last + 1)."""
+    numbers_P23 = theta_P23.detach().double().cpu().numpy()
+    finite_P = np.isfinite(numbers_P23).all((1, 2))
+    numbers_P23 = np.where(finite_P[:, None, None], numbers_P23, 0)
+    half_2 = np.maximum([width - 1, height - 1], 1) / 2
+    linear_P22 = numbers_P23[:, :, :2] * half_2[:, None] * (2 / (size - 1))  # a sample's step in pixels
+    shift_P2 = (numbers_P23[:, :, 2] + 1) * half_2 - linear_P22.sum(-1) * (size - 1) / 2  # the first sample
+    usable_P = finite_P & (np.abs(np.linalg.det(linear_P22)) > MIN_SCALE**2)
+    linear_P22[~usable_P], shift_P2[~usable_P] = np.eye(2), -4.0 * size  # a window that lies outside the photo
+    inverse_P22 = np.linalg.inv(linear_P22)
+    to_crop_P23 = np.concatenate([inverse_P22, -(inverse_P22 @ shift_P2[..., None])], -1)
+    corners_24 = np.array([(-1, size, size, -1), (-1, -1, size, size)])
+    reach_P24 = linear_P22 @ corners_24 + shift_P2[..., None]
+    limits_2 = np.array([width, height])
+    low_P2 = np.clip(np.floor(reach_P24.min(-1)), 0, limits_2).astype(int)
+    high_P2 = np.clip(np.ceil(reach_P24.max(-1)) + 1, low_P2, limits_2).astype(int)
+    boxes_P4 = np.stack([low_P2[:, 1], high_P2[:, 1], low_P2[:, 0], high_P2[:, 0]], -1)
+    return to_crop_P23, boxes_P4
 
 
 def enlarge(logits_BKhw: Tensor, sizes_B2: Tensor) -> Iterator[Tensor]:

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.batches import Batch, photo_batch
+from data.batches import FRAME_SIDE, Batch, photo_batch
 from data.images import THUMB
 from data.labels import LabelSet
 from data.view import View
-from models.geometry import enlarge, enlarged_labels, stretch_alike, stretch_by, stretch_weights
+from models.geometry import Patch, enlarge, enlarged_labels, paste_turned, stretch_alike, stretch_by, stretch_weights
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -56,6 +56,17 @@ class Parsed(NamedTuple):
     theta_BP23: Tensor | None
 
 
+class Look(NamedTuple):
+    """What a parser sees of each face of a batch: windows with the probabilities of their labels.
+
+    probs: for each window a tensor (B, 1 + labels, S, S), channel 0 for none of its labels; the windows' labels follow
+    one another in the order of the parser's ids, from 1. theta_BP23: the windows in the frame of the batch's view.
+    """
+
+    probs: list[Tensor]
+    theta_BP23: Tensor
+
+
 class FaceParser(nn.Module):
     """A network, or several, that name the part of every pixel of a face.
 
@@ -78,6 +89,30 @@ class FaceParser(nn.Module):
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(canvas_BKHW of the labels' probabilities on the padded photos' grid, theta_BP23 as in ``Parsed``)."""
         raise NotImplementedError
+
+    def look(self, batch: Batch) -> Look:
+        """Label each face of a batch in the windows through which the parser sees it, which may be turned."""
+        raise NotImplementedError
+
+    def patches(self, batch: Batch, keep_probs: bool = False) -> list[tuple[Patch, Tensor]]:
+        """Label faces framed in larger photos (``data.batches.framed_batch``): for each its patch, on the photo's own
+        pixel grid, and theta_P23 of its windows, in the frame of the photo. keep_probs: see ``geometry.paste_turned``.
+        """
+        look = self.look(batch)
+        source_BP23 = View(batch).source(look.theta_BP23.float())
+        sizes = batch.sizes_B2.tolist()
+        return [
+            (
+                paste_turned([probs[b] for probs in look.probs], theta_P23, height, width, self.paste, keep_probs),
+                theta_P23,
+            )
+            for b, (theta_P23, (height, width)) in enumerate(zip(source_BP23, sizes, strict=True))
+        ]
+
+    @property
+    def paste(self) -> str:
+        """How probabilities are put back onto the photo's grid, "nearest" or "bilinear"."""
+        return "bilinear"
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
         """photos_BHW3: uint8, all of one size. Returns canvas_BKHW, whose argmax are the labels; this is exported."""
@@ -142,6 +177,9 @@ class WholeFaceParser(FaceParser):
         logits_BKhw = self.network(View(batch).photo(self.config.size))
         return Parsed(enlarged_labels(logits_BKhw, batch.sizes_B2, *batch.labels_BHW.shape[1:]), None)
 
+    def look(self, batch: Batch) -> Look:
+        return whole_look(self.network(View(batch).photo(self.config.size)))
+
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         logits_BKhw = self.network(View(batch).photo(self.config.size))
         canvas_BKHW = torch.zeros(*logits_BKhw.shape[:2], *batch.labels_BHW.shape[1:], device=logits_BKhw.device)
@@ -152,6 +190,15 @@ class WholeFaceParser(FaceParser):
     def forward(self, photos_BHW3: Tensor) -> Tensor:
         logits_BKhw = self.network(stretched(photos_BHW3, self.config.size))
         return F.interpolate(logits_BKhw.float(), photos_BHW3.shape[1:3], mode="bilinear").softmax(1)
+
+
+def whole_look(logits_BKSS: Tensor) -> Look:
+    """Logits of whole photos as a look through one window, whose samples lie at the centres of their pixels."""
+    probs_BKSS = logits_BKSS.float().softmax(1)
+    # the view's own outermost pixel centres lie at +-1
+    reach = (1 - 1 / logits_BKSS.shape[-1]) / (1 - 1 / FRAME_SIDE)
+    theta_123 = torch.eye(2, 3, device=probs_BKSS.device)[None] * reach
+    return Look([probs_BKSS], theta_123.expand(len(probs_BKSS), 1, 2, 3))
 
 
 def stretched(photos_BHW3: Tensor, size: int) -> Tensor:

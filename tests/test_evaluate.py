@@ -19,6 +19,7 @@ from data.labels import CELEBAMASK, NINE
 from data.source import FaceData
 from data.view import View
 from models.loading import KINDS, load_parser
+from models.parser import Look
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import part_targets
 from tests.fixtures import TO_CELEBAMASK, draw_faces, save_palette, write_challenge
@@ -155,18 +156,12 @@ def test_one_stage_alone_will_do_where_the_others_are_not_used(world):
 
 
 def test_perfect_part_networks_score_nearly_one_with_true_crops(world, monkeypatch):
-    batches, plain = [], STNiCNN.parse
+    def oracle(model, batch, crops=None):
+        theta_BP23 = model.windows_of(batch, crops or model.crops)
+        targets = part_targets(View(batch).crop_labels(theta_BP23, 63))
+        return Look([F.one_hot(target).permute(0, 3, 1, 2).float() for target in targets], theta_BP23)
 
-    def parse(model, batch):
-        batches.append(batch)
-        return plain(model, batch)
-
-    def oracle(model, photos_BHW3, theta_BP23, sizes_B2):
-        targets = part_targets(View(batches[-1]).crop_labels(theta_BP23, 63))
-        return [20 * F.one_hot(target).permute(0, 3, 1, 2).float() for target in targets]
-
-    monkeypatch.setattr(STNiCNN, "parse", parse)
-    monkeypatch.setattr(STNiCNN, "label_crops", oracle)
+    monkeypatch.setattr(STNiCNN, "look", oracle)
     result, _ = world[2]("stage2", crops="truth")
     assert result["paper"]["overall"] > 0.97
     assert result["strict"]["mean"] > 0.95

@@ -12,7 +12,7 @@ from data.cache import label_geometry, part_geometry
 from data.datasets.synthetic import draw_face
 from data.labels import HELEN, MIRROR_PARTS, NINE, NUM_PARTS
 from data.view import View
-from models.geometry import window_theta
+from models.geometry import crop, window_theta
 from models.parser import stretched
 from models.stn_icnn.baseline import baseline_theta, mask_geometry
 from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
@@ -132,7 +132,7 @@ def test_the_whole_labels_a_photo_on_its_own_grid(config: STNiCNNConfig, height:
 def test_the_part_loss_reaches_all_three_modules() -> None:
     model, sizes = STNiCNN(STNiCNNConfig(crop_size=33)), torch.tensor([[90, 70], [90, 70]])
     theta = model.locate(model.coarse(torch.rand(2, 3, 128, 128)), sizes)
-    logits = model.label_crops(torch.rand(2, 90, 70, 3), theta, sizes)
+    logits = model.parts(crop(torch.rand(2, 90, 70, 3), theta, 33, sizes))
     sum(part.pow(2).mean() for part in logits).backward()
     for module in (model.coarse, model.localizer, model.parts):
         assert any(parameter.grad.abs().max() > 0 for parameter in module.parameters())

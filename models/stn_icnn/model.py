@@ -18,7 +18,7 @@ from models.geometry import (
     paste,
     paste_labels,
 )
-from models.parser import FaceParser, Parsed, Weights, check_types, stretched
+from models.parser import FaceParser, Look, Parsed, Weights, check_types, stretched, whole_look
 from models.stn_icnn.baseline import baseline_theta
 from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
@@ -163,44 +163,49 @@ class STNiCNN(FaceParser):
         return target_theta(view.parts(), view.sizes_B2, self.config.windows)
 
     def windows_of(self, batch: Batch, crops: str) -> Tensor:
-        """theta_BP23 in the frame of each photo. crops: "predicted", "baseline" or "truth"."""
+        """theta_BP23 in the frame of each photo of the batch's view. crops: "predicted", "baseline" or "truth"."""
         if crops == "truth":
             return self.true_windows(View(batch))
-        logits_BKSS = self.rough_mask(batch)
+        logits_BKSS, sizes_B2 = self.rough_mask(batch), View(batch).sizes_B2
         if crops == "baseline":
-            return baseline_theta(logits_BKSS.argmax(1), batch.sizes_B2, self.config.windows)
-        return self.locate(logits_BKSS, batch.sizes_B2)
+            return baseline_theta(logits_BKSS.argmax(1), sizes_B2, self.config.windows)
+        return self.locate(logits_BKSS, sizes_B2)
 
-    def label_crops(self, photos_BHW3: Tensor, theta_BP23: Tensor, sizes_B2: Tensor) -> list[Tensor]:
-        """Crop photos (uint8) and label the crops: six logits tensors (see ``PartNets.forward``)."""
-        return self.parts(crop(photos_BHW3, theta_BP23, self.config.crop_size, sizes_B2))
+    def look(self, batch: Batch, crops: str | None = None) -> Look:
+        """See ``FaceParser.look``. crops: one of ``CROPS``; default: those that the model was built with."""
+        crops = crops or self.crops
+        if crops == "none":
+            return whole_look(self.rough_mask(batch))
+        theta_BP23 = self.windows_of(batch, crops)
+        return Look(_softmax(self.parts(View(batch).crops(theta_BP23, self.config.crop_size))), theta_BP23)
+
+    @property
+    def paste(self) -> str:
+        return self.config.paste
 
     def parse(self, batch: Batch, crops: str | None = None) -> Parsed:
-        """See ``FaceParser.parse``. crops: one of ``CROPS``; default: those that the model was built with."""
-        crops = crops or self.crops
+        """See ``FaceParser.parse``. crops: see ``look``."""
         height, width = batch.labels_BHW.shape[1:]
-        if crops == "none":
+        if (crops or self.crops) == "none":
             return Parsed(enlarged_labels(self.rough_mask(batch), batch.sizes_B2, height, width), None)
-        theta_BP23 = self.windows_of(batch, crops)
-        part_logits = self.label_crops(batch.photos_BHW3, theta_BP23, batch.sizes_B2)
+        probs, theta_BP23 = self.look(batch, crops)
         padded_BP23 = compose(image_to_padded(batch.sizes_B2, height, width), theta_BP23)
-        return Parsed(paste_labels(_softmax(part_logits), padded_BP23, height, width, self.config.paste), theta_BP23)
+        return Parsed(paste_labels(probs, padded_BP23, height, width, self.paste), theta_BP23)
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """See ``FaceParser.probabilities``; where windows overlap, a pixel's may sum to more than 1."""
         height, width = batch.labels_BHW.shape[1:]
-        theta_BP23 = self.windows_of(batch, self.crops)
-        part_logits = self.label_crops(batch.photos_BHW3, theta_BP23, batch.sizes_B2)
+        probs, theta_BP23 = self.look(batch)
         padded_BP23 = compose(image_to_padded(batch.sizes_B2, height, width), theta_BP23)
-        return paste(_softmax(part_logits), padded_BP23, height, width, self.config.paste), theta_BP23
+        return paste(probs, padded_BP23, height, width, self.paste), theta_BP23
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
         """photos_BHW3: uint8, all of one size. Returns canvas_BKHW of label probabilities."""
         batch, height, width, _ = photos_BHW3.shape
         sizes_B2 = torch.tensor([[height, width]], device=photos_BHW3.device).expand(batch, 2)
         theta_BP23 = self.locate(self.coarse(stretched(photos_BHW3, self.config.coarse_size)), sizes_B2)
-        part_logits = self.label_crops(photos_BHW3, theta_BP23, sizes_B2)
-        return paste(_softmax(part_logits), theta_BP23, height, width, self.config.paste)
+        crops_BP3SS = crop(photos_BHW3, theta_BP23, self.config.crop_size, sizes_B2)
+        return paste(_softmax(self.parts(crops_BP3SS)), theta_BP23, height, width, self.paste)
 
     def mirrored(self) -> "STNiCNN":
         mirror_too(self)

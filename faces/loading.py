@@ -1,0 +1,27 @@
+"""From checkpoint files to a parser of whole scenes."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+from faces.detect import Detector
+from faces.scene import SceneParser
+from models.loading import SHIPPED_WEIGHTS, load_for_inference
+from utils.runtime import pick_device
+
+
+def load(
+    checkpoints: str | PathLike | Sequence[str | PathLike] | None = None,
+    device: str = "auto",
+    faces: str = "all",
+    mirror: bool = False,
+) -> SceneParser:
+    """A parser of photos with any number of faces, ready to use.
+
+    checkpoints: a file of a parser, or several that hold its networks between them; default: the weights that ship.
+    device: "auto", "cpu", "cuda" or "cuda:N". faces: "all" or the "largest". mirror: average with the mirrored faces.
+    Raises InputError for files that hold no parser, a device that is not there, and where the detector is missing.
+    """
+    files = [checkpoints or SHIPPED_WEIGHTS] if isinstance(checkpoints, str | PathLike | None) else checkpoints
+    parser = load_for_inference([Path(file) for file in files], pick_device(device), mirror=mirror)
+    return SceneParser(parser, Detector(), faces)

@@ -1,0 +1,239 @@
+"""A photo with any number of faces: each is found, framed upright, parsed, and put back where it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from data.batches import framed_batch
+from data.images import read_photo
+from data.labels import LabelSet
+from faces.align import Frame, frame_of, whole
+from faces.detect import Detection, Detector
+from models.geometry import Patch
+from models.parser import FaceParser
+from utils import runtime
+from utils.errors import InputError
+
+WHICH = ("all", "largest")
+EDGE = 1.03  # windows reach so far in their own coordinates, so that the outermost samples count as inside
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in a photo; coordinates are pixels (x, y; centre of the first pixel: 0).
+
+    frame: the square in which it was parsed. windows_P42: corners of the parser's windows, clockwise from the top left
+    one of the upright face. areas, confidences: by the name of each label that the face shows, its pixels and the mean
+    of their probabilities. detection: None where the whole photo was taken for a face.
+    """
+
+    frame: Frame
+    windows_P42: np.ndarray
+    areas: dict[str, int]
+    confidences: dict[str, float]
+    detection: Detection | None
+
+    def report(self) -> dict[str, Any]:
+        """The face as plain values, for JSON."""
+        found = self.detection
+        return {
+            "box": None if found is None else [round(value, 1) for value in found.box],
+            "points": None if found is None else np.round(found.points_52, 1).tolist(),
+            "score": None if found is None else round(found.score, 3),
+            "turned": round(self.frame.degrees, 1),
+            "parts": {
+                name: {"pixels": pixels, "confidence": round(self.confidences[name], 3)}
+                for name, pixels in self.areas.items()
+            },
+        }
+
+
+class Scene(NamedTuple):
+    """What a photo shows.
+
+    labels: what the ids mean. labels_HW: uint8; left and right are those of the upright face. owners_HW: uint16, which
+    of ``faces`` a labelled pixel belongs to, from 1; 0 elsewhere. faces: largest first. probs_KHW: float16, the labels'
+    probabilities, None unless asked for.
+    """
+
+    labels: LabelSet
+    labels_HW: np.ndarray
+    owners_HW: np.ndarray
+    faces: list[Face]
+    probs_KHW: np.ndarray | None
+
+
+class SceneParser:
+    """Finds and parses the faces of photos. which: "all" of them or the "largest" alone.
+
+    ``parse = SceneParser(...)``; ``scene = parse("photo.jpg")``.
+    """
+
+    def __init__(self, parser: FaceParser, detector: Detector, which: str = "all", amp: str = "off") -> None:
+        if which not in WHICH:
+            raise ValueError(f"which must be one of {', '.join(WHICH)}, not {which!r}")
+        self.parser, self.detector, self.which, self.amp = parser, detector, which, amp
+        self.device = next(parser.parameters()).device
+
+    def __call__(self, photo: str | PathLike | Image.Image | np.ndarray) -> Scene:
+        """photo: a file, a PIL image or uint8 (H, W, 3), RGB. Raises InputError for anything else."""
+        return self.parse([as_photo(photo)])[0]
+
+    def parse(self, photos: Sequence[np.ndarray], keep_probs: bool = False) -> list[Scene]:
+        """Parse photos of one size: uint8 (H, W, 3), RGB. keep_probs: fill in ``Scene.probs_KHW``."""
+        return self.parse_found(photos, [self.find(photo) for photo in photos], keep_probs)
+
+    def find(self, photo: np.ndarray) -> list[Detection]:
+        """The faces of a photo that are to be parsed, largest first."""
+        found = self.detector.find(photo)
+        return found[:1] if self.which == "largest" else found
+
+    def parse_found(
+        self, photos: Sequence[np.ndarray], found: Sequence[Sequence[Detection]], keep_probs: bool = False
+    ) -> list[Scene]:
+        """``parse`` of faces that are known. found: for each photo its faces."""
+        frames = [[frame_of(face.points_52) for face in faces] for faces in found]
+        scenes = []
+        for photo, faces, places, patches in zip(
+            photos, found, frames, self._patches(photos, frames, keep_probs), strict=True
+        ):
+            if not faces:
+                scenes.append(self._without_detection(photo, keep_probs))
+            else:
+                scenes.append(compose_scene(self.parser.labels, photo.shape[:2], patches, places, faces))
+        return scenes
+
+    def _patches(
+        self, photos: Sequence[np.ndarray], frames: list[list[Frame]], keep_probs: bool
+    ) -> list[list[tuple[Patch, Tensor]]]:
+        """The patches of each photo's faces, on the CPU."""
+        if not any(frames):
+            return [[] for _ in frames]
+        matrices = [[frame.matrix_23 for frame in places] for places in frames]
+        batch = framed_batch(list(photos), matrices, self.parser.labels).to(self.device)
+        with torch.inference_mode(), runtime.autocast(self.device, self.amp):
+            patches = iter(self.parser.patches(batch, keep_probs))
+        return [[next(patches) for _ in places] for places in frames]
+
+    def _without_detection(self, photo: np.ndarray, keep_probs: bool) -> Scene:
+        """A photo without a detected face: empty, unless it is plainly a face from edge to edge."""
+        frame = whole(*photo.shape[:2])
+        ((patch, theta_P23),) = self._patches([photo], [[frame]], keep_probs)[0:1][0]
+        scene = compose_scene(self.parser.labels, photo.shape[:2], [(patch, theta_P23)], [frame], [None])
+        return scene if is_sure(scene) else compose_scene(self.parser.labels, photo.shape[:2], [], [], [])
+
+
+def as_photo(photo: str | PathLike | Image.Image | np.ndarray) -> np.ndarray:
+    """A file, a PIL image or an array as uint8 (H, W, 3), RGB, upright as its EXIF data say. Raises InputError."""
+    if isinstance(photo, str | PathLike):
+        return read_photo(Path(photo))
+    if isinstance(photo, Image.Image):
+        return np.array(ImageOps.exif_transpose(photo).convert("RGB"))
+    if isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3:
+        return photo
+    kind = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
+    raise InputError(f"a photo must be a path, a PIL image or a uint8 array (height, width, 3), not {kind}")
+
+
+def is_sure(scene: Scene) -> bool:
+    return True
+
+
+def compose_scene(
+    labels: LabelSet,
+    size: tuple[int, int],
+    patches: Sequence[tuple[Patch, Tensor]],
+    frames: Sequence[Frame],
+    found: Sequence[Detection | None],
+) -> Scene:
+    """Put the patches of a photo's faces together. size: (height, width) of the photo.
+
+    Where the windows of two faces overlap, the face with the nearest window centre decides about a pixel.
+    """
+    height, width = size
+    labels_HW, owners_HW = np.zeros(size, np.uint8), np.zeros(size, np.uint16)
+    confidence_HW = np.zeros(size, np.float32)
+    probs_KHW = None
+    if any(patch.probs_KYX is not None for patch, _ in patches):
+        probs_KHW = np.zeros((len(labels), height, width), np.float16)
+        probs_KHW[0] = 1
+    nearest_HW = np.full(size, np.inf, np.float32) if overlapping([patch for patch, _ in patches]) else None
+    for owner, (patch, theta_P23) in enumerate(patches, 1):
+        labels_YX = patch.labels_YX.cpu().numpy()
+        place = (
+            slice(patch.top, patch.top + labels_YX.shape[0]),
+            slice(patch.left, patch.left + labels_YX.shape[1]),
+        )
+        taken_YX = np.ones(labels_YX.shape, bool)
+        if nearest_HW is not None:
+            distance_YX = window_distance(
+                theta_P23.double().cpu().numpy(), size, patch.top, patch.left, labels_YX.shape
+            )
+            taken_YX = distance_YX < nearest_HW[place]
+            nearest_HW[place][taken_YX] = distance_YX[taken_YX]
+        labels_HW[place][taken_YX] = labels_YX[taken_YX]
+        owners_HW[place][taken_YX] = owner * (labels_YX[taken_YX] > 0)
+        confidence_HW[place][taken_YX] = patch.confidence_YX.cpu().numpy()[taken_YX]
+        if probs_KHW is not None and patch.probs_KYX is not None:
+            probs_KYX = patch.probs_KYX / patch.probs_KYX.sum(0)  # where windows overlap, the sum is more than 1
+            probs_KHW[:, place[0], place[1]][:, taken_YX] = probs_KYX.cpu().numpy()[:, taken_YX]
+    faces = []
+    for owner, ((_, theta_P23), frame, detection) in enumerate(zip(patches, frames, found, strict=True), 1):
+        own = owners_HW == owner
+        areas = np.bincount(labels_HW[own], minlength=len(labels))
+        sums = np.bincount(labels_HW[own], confidence_HW[own], minlength=len(labels))
+        shown = [label for label in range(1, len(labels)) if areas[label]]
+        faces.append(
+            Face(
+                frame,
+                window_corners(theta_P23.double().cpu().numpy(), size),
+                {labels.names[label]: int(areas[label]) for label in shown},
+                {labels.names[label]: float(sums[label] / areas[label]) for label in shown},
+                detection,
+            )
+        )
+    return Scene(labels, labels_HW, owners_HW, faces, probs_KHW)
+
+
+def overlapping(patches: Sequence[Patch]) -> bool:
+    """Whether the boxes of any two patches share a pixel."""
+    boxes_N4 = np.array([(p.top, p.left, p.top + p.labels_YX.shape[0], p.left + p.labels_YX.shape[1]) for p in patches])
+    return any(
+        bool(((boxes_N4[k, :2] < boxes_N4[:k, 2:]) & (boxes_N4[:k, :2] < boxes_N4[k, 2:])).all(1).any())
+        for k in range(1, len(patches))
+    )
+
+
+def window_distance(
+    theta_P23: np.ndarray, size: tuple[int, int], top: int, left: int, shape: tuple[int, int]
+) -> np.ndarray:
+    """Pixels from each pixel of a box to the nearest centre of those windows that it lies in: float32 (Y, X), infinite
+    outside all windows. theta_P23: in the frame of the photo of ``size``; the box begins at (top, left)."""
+    half_2 = np.maximum([size[1] - 1, size[0] - 1], 1) / 2
+    x_X = np.arange(left, left + shape[1], dtype=np.float32)
+    y_Y1 = np.arange(top, top + shape[0], dtype=np.float32)[:, None]
+    nearest_YX = np.full(shape, np.inf, np.float32)
+    for theta_23 in theta_P23:
+        linear_22, centre_2 = theta_23[:, :2] * half_2[:, None], (theta_23[:, 2] + 1) * half_2
+        if not np.isfinite(theta_23).all() or abs(np.linalg.det(linear_22)) < 1e-6:
+            continue
+        inverse_22 = np.linalg.inv(linear_22).astype(np.float32)
+        dx_X, dy_Y1 = x_X - np.float32(centre_2[0]), y_Y1 - np.float32(centre_2[1])
+        inside_YX = np.abs(inverse_22[0, 0] * dx_X + inverse_22[0, 1] * dy_Y1) <= EDGE
+        inside_YX &= np.abs(inverse_22[1, 0] * dx_X + inverse_22[1, 1] * dy_Y1) <= EDGE
+        distance_YX = np.hypot(dx_X, dy_Y1)
+        nearest_YX = np.where(inside_YX, np.minimum(nearest_YX, distance_YX), nearest_YX)
+    return nearest_YX
+
+
+def window_corners(theta_P23: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """corners_P42 (x, y) of windows in pixels of a photo of ``size``, clockwise from the windows' own top left."""
+    corners_34 = np.array([(-1, 1, 1, -1), (-1, -1, 1, 1), (1, 1, 1, 1)], np.float64)
+    return ((theta_P23 @ corners_34).swapaxes(1, 2) + 1) / 2 * (size[1] - 1, size[0] - 1)

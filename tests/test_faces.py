@@ -1,0 +1,202 @@
+"""Faces framed in larger photos: the frame, the look through it, and the way back to the photo's own grid."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.batches import FRAME_SIDE, framed_batch, photo_batch
+from data.datasets.synthetic import draw_face
+from data.images import make_thumb, thumb_of_frame
+from data.labels import NINE
+from data.view import View
+from faces.align import frame_of, square, whole
+from faces.scene import compose_scene, overlapping, window_corners, window_distance
+from models.geometry import Patch, crop, paste, paste_turned, window_theta
+from models.loading import SHIPPED_WEIGHTS, load_for_inference
+from models.parser import FaceParser
+
+
+@pytest.fixture(scope="module")
+def parser() -> FaceParser:
+    return load_for_inference([SHIPPED_WEIGHTS], torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def face() -> np.ndarray:
+    return cv2.resize(draw_face(3, 0, 192)[0], (FRAME_SIDE, FRAME_SIDE), interpolation=cv2.INTER_CUBIC)
+
+
+def turned_in(photo: np.ndarray, degrees: float, height: int, width: int, centre: tuple[float, float]):
+    """(a larger grey photo that shows ``photo`` turned clockwise at ``centre``, matrix_23 of its frame)."""
+    side = photo.shape[0]
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    frame = square(np.array(centre), np.array([cos, sin]) * side / 2).matrix_23
+    pixels_23 = np.array([[cos, -sin, 0], [sin, cos, 0]])
+    pixels_23[:, 2] = np.array(centre) - pixels_23[:, :2] @ np.full(2, (side - 1) / 2)
+    grey = np.full((height, width, 3), 128, np.uint8)
+    cv2.warpAffine(
+        photo, pixels_23, (width, height), dst=grey, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_TRANSPARENT
+    )
+    return grey, frame
+
+
+def test_the_frame_of_an_upright_face_by_hand() -> None:
+    # eyes 40 apart in the row 100, mouth corners 60 below: half the side is max(2 * 40, 1.8 * 60) = 108
+    frame = frame_of(np.array([(80, 100), (120, 100), (100, 130), (85, 160), (115, 160)], float))
+    assert frame.matrix_23 == pytest.approx(np.array([[108, 0, 100], [0, 108, 106]]))
+    assert frame.degrees == pytest.approx(0)
+
+
+def test_the_frame_turns_with_the_face() -> None:
+    points = np.array([(80, 100), (120, 100), (100, 130), (85, 160), (115, 160)], float)
+    for degrees in (-170, -60, 30, 90):
+        cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+        turned = points @ np.array([[cos, sin], [-sin, cos]])  # clockwise, as y points down
+        assert frame_of(turned).degrees == pytest.approx(degrees)
+        assert np.linalg.det(frame_of(turned).matrix_23[:, :2]) == pytest.approx(108**2)
+
+
+def test_points_that_coincide_give_a_frame_that_can_be_sampled() -> None:
+    assert np.linalg.det(frame_of(np.full((5, 2), 7.0)).matrix_23[:, :2]) > 0
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (1024, 1024), (300, 400), (100, 90)])
+def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape: tuple[int, int]) -> None:
+    photo = cv2.resize(draw_face(1, 0, 192)[0], shape[::-1], interpolation=cv2.INTER_CUBIC)
+    found = thumb_of_frame(photo, whole(*shape).matrix_23).astype(int)
+    difference = np.abs(found - make_thumb(photo))[4:-4, 4:-4]
+    assert difference.max() <= (1 if shape[0] in (512, 1024) else 40)
+    assert difference.mean() < 2
+
+
+@pytest.mark.parametrize("degrees", [0, 35, -90, 180])
+def test_a_turned_face_is_seen_upright(face: np.ndarray, degrees: float) -> None:
+    photo, frame = turned_in(face, degrees, 900, 1000, (480, 430))
+    assert np.abs(thumb_of_frame(photo, frame).astype(int) - make_thumb(face))[8:-8, 8:-8].mean() < 3
+    view = View(framed_batch([photo], [[frame]], NINE))
+    inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+    for size in (128, 300):  # from the thumb, and from the photo
+        expected = View(photo_batch([face], NINE)).photo(size)
+        assert (view.photo(size)[inner] - expected[inner]).abs().mean() < 0.015
+    theta = window_theta(torch.tensor([[[200.0, 240.0]]]), torch.tensor([[[101.0]]]), torch.tensor([[512, 512]]))
+    expected = crop(torch.from_numpy(face)[None], theta, 101)
+    assert (view.crops(theta, 101) - expected).abs().mean() < 0.015
+
+
+def test_several_photos_share_a_batch_and_each_is_held_once() -> None:
+    photos = [np.full((60, 80, 3), value, np.uint8) for value in (10, 200)]
+    frame = whole(60, 80).matrix_23
+    batch = framed_batch(photos, [[frame, frame], [frame]], NINE)
+    assert batch.photos_BHW3.shape == (2, 60, 80, 3)
+    theta = torch.tensor([[[0.5, 0, 0], [0, 0.5, 0]]]).expand(3, 1, 2, 3)
+    assert View(batch).crops(theta, 5).mean((1, 2, 3, 4)).tolist() == pytest.approx([10 / 255, 10 / 255, 200 / 255])
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_pasting_turned_windows_equals_pasting_where_they_are_not_turned(mode: str) -> None:
+    torch.manual_seed(0)
+    probs = [torch.randn(1, 3, 17, 17).softmax(1), torch.randn(1, 2, 17, 17).softmax(1)]
+    sizes = torch.tensor([[50, 70]])
+    theta = window_theta(
+        torch.tensor([[[20.3, 22.1], [66.0, 40.0]]]), torch.tensor([[[31.0, 25.0], [23.0, 23.0]]]), sizes
+    )
+    canvas_KHW = paste(probs, theta, 50, 70, mode)[0]
+    patch = paste_turned([p[0] for p in probs], theta[0], 50, 70, mode, keep_probs=True)
+    assert patch.probs_KYX is not None
+    found = torch.zeros_like(canvas_KHW)
+    found[0] = 1
+    rows, columns = patch.labels_YX.shape
+    place = (slice(patch.top, patch.top + rows), slice(patch.left, patch.left + columns))
+    found[:, place[0], place[1]] = patch.probs_KYX
+    assert (found - canvas_KHW).abs().amax(0).gt(1e-4).float().mean() < 0.002  # ties of the nearest sample
+    assert torch.equal(patch.labels_YX, patch.probs_KYX.argmax(0).byte())
+    assert torch.equal(patch.confidence_YX, patch.probs_KYX.amax(0))
+
+
+def test_a_turned_window_by_hand() -> None:
+    # a quarter clockwise: the crop's x axis points down in the photo
+    theta = torch.tensor([[[0.0, -0.5, 0.0], [0.5, 0.0, 0.0]]])
+    probs = torch.zeros(2, 5, 5)
+    probs[0] = 1
+    probs[:, 0, 4] = torch.tensor([0.0, 1.0])  # the crop's top right corner
+    patch = paste_turned([probs], theta, 9, 9)
+    rows, columns = (patch.labels_YX == 1).nonzero()[0].tolist()
+    assert int((patch.labels_YX == 1).sum()) == 1
+    assert (patch.top + rows, patch.left + columns) == (6, 6)  # (x, y) = 4 + 2 * (-top, right) = the lower right
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 0.0])
+def test_windows_that_are_no_windows_label_nothing(broken: float) -> None:
+    theta = torch.full((1, 2, 3), broken)
+    assert paste_turned([torch.full((2, 5, 5), 0.5)], theta, 20, 20).labels_YX.numel() == 0
+
+
+def test_labels_of_a_framed_photo_equal_those_of_the_photo_itself(parser: FaceParser, face: np.ndarray) -> None:
+    with torch.inference_mode():
+        plain_HW = parser.parse(photo_batch([face], NINE)).labels_BHW[0]
+        ((patch, _),) = parser.patches(framed_batch([face], [[whole(512, 512).matrix_23]], NINE))
+    found_HW = torch.zeros_like(plain_HW)
+    rows, columns = patch.labels_YX.shape
+    found_HW[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.labels_YX
+    assert (plain_HW > 0).float().mean() > 0.02
+    assert (found_HW != plain_HW).float().mean() < 2e-4
+
+
+@pytest.mark.parametrize("crops", ["predicted", "none"])  # six windows, or one for the whole face
+def test_labels_come_back_to_a_turned_face(face: np.ndarray, crops: str) -> None:
+    parser = load_for_inference([SHIPPED_WEIGHTS], torch.device("cpu"), crops)
+    photo, frame = turned_in(face, 40, 900, 1000, (480, 430))
+    with torch.inference_mode():
+        plain_HW = parser.parse(photo_batch([face], parser.labels)).labels_BHW[0].numpy()
+        (found,) = parser.patches(framed_batch([photo], [[frame]], parser.labels))
+    scene = compose_scene(parser.labels, (900, 1000), [found], [square(np.zeros(2), np.ones(2))], [None])
+    pixels_23 = cv2.getRotationMatrix2D((255.5, 255.5), -40, 1)
+    pixels_23[:, 2] += np.array([480, 430]) - 255.5
+    expected_HW = cv2.warpAffine(plain_HW, pixels_23, (1000, 900), flags=cv2.INTER_NEAREST)
+    both = (expected_HW > 0) | (scene.labels_HW > 0)
+    assert (expected_HW[both] == scene.labels_HW[both]).mean() > 0.93
+
+
+def a_patch(top: int, left: int, label: int, side: int = 20) -> Patch:
+    labels_YX = torch.full((side, side), label, dtype=torch.uint8)
+    return Patch(top, left, labels_YX, torch.full((side, side), 0.75), None)
+
+
+def test_where_windows_of_two_faces_overlap_the_nearer_centre_decides() -> None:
+    sizes = torch.tensor([[40, 60]])
+    patches = []
+    for x, label in ((20, 5), (30, 3)):  # windows of 21 pixels around (x, 20)
+        theta = window_theta(torch.tensor([[[float(x), 20.0]]]), torch.tensor([[[21.0]]]), sizes)[0]
+        patches.append((a_patch(10, x - 10, label, 21), theta))
+    frames = [square(np.zeros(2), np.ones(2))] * 2
+    scene = compose_scene(NINE, (40, 60), patches, frames, [None, None])
+    row = scene.labels_HW[20]
+    assert row[10:25].tolist() == [5] * 15  # 24 is nearer to 20 than to 30
+    assert row[26:41].tolist() == [3] * 15
+    assert set(row[:10].tolist()) | set(row[41:].tolist()) == {0}
+    assert scene.owners_HW[20, 12] == 1
+    assert scene.owners_HW[20, 38] == 2
+    assert scene.faces[0].areas == {"nose": int((scene.labels_HW == 5).sum())}
+    assert scene.faces[1].confidences["eye1"] == pytest.approx(0.75)
+
+
+def test_patches_that_touch_do_not_overlap() -> None:
+    assert not overlapping([a_patch(0, 0, 1), a_patch(0, 20, 1), a_patch(20, 0, 1)])
+    assert overlapping([a_patch(0, 0, 1), a_patch(30, 30, 1), a_patch(49, 49, 1)])
+
+
+def test_no_faces_make_an_empty_scene() -> None:
+    scene = compose_scene(NINE, (30, 40), [], [], [])
+    assert scene.labels_HW.shape == (30, 40)
+    assert not scene.labels_HW.any()
+    assert scene.faces == []
+
+
+def test_corners_and_distances_of_a_turned_window_by_hand() -> None:
+    theta = np.array([[[0.0, -0.5, 0.0], [0.5, 0.0, 0.0]]])  # a quarter clockwise in a photo of 9 x 9
+    assert window_corners(theta, (9, 9))[0].tolist() == [[6, 2], [6, 6], [2, 6], [2, 2]]
+    distance = window_distance(theta, (9, 9), 0, 0, (9, 9))
+    assert distance[4, 4] == 0
+    assert distance[4, 6] == 2
+    assert np.isinf(distance[4, 7])
