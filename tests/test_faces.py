@@ -132,6 +132,18 @@ def test_windows_that_are_no_windows_label_nothing(broken: float) -> None:
     assert paste_turned([torch.full((2, 5, 5), 0.5)], theta, 20, 20).labels_YX.numel() == 0
 
 
+@pytest.mark.parametrize("shift", [(5.0, 0.0), (0.0, -5.0), (3.0, 3.0)])
+def test_a_window_outside_the_photo_changes_nothing(shift: tuple[float, float]) -> None:
+    inside, outside = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]]), torch.tensor([[0.5, 0, shift[0]], [0, 0.5, shift[1]]])
+    probs = torch.tensor([0.25, 0.75])[:, None, None].expand(2, 5, 5)
+    alone, both = (
+        paste_turned([probs], inside[None], 21, 31),
+        paste_turned([probs] * 2, torch.stack([inside, outside]), 21, 31),
+    )
+    assert torch.equal(alone.labels_YX, both.labels_YX)
+    assert (alone.top, alone.left) == (both.top, both.left)
+
+
 def test_labels_of_a_framed_photo_equal_those_of_the_photo_itself(parser: FaceParser, face: np.ndarray) -> None:
     with torch.inference_mode():
         plain_HW = parser.parse(photo_batch([face], NINE)).labels_BHW[0]
