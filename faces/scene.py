@@ -22,6 +22,8 @@ from utils import runtime
 from utils.errors import InputError
 
 WHICH = ("all", "largest")
+DOUBTED_SCORE = 0.8  # a face found with less counts only where the parser is not unsure of it
+UNSURE, SURE = 0.7, 0.85  # see ``certainty``; without a detection, a whole photo counts as a face from SURE on
 EDGE = 1.03  # windows reach so far in their own coordinates, so that the outermost samples count as inside
 
 
@@ -100,14 +102,19 @@ class SceneParser:
     ) -> list[Scene]:
         """``parse`` of faces that are known. found: for each photo its faces."""
         frames = [[frame_of(face.points_52) for face in faces] for faces in found]
-        scenes = []
+        labels, scenes = self.parser.labels, []
         for photo, faces, places, patches in zip(
             photos, found, frames, self._patches(photos, frames, keep_probs), strict=True
         ):
-            if not faces:
-                scenes.append(self._without_detection(photo, keep_probs))
+            kept = [
+                (patch, place, face)
+                for patch, place, face in zip(patches, places, faces, strict=True)
+                if face.score >= DOUBTED_SCORE or certainty(patch[0], labels) >= UNSURE
+            ]
+            if kept:
+                scenes.append(compose_scene(labels, photo.shape[:2], *zip(*kept, strict=True)))
             else:
-                scenes.append(compose_scene(self.parser.labels, photo.shape[:2], patches, places, faces))
+                scenes.append(self._without_detection(photo, keep_probs))
         return scenes
 
     def _patches(
@@ -124,10 +131,11 @@ class SceneParser:
 
     def _without_detection(self, photo: np.ndarray, keep_probs: bool) -> Scene:
         """A photo without a detected face: empty, unless it is plainly a face from edge to edge."""
-        frame = whole(*photo.shape[:2])
-        ((patch, theta_P23),) = self._patches([photo], [[frame]], keep_probs)[0:1][0]
-        scene = compose_scene(self.parser.labels, photo.shape[:2], [(patch, theta_P23)], [frame], [None])
-        return scene if is_sure(scene) else compose_scene(self.parser.labels, photo.shape[:2], [], [], [])
+        frame, labels = whole(*photo.shape[:2]), self.parser.labels
+        ((found,),) = self._patches([photo], [[frame]], keep_probs)
+        if certainty(found[0], labels) < SURE:
+            return compose_scene(labels, photo.shape[:2], [], [], [])
+        return compose_scene(labels, photo.shape[:2], [found], [frame], [None])
 
 
 def as_photo(photo: str | PathLike | Image.Image | np.ndarray) -> np.ndarray:
@@ -142,8 +150,14 @@ def as_photo(photo: str | PathLike | Image.Image | np.ndarray) -> np.ndarray:
     raise InputError(f"a photo must be a path, a PIL image or a uint8 array (height, width, 3), not {kind}")
 
 
-def is_sure(scene: Scene) -> bool:
-    return True
+def certainty(patch: Patch, labels: LabelSet) -> float:
+    """How sure a parser is that it sees a face: of each of the six parts the mean probability of its pixels, 0 where
+    there are none, and of these the mean over the parts. 0 for label sets that lack a part."""
+    ids_YX, confidence_YX = patch.labels_YX.flatten().long(), patch.confidence_YX.flatten()
+    areas_K = torch.bincount(ids_YX, minlength=len(labels))
+    sums_K = torch.bincount(ids_YX, confidence_YX, minlength=len(labels))
+    parts = [float(sums_K[list(ids)].sum() / areas_K[list(ids)].sum().clamp(min=1)) for ids in labels.part_ids]
+    return sum(parts) / max(1, len(parts))
 
 
 def compose_scene(
