@@ -1,8 +1,9 @@
-"""Parse photos of faces: for each one a label map, an overlay and, if asked for, the labels' probabilities."""
+"""Find the faces of photos and parse them: for each photo a label map, an overlay and a list of its faces."""
 
 import argparse
 import errno
 import glob
+import json
 import os
 import stat
 import sys
@@ -11,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -23,6 +25,8 @@ from tqdm import tqdm
 from data.batches import photo_batch
 from data.images import PHOTO_SUFFIXES, natural_key, read_photo
 from data.labels import LabelSet
+from faces.detect import Detection, Detector
+from faces.scene import WHICH, Face, SceneParser
 from models.loading import load_for_inference
 from models.parser import FaceParser
 from utils import options, runtime
@@ -31,28 +35,84 @@ from utils.errors import InputError
 from utils.files import write_whole
 from utils.runtime import is_out_of_memory, printable, run_main
 from utils.training import Machine
-from utils.visualize import draw_windows, encode, overlay
+from utils.visualize import draw_outlines, encode, overlay, window_corners
 
 SUFFIXES = (*PHOTO_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")  # looked for in folders and globs
+FACES = (*WHICH, "none")
 BATCH_PIXELS = 2**22  # at most so many in one batch, to limit the memory
 CROPS = ("predicted", "baseline")  # those that need neither the truth nor go without windows
 INTERRUPTED = "interrupted: the results that are there are whole, and the same command goes on with the others"
 
 
 class Job(NamedTuple):
-    """A photo and the files to write for it: kind ("labels", "overlay" or "probabilities") -> path."""
+    """A photo and the files to write for it: kind ("labels", "overlay", "faces" or "probabilities") -> path."""
 
     photo: Path
     outputs: dict[str, Path]
 
 
 class Result(NamedTuple):
-    """What the parser makes of a photo: labels_HW uint8; theta_P23 float32, None where it has no windows;
-    probabilities_KHW float16, None where they are not asked for."""
+    """What is made of a photo: labels_HW uint8; windows: corners_P42 in its pixels for each face, for the overlay;
+    faces: None where the photo itself is the face; probabilities_KHW float16, None where they are not asked for."""
 
     labels_HW: np.ndarray
-    theta_P23: np.ndarray | None
+    windows: list[np.ndarray]
+    faces: list[Face] | None
     probabilities_KHW: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How photos are labelled.
+
+    parser: of faces. scenes: the same parser behind the face detector, None where each photo is an upright face that
+    fills it. batch_size: faces at once. probabilities: they are wanted too. windows: draw them into the overlay.
+    """
+
+    parser: FaceParser
+    scenes: SceneParser | None
+    machine: Machine
+    batch_size: int
+    probabilities: bool = False
+    windows: bool = False
+
+    def open(self, path: Path) -> tuple[np.ndarray, list[Detection]]:
+        """A photo, uint8 (H, W, 3), and its faces; none where it itself is the face. Raises InputError."""
+        photo = read_photo(path)
+        return photo, [] if self.scenes is None else self.scenes.find(photo)
+
+    def label(self, photos: list[np.ndarray], found: list[list[Detection]]) -> list[Result]:
+        """Parse photos of one size as ``open`` gives them. Raises InputError for windows that the parser lacks."""
+        if self.scenes is None:
+            return self._label_whole(photos)
+        scenes = self.scenes.parse_found(photos, found, self.probabilities)
+        return [
+            Result(scene.labels_HW, [face.windows_P42 for face in scene.faces], scene.faces, scene.probs_KHW)
+            for scene in scenes
+        ]
+
+    def _label_whole(self, photos: list[np.ndarray]) -> list[Result]:
+        parser, machine = self.parser, self.machine
+        batch = photo_batch(photos, parser.labels).to(machine.device)
+        probabilities: list[np.ndarray | None] = [None] * len(photos)
+        with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
+            if self.probabilities:
+                canvas_BKHW, theta_BP23 = parser.probabilities(batch)
+                labels_BHW = canvas_BKHW.argmax(1).byte()
+                canvas_BKHW /= canvas_BKHW.sum(1, keepdim=True)  # where windows overlap, the sum is more than 1
+                probabilities = list(canvas_BKHW.half().cpu().numpy())
+            else:
+                labels_BHW, theta_BP23 = parser.parse(batch)
+        if self.windows and theta_BP23 is None:
+            raise InputError(f"--windows: {parser.kind} has no windows to draw; leave it out")
+        size = photos[0].shape[:2]
+        windows: list[list[np.ndarray]] = [[] for _ in photos]
+        if theta_BP23 is not None:
+            windows = [[window_corners(theta_P23, size)] for theta_P23 in theta_BP23.double().cpu().numpy()]
+        return [
+            Result(labels_HW, corners, None, probs_KHW)
+            for labels_HW, corners, probs_KHW in zip(labels_BHW.cpu().numpy(), windows, probabilities, strict=True)
+        ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,17 +122,22 @@ def main(argv: list[str] | None = None) -> int:
     photos, failed = find_photos(args.inputs)
     jobs, unplanned = plan(photos, args)
     failed += unplanned
-    parser = load_for_inference(options.checkpoints(args), machine.device, args.crops, args.mirror) if photos else None
     todo = [job for job in jobs if job.outputs]
+    faceless: list[Path] = []
     done = 0
     started = time.monotonic()
-    if todo and parser is not None:
-        make_folder(args.out)
-        unlabelled = label_photos(parser, todo, args, machine)
-        done = len(todo) - len(unlabelled)
-        failed += unlabelled
+    if photos:
+        parser = load_for_inference(options.checkpoints(args), machine.device, args.crops, args.mirror)
+        scenes = None if args.faces == "none" else SceneParser(parser, Detector(), args.faces, machine.amp)
+        how = Labelling(parser, scenes, machine, args.batch_size, args.probabilities, args.windows)
+        started = time.monotonic()
+        if todo:
+            make_folder(args.out)
+            unlabelled, faceless = label_photos(how, todo)
+            done = len(todo) - len(unlabelled)
+            failed += unlabelled
     seconds = time.monotonic() - started
-    return report(args, done, [job.photo for job in jobs if not job.outputs], failed, seconds)
+    return report(args, done, [job.photo for job in jobs if not job.outputs], faceless, failed, seconds)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -80,6 +145,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, folders of photos, or globs in quotes")
     options.add_checkpoint_option(parser)
+    parser.add_argument(
+        "--faces",
+        choices=FACES,
+        default="all",
+        help="which faces of a photo to find and parse; none: the photo is itself one upright face that fills it",
+    )
     parser.add_argument(
         "--crops",
         choices=CROPS,
@@ -182,6 +253,8 @@ def plan(photos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[
         outputs = {"labels": args.out / f"{name}.png"}
         if not args.no_overlay:
             outputs["overlay"] = args.out / f"{name}_overlay.jpg"
+        if args.faces != "none":
+            outputs["faces"] = args.out / f"{name}_faces.json"
         if args.probabilities:
             outputs["probabilities"] = args.out / f"{name}.npz"
         for path in outputs.values():
@@ -223,14 +296,18 @@ def make_folder(out: Path) -> None:
         raise InputError(f"--out {out} cannot be made ({error.strerror}): name another folder") from error
 
 
-def label_photos(parser: FaceParser, jobs: list[Job], args: argparse.Namespace, machine: Machine) -> list[str]:
-    """Parse the photos in batches of one size, while threads decode the next ones and write the results.
+def label_photos(how: Labelling, jobs: list[Job]) -> tuple[list[str], list[Path]]:
+    """Parse the photos in batches of one size, while threads decode the next ones, find their faces, and write the
+    results.
 
-    Returns one line for each that failed. Raises InputError for --windows with a parser that has none.
+    Returns one line for each that failed, and the photos without a face. Raises InputError for windows that the parser
+    lacks.
     """
     failed: list[str] = []
+    faceless: list[Path] = []
     writing: deque[tuple[Job, Future[None]]] = deque()
-    group: list[tuple[Job, np.ndarray]] = []
+    group: list[tuple[Job, np.ndarray, list[Detection]]] = []
+    threads, labels = how.machine.threads, how.parser.labels
     bar = tqdm(total=len(jobs), unit="photo", disable=None, leave=False)
 
     def fail(line: str) -> None:
@@ -249,71 +326,56 @@ def label_photos(parser: FaceParser, jobs: list[Job], args: argparse.Namespace, 
             else:
                 bar.update()
 
-    def flush(group: list[tuple[Job, np.ndarray]]) -> None:
+    def flush(group: list[tuple[Job, np.ndarray, list[Detection]]]) -> None:
         results: list[Result] | None = None
         try:
-            results = run_parser(parser, [photo for _, photo in group], args, machine)
+            results = how.label([photo for _, photo, _ in group], [found for _, _, found in group])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         if results is not None:
-            for (job, photo), result in zip(group, results, strict=True):
-                writing.append((job, encoders.submit(write, job, photo, result, parser.labels, args.windows)))
+            for (job, photo, _), result in zip(group, results, strict=True):
+                if result.faces == []:
+                    faceless.append(job.photo)
+                writing.append((job, encoders.submit(write, job, photo, result, labels, how.windows)))
         elif len(group) > 1:
             for member in group:  # one alone may fit
                 flush([member])
         else:
             fail(f"{group[0][0].photo}: too large for this machine's memory")
-        settle(2 * machine.threads)
+        settle(2 * threads)
 
-    with ThreadPoolExecutor(machine.threads) as decoders, ThreadPoolExecutor(machine.threads) as encoders:
-        for job, future in ahead(decoders, jobs, 2 * machine.threads):
+    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(threads) as encoders:
+        for job, future in ahead(decoders, how, jobs, 2 * threads):
             try:
-                photo = future.result()
+                photo, found = future.result()
             except InputError as error:
                 fail(str(error))
                 continue
-            most = min(args.batch_size, max(1, BATCH_PIXELS // (photo.shape[0] * photo.shape[1])))
-            if group and (group[0][1].shape != photo.shape or len(group) >= most):
+            faces = sum(max(1, len(others)) for _, _, others in group) + max(1, len(found))
+            pixels = (len(group) + 1) * photo.shape[0] * photo.shape[1]
+            if group and (group[0][1].shape != photo.shape or faces > how.batch_size or pixels > BATCH_PIXELS):
                 flush(group)
                 group = []
-            group.append((job, photo))
+            group.append((job, photo, found))
         if group:
             flush(group)
         settle(0)
     bar.close()
-    return failed
+    return failed, faceless
 
 
-def ahead(pool: ThreadPoolExecutor, jobs: list[Job], count: int) -> Iterator[tuple[Job, "Future[np.ndarray]"]]:
-    """The jobs in order with their photos; ``count`` photos are decoded in advance."""
-    waiting: deque[tuple[Job, Future[np.ndarray]]] = deque()
+def ahead(
+    pool: ThreadPoolExecutor, how: Labelling, jobs: list[Job], count: int
+) -> Iterator[tuple[Job, "Future[tuple[np.ndarray, list[Detection]]]"]]:
+    """The jobs in order with their photos and faces; ``count`` photos are opened in advance."""
+    waiting: deque[tuple[Job, Future[tuple[np.ndarray, list[Detection]]]]] = deque()
     for job in jobs:
-        waiting.append((job, pool.submit(read_photo, job.photo)))
+        waiting.append((job, pool.submit(how.open, job.photo)))
         if len(waiting) > count:
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
-
-
-def run_parser(
-    parser: FaceParser, photos: list[np.ndarray], args: argparse.Namespace, machine: Machine
-) -> list[Result]:
-    """Parse photos of one size, uint8 (H, W, 3). Raises InputError for --windows with a parser that has none."""
-    batch = photo_batch(photos, parser.labels).to(machine.device)
-    probabilities: list[np.ndarray | None] = [None] * len(photos)
-    with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
-        if args.probabilities:
-            canvas_BKHW, theta_BP23 = parser.probabilities(batch)
-            labels_BHW = canvas_BKHW.argmax(1).byte()
-            canvas_BKHW /= canvas_BKHW.sum(1, keepdim=True)  # where windows overlap, the sum is more than 1
-            probabilities = list(canvas_BKHW.half().cpu().numpy())
-        else:
-            labels_BHW, theta_BP23 = parser.parse(batch)
-    if args.windows and theta_BP23 is None:
-        raise InputError(f"--windows: {parser.kind} has no windows to draw; leave it out")
-    theta = [None] * len(photos) if theta_BP23 is None else list(theta_BP23.float().cpu().numpy())
-    return [Result(*parts) for parts in zip(labels_BHW.cpu().numpy(), theta, probabilities, strict=True)]
 
 
 def put(content: bytes, file: BinaryIO) -> None:
@@ -329,9 +391,13 @@ def write(job: Job, photo: np.ndarray, result: Result, labels: LabelSet, windows
         made["labels"] = partial(put, encode(picture, "PNG"))
     if "overlay" in job.outputs:
         shown = overlay(photo, result.labels_HW, labels)
-        if windows and result.theta_P23 is not None:
-            shown = draw_windows(shown, result.theta_P23, labels)
+        if windows:
+            for corners_P42 in result.windows:
+                shown = draw_outlines(shown, corners_P42, labels)
         made["overlay"] = partial(put, encode(Image.fromarray(shown), "JPEG", quality=92))
+    if "faces" in job.outputs and result.faces is not None:
+        found = {"labels": labels.name, "faces": [face.report() for face in result.faces]}
+        made["faces"] = partial(put, (json.dumps(found, indent=1) + "\n").encode())
     if "probabilities" in job.outputs and result.probabilities_KHW is not None:
         made["probabilities"] = partial(np.savez_compressed, probabilities=result.probabilities_KHW)
     placed: list[Path] = []
@@ -348,11 +414,17 @@ def write(job: Job, photo: np.ndarray, result: Result, labels: LabelSet, windows
             raise
 
 
-def report(args: argparse.Namespace, done: int, skipped: list[Path], failed: list[str], seconds: float) -> int:
+def report(
+    args: argparse.Namespace, done: int, skipped: list[Path], faceless: list[Path], failed: list[str], seconds: float
+) -> int:
     """Print what was done and what was not. Returns the exit status."""
     if done:
         rate = f"{done / max(seconds, 1e-9):.1f} photos/s"
         print(f"{done} photo{'s' * (done != 1)} labelled in {printable(str(args.out))} ({rate})")
+    if faceless:
+        print(f"no face found in {len(faceless)}, whose label map is empty:")
+        for path in faceless:
+            print(f"  {printable(str(path))}")
     if skipped:
         where = printable(str(args.out))
         print(f"{len(skipped)} skipped, their results are in {where} already (--overwrite replaces them):")

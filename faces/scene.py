@@ -20,6 +20,7 @@ from models.geometry import Patch
 from models.parser import FaceParser
 from utils import runtime
 from utils.errors import InputError
+from utils.visualize import window_corners
 
 WHICH = ("all", "largest")
 DOUBTED_SCORE = 0.8  # a face found with less counts only where the parser is not unsure of it
@@ -245,9 +246,3 @@ def window_distance(
         distance_YX = np.hypot(dx_X, dy_Y1)
         nearest_YX = np.where(inside_YX, np.minimum(nearest_YX, distance_YX), nearest_YX)
     return nearest_YX
-
-
-def window_corners(theta_P23: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """corners_P42 (x, y) of windows in pixels of a photo of ``size``, clockwise from the windows' own top left."""
-    corners_34 = np.array([(-1, 1, 1, -1), (-1, -1, 1, 1), (1, 1, 1, 1)], np.float64)
-    return ((theta_P23 @ corners_34).swapaxes(1, 2) + 1) / 2 * (size[1] - 1, size[0] - 1)

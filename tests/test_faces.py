@@ -11,10 +11,11 @@ from data.images import make_thumb, thumb_of_frame
 from data.labels import NINE
 from data.view import View
 from faces.align import frame_of, square, whole
-from faces.scene import compose_scene, overlapping, window_corners, window_distance
+from faces.scene import compose_scene, overlapping, window_distance
 from models.geometry import Patch, crop, paste, paste_turned, window_theta
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from models.parser import FaceParser
+from utils.visualize import window_corners
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ def weights(models):
 def run(weights, tmp_path):
     def run(*argv, out="out"):
         more = ["--checkpoint", weights, "--out", str(tmp_path / out), "--device", "cpu", "--amp", "off"]
+        more += [] if "--faces" in argv else ["--faces", "none"]
         return predict.main([*map(str, argv), *more])
 
     return run
@@ -219,6 +220,7 @@ def test_the_old_cropper_needs_no_localizer(weights, tmp_path):
     torch.save(state, tmp_path / "part.pt")
     save_photo(tmp_path / "face.png", photo())
     argv = [str(tmp_path / "face.png"), "--checkpoint", str(tmp_path / "part.pt"), "--out", str(tmp_path / "out")]
+    argv += ["--faces", "none"]
     assert predict.main([*argv, "--crops", "baseline"]) == 0
     with pytest.raises(InputError, match="no localizer weights"):
         predict.main([*argv, "--overwrite"])
@@ -237,7 +239,7 @@ def test_several_checkpoints_and_photos_go_together_in_every_order(models, tmp_p
         "a flag for each": ["--checkpoint", one, "--checkpoint", two, given],
         "inputs behind files": ["--checkpoint", one, two, given],
     }[form]
-    common = ["--out", str(tmp_path / "out"), "--device", "cpu", "--amp", "off", "--no-overlay"]
+    common = ["--out", str(tmp_path / "out"), "--device", "cpu", "--amp", "off", "--no-overlay", "--faces", "none"]
     assert predict.main([*common, *argv]) == 0
     assert names(tmp_path / "out") == ["face.png"]
 
@@ -257,7 +259,8 @@ def test_a_parser_of_other_labels_writes_them_with_its_own_colours(monkeypatch, 
     monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
     save_photo(tmp_path / "face.png", photo(48, 64))
     argv = [str(tmp_path / "face.png"), "--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--device", "cpu"]
-    assert predict.main([*argv, "--out", str(tmp_path / "out"), "--probabilities", "--amp", "off"]) == 0
+    argv += ["--out", str(tmp_path / "out"), "--amp", "off", "--faces", "none"]
+    assert predict.main([*argv, "--probabilities"]) == 0
     picture, labels = Image.open(tmp_path / "out" / "face.png"), read_labels(tmp_path / "out" / "face.png")
     assert len(np.unique(labels)) > 1
     np.testing.assert_array_equal(np.array(picture.convert("RGB")), np.array(CELEBAMASK.colours)[labels])
@@ -271,7 +274,7 @@ def test_a_parser_without_windows_or_crops_says_so(monkeypatch, tmp_path):
     monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
     save_photo(tmp_path / "face.png", photo(16))
     argv = [str(tmp_path / "face.png"), "--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--device", "cpu"]
-    argv += ["--out", str(tmp_path / "out")]
+    argv += ["--out", str(tmp_path / "out"), "--faces", "none"]
     with pytest.raises(InputError, match="--windows: tiny has no windows to draw; leave it out"):
         predict.main([*argv, "--windows"])
     with pytest.raises(InputError, match=r"--crops baseline: .* holds tiny, which has no crops"):
@@ -472,14 +475,14 @@ NO_MEMORY = (
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=str)
 def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monkeypatch, error):
-    parse = predict.run_parser
+    label = predict.Labelling.label
 
-    def run_parser(parser, photos, args, machine):
+    def failing(how, photos, found):
         if len(photos) > 2 or any((photo == 255).all() for photo in photos):
             raise error
-        return parse(parser, photos, args, machine)
+        return label(how, photos, found)
 
-    monkeypatch.setattr(predict, "run_parser", run_parser)
+    monkeypatch.setattr(predict.Labelling, "label", failing)
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(4):
@@ -490,10 +493,10 @@ def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monke
 
 
 def test_a_fault_of_the_gpu_is_not_too_little_memory(run, tmp_path, capsys, monkeypatch):
-    def run_parser(*_):
+    def failing(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
 
-    monkeypatch.setattr(predict, "run_parser", run_parser)
+    monkeypatch.setattr(predict.Labelling, "label", failing)
     save_photo(tmp_path / "1.png", photo(32))
     assert run_main(lambda: run(tmp_path / "1.png")) == 2
     line = "error: the GPU failed (CUDA error: an illegal memory access was encountered): run it again, or with"
@@ -501,10 +504,10 @@ def test_a_fault_of_the_gpu_is_not_too_little_memory(run, tmp_path, capsys, monk
 
 
 def test_other_errors_keep_their_traceback(run, tmp_path, monkeypatch):
-    def run_parser(*_):
+    def failing(*_):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(predict, "run_parser", run_parser)
+    monkeypatch.setattr(predict.Labelling, "label", failing)
     save_photo(tmp_path / "1.png", photo(32))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run_main(lambda: run(tmp_path / "1.png"))
@@ -528,18 +531,18 @@ def test_too_little_memory_and_ctrl_c_are_told_in_one_line(capsys):
 
 
 def test_ctrl_c_keeps_what_is_written_and_the_same_command_does_the_rest(run, tmp_path, capsys, monkeypatch):
-    parse = predict.run_parser
+    label = predict.Labelling.label
 
-    def run_parser(parser, photos, args, machine):
+    def failing(how, photos, found):
         if photos[0].shape[0] == 40:
             raise KeyboardInterrupt
-        return parse(parser, photos, args, machine)
+        return label(how, photos, found)
 
     save_photo(tmp_path / "1.png", photo(32))
     save_photo(tmp_path / "2.png", photo(40))
     argv = (tmp_path / "1.png", tmp_path / "2.png")
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "run_parser", run_parser)
+        patch.setattr(predict.Labelling, "label", failing)
         assert run_main(lambda: run(*argv), predict.INTERRUPTED) == 130
     assert capsys.readouterr().err.startswith("interrupted: ")
     assert names(tmp_path / "out") == ["1.png", "1_overlay.jpg"]

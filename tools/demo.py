@@ -11,10 +11,12 @@ from PIL import Image
 
 import predict
 import reproduce
-from data.batches import open_faces, photo_batch
+from data.batches import open_faces
 from data.source import FaceData
 from data.view import Augmentation
 from experiments import common, report
+from faces.detect import Detector
+from faces.scene import SceneParser
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from tools.portrait import portrait
 from utils import files, runtime
@@ -111,10 +113,9 @@ def parse_portrait(out: Path) -> Path:
     photo, folder = np.array(Image.fromarray(portrait()).resize((384, 384), Image.Resampling.BICUBIC)), out / "parsed"
     folder.mkdir(parents=True, exist_ok=True)
     parser = load_for_inference([SHIPPED_WEIGHTS], torch.device("cpu"))
-    with torch.inference_mode():
-        labels_BHW, theta_BP23 = parser.parse(photo_batch([photo], parser.labels))
-    theta_P23 = None if theta_BP23 is None else theta_BP23[0].numpy()
-    result = predict.Result(labels_BHW[0].numpy(), theta_P23, None)
+    scenes = SceneParser(parser, Detector())
+    how = predict.Labelling(parser, scenes, Machine(torch.device("cpu")), batch_size=1)
+    (result,) = how.label([photo], [scenes.find(photo)])
     outputs = {"labels": folder / "portrait.png", "overlay": folder / "portrait_overlay.jpg"}
     predict.write(predict.Job(out / "portrait.png", outputs), photo, result, parser.labels, windows=True)
     return outputs["overlay"]

@@ -53,16 +53,28 @@ def draw_windows(photo: np.ndarray, theta_P23: np.ndarray | Tensor, labels: Labe
         raise ValueError(f"theta has shape {theta.shape}, not {(NUM_PARTS, 2, 3)}")
     if not labels.part_ids:
         raise ValueError(f"label set {labels.name} lacks a part that has a window")
-    height, width = photo.shape[:2]
+    return draw_outlines(photo, window_corners(theta, photo.shape[:2]), labels)
+
+
+def window_corners(theta_P23: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """corners_P42 (x, y) of windows in pixels of a photo of ``size`` (height, width), clockwise from the windows' own
+    top left one."""
     corners_34 = np.array([(-1, 1, 1, -1), (-1, -1, 1, 1), (1, 1, 1, 1)], np.float64)
+    return ((theta_P23 @ corners_34).swapaxes(1, 2) + 1) / 2 * (size[1] - 1, size[0] - 1)
+
+
+def draw_outlines(photo: np.ndarray, corners_N42: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Draw quadrangles (corners in pixels, x and y) on a copy of the photo, uint8 (H, W, 3): six in the colours of the
+    parts, any other number in white. Those that are not finite are not drawn."""
+    longest, shortest = max(photo.shape[:2]), min(photo.shape[:2])
     picture = np.ascontiguousarray(photo).copy()
-    thickness = max(1, round(min(height, width) * LINE_WIDTH))
-    for part, theta_23 in enumerate(theta):
-        if not np.isfinite(theta_23).all():
+    thickness = max(1, round(shortest * LINE_WIDTH))
+    for n, corners_42 in enumerate(corners_N42):
+        if not np.isfinite(corners_42).all():
             continue
-        points_42 = ((theta_23 @ corners_34).T + 1) / 2 * (width - 1, height - 1)
-        points_42 = np.rint(points_42.clip(-8 * max(height, width), 8 * max(height, width))).astype(np.int32)
-        rgb = labels.colours[labels.part_ids[part][0]]
+        points_42 = np.rint(corners_42.clip(-8 * longest, 8 * longest)).astype(np.int32)
+        in_colour = len(corners_N42) == NUM_PARTS and labels.part_ids
+        rgb = labels.colours[labels.part_ids[n][0]] if in_colour else (255, 255, 255)
         cv2.polylines(picture, [points_42], isClosed=True, color=rgb, thickness=thickness)
     return picture
 

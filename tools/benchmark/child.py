@@ -3,7 +3,6 @@
 What a measurement does not need is not imported, since modules take memory too.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -45,9 +44,9 @@ def _predict(options: dict[str, Any], machine: Machine) -> int:
     photo = Path(options["photo"])
     outputs = {"labels": photo.with_suffix(".png"), "overlay": photo.with_name(f"{photo.stem}_overlay.jpg")}
     parser = load_for_inference([Path(path) for path in options["checkpoints"]], machine.device)
-    how = argparse.Namespace(batch_size=1, probabilities=False, windows=False)
-    if failed := predict.label_photos(parser, [predict.Job(photo, outputs)], how, machine):
-        raise RuntimeError(f"{failed[0][0]} was not labelled: {failed[0][1]}")
+    failed, _ = predict.label_photos(predict.Labelling(parser, None, machine, 1), [predict.Job(photo, outputs)])
+    if failed:
+        raise RuntimeError(failed[0])
     return before
 
 

@@ -1,6 +1,5 @@
 """Photo to label map: latency, throughput, steps, scaling, whole folders, and the exported graph."""
 
-import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -137,7 +136,7 @@ def _steps_of(setup: Setup, model: STNiCNN, plain: Plain, height: int, width: in
 
     alternate({"ours": ours, "reference": reference}, setup.device, setup.rounds)
     marks["ours"].forget()
-    result = predict.Result(parse_photos(model, [photo], setup.device, "fp32")[0], np.zeros((6, 2, 3)), None)
+    result = predict.Result(parse_photos(model, [photo], setup.device, "fp32")[0], [], None, None)
 
     def encode() -> None:
         predict.write(predict.Job(out, {"labels": out}), photo, result, model.labels, windows=False)
@@ -273,18 +272,19 @@ def measure_predict(setup: Setup) -> list[Table]:
     precision = setup.precisions[-1]
     jobs = [predict.Job(f, {"labels": out / f"{f.stem}.png", "overlay": out / f"{f.stem}_overlay.jpg"}) for f in files]
     most = max(1, min(8, predict.BATCH_PIXELS // (side * side)))
-    how = argparse.Namespace(batch_size=8, probabilities=False, windows=False)
+    how = predict.Labelling(model, None, setup.machine, 8)
     results: list[predict.Result] = []
 
     def whole() -> None:
-        if failed := predict.label_photos(model, jobs, how, setup.machine):
-            raise RuntimeError(f"{failed[0][0]} was not labelled: {failed[0][1]}")
+        failed, _ = predict.label_photos(how, jobs)
+        if failed:
+            raise RuntimeError(failed[0])
 
     def compute() -> None:
         results.clear()
         for start in range(0, count, most):
             labels_BHW = parse_photos(model, photos[start : start + most], device, precision)
-            results.extend(predict.Result(labels, np.zeros((6, 2, 3), np.float32), None) for labels in labels_BHW)
+            results.extend(predict.Result(labels, [], None, None) for labels in labels_BHW)
 
     encode = partial(predict.write, labels=model.labels, windows=False)
 
