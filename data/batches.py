@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.cache import FILES, THUMB_BYTES, build_cache, decode, part_geometry, record_type
-from data.images import THUMB, make_thumb, thumb_of_frame
+from data.images import THUMB, make_thumb, warp_frame
 from data.labels import LabelSet, among
 from data.listing import Source
 from data.source import FaceData, open_source
@@ -284,7 +284,7 @@ def framed_batch(photos: list[np.ndarray], frames: list[list[np.ndarray]], label
     for b, (_, matrix) in enumerate(faces):
         affine[b, :2, :2] = matrix[:, :2] * (1 - 1 / FRAME_SIDE) / half_2[:, None]
         affine[b, :2, 2] = matrix[:, 2] / half_2 - 1
-    thumbs = [thumb_of_frame(photos[index], matrix) for index, matrix in faces]
+    thumbs = [warp_frame(photos[index], matrix) for index, matrix in faces]
     return Batch(
         labels=labels,
         photos_BHW3=torch.from_numpy(np.stack(photos) if len(photos) > 1 else np.require(photos[0][None], None, "W")),

@@ -139,8 +139,8 @@ def make_thumb(photo: np.ndarray) -> np.ndarray:
     return cv2.resize(photo, (THUMB, THUMB), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def thumb_of_frame(photo: np.ndarray, matrix_23: np.ndarray) -> np.ndarray:
-    """A square of the photo, turned or not, as 256 x 256 pixels, antialiased, black outside: uint8 (256, 256, 3).
+def warp_frame(photo: np.ndarray, matrix_23: np.ndarray, side: int = THUMB) -> np.ndarray:
+    """A square of the photo, turned or not, as side x side pixels, antialiased, black outside: uint8.
 
     matrix_23: the square's coordinates, -1 to 1 from edge to edge (x, y), to pixels of the photo.
     """
@@ -149,18 +149,18 @@ def thumb_of_frame(photo: np.ndarray, matrix_23: np.ndarray) -> np.ndarray:
     low_2 = np.clip(np.floor(corners_24.min(1)) - 1, 0, (width - 1, height - 1)).astype(int)
     high_2 = np.clip(np.ceil(corners_24.max(1)) + 2, low_2 + 1, (width, height)).astype(int)
     part = photo[low_2[1] : high_2[1], low_2[0] : high_2[0]]
-    step = 2 * np.sqrt(abs(np.linalg.det(matrix_23[:, :2]))) / THUMB  # photo pixels in a pixel of the thumb
+    step = 2 * np.sqrt(abs(np.linalg.det(matrix_23[:, :2]))) / side  # photo pixels in a pixel of the result
     ratio_2 = np.ones(2)
-    if step > 1:  # shrink first, over areas; one pixel is then one of the thumb's
+    if step > 1:  # shrink first, over areas; one pixel is then one of the result's
         size_2 = np.maximum(1, np.rint((high_2 - low_2) / step)).astype(int)
         ratio_2 = (high_2 - low_2) / size_2
         part = cv2.resize(part, size_2.tolist(), interpolation=cv2.INTER_AREA)
-    # pixel i of the thumb lies at (2 i + 1) / 256 - 1; of the part, at (i + 0.5) ratio - 0.5 + low
-    linear_22 = matrix_23[:, :2] * 2 / THUMB
-    shift_2 = matrix_23[:, :2] @ np.full(2, 1 / THUMB - 1) + matrix_23[:, 2]
+    # pixel i of the result lies at (2 i + 1) / side - 1; of the part, at (i + 0.5) ratio - 0.5 + low
+    linear_22 = matrix_23[:, :2] * 2 / side
+    shift_2 = matrix_23[:, :2] @ np.full(2, 1 / side - 1) + matrix_23[:, 2]
     to_part_23 = np.column_stack([linear_22, shift_2 - low_2 + 0.5]) / ratio_2[:, None]
     to_part_23[:, 2] -= 0.5
-    return cv2.warpAffine(part, to_part_23, (THUMB, THUMB), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return cv2.warpAffine(part, to_part_23, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
 @contextmanager

@@ -23,8 +23,9 @@ from utils.errors import InputError
 from utils.visualize import window_corners
 
 WHICH = ("all", "largest")
-DOUBTED_SCORE = 0.8  # a face found with less counts only where the parser is not unsure of it
-UNSURE, SURE = 0.7, 0.85  # see ``certainty``; without a detection, a whole photo counts as a face from SURE on
+# A face that the detector is less sure of than DOUBTED counts only where the parser's certainty is UNSURE or more;
+# without a detection, a whole photo counts as a face where it is SURE or more.
+DOUBTED, UNSURE, SURE = 0.9, 0.6, 0.85
 EDGE = 1.03  # windows reach so far in their own coordinates, so that the outermost samples count as inside
 
 
@@ -110,7 +111,7 @@ class SceneParser:
             kept = [
                 (patch, place, face)
                 for patch, place, face in zip(patches, places, faces, strict=True)
-                if face.score >= DOUBTED_SCORE or certainty(patch[0], labels) >= UNSURE
+                if face.score >= DOUBTED or not labels.part_ids or certainty(patch[0], labels) >= UNSURE
             ]
             if kept:
                 scenes.append(compose_scene(labels, photo.shape[:2], *zip(*kept, strict=True)))

@@ -7,7 +7,7 @@ import torch
 
 from data.batches import FRAME_SIDE, framed_batch, photo_batch
 from data.datasets.synthetic import draw_face
-from data.images import make_thumb, thumb_of_frame
+from data.images import make_thumb, warp_frame
 from data.labels import NINE
 from data.view import View
 from faces.align import frame_of, square, whole
@@ -65,7 +65,7 @@ def test_points_that_coincide_give_a_frame_that_can_be_sampled() -> None:
 @pytest.mark.parametrize("shape", [(512, 512), (1024, 1024), (300, 400), (100, 90)])
 def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape: tuple[int, int]) -> None:
     photo = cv2.resize(draw_face(1, 0, 192)[0], shape[::-1], interpolation=cv2.INTER_CUBIC)
-    found = thumb_of_frame(photo, whole(*shape).matrix_23).astype(int)
+    found = warp_frame(photo, whole(*shape).matrix_23).astype(int)
     difference = np.abs(found - make_thumb(photo))[4:-4, 4:-4]
     assert difference.max() <= (1 if shape[0] in (512, 1024) else 40)
     assert difference.mean() < 2
@@ -74,7 +74,7 @@ def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape: tuple[int, int]) 
 @pytest.mark.parametrize("degrees", [0, 35, -90, 180])
 def test_a_turned_face_is_seen_upright(face: np.ndarray, degrees: float) -> None:
     photo, frame = turned_in(face, degrees, 900, 1000, (480, 430))
-    assert np.abs(thumb_of_frame(photo, frame).astype(int) - make_thumb(face))[8:-8, 8:-8].mean() < 3
+    assert np.abs(warp_frame(photo, frame).astype(int) - make_thumb(face))[8:-8, 8:-8].mean() < 3
     view = View(framed_batch([photo], [[frame]], NINE))
     inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
     for size in (128, 300):  # from the thumb, and from the photo

