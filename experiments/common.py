@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +26,7 @@ from utils import distributed, files, options, runtime
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.training import Machine, Recipe
+from utils.visualize import encode
 
 CROPPERS = {"old cropper": "baseline", "STN": "predicted"}  # title -> where its windows come from
 BATCH_SIZE = 8  # faces at once
@@ -239,6 +241,15 @@ def bars(result: dict[str, Any], titles: Sequence[str]) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """PNG without the date or version of what wrote it: the same numbers give the same bytes. Raises OSError."""
     files.write_whole(path, partial(figure.savefig, format="png", dpi=110, metadata={"Software": None}))
+
+
+def save_picture(path: Path, picture_HW3: np.ndarray) -> None:
+    """A JPEG to look at, uint8 (H, W, 3). Raises InputError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, encode(Image.fromarray(picture_HW3), "JPEG", quality=90))
+    except OSError as error:
+        raise InputError(f"{path} could not be written ({error.strerror or error})") from error
 
 
 def write(
