@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from faces.scene import SceneParser
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -20,6 +19,7 @@ from data.batches import Faces
 from experiments import canvases, common
 from faces.align import Frame, square
 from faces.detect import Detection, Detector
+from faces.scene import SceneParser
 from models.parser import FaceParser
 from utils.errors import InputError
 from utils.metrics import confusion_matrix, headline, scores
