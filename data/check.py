@@ -1,13 +1,15 @@
 """Tells what is wrong with a download: ``python -m data.check --dataset celebamask --data DIR --out sheet.png``.
 
 Every problem is listed, then a summary. Exit status: 0 when all is well, 1 when problems were found, 2 for bad usage.
+What occurs in few faces, as annotators err and photos are odd, is noted and no problem.
 """
 
 import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import combinations
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,7 +22,9 @@ from data import images
 from data.datasets.celebamask import PARTITIONS
 from data.labels import PARTS, LabelSet, among
 from data.listing import SPLITS, Listing, Sample, id_problem, size_problem
+from data.oddities import Print, copies, far_parts, part_places, print_of
 from data.source import DATASETS, FaceData, find, reader
+from faces.detect import Detector
 from utils import visualize
 from utils.cli import Parser
 from utils.errors import InputError
@@ -29,9 +33,11 @@ from utils.runtime import printable, run_main
 
 SHEET_FACES, SHEET_COLUMNS, SHEET_CELL = 24, 6, 224
 FEW_FACES = 10  # below so many, a part that no face has may be chance
-FEW_SWAPPED = 0.01  # share of faces with swapped sides that CelebAMask-HQ itself stays below
-LISTED_SIZES = 6
+FEW = 0.01  # share of odd faces of any one kind that CelebAMask-HQ itself stays below
+FILLS_PART, FILLS = 0.5, 0.95  # share of the photo from which a part's label, and any other one, is no sound mask
+LISTED_SIZES, LISTED_ODD = 6, 12
 T = TypeVar("T")
+Finds = Callable[[np.ndarray], bool]  # whether a photo, uint8 (H, W, 3), shows a face
 SIDES = (("brow1", "brow2"), ("eye1", "eye2"))  # the first of each pair lies on the image's left
 
 
@@ -39,14 +45,18 @@ class Face(NamedTuple):
     """What one face shows.
 
     size: (H, W) of the photo. present: bool (labels,), None for unreadable masks. swapped: pairs of ``SIDES`` that lie
-    the wrong way round.
+    the wrong way round. places_P2: see ``data.oddities.part_places``; None where that cannot be told. print: of the
+    photo, None for unreadable ones. faceless: whether no face is found in the photo.
     """
 
     sample: Sample
     problems: list[str]
     size: tuple[int, int] | None
     present: np.ndarray | None
-    swapped: tuple[tuple[str, str], ...]
+    swapped: tuple[tuple[str, str], ...] = ()
+    places_P2: np.ndarray | None = None
+    print: Print | None = None
+    faceless: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,32 +68,39 @@ def main(argv: list[str] | None = None) -> int:
     data = FaceData(options.dataset, options.data, options.partition)
     splits = [options.split] if options.split else list(SPLITS)
     listings, problems = _list_splits(data, splits)
-    checked: list[tuple[Listing, list[Face]]] = []
+    detector = Detector()
+    checked: dict[str, list[Face]] = {}
+    odd: set[Sample] = set()
     for split, listing in listings.items():
         problems += listing.problems
-        faces = check_faces(data.labels, listing, options.max_images, split)
-        checked.append((listing, faces))
+        faces = check_faces(data.labels, listing, lambda photo: bool(detector.find(photo)), options.max_images, split)
+        checked[split] = faces
         print(f"\n{options.dataset} {split}: {len(listing.samples)} faces, {len(faces)} checked")
-        problems += _report(data.labels, split, faces)
+        problems += _report(data.labels, split, faces, odd)
+    problems += _copies(checked, odd)
     if options.out:
-        _draw_sheet(data, checked, options.out)
+        _draw_sheet(data, [(listings[split], faces) for split, faces in checked.items()], odd, options.out)
     print()
+    problems = list(dict.fromkeys(problems))
     for problem in problems:
         print(f"problem: {printable(problem)}")
-    total = sum(len(faces) for _, faces in checked)
+    total = sum(len(faces) for faces in checked.values())
     print(f"{len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'} in {total} faces")
     return 1 if problems else 0
 
 
-def check_faces(labels: LabelSet, listing: Listing, most: int | None = None, title: str = "") -> list[Face]:
-    """Reads up to ``most`` faces of a listing, evenly spread, and tells what is wrong with each."""
+def check_faces(
+    labels: LabelSet, listing: Listing, finds: Finds, most: int | None = None, title: str = ""
+) -> list[Face]:
+    """Reads up to ``most`` faces of a listing, evenly spread, and tells what is wrong with each. finds: is called from
+    several threads."""
     samples = _spread(listing.samples, most)
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        faces = pool.imap(lambda sample: check_face(labels, listing, sample), samples)
+        faces = pool.imap(lambda sample: check_face(labels, listing, finds, sample), samples)
         return list(tqdm(faces, title, len(samples), disable=not sys.stderr.isatty()))
 
 
-def check_face(labels: LabelSet, listing: Listing, sample: Sample) -> Face:
+def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample) -> Face:
     """Reads one face and collects all of its problems."""
     problems: list[str] = []
     photo, ids = None, None
@@ -96,15 +113,24 @@ def check_face(labels: LabelSet, listing: Listing, sample: Sample) -> Face:
     except InputError as error:
         problems.append(str(error))
     size = None if photo is None else (photo.shape[0], photo.shape[1])
+    seen, faceless = None, False
+    if photo is not None:
+        seen = print_of(photo)
+        faceless = not (finds(images.make_thumb(photo)) or finds(photo))
     if ids is None:
-        return Face(sample, problems, size, None, ())
+        return Face(sample, problems, size, None, (), None, seen, faceless)
     own_size = (ids.shape[0], ids.shape[1])
-    found = [id_problem(labels, sample, ids)]
+    unknown = id_problem(labels, sample, ids)
+    found = [unknown]
     if size:
         found.append(size_problem(sample, size, own_size, listing.shrink))
     problems += [problem for problem in found if problem]
-    present = np.bincount(ids.ravel(), minlength=256)[: len(labels)] > 0
-    return Face(sample, problems, size if sample.masks else own_size, present, _swapped_pairs(ids, labels))
+    shares = np.bincount(ids.ravel(), minlength=256)[: len(labels)] / ids.size
+    if sample.masks:
+        problems += _empty_or_full(labels, listing, sample, shares)
+    places_P2 = part_places(ids, labels) if labels.part_ids and not unknown else None
+    swapped = _swapped_pairs(ids, labels)
+    return Face(sample, problems, size if sample.masks else own_size, shares > 0, swapped, places_P2, seen, faceless)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -140,8 +166,8 @@ def _list_splits(data: FaceData, splits: list[str]) -> tuple[dict[str, Listing],
     return listings, [str(error) for error in errors]
 
 
-def _report(labels: LabelSet, split: str, faces: list[Face]) -> list[str]:
-    """Prints sizes and parts of a split; returns its problems."""
+def _report(labels: LabelSet, split: str, faces: list[Face], odd: set[Sample]) -> list[str]:
+    """Prints sizes, parts and oddities of a split; returns its problems. odd: the odd faces are added."""
     problems = [problem for face in faces for problem in face.problems]
     sizes = [face.size for face in faces if face.size]
     if sizes:
@@ -157,12 +183,68 @@ def _report(labels: LabelSet, split: str, faces: list[Face]) -> list[str]:
         if present[label] == 0 and label in in_parts and len(read) >= FEW_FACES:
             problems.append(f"no face of split {split} has part {name}: were its masks unpacked?")
     for one, two in SIDES:
-        swapped = [face.sample.name for face in faces if (one, two) in face.swapped]
-        line = f"{one} lies right of {two} in split {split}: {images.shorten(swapped)}"
-        if len(swapped) > FEW_SWAPPED * len(read):
-            problems.append(f"sides swapped: {line}")
-        elif swapped:
-            print(f"  note: {printable(line)}; so few are slips of the annotators")
+        swapped = [face for face in faces if (one, two) in face.swapped]
+        what = f"{one} lies right of {two} in split {split}"
+        problems += _judge(f"sides swapped: {what}", [(face.sample, "") for face in swapped], len(read), odd)
+    problems += _judge(f"parts far from where they usually lie in split {split}", _far(faces), len(read), odd)
+    faceless = [(face.sample, "") for face in faces if face.faceless]
+    problems += _judge(f"photos in which no face is found in split {split}", faceless, len(faces), odd)
+    return problems
+
+
+def _judge(what: str, found: list[tuple[Sample, str]], count: int, odd: set[Sample]) -> list[str]:
+    """One line for odd faces of one kind: a problem, or while they are few of ``count`` a note, which is printed.
+
+    found: the faces, and what is to be said of each.
+    """
+    odd.update(sample for sample, _ in found)
+    line = f"{what}: {images.shorten(f'{sample.name} {detail}'.strip() for sample, detail in found)}"
+    if len(found) > FEW * count:
+        return [line]
+    if found:
+        print(f"  note: {printable(line)}")
+    return []
+
+
+def _far(faces: list[Face]) -> list[tuple[Sample, str]]:
+    """The faces of a split with parts in strange places, and which parts; none of so few that places are chance."""
+    placed = [(face.sample, face.places_P2) for face in faces if face.places_P2 is not None]
+    if len(placed) < FEW_FACES:
+        return []
+    far_NP = far_parts(np.array([places_P2 for _, places_P2 in placed]))
+    names = list(PARTS)
+    return [
+        (placed[n][0], "+".join(names[p] for p in np.flatnonzero(far_NP[n]))) for n in np.flatnonzero(far_NP.any(1))
+    ]
+
+
+def _copies(checked: dict[str, list[Face]], odd: set[Sample]) -> list[str]:
+    """A problem for each two splits that show nearly the same photo. odd: such faces are added."""
+    problems = []
+    seen = {split: [(face.sample, face.print) for face in faces if face.print] for split, faces in checked.items()}
+    for one, two in combinations(seen, 2):
+        pairs = copies(*([printed for _, printed in seen[split]] for split in (one, two)))
+        same = [(seen[one][i][0], seen[two][j][0]) for i, j in pairs]
+        odd.update(sample for pair in same for sample in pair)
+        if same:
+            names = images.shorten(f"{a.name} and {b.name}" for a, b in same)
+            problems.append(f"nearly the same photo in the splits {one} and {two}: {names}")
+    return problems
+
+
+def _empty_or_full(labels: LabelSet, listing: Listing, sample: Sample, shares: np.ndarray) -> list[str]:
+    """The problems of masks that show nothing, or a label from edge to edge. shares: of each label in the photo."""
+    if not shares[1:].any():
+        return [f"empty mask {sample.masks[0]}: it shows no part of a face"]
+    problems = []
+    for path in sample.masks:
+        hidden = listing.shows is not None and shares[labels.names.index(listing.shows(path))] == 0
+        if hidden and not images.read_labels(path).any():
+            problems.append(f"empty mask {path}: it shows nothing of its part")
+    in_parts = set(sum(labels.part_ids, ()))
+    for label, name in enumerate(labels.foreground, 1):
+        if shares[label] >= (FILLS_PART if label in in_parts else FILLS):
+            problems.append(f"{name} fills {shares[label]:.0%} of the photo in mask {sample.masks[0]}")
     return problems
 
 
@@ -193,11 +275,11 @@ def _spread(items: list[T], most: int | None) -> list[T]:
     return [items[i * len(items) // most] for i in range(most)]
 
 
-def _draw_sheet(data: FaceData, checked: list[tuple[Listing, list[Face]]], path: Path) -> None:
-    """Overlays of up to 24 faces that can be read, those with problems first."""
+def _draw_sheet(data: FaceData, checked: list[tuple[Listing, list[Face]]], odd: set[Sample], path: Path) -> None:
+    """Overlays of up to 24 faces that can be read, those with problems and the odd ones first."""
     faces = [(listing, face) for listing, faces in checked for face in faces if face.present is not None]
-    bad = [(listing, face.sample) for listing, face in faces if face.problems or face.swapped]
-    good = [(listing, face.sample) for listing, face in faces if not (face.problems or face.swapped)]
+    bad = [(listing, face.sample) for listing, face in faces if face.problems or face.sample in odd]
+    good = [(listing, face.sample) for listing, face in faces if not (face.problems or face.sample in odd)]
     chosen = _spread(bad, SHEET_FACES)
     chosen += _spread(good, SHEET_FACES - len(chosen))
     pictures = []

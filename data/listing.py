@@ -33,6 +33,7 @@ class Listing(NamedTuple):
     shrink: whether photos are stored larger than the masks and must be brought to the masks' grid.
     version: changes whenever the same files would be read differently.
     draw: gives the photo and the label map of a sample without files; None where there are files.
+    shows: mask file -> the label that it shows, where each label that a face shows has a file of its own.
     """
 
     samples: list[Sample]
@@ -41,6 +42,7 @@ class Listing(NamedTuple):
     shrink: bool = False
     version: str = ""
     draw: Read | None = None
+    shows: Callable[[Path], str] | None = None
 
 
 class Source(NamedTuple):

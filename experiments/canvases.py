@@ -40,12 +40,12 @@ def gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """From one colour to another, along any direction."""
     along_HW = _along(rng, height, width)
     share_HW1 = ((along_HW - along_HW.min()) / np.ptp(along_HW))[..., None]
-    return _pixels(_mixed(*_colours(rng, 2), share_HW1))
+    return _pixels(_mixed(_colours(rng, 2), share_HW1))
 
 
 def clouds(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Colours that change slowly, as of a blurred wall."""
-    return _pixels(_mixed(*_colours(rng, 2), _field(rng, height, width, 4)) + 12 * _field(rng, height, width, 9, 3))
+    return _pixels(_mixed(_colours(rng, 2), _field(rng, height, width, 4)) + 12 * _field(rng, height, width, 9, 3))
 
 
 def noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -58,14 +58,14 @@ def bushes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     shares = [_field(rng, height, width, 2**octave) / 2 ** (0.7 * (octave - 2)) for octave in range(2, 9)]
     share_HW1 = np.sum(shares, 0)
     share_HW1 = np.clip(0.5 + 0.7 * (share_HW1 - share_HW1.mean()), 0, 1)
-    return _pixels(_mixed(*_colours(rng, 2), share_HW1) + 20 * (_field(rng, height, width, 6, 3) - 0.5))
+    return _pixels(_mixed(_colours(rng, 2), share_HW1) + 20 * (_field(rng, height, width, 6, 3) - 0.5))
 
 
 def stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Stripes along any direction, straight or wavy, with sharp or soft edges."""
     wave_HW = _along(rng, height, width) + rng.uniform(0, 120) * _field(rng, height, width, 5)[..., 0]
     share_HW1 = np.sin(2 * np.pi / rng.uniform(12, 120) * wave_HW)[..., None]
-    return _pixels(_mixed(*_colours(rng, 2), np.clip(0.5 + rng.uniform(0.5, 8) * share_HW1, 0, 1)))
+    return _pixels(_mixed(_colours(rng, 2), np.clip(0.5 + rng.uniform(0.5, 8) * share_HW1, 0, 1)))
 
 
 def tiles(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -144,8 +144,9 @@ def _colours(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.clip(rng.uniform(10, 245, (count, 1)) + 40 * rng.standard_normal((count, 3)), 0, 255)
 
 
-def _mixed(one_3: np.ndarray, two_3: np.ndarray, share_HW1: np.ndarray) -> np.ndarray:
-    return (1 - share_HW1) * one_3 + share_HW1 * two_3
+def _mixed(colours_23: np.ndarray, share_HW1: np.ndarray) -> np.ndarray:
+    """(H, W, 3): the first colour where the share is 0, the second where it is 1."""
+    return colours_23[0] + share_HW1 * (colours_23[1] - colours_23[0])
 
 
 def _along(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -85,7 +85,7 @@ def _find_official(root: Path, split: str, partition: str | None) -> Listing:
         {str(n): path for n, path in photos.items() if n in inside},
         {str(n): tuple(paths[part] for part in sorted(paths)) for n, paths in parts.items() if n in inside},
     )
-    return Listing(samples, problems + missing, _read_official, shrink=True)
+    return Listing(samples, problems + missing, _read_official, shrink=True, shows=_part_of)
 
 
 def _read_official(sample: Sample) -> np.ndarray:
