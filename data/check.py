@@ -198,7 +198,7 @@ def _judge(what: str, found: list[tuple[Sample, str]], count: int, odd: set[Samp
     found: the faces, and what is to be said of each.
     """
     odd.update(sample for sample, _ in found)
-    line = f"{what}: {images.shorten(f'{sample.name} {detail}'.strip() for sample, detail in found)}"
+    line = f"{what}: {images.shorten((f'{sample.name} {detail}'.strip() for sample, detail in found), LISTED_ODD)}"
     if len(found) > FEW * count:
         return [line]
     if found:

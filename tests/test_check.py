@@ -1,21 +1,36 @@
 """``python -m data.check`` finds everything that is wrong, says where, and leaves good data alone."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from data import check, oddities
 from data.check import main
+from data.datasets.synthetic import draw_face
 from tests import fixtures
 from utils.errors import InputError
+
+SIZE = 64
+
+
+def draw_faces(train: int = 3, val: int = 2, test: int = 1) -> fixtures.Faces:
+    """``fixtures.draw_faces``, each with a photo of its own that shows a face."""
+    blocks = fixtures.draw_faces(train, val, test)
+    return {
+        split: [(name, draw_face(7, int(name), SIZE)[0], labels) for name, _, labels in faces]
+        for split, faces in blocks.items()
+    }
 
 
 @pytest.mark.parametrize("layout", ["helen", "mirrored helen", "official", "challenge"])
 def test_sound_data_passes_and_gets_a_contact_sheet(tmp_path: Path, capsys, layout: str) -> None:
-    faces = fixtures.draw_faces()
+    faces = draw_faces()
     root, sheet = tmp_path / "data", tmp_path / "new" / "sheet.png"
     if layout == "official":
         fixtures.write_celebamask_official(root, faces)
@@ -43,7 +58,7 @@ def test_synthetic_faces_pass_and_get_a_contact_sheet(tmp_path: Path, capsys) ->
 
 
 def test_every_problem_is_listed_not_just_the_first(tmp_path: Path, capsys) -> None:
-    faces = fixtures.draw_faces(train=12)
+    faces = draw_faces(train=12)
     fixtures.write_challenge(tmp_path, faces)
     photos, masks = tmp_path / "train" / "train_image", tmp_path / "train" / "train_mask"
     (photos / "0.jpg").unlink()
@@ -71,15 +86,16 @@ def test_every_problem_is_listed_not_just_the_first(tmp_path: Path, capsys) -> N
         f"cannot read image {masks / '7.png'}",
         "sides swapped: brow1 lies right of brow2 in split train: 1 (8)",
         "sides swapped: eye1 lies right of eye2 in split train: 1 (8)",
+        "photos in which no face is found in split train: 1 (4)",
     )
     for words in expected:
         assert sum(words in line for line in told) == 1, words
-    assert len(told) == len(expected)
+    assert len(told) == len(expected), told
     assert sheet.exists()
 
 
 def test_a_part_that_no_face_has_is_a_problem_and_a_missing_one_is_counted(tmp_path: Path, capsys) -> None:
-    faces = fixtures.draw_faces(train=10, val=0, test=0)
+    faces = draw_faces(train=10, val=0, test=0)
     for number, (_, _, labels) in enumerate(faces["train"]):
         labels[labels == 6] = 1
         labels[(labels == 8) & (number < 5)] = 1
@@ -92,7 +108,7 @@ def test_a_part_that_no_face_has_is_a_problem_and_a_missing_one_is_counted(tmp_p
 
 
 def test_a_split_without_masks_is_a_problem_and_the_others_are_still_checked(tmp_path: Path, capsys) -> None:
-    fixtures.write_challenge(tmp_path, fixtures.draw_faces())
+    fixtures.write_challenge(tmp_path, draw_faces())
     for path in (tmp_path / "test" / "test_mask").iterdir():
         path.unlink()
     assert main(["--dataset", "celebamask", "--data", str(tmp_path)]) == 1
@@ -102,7 +118,7 @@ def test_a_split_without_masks_is_a_problem_and_the_others_are_still_checked(tmp
 
 
 def test_bad_usage_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    fixtures.write_challenge(tmp_path / "data", fixtures.draw_faces())
+    fixtures.write_challenge(tmp_path / "data", draw_faces())
     good = ["--dataset", "celebamask", "--data", str(tmp_path / "data")]
     (tmp_path / "there.png").write_text("mine")
     for extra, words in (
@@ -124,3 +140,89 @@ def test_as_a_command_it_ends_with_one_line_and_status_2(tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: data folder {tmp_path / 'absent'} does not exist\n"
+
+
+def test_empty_masks_and_parts_that_fill_the_photo_are_problems(tmp_path: Path, capsys) -> None:
+    faces = draw_faces(train=3, val=0, test=0)
+    for (_, _, labels), value in zip(faces["train"], (0, 10, 6), strict=True):
+        labels[:] = value
+    fixtures.write_challenge(tmp_path, faces)
+    assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 1
+    told, masks = capsys.readouterr().out, tmp_path / "train" / "train_mask"
+    assert f"problem: empty mask {masks / '0.png'}" in told
+    assert f"problem: hair fills 100% of the photo in mask {masks / '1.png'}" in told
+    assert f"problem: nose fills 100% of the photo in mask {masks / '2.png'}" in told
+    assert told.rstrip().endswith("3 problems in 3 faces")
+
+
+def test_a_file_of_the_official_layout_that_shows_nothing_of_its_part_is_a_problem(tmp_path: Path, capsys) -> None:
+    fixtures.write_celebamask_official(tmp_path, draw_faces(val=0, test=0), mapping=False)
+    path = tmp_path / "CelebAMask-HQ-mask-anno" / "0" / "00001_nose.png"
+    Image.new("L", (SIZE, SIZE)).save(path)
+    assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 1
+    told = capsys.readouterr().out
+    assert f"problem: empty mask {path}" in told
+    assert told.rstrip().endswith("1 problem in 3 faces")
+
+
+def test_a_part_in_a_strange_place_and_a_photo_without_a_face_are_told(tmp_path: Path, capsys) -> None:
+    faces = draw_faces(train=10, val=0, test=0)
+    name, _, labels = faces["train"][4]
+    labels[labels == 4] = 1
+    labels[58:62, 2:8] = 4  # where an ear may be
+    faces["train"][6] = ("6", np.full((SIZE, SIZE, 3), 128, np.uint8), faces["train"][6][2])
+    fixtures.write_challenge(tmp_path, faces)
+    assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 1
+    told = capsys.readouterr().out
+    assert f"problem: parts far from where they usually lie in split train: 1 ({name} eye1)" in told
+    assert "problem: photos in which no face is found in split train: 1 (6)" in told
+    assert told.rstrip().endswith("2 problems in 10 faces")
+
+
+def test_few_odd_faces_of_many_are_a_note(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "FEW", 0.2)
+    faces = draw_faces(train=10, val=0, test=0)
+    faces["train"][6] = ("6", np.full((SIZE, SIZE, 3), 128, np.uint8), faces["train"][6][2])
+    fixtures.write_challenge(tmp_path, faces)
+    assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 0
+    assert "note: photos in which no face is found in split train: 1 (6)" in capsys.readouterr().out
+
+
+def test_nearly_the_same_photo_in_two_splits_is_a_problem(tmp_path: Path, capsys) -> None:
+    faces = draw_faces()
+    photo = faces["train"][1][1]
+    brighter = np.clip(1.1 * cv2.GaussianBlur(photo, (0, 0), 0.6) + 6, 0, 255).astype(np.uint8)
+    faces["test"][0] = ("5", brighter, faces["test"][0][2])
+    fixtures.write_challenge(tmp_path, faces)
+    assert main(["--dataset", "celebamask", "--data", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "problem: nearly the same photo in the splits train and test: 1 (1 and 5)" in told
+    assert told.rstrip().endswith("1 problem in 6 faces")
+
+
+def test_copies_are_found_again_and_other_faces_are_not() -> None:
+    photos = [draw_face(7, number, 128)[0] for number in range(40)]
+    prints = [oddities.print_of(photo) for photo in photos]
+    smaller = [oddities.print_of(cv2.resize(photo, (90, 90), interpolation=cv2.INTER_AREA)) for photo in photos]
+    assert oddities.copies(prints, smaller) == [(k, k) for k in range(40)]
+
+
+def test_parts_are_far_by_the_spread_of_the_faces_themselves() -> None:
+    rng = np.random.default_rng(0)
+    places = np.array([[0.4, 0.4], [0.6, 0.4], [0.5, 0.7]]) + rng.normal(0, 0.01, (50, 3, 2))
+    places[7, 1], places[9, 2] = (0.9, 0.5), np.nan
+    far = oddities.far_parts(places)
+    assert np.argwhere(far).tolist() == [[7, 1]]
+    assert not oddities.far_parts(10 * rng.normal(0, 0.01, (50, 3, 2))).any()
+
+
+def test_merged_masks_of_helen_are_told_in_one_line(tmp_path: Path, capsys) -> None:
+    fixtures.write_helen(tmp_path, draw_faces())
+    for folder in list((tmp_path / "labels").iterdir()):
+        shutil.copy(folder / f"{folder.name}_lbl01.png", tmp_path / "labels" / f"{folder.name}.png")
+        shutil.rmtree(folder)
+    assert main(["--dataset", "helen", "--data", str(tmp_path), "--split", "train"]) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+    assert len(told) == 1
+    assert f"merged masks in split train: 3 (0, 1, 2) in {tmp_path / 'labels'}/<name>.png" in told[0]
+    assert "<name>/<name>_lbl00.png" in told[0]
