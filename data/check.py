@@ -126,7 +126,7 @@ def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample)
         found.append(size_problem(sample, size, own_size, listing.shrink))
     problems += [problem for problem in found if problem]
     shares = np.bincount(ids.ravel(), minlength=256)[: len(labels)] / ids.size
-    if sample.masks:
+    if sample.masks and not unknown:
         problems += _empty_or_full(labels, listing, sample, shares)
     places_P2 = part_places(ids, labels) if labels.part_ids and not unknown else None
     swapped = _swapped_pairs(ids, labels)
@@ -198,7 +198,8 @@ def _judge(what: str, found: list[tuple[Sample, str]], count: int, odd: set[Samp
     found: the faces, and what is to be said of each.
     """
     odd.update(sample for sample, _ in found)
-    line = f"{what}: {images.shorten((f'{sample.name} {detail}'.strip() for sample, detail in found), LISTED_ODD)}"
+    names = (f"{sample.name} {detail}".strip() for sample, detail in found)
+    line = f"{what}: {images.shorten(names, LISTED_ODD)}"
     if len(found) > FEW * count:
         return [line]
     if found:
