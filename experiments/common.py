@@ -41,6 +41,12 @@ def parser(description: str | None, batch_size: int | None = None) -> Parser:
     """Options of every experiment: data, machine, ``--split`` (default: val, on which things are chosen), ``--out``."""
     made = options.base_parser(description, splits=True, batch_size=batch_size)
     made.set_defaults(split="val")
+    add_out_option(made)
+    return made
+
+
+def add_out_option(made: Parser) -> None:
+    """``--out``."""
     made.add_argument(
         "--out",
         type=Path,
@@ -48,7 +54,6 @@ def parser(description: str | None, batch_size: int | None = None) -> Parser:
         metavar="DIR",
         help="where numbers and plot go; results/experiments puts them into the report",
     )
-    return made
 
 
 def checkpoint_parser(description: str | None) -> Parser:

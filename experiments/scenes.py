@@ -178,13 +178,11 @@ def side_of(frame: Frame) -> float:
     return float(2 * np.hypot(*frame.matrix_23[:, 0]))
 
 
-def shown_faces(owners_HW: np.ndarray, found: Sequence[Detection]) -> list[int]:
-    """The face that lies under the centre of each detection's box, 0 for none. owners_HW: see ``Scene``."""
+def shown_faces(owners_HW: np.ndarray, frames: Sequence[Frame]) -> list[int]:
+    """The face that lies under the centre of each frame, 0 for none. owners_HW: see ``Scene``."""
     height, width = owners_HW.shape
-    middles = [
-        (round(left + wide / 2), round(top + high / 2)) for left, top, wide, high in (each.box for each in found)
-    ]
-    return [int(owners_HW[y, x]) if 0 <= x < width and 0 <= y < height else 0 for x, y in middles]
+    centres = [np.rint(frame.matrix_23[:, 2]).astype(int).tolist() for frame in frames]
+    return [int(owners_HW[y, x]) if 0 <= x < width and 0 <= y < height else 0 for x, y in centres]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -196,18 +194,18 @@ def main(argv: list[str] | None = None) -> int:
     for k, scene in enumerate(
         tqdm(scenes(faces, args.scenes, args.seed), NAME, args.scenes, disable=None, leave=False)
     ):
-        found = {"found faces": parse.find(scene.photo_HW3), "true frames": [detection_of(f) for f in scene.frames]}
-        parsed = {row: parse.parse_found([scene.photo_HW3], [each])[0] for row, each in found.items()}
-        for row in ROWS:
-            matrices[row] += confusion_matrix(parsed[row].labels_HW, scene.labels_HW, len(model.labels))
-        hits = shown_faces(scene.owners_HW, found["found faces"])
+        found = parse.parse([scene.photo_HW3])[0]
+        framed = parse.parse_found([scene.photo_HW3], [[detection_of(frame) for frame in scene.frames]])[0]
+        for row, parsed in zip(ROWS, (found, framed), strict=True):
+            matrices[row] += confusion_matrix(parsed.labels_HW, scene.labels_HW, len(model.labels))
+        hits = shown_faces(scene.owners_HW, [face.frame for face in found.faces])
         count += len(scene.frames)
         false += len(hits) - len(set(hits) - {0})
         for owner, (name, frame) in enumerate(zip(scene.names, scene.frames, strict=True), 1):
             if owner not in hits:
                 missed.append({"scene": k, "face": name, "side": round(side_of(frame)), "turned": round(frame.degrees)})
         if args.pictures:
-            picture = overlay(scene.photo_HW3, parsed["found faces"].labels_HW, model.labels)
+            picture = overlay(scene.photo_HW3, found.labels_HW, model.labels)
             common.save_picture(args.pictures / f"{k:03d}.jpg", np.hstack([picture, scene.photo_HW3]))
     labelled = []
     for name, photo in tqdm(

@@ -1,0 +1,187 @@
+"""Photos that nobody aligned: eyes, lips and inner mouth against polygons through the 68 usual landmarks of one face.
+
+DIR holds images/NAME.jpg and points/NAME.txt, 68 lines ``x y`` in pixels. Other people in a photo do not count.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from skimage.draw import polygon
+from tqdm import tqdm
+
+from data import images
+from data.labels import NINE
+from experiments import common
+from experiments.scenes import detection_of, side_of
+from faces.align import Frame, frame_of
+from faces.detect import Detector
+from faces.scene import Scene, SceneParser
+from models.loading import load_for_inference
+from utils import files, options
+from utils.cli import Parser
+from utils.errors import InputError
+from utils.metrics import confusion_matrix, f1
+from utils.runtime import run_main
+from utils.tables import markdown
+from utils.visualize import overlay, tile
+
+NAME = "helen68"
+ROWS = ("the photo is the face", "found faces", "true frames")
+GROUPS = {"eyes": ("eye1", "eye2"), "lips": ("upper_lip", "lower_lip"), "inner mouth": ("inner_mouth",)}
+EYE1, EYE2, OUTER_LIPS, INNER_LIPS = slice(36, 42), slice(42, 48), slice(48, 60), slice(60, 68)
+NOSE_TIP, MOUTH_CORNERS = 30, (48, 54)
+FITS = 0.25  # farthest that the centre of a face's frame may lie from the true one's, in sides of that
+SHOWN, COLUMNS, CELL = 48, 9, 220  # faces of the sheet; three cells each, pixels
+
+
+class Photo(NamedTuple):
+    """A photo, uint8 (H, W, 3), with the landmarks of its annotated face: (68, 2), (x, y) in pixels."""
+
+    name: str
+    photo_HW3: np.ndarray
+    points_N2: np.ndarray
+
+    @property
+    def frame(self) -> Frame:
+        """The frame of the annotated face."""
+        eyes_22 = [self.points_N2[eye].mean(0) for eye in (EYE1, EYE2)]
+        return frame_of(np.array([*eyes_22, self.points_N2[NOSE_TIP], *self.points_N2[list(MOUTH_CORNERS)]]))
+
+    def truth(self) -> np.ndarray:
+        """uint8 (H, W), ids of ``NINE``: eyes, inner mouth, and both lips as the upper one; of each polygon the pixels
+        whose centres lie inside."""
+        labels_HW = np.zeros(self.photo_HW3.shape[:2], np.uint8)
+        for name, points in (
+            ("eye1", EYE1),
+            ("eye2", EYE2),
+            ("upper_lip", OUTER_LIPS),
+            ("inner_mouth", INNER_LIPS),
+        ):
+            x_N, y_N = self.points_N2[points].T
+            labels_HW[polygon(y_N, x_N, labels_HW.shape)] = NINE.names.index(name)
+        return labels_HW
+
+
+def read(folder: Path, most: int | None = None) -> list[tuple[str, Path, np.ndarray]]:
+    """Name, photo's file and landmarks (68, 2) of each face. Raises InputError."""
+    photos = images.list_files(folder / "images", images.PHOTO_SUFFIXES)
+    if not photos:
+        raise InputError(f"no photos in {folder / 'images'}")
+    return [(name, path, read_points(folder / "points" / f"{name}.txt")) for name, path in list(photos.items())[:most]]
+
+
+def read_points(path: Path) -> np.ndarray:
+    """68 landmarks, float64 (68, 2). Raises InputError for another file."""
+    try:
+        points_N2 = np.array([line.split() for line in files.read_text(path, "landmarks").splitlines()], np.float64)
+    except ValueError:
+        points_N2 = np.empty(0)
+    if points_N2.shape != (68, 2) or not np.isfinite(points_N2).all():
+        raise InputError(f"{path}: expected 68 lines of two numbers, x y")
+    return points_N2
+
+
+def fitting(scene: Scene, frame: Frame) -> int:
+    """The owner's number of the face in the scene that lies where this frame does; 0 for none."""
+    distances = [np.linalg.norm((face.frame.matrix_23 - frame.matrix_23)[:, 2]) for face in scene.faces]
+    return int(np.argmin(distances)) + 1 if distances and min(distances) < FITS * side_of(frame) else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parse(argv)
+    machine = options.machine(args)
+    model = load_for_inference(options.checkpoints(args), machine.device, mirror=args.mirror)
+    to_nine = model.labels.map_to(NINE)
+    parse = SceneParser(model, Detector(), amp=machine.amp)
+    faces, found = read(args.data, args.max_images), 0
+    matrices = {row: np.zeros((len(NINE), len(NINE)), np.int64) for row in ROWS}
+    pictures: list[tuple[float, list[np.ndarray]]] = []
+    for name, path, points_N2 in tqdm(faces, NAME, disable=None, leave=False):
+        face = Photo(name, images.read_photo(path), points_N2)
+        truth_HW, frame = face.truth(), face.frame
+        scene = parse.parse([face.photo_HW3])[0]
+        owner = fitting(scene, frame)
+        found += owner > 0
+        (whole_HW,) = model.label_photos([face.photo_HW3])
+        framed = parse.parse_found([face.photo_HW3], [[detection_of(frame)]])[0]
+        parsed = (whole_HW, np.where(scene.owners_HW == owner, scene.labels_HW, 0), framed.labels_HW)
+        labels = {row: to_nine[labels_HW] for row, labels_HW in zip(ROWS, parsed, strict=True)}
+        of_face = {row: confusion_matrix(labels[row], truth_HW, len(NINE)) for row in ROWS}
+        for row in ROWS:
+            matrices[row] += of_face[row]
+        if args.sheet:
+            shown = [_cut(face, labels_HW) for labels_HW in (truth_HW, labels[ROWS[0]], labels[ROWS[1]])]
+            pictures.append((_mean(of_face[ROWS[1]]), shown))
+    rows = [{"faces": row, "f1": _scores(matrices[row])} for row in ROWS]
+    numbers = {"photos": len(faces), "found": found, "rows": rows}
+    if args.sheet:
+        pictures.sort(key=lambda item: item[0])
+        cells = [cell for _, shown in pictures[:SHOWN] for cell in shown]
+        common.save_picture(args.sheet, tile(cells, COLUMNS, CELL))
+    common.write(NAME, NAME, args, argv, numbers, draw, table)
+    return 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: F1 of each way to the face."""
+    found = f"{result['found']} of {result['photos']}"
+    rows = [
+        [row["faces"], found if row["faces"] == ROWS[1] else None, *(row["f1"][group] for group in GROUPS)]
+        for row in result["rows"]
+    ]
+    return markdown(["faces", "found", *GROUPS], rows)
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Bars of F1 for each way to the face."""
+    figure, (ax,) = common.panels(1)
+    places = np.arange(len(GROUPS))
+    for k, row in enumerate(result["rows"]):
+        ax.bar(places + 0.27 * (k - 1), [row["f1"][group] or 0 for group in GROUPS], 0.25, label=row["faces"])
+    ax.set_xticks(places, list(GROUPS))
+    ax.set(ylabel="F1", title=f"{result['photos']} photos as they come")
+    figure.legend(loc="outside lower center", ncols=len(ROWS))
+    return figure
+
+
+def _scores(matrix_KK: np.ndarray) -> dict[str, float | None]:
+    return {group: f1(matrix_KK, [NINE.names.index(name) for name in names]) for group, names in GROUPS.items()}
+
+
+def _mean(matrix_KK: np.ndarray) -> float:
+    return float(np.mean([value for value in _scores(matrix_KK).values() if value is not None]))
+
+
+def _cut(face: Photo, labels_HW: np.ndarray) -> np.ndarray:
+    """The annotated face upright, under these labels: uint8 (CELL, CELL, 3)."""
+    picture_HW3 = overlay(face.photo_HW3, labels_HW, NINE)
+    half = (CELL - 1) / 2
+    to_frame_33 = np.array([[1 / half, 0, -1], [0, 1 / half, -1], [0, 0, 1]])
+    matrix_23 = face.frame.matrix_23 @ to_frame_33
+    return cv2.warpAffine(picture_HW3, matrix_23, (CELL, CELL), flags=cv2.INTER_AREA | cv2.WARP_INVERSE_MAP)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of photos and landmarks")
+    parser.add_argument("--max-images", type=int, metavar="N", help="the first N photos, for a quick look")
+    options.add_machine_options(parser, common.BATCH_SIZE)
+    options.add_checkpoint_option(parser)
+    options.add_mirror_option(parser)
+    common.add_out_option(parser)
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="a .jpg of the worst found faces: truth, the photo as face, found"
+    )
+    args = common.parse(parser, argv)
+    if args.sheet and args.sheet.suffix.lower() not in (".jpg", ".jpeg"):
+        raise InputError(f"--sheet {args.sheet}: must end in .jpg")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
