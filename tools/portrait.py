@@ -53,7 +53,7 @@ def table() -> np.ndarray:
         if scale < 1:  # shrink over areas, then turn
             size = round(framed.shape[1] * scale), round(framed.shape[0] * scale)
             framed = cv2.resize(framed, size, interpolation=cv2.INTER_AREA)
-            to_table_23[:, :2] /= scale
+            to_table_23[:, :2] = to_table_23[:, :2] / scale
         size = picture.shape[1], picture.shape[0]
         cover = cv2.warpAffine(np.full(framed.shape[:2], 1, np.float32), to_table_23, size, flags=cv2.INTER_LINEAR)
         print_ = cv2.warpAffine(framed, to_table_23, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
