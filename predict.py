@@ -1,4 +1,5 @@
-"""Find the faces of photos and parse them: for each photo a label map, an overlay and a list of its faces."""
+"""Find the faces of photos and videos and parse them: for each photo a label map, an overlay and a list of its faces,
+for each video one that shows the labels."""
 
 import argparse
 import errno
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from data.batches import photo_batch
 from data.images import PHOTO_SUFFIXES, natural_key, read_photo
 from data.labels import LabelSet
+from faces import video
 from faces.detect import Detection, Detector
 from faces.scene import WHICH, Face, SceneParser
 from models.loading import load_for_inference
@@ -35,9 +37,9 @@ from utils.errors import InputError
 from utils.files import write_whole
 from utils.runtime import is_out_of_memory, printable, run_main
 from utils.training import Machine
-from utils.visualize import draw_outlines, encode, overlay, window_corners
+from utils.visualize import draw_outlines, encode, encode_labels, overlay, window_corners
 
-SUFFIXES = (*PHOTO_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")  # looked for in folders and globs
+SUFFIXES = (*PHOTO_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp", *video.SUFFIXES)  # looked for in folders and globs
 FACES = (*WHICH, "none")
 BATCH_PIXELS = 2**22  # at most so many in one batch, to limit the memory
 CROPS = ("predicted", "baseline")  # those that need neither the truth nor go without windows
@@ -119,31 +121,46 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     machine = options.machine(args)
     torch.manual_seed(args.seed)
-    photos, failed = find_photos(args.inputs)
+    files, failed = find_photos(args.inputs)
+    videos = [file for file in files if is_video(file)]
+    photos = [file for file in files if not is_video(file)]
     jobs, unplanned = plan(photos, args)
+    clips, undone = plan_videos(videos, args)
     failed += unplanned
     todo = [job for job in jobs if job.outputs]
     faceless: list[Path] = []
     done = 0
     started = time.monotonic()
-    if photos:
+    if files:
         parser = load_for_inference(options.checkpoints(args), machine.device, args.crops, args.mirror)
         scenes = None if args.faces == "none" else SceneParser(parser, Detector(), args.faces, machine.amp)
         how = Labelling(parser, scenes, machine, args.batch_size, args.probabilities, args.windows)
         started = time.monotonic()
-        if todo:
+        if todo or clips:
             make_folder(args.out)
+        if todo:
             unlabelled, faceless = label_photos(how, todo)
             done = len(todo) - len(unlabelled)
             failed += unlabelled
     seconds = time.monotonic() - started
-    return report(args, done, [job.photo for job in jobs if not job.outputs], faceless, failed, seconds)
+    shown = 0
+    for job in clips:
+        assert scenes is not None
+        try:
+            show(job, scenes, args.windows)
+            shown += 1
+        except InputError as error:
+            failed.append(str(error))
+    skipped = [job.photo for job in jobs if not job.outputs] + undone
+    return report(args, done, shown, skipped, faceless, failed, seconds)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
     parser = Parser(__doc__)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, folders of photos, or globs in quotes")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="photos, videos, folders of them, or globs in quotes"
+    )
     options.add_checkpoint_option(parser)
     parser.add_argument(
         "--faces",
@@ -166,6 +183,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--windows", action="store_true", help="draw the parser's windows into the overlay")
     group.add_argument("--no-overlay", action="store_true", help="write no overlay")
+    group.add_argument("--frame-labels", action="store_true", help="also write a label map for each frame of a video")
     options.add_machine_options(parser, batch_size=8)
     args = parser.parse_args(inputs_first(sys.argv[1:] if argv is None else argv))
     options.check(args)
@@ -267,6 +285,47 @@ def plan(photos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[
             continue
         jobs.append(Job(photo, {kind: outputs[kind] for kind in outputs if args.overwrite or kind not in there}))
     return jobs, failed
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in video.SUFFIXES
+
+
+def plan_videos(videos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[Path]]:
+    """What to write for each video, and those whose results are there already. Raises InputError for videos that would
+    be replaced, whose results would have the same name, or that --faces none cannot parse."""
+    if videos and args.faces == "none":
+        raise InputError(f"--faces none: the faces of {videos[0]} have to be found; say --faces all or largest")
+    jobs: list[Job] = []
+    skipped: list[Path] = []
+    taken: dict[Path, Path] = {}
+    for file in videos:
+        outputs = {"video": args.out / f"{file.stem}_overlay.mp4"}
+        if args.frame_labels:
+            outputs["frames"] = args.out / f"{file.stem}_labels"
+        if other := taken.get(outputs["video"]):
+            raise InputError(f"{file}: its results would be named like those of {other}: it needs another --out")
+        taken[outputs["video"]] = file
+        if any(os.path.realpath(path) == os.path.realpath(given) for path in outputs.values() for given in videos):
+            raise InputError(
+                f"{outputs['video']} is a video to parse, and its results would replace it: name another --out"
+            )
+        if not args.overwrite and any(os.path.lexists(path) for path in outputs.values()):
+            skipped.append(file)
+        else:
+            jobs.append(Job(file, outputs))
+    return jobs, skipped
+
+
+def show(job: Job, scenes: SceneParser, windows: bool) -> None:
+    """Parse a video. Raises InputError."""
+    try:
+        found = video.parse_video(scenes, job.photo, job.outputs["video"], job.outputs.get("frames"), windows)
+    except OSError as error:
+        raise InputError(not_written(job.photo, error)) from error
+    rate = f"{found.frames / max(found.seconds, 1e-9):.1f} frames/s"
+    target = printable(str(job.outputs["video"]))
+    print(f"{target}: {found.frames} frames, {found.with_faces} with faces ({rate})")
 
 
 def is_result(path: Path) -> bool:
@@ -386,9 +445,7 @@ def write(job: Job, photo: np.ndarray, result: Result, labels: LabelSet, windows
     """Write the job's files, all or none. Raises OSError."""
     made: dict[str, Callable[[BinaryIO], object]] = {}
     if "labels" in job.outputs:
-        picture = Image.fromarray(result.labels_HW)
-        picture.putpalette([channel for colour in labels.colours for channel in colour])
-        made["labels"] = partial(put, encode(picture, "PNG"))
+        made["labels"] = partial(put, encode_labels(result.labels_HW, labels))
     if "overlay" in job.outputs:
         shown = overlay(photo, result.labels_HW, labels)
         if windows:
@@ -415,7 +472,13 @@ def write(job: Job, photo: np.ndarray, result: Result, labels: LabelSet, windows
 
 
 def report(
-    args: argparse.Namespace, done: int, skipped: list[Path], faceless: list[Path], failed: list[str], seconds: float
+    args: argparse.Namespace,
+    done: int,
+    shown: int,
+    skipped: list[Path],
+    faceless: list[Path],
+    failed: list[str],
+    seconds: float,
 ) -> int:
     """Print what was done and what was not. Returns the exit status."""
     if done:
@@ -433,7 +496,7 @@ def report(
     sys.stdout.flush()
     for line in failed:
         print(f"failed: {printable(line)}", file=sys.stderr)
-    if not done and not skipped:
+    if not done and not shown and not skipped:
         print("error: no photo was labelled: see the lines above", file=sys.stderr)
         return 2
     return 1 if failed else 0

@@ -59,6 +59,14 @@ class Detector:
         faces = [face for face in faces if face.score >= self.least_score]
         return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
 
+    def follow(self, photo_HW3: np.ndarray, face: Detection) -> Detection | None:
+        """A face of the frame before in the next frame of a video, by one look at where it was; None where it has
+        gone."""
+        centre_2 = np.array(face.box[:2]) + np.array(face.box[2:]) / 2
+        turned = frame_of(face.points_52).degrees
+        found = self._look_turned(photo_HW3, centre_2, REACH * max(face.box[2:]), turned)
+        return None if found is None or found[0].score < self.least_score else found[0]
+
     def _find(self, photo_HW3: np.ndarray) -> list[Detection]:
         longest = max(photo_HW3.shape[:2])
         if found := [face for turn in (0, -45, 45) for face in self._look_round(photo_HW3, turn)]:

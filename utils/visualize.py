@@ -117,6 +117,13 @@ def legend(labels: LabelSet) -> np.ndarray:
     return picture
 
 
+def encode_labels(label_map: np.ndarray, labels: LabelSet) -> bytes:
+    """A label map, uint8 (H, W), as a PNG whose palette are the label set's colours."""
+    picture = Image.fromarray(label_map)
+    picture.putpalette([channel for colour in labels.colours for channel in colour])
+    return encode(picture, "PNG")
+
+
 def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
     """A picture as the bytes of a file. kind, options: as for Pillow's ``save``.
 

@@ -1,0 +1,145 @@
+"""Videos: faces followed over the frames, frames without a face, files that are no videos, interruptions."""
+
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+import predict
+from data.images import read_labels
+from faces import video
+from faces.detect import Detection, Detector
+from faces.scene import SceneParser
+from models.loading import SHIPPED_WEIGHTS, load_for_inference
+from utils.errors import InputError
+from utils.runtime import run_main
+
+SIZE = (320, 240)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> SceneParser:
+    return SceneParser(load_for_inference([SHIPPED_WEIGHTS], torch.device("cpu")), Detector())
+
+
+def moving_face(count: int) -> list[np.ndarray]:
+    """A woman who moves to the right and turns clockwise, RGB."""
+    frames = []
+    for number in range(count):
+        turned_23 = cv2.getRotationMatrix2D((223, 118), -3 * number, 1)
+        turned_23[:, 2] += (40 + 6 * number - 160, 0)
+        frames.append(cv2.warpAffine(skimage.data.astronaut(), turned_23, SIZE, borderMode=cv2.BORDER_REPLICATE))
+    return frames
+
+
+def save_video(path: Path, frames: list[np.ndarray]) -> Path:
+    writer = cv2.VideoWriter(str(path), video.CODEC, 12.5, SIZE)
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path
+
+
+def open_video(path: Path) -> tuple[float, list[np.ndarray]]:
+    capture = cv2.VideoCapture(str(path))
+    return capture.get(cv2.CAP_PROP_FPS), list(video.read_frames(capture))
+
+
+def test_a_video_gives_a_video_with_labels_and_a_label_map_for_each_frame(tmp_path, capsys):
+    frames = [*moving_face(5), *[np.full((240, 320, 3), 70, np.uint8)] * 2]
+    save_video(tmp_path / "clip.mp4", frames)
+    out = ["--out", str(tmp_path / "out"), "--device", "cpu", "--amp", "off"]
+    assert predict.main([str(tmp_path / "clip.mp4"), "--frame-labels", *out]) == 0
+    assert "7 frames, 5 with faces" in capsys.readouterr().out
+    rate, shown = open_video(tmp_path / "out" / "clip_overlay.mp4")
+    assert (rate, len(shown)) == (12.5, 7)
+    maps = [read_labels(tmp_path / "out" / "clip_labels" / f"{number:06d}.png") for number in range(1, 8)]
+    centres = [np.argwhere(labels == 5).mean(0)[1] for labels in maps[:5]]
+    assert np.diff(centres) == pytest.approx(6, abs=2.5)  # the nose moves as the face does
+    assert not maps[5].any()
+    assert not maps[6].any()
+    assert np.abs(shown[6].astype(int) - 70).max() < 12  # goes through as it is
+    assert predict.main([str(tmp_path / "clip.mp4"), *out]) == 0
+    assert "1 skipped" in capsys.readouterr().out
+
+
+class FakeDetector:
+    """Finds one face at places that are given, frame by frame."""
+
+    def __init__(self, places: list[tuple[float, float]]) -> None:
+        self.places, self.searched = places, 0
+
+    def find(self, photo):
+        self.searched += 1
+        return self.follow(photo, None, self.searched) if self.places else []
+
+    def follow(self, photo, face, searched=0):
+        x, y = self.places.pop(0)
+        points = np.array([(x - 20, y), (x + 20, y), (x, y + 20), (x - 15, y + 40), (x + 15, y + 40)])
+        found = Detection((x - 50, y - 50, 100, 100), points, 0.9)
+        return [found] if searched else found
+
+
+def test_trembling_is_smoothed_and_movement_is_followed_at_once():
+    trembling = [(100 + (-1) ** k, 100.0) for k in range(11)]
+    follower = video.Follower(SceneParser.__new__(SceneParser))
+    follower.scenes.detector, follower.scenes.which = FakeDetector([*trembling, (140.0, 100.0), (180.0, 100.0)]), "all"
+    x = [follower.next(np.zeros((9, 9, 3), np.uint8))[0].points_52[2, 0] for _ in range(13)]
+    assert np.abs(np.diff(x[2:11])).max() < 0.5  # of 2 pixels to and fro
+    assert x[11:] == [140.0, 180.0]
+    assert follower.scenes.detector.searched == 2  # the first frame and the thirteenth
+
+
+def test_files_that_are_no_videos_are_one_line(scenes, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    save_video(tmp_path / "short.mp4", moving_face(2))
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "short.mp4").read_bytes()[:300])
+    for name in ("text", "empty", "cut"):
+        with pytest.raises(InputError, match=rf"{name}\.mp4 .*that OpenCV can read"):
+            video.parse_video(scenes, tmp_path / f"{name}.mp4", tmp_path / "out.mp4")
+    with pytest.raises(InputError, match="no such video"):
+        video.parse_video(scenes, tmp_path / "none.mp4", tmp_path / "out.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.mp4", "empty.mp4", "short.mp4", "text.mp4"]
+
+
+def test_bad_videos_are_listed_and_the_rest_goes_on(tmp_path, capsys):
+    (tmp_path / "bad.mp4").write_text("no video")
+    save_video(tmp_path / "good.mp4", moving_face(1))
+    argv = [str(tmp_path / "bad.mp4"), str(tmp_path / "good.mp4"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert predict.main(argv) == 1
+    assert capsys.readouterr().err.count("failed: ") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good_overlay.mp4"]
+    with pytest.raises(InputError, match=r"--faces none: the faces of .* have to be found"):
+        predict.main([*argv, "--faces", "none"])
+
+
+def test_a_video_is_never_replaced_by_its_result(tmp_path):
+    save_video(tmp_path / "a_overlay.mp4", moving_face(1))
+    save_video(tmp_path / "a.mp4", moving_face(1))
+    with pytest.raises(InputError, match="its results would replace it"):
+        predict.main([str(tmp_path), "--out", str(tmp_path), "--device", "cpu", "--overwrite"])
+
+
+def test_ctrl_c_leaves_a_video_that_plays(tmp_path, monkeypatch, capsys):
+    save_video(tmp_path / "clip.mp4", moving_face(5))
+    parse, seen = video.parse_frames, []
+
+    def interrupted(scenes, frames):
+        for item in parse(scenes, frames):
+            if len(seen) == 3:
+                signal.raise_signal(signal.SIGINT)
+            seen.append(item)
+            yield item
+
+    monkeypatch.setattr(video, "parse_frames", interrupted)
+    argv = [str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert run_main(lambda: predict.main(argv), predict.INTERRUPTED) == 130
+    told = capsys.readouterr().err
+    assert "clip_overlay.mp4 ends after 3 frames; --overwrite writes it anew" in told
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip_overlay.mp4"]
+    assert len(open_video(tmp_path / "out" / "clip_overlay.mp4")[1]) == 3
