@@ -78,7 +78,11 @@ def parse_video(
     draw the parser's windows too. Where it is interrupted (KeyboardInterrupt), the frames so far become ``target``
     before the exception goes on. Raises InputError for a file that is no video and where nothing can be written.
     """
-    open_regular(source, "video").close()
+    with open_regular(source, "video") as file:
+        if not is_container(file.read(12)):
+            raise InputError(f"{source} is no MP4, MOV, AVI, MKV or WEBM video: convert it to mp4")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # our own line says what is wrong with a video
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     capture = cv2.VideoCapture(str(source))
     width, height = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
     if not capture.isOpened() or width < 1 or height < 1:
@@ -118,6 +122,15 @@ def parse_video(
     if not frames:
         raise InputError(f"{source} has no frame that OpenCV can read: convert it to mp4")
     return Report(frames, with_faces, time.monotonic() - started)
+
+
+def is_container(start: bytes) -> bool:
+    """Whether a file that begins so holds a video itself; lists of other files, which FFmpeg would open too, do not."""
+    return (
+        start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # MP4, MOV
+        or (start[:4] == b"RIFF" and start[8:12] == b"AVI ")
+        or start[:4] == b"\x1a\x45\xdf\xa3"  # Matroska, WebM
+    )
 
 
 def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:

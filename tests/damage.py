@@ -13,8 +13,10 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
@@ -401,6 +403,32 @@ BAD_PICTURES: dict[str, Callable[[], bytes]] = {
     "zip": lambda: zipped({"photo.jpg": jpeg()}),
     "pickle": lambda: pickle.dumps(Runs()),
 }
+
+
+def mp4() -> bytes:
+    """A video of three frames."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "clip.mp4")
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+        for level in (0, 100, 200):
+            writer.write(np.full((48, 64, 3), level, np.uint8))
+        writer.release()
+        return path.read_bytes()
+
+
+BAD_VIDEOS: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "text": lambda: b"no video\n",
+    "zeros": lambda: bytes(1000),
+    "noise": lambda: random.Random(1).randbytes(5000),
+    "web page": lambda: b"<!DOCTYPE html><html></html>",
+    "playlist": lambda: b"#EXTM3U\n#EXTINF:1,\ngood.jpg\n#EXT-X-ENDLIST\n",
+    "list of files": lambda: b"ffconcat version 1.0\nfile good.jpg\n",
+    "start alone": lambda: mp4()[:40],
+    "half of it": lambda: truncated(mp4(), 0.5),
+    "noise after its start": lambda: mp4()[:40] + random.Random(2).randbytes(3000),
+}
+
 GOOD_PICTURES: dict[str, Callable[[], bytes]] = {
     "grey": lambda: saved("PNG", "L"),
     "1 bit": lambda: saved("PNG", "1"),

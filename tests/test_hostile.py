@@ -217,6 +217,12 @@ def photo_cases() -> Iterator[Case]:
         if name not in ("missing",):
             make = two_photos(place, "bad.jpg")
             yield Case(f"predict: in a folder, {name}", "predict", predicting("."), make, (0, 1), ("out",))
+    for name, content in damage.BAD_VIDEOS.items():
+        make, arguments = two_photos(picture(content), "bad.mp4"), predicting("good.jpg", "bad.mp4")
+        yield Case(f"predict: video, {name}", "predict", arguments, make, (1,), ("out",), says=r"^failed: .*bad\.mp4")
+    for name, place in damage.SPECIAL.items():
+        make, arguments = two_photos(place, "bad.mp4"), predicting("good.jpg", "bad.mp4")
+        yield Case(f"predict: video, {name}", "predict", arguments, make, (1,), ("out",), says=r"^failed: .*bad\.mp4")
     for name, content in damage.GOOD_PICTURES.items():
         make, arguments = two_photos(picture(content), "odd.jpg"), predicting("good.jpg", "odd.jpg")
         yield Case(f"predict: good photo, {name}", "predict", arguments, make, (0,), ("out",))
@@ -1100,6 +1106,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("predict", "good.jpg --out . --checkpoint w.pt --overwrite --no-overlay --epochs 3"),
     ("predict", "good.jpg --checkpoint"),
     ("predict", "good.jpg --mirror 3"),
+    ("predict", "good.jpg --faces some"),
     ("download", ""),
     ("download", "nobody"),
     ("download", "48fb8cd4 extra"),

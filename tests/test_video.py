@@ -99,8 +99,8 @@ def test_files_that_are_no_videos_are_one_line(scenes, tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     save_video(tmp_path / "short.mp4", moving_face(2))
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "short.mp4").read_bytes()[:300])
-    for name in ("text", "empty", "cut"):
-        with pytest.raises(InputError, match=rf"{name}\.mp4 .*that OpenCV can read"):
+    for name, line in (("text", "is no MP4, MOV"), ("empty", "is no MP4, MOV"), ("cut", "that OpenCV can read")):
+        with pytest.raises(InputError, match=rf"{name}\.mp4 .*{line}"):
             video.parse_video(scenes, tmp_path / f"{name}.mp4", tmp_path / "out.mp4")
     with pytest.raises(InputError, match="no such video"):
         video.parse_video(scenes, tmp_path / "none.mp4", tmp_path / "out.mp4")
