@@ -411,6 +411,11 @@ def label_photos(how: Labelling, jobs: list[Job]) -> tuple[list[str], list[Path]
             except InputError as error:
                 fail(str(error))
                 continue
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                fail(f"{job.photo}: too large for this machine's memory")
+                continue
             faces = sum(max(1, len(others)) for _, _, others in group) + max(1, len(found))
             pixels = (len(group) + 1) * photo.shape[0] * photo.shape[1]
             if group and (group[0][1].shape != photo.shape or faces > how.batch_size or pixels > BATCH_PIXELS):

