@@ -117,8 +117,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.sheet:
             shown = [_cut(face, labels_HW) for labels_HW in (truth_HW, labels[ROWS[0]], labels[ROWS[1]])]
             pictures.append((_mean(of_face[ROWS[1]]), shown))
-    rows = [{"faces": row, "f1": _scores(matrices[row])} for row in ROWS]
-    numbers = {"photos": len(faces), "found": found, "rows": rows}
+    rows = [{"way": row, "f1": _scores(matrices[row])} for row in ROWS]
+    numbers = {"faces": len(faces), "found": found, "rows": rows}
     if args.sheet:
         pictures.sort(key=lambda item: item[0])
         cells = [cell for _, shown in pictures[:SHOWN] for cell in shown]
@@ -129,9 +129,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: F1 of each way to the face."""
-    found = f"{result['found']} of {result['photos']}"
+    found = f"{result['found']} of {result['faces']}"
     rows = [
-        [row["faces"], found if row["faces"] == ROWS[1] else None, *(row["f1"][group] for group in GROUPS)]
+        [row["way"], found if row["way"] == ROWS[1] else None, *(row["f1"][group] for group in GROUPS)]
         for row in result["rows"]
     ]
     return markdown(["faces", "found", *GROUPS], rows)
@@ -142,9 +142,9 @@ def draw(result: dict[str, Any]) -> Figure:
     figure, (ax,) = common.panels(1)
     places = np.arange(len(GROUPS))
     for k, row in enumerate(result["rows"]):
-        ax.bar(places + 0.27 * (k - 1), [row["f1"][group] or 0 for group in GROUPS], 0.25, label=row["faces"])
+        ax.bar(places + 0.27 * (k - 1), [row["f1"][group] or 0 for group in GROUPS], 0.25, label=row["way"])
     ax.set_xticks(places, list(GROUPS))
-    ax.set(ylabel="F1", title=f"{result['photos']} photos as they come")
+    ax.set(ylabel="F1", title=f"{result['faces']} photos as they come")
     figure.legend(loc="outside lower center", ncols=len(ROWS))
     return figure
 
@@ -177,6 +177,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sheet", type=Path, metavar="FILE", help="a .jpg of the worst found faces: truth, the photo as face, found"
     )
+    parser.set_defaults(dataset=NAME)  # the report names it
     args = common.parse(parser, argv)
     if args.sheet and args.sheet.suffix.lower() not in (".jpg", ".jpeg"):
         raise InputError(f"--sheet {args.sheet}: must end in .jpg")

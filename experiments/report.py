@@ -362,7 +362,8 @@ def headline_table(runs: list[Run]) -> str:
 def described(result: Result) -> str:
     """On which faces an experiment was made."""
     about = result["options"]
-    words = [f"{about['dataset']}, {result['split']} split"]
+    words = [about["dataset"]]
+    words += [f"{result['split']} split"] if "split" in result else []
     if "faces" in result:
         words += [f"{result['faces']} faces"]
     elif about.get("max_images"):

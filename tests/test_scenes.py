@@ -1,0 +1,215 @@
+"""Scenes of several faces, pictures without any, and photos with landmarks: what is composed, and what is counted."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.batches import Faces, open_faces
+from data.datasets.synthetic import draw_face
+from data.labels import HELEN, NINE
+from data.source import FaceData
+from experiments import canvases, helen68, scenes
+from faces.align import frame_of, square
+from faces.scene import Face, Scene
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from utils import checkpoint
+from utils.errors import InputError
+
+TO_NINE = HELEN.map_to(NINE)
+
+
+@pytest.fixture(scope="module")
+def val_faces(helen_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Faces:
+    return open_faces(FaceData("helen", helen_root, cache=tmp_path_factory.mktemp("cache")), "val", NINE)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that has learnt nothing."""
+    torch.manual_seed(0)
+    model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, window_margin=1.6))
+    path = tmp_path_factory.mktemp("weights") / "best.pt"
+    modules = {name: getattr(model, name).state_dict() for name in model.networks}
+    about = {"parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
+    checkpoint.save(path, {"stage": "end2end", **about, "modules": modules})
+    return path
+
+
+def a_face(number: int, size: int = 256) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    photo, ids = draw_face(7, number, size)
+    return str(number), photo, ids, TO_NINE[ids]
+
+
+def test_each_face_of_a_scene_lies_in_its_frame_with_its_labels() -> None:
+    faces = [a_face(number) for number in range(3)]
+    background = np.full((900, 1000, 3), 90, np.uint8)
+    scene = scenes.compose(background, faces, np.random.default_rng(1))
+    assert scene.names == ["0", "1", "2"]
+    assert (scene.photo_HW3[:3] == 90).all()
+    assert not scene.labels_HW[scene.owners_HW == 0].any()
+    for owner, (frame, (_, photo, ids, labels)) in enumerate(zip(scene.frames, faces, strict=True), 1):
+        assert scenes.SIDES[0] <= scenes.side_of(frame) <= scenes.SIDES[1]
+        assert abs(frame.degrees) <= scenes.DEGREES
+        to_frame = np.array([[2 / 256, 0, -255 / 256], [0, 2 / 256, -255 / 256], [0, 0, 1]])  # pixels of the square
+        how = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+        upright = [
+            cv2.warpAffine(values, frame.matrix_23 @ to_frame, (256, 256), flags=how)
+            for values in (scene.labels_HW, scene.owners_HW, scene.photo_HW3)
+        ]
+        parts = labels > 0
+        assert (upright[0][parts] == labels[parts]).mean() > 0.9
+        assert (upright[1][parts] == owner).mean() > 0.97
+        assert np.abs(upright[2][parts].astype(float) - photo[parts]).mean() < 12
+        assert (upright[1][ids == 0] == owner).mean() < 0.2
+
+
+def test_faces_of_a_scene_hardly_hide_one_another_and_fit_into_it() -> None:
+    faces = [a_face(number) for number in range(4)]
+    scene = scenes.compose(np.zeros((760, 1000, 3), np.uint8), faces, np.random.default_rng(2))
+    for owner, (frame, (_, photo, ids, labels)) in enumerate(zip(scene.frames, faces, strict=True), 1):
+        alone = scenes.cut_out(photo, ids, labels, scenes.side_of(frame), frame.degrees)
+        visible, whole = (scene.owners_HW == owner).sum(), (alone.cover_HW > 0.5).sum()
+        assert 1 - 3 * scenes.OVERLAP - 0.01 <= visible / whole <= 1
+
+
+def test_a_cut_out_face_has_no_edge_of_its_photo() -> None:
+    _, photo, _, labels = a_face(0)
+    cutout = scenes.cut_out(photo, np.ones_like(labels), labels, 300, 30)  # all of the photo belongs to the face
+    height, width = cutout.cover_HW.shape
+    assert cutout.cover_HW[height // 2, width // 2] == 1
+    steps = np.abs(np.diff(cutout.cover_HW, axis=0)).max(), np.abs(np.diff(cutout.cover_HW, axis=1)).max()
+    assert max(steps) < 0.15
+    assert cutout.cover_HW[[0, -1]].max() < 0.1
+
+
+def test_scenes_are_the_same_for_the_same_seed_and_use_every_face(val_faces: Faces) -> None:
+    first, again = (list(scenes.scenes(val_faces, 4, 0)) for _ in range(2))
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.photo_HW3, two.photo_HW3)
+        np.testing.assert_array_equal(one.labels_HW, two.labels_HW)
+    assert [len(scene.frames) for scene in first] == [1, 1, 2, 2]
+    used = [name for scene in first for name in scene.names]
+    assert sorted(used[:3]) == sorted(used[3:]) == sorted(val_faces.names)
+    (other,) = scenes.scenes(val_faces, 1, 1)
+    assert other.photo_HW3.shape != first[0].photo_HW3.shape
+
+
+def test_a_detection_can_be_made_of_any_frame() -> None:
+    for degrees in (0, 40, -75, 180):
+        axis_2 = 90 * np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+        frame = square(np.array([140.0, 90.0]), axis_2)
+        np.testing.assert_allclose(frame_of(scenes.detection_of(frame).points_52).matrix_23, frame.matrix_23, atol=1e-9)
+
+
+def test_a_face_is_found_where_the_middle_of_a_frame_shows_it() -> None:
+    owners = np.zeros((50, 60), np.uint8)
+    owners[10:30, 10:30] = 2
+    frames = [square(np.array(centre, float), np.array([9.0, 0.0])) for centre in ((20, 20), (40, 20), (80, -5))]
+    assert scenes.shown_faces(owners, frames) == [2, 0, 0]
+
+
+def test_pictures_without_faces_are_of_every_kind_and_the_same_again() -> None:
+    first, again = (list(canvases.faceless(31, 0)) for _ in range(2))
+    kinds = [name for name, _ in first]
+    assert kinds[:20] == list(canvases.PICTURES)
+    assert {*kinds[20:]} == {*canvases.SMOOTH, *canvases.BUSY}
+    for (_, one), (_, two) in zip(first, again, strict=True):
+        assert one.dtype == np.uint8
+        assert one.shape[2:] == (3,)
+        np.testing.assert_array_equal(one, two)
+    assert all(one.std() > 2 for name, one in first if name != "flat")
+
+
+def test_scenes_are_scored_from_end_to_end(tiny_options: list[str], weights: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path), "--scenes", "2", "--empty", "2", "--pictures", str(tmp_path / "look")]
+    assert scenes.main([*tiny_options, "--checkpoint", str(weights), *out]) == 0
+    result = json.loads((tmp_path / "scenes.json").read_text())
+    assert (result["scenes"], result["faces"], result["empty"]) == (2, 2, 2)
+    assert [row["frames"] for row in result["rows"]] == list(scenes.ROWS)
+    assert all(set(row["scores"]["strict"]) == {*NINE.foreground, "mean"} for row in result["rows"])
+    assert len(list((tmp_path / "look").iterdir())) == 2
+    assert "| found faces | 2 | 2 |" in scenes.table(result)
+    with pytest.raises(InputError, match="--scenes 0: must be at least 1"):
+        scenes.main([*tiny_options, "--scenes", "0"])
+
+
+def landmarks(ids: np.ndarray) -> np.ndarray:
+    """68 landmarks of a drawn face: rings around its eyes, lips and inner mouth, the rest at its nose."""
+
+    def ring(labels: list[int], count: int, grow: float) -> np.ndarray:
+        y, x = np.nonzero(np.isin(ids, labels))
+        angle = np.pi + 2 * np.pi * np.arange(count) / count  # from the corner on the image's left
+        middle, half = np.array([x.mean(), y.mean()]), grow * np.array([np.ptp(x), np.ptp(y)]) / 2
+        return middle + half * np.stack([np.cos(angle), np.sin(angle)], 1)
+
+    nose_2 = np.argwhere(ids == HELEN.names.index("nose")).mean(0)[::-1]
+    rings = [ring([HELEN.names.index(name)], 6, 1) for name in ("eye1", "eye2")]
+    lips = [HELEN.names.index(name) for name in ("upper_lip", "lower_lip", "inner_mouth")]
+    return np.vstack([np.tile(nose_2, (36, 1)), *rings, ring(lips, 12, 1), ring(lips, 8, 0.4)])
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Path:
+    """A folder with one photo and its landmarks."""
+    photo, ids = draw_face(7, 6, 256)
+    root = tmp_path / "faces"
+    for name in ("images", "points"):
+        (root / name).mkdir(parents=True)
+    Image.fromarray(photo).save(root / "images" / "a.jpg", quality=95)
+    np.savetxt(root / "points" / "a.txt", landmarks(ids), "%.2f")
+    return root
+
+
+def test_polygons_cover_what_their_landmarks_enclose() -> None:
+    points = np.zeros((68, 2))
+    points[36:42] = (10, 10), (13, 8), (17, 8), (20, 10), (17, 12), (13, 12)
+    points[42:48] = points[36:42] + (30, 0)
+    points[48:60] = np.array([(12, 40), (20, 34), (30, 32), (40, 34), (48, 40)] + [(30, 48)] * 7)
+    points[60:68] = np.array([(24, 40), (30, 38), (36, 40)] + [(30, 42)] * 5)
+    truth = helen68.Photo("a", np.zeros((60, 70, 3), np.uint8), points).truth()
+    eye1, eye2, lips, inner = (NINE.names.index(name) for name in ("eye1", "eye2", "upper_lip", "inner_mouth"))
+    assert set(np.unique(truth)) == {0, eye1, eye2, lips, inner}
+    assert (truth[10, 15], truth[10, 45], truth[36, 30], truth[40, 30], truth[5, 15]) == (eye1, eye2, lips, inner, 0)
+    area = cv2.contourArea(points[36:42].astype(np.float32))
+    assert abs((truth == eye1).sum() - area) <= 0.35 * area
+    assert (truth == eye1).sum() == (truth == eye2).sum()
+
+
+def test_the_face_that_fits_the_annotated_one_is_chosen() -> None:
+    def face(x: float) -> Face:
+        return Face(square(np.array([x, 50.0]), np.array([20.0, 0.0])), np.zeros((6, 4, 2)), {}, {}, None)
+
+    empty = np.zeros((100, 200), np.uint8)
+    scene = Scene(NINE, empty, empty, [face(150), face(55), face(47)], None)
+    assert helen68.fitting(scene, square(np.array([50.0, 50.0]), np.array([20.0, 0.0]))) == 3
+    assert helen68.fitting(scene, square(np.array([100.0, 50.0]), np.array([20.0, 0.0]))) == 0
+    assert helen68.fitting(scene._replace(faces=[]), face(50).frame) == 0
+
+
+def test_photos_with_landmarks_are_scored_from_end_to_end(annotated: Path, weights: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.jpg"
+    options = ["--data", str(annotated), "--checkpoint", str(weights), "--out", str(tmp_path), "--device", "cpu"]
+    assert helen68.main([*options, "--sheet", str(sheet)]) == 0
+    result = json.loads((tmp_path / "helen68.json").read_text())
+    assert (result["faces"], result["found"]) == (1, 1)
+    assert [row["way"] for row in result["rows"]] == list(helen68.ROWS)
+    assert all(0 <= value <= 1 for row in result["rows"] for value in row["f1"].values())
+    with Image.open(sheet) as picture:
+        assert np.asarray(picture).std() > 10
+    for words, message in (
+        (["--sheet", "sheet.png"], r"--sheet sheet.png: must end in .jpg"),
+        (["--data", str(tmp_path)], "images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            helen68.main([*options, *words])
+    points = annotated / "points" / "a.txt"
+    for text in ("1 2\n" * 67, "1 2 3\n" * 68, "x y\n" * 68, "nan 1\n" * 68):
+        points.write_text(text)
+        with pytest.raises(InputError, match="expected 68 lines of two numbers"):
+            helen68.main(options)
