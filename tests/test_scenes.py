@@ -157,7 +157,7 @@ def landmarks(ids: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def annotated(tmp_path: Path) -> Path:
     """A folder with one photo and its landmarks."""
-    photo, ids = draw_face(7, 6, 256)
+    photo, ids = draw_face(7, 17, 256)
     root = tmp_path / "faces"
     for name in ("images", "points"):
         (root / name).mkdir(parents=True)
