@@ -23,6 +23,7 @@ from data.images import THUMB, make_thumb, warp_frame
 from data.labels import LabelSet, among
 from data.listing import Source
 from data.source import FaceData, open_source
+from models.geometry import frame_to_photo
 from utils.errors import InputError
 
 Key = tuple[int, int, int]  # (seed, epoch, position in the epoch)
@@ -279,24 +280,21 @@ def framed_batch(photos: list[np.ndarray], frames: list[list[np.ndarray]], label
     faces = [(index, matrix) for index, matrices in enumerate(frames) for matrix in matrices]
     count, parts = len(faces), len(labels.part_ids)
     none_BP2 = torch.zeros(count, parts, 2)
-    half_2 = np.maximum([width - 1, height - 1], 1) / 2
-    affine = np.tile(np.eye(3), (count, 1, 1))
-    for b, (_, matrix) in enumerate(faces):
-        affine[b, :2, :2] = matrix[:, :2] * (1 - 1 / FRAME_SIDE) / half_2[:, None]
-        affine[b, :2, 2] = matrix[:, 2] / half_2 - 1
+    sizes_B2 = torch.tensor([[height, width]]).expand(count, 2)
+    frames_B23 = torch.from_numpy(np.stack([matrix for _, matrix in faces]))
     thumbs = [warp_frame(photos[index], matrix) for index, matrix in faces]
     return Batch(
         labels=labels,
         photos_BHW3=torch.from_numpy(np.stack(photos) if len(photos) > 1 else np.require(photos[0][None], None, "W")),
         labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
         thumbs_BTT3=torch.from_numpy(np.stack(thumbs)),
-        sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
+        sizes_B2=sizes_B2,
         present_BP=torch.zeros(count, parts, dtype=torch.bool),
         centres_BP2=none_BP2,
         extents_BP2=none_BP2,
         index_B=torch.arange(count),
         keys_B3=torch.zeros(count, 3, dtype=torch.long),
-        frames_B33=torch.from_numpy(affine).float(),
+        frames_B33=frame_to_photo(frames_B23, sizes_B2, FRAME_SIDE).float(),
         photo_B=torch.tensor([index for index, _ in faces]),
     )
 

@@ -218,11 +218,7 @@ class View:
         ):
             length = float((frame_133[0, :2, :2] * (size_12.flip(-1).T - 1)).square().sum(0).max().sqrt())
             count = max(1, min(8, math.ceil(length / side)))
-            # from edge to edge of the square: its outermost pixel centres lie at 1 - 1 / FRAME_SIDE
-            reach = (1 - 1 / (side * count)) / (1 - 1 / FRAME_SIDE)
-            theta_1123 = compose(frame_133, torch.eye(2, 3, device=frame_133.device)[None, None] * reach)
-            samples_13SS = crop(batch.photos_BHW3, theta_1123, side * count, size_12, photo_1)[:, 0]
-            images.append(F.avg_pool2d(samples_13SS, count) * 255)
+            images.append(framed_images(batch.photos_BHW3, frame_133, size_12, photo_1, side, count) * 255)
         return torch.cat(images)
 
     def _mirrored(self, labels: Tensor) -> Tensor:
@@ -232,6 +228,17 @@ class View:
         lut = torch.tensor(self.batch.labels.mirror, dtype=torch.uint8, device=labels.device)
         mirrored_B = self.draw.mirrored_B.view(-1, *[1] * (labels.ndim - 1))
         return torch.where(mirrored_B, lut[labels.long()], labels)
+
+
+def framed_images(
+    photos_BHW3: Tensor, frames_F33: Tensor, sizes_F2: Tensor, photo_F: Tensor, side: int, count: int
+) -> Tensor:
+    """Framed faces (see ``Batch``) out of their photos: images_F3SS, float in [0, 1]; each pixel is the mean of count x
+    count samples."""
+    # from edge to edge of the square: its outermost pixel centres lie at 1 - 1 / FRAME_SIDE
+    reach = (1 - 1 / (side * count)) / (1 - 1 / FRAME_SIDE)
+    theta_F123 = compose(frames_F33, torch.eye(2, 3, device=frames_F33.device)[None, None] * reach)
+    return F.avg_pool2d(crop(photos_BHW3, theta_F123, side * count, sizes_F2, photo_F)[:, 0], count)
 
 
 def _draw(augmentation: Augmentation, batch: Batch) -> Draw:

@@ -6,7 +6,7 @@ Photos of different sizes share a batch by zero padding at the right and bottom;
 (height, width) in pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,17 @@ def image_to_padded(sizes_B2: Tensor, height: int, width: int) -> Tensor:
     full_2 = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=sizes_B2.device).clamp(min=1)
     scale_B2 = span_B2 / full_2
     return scale_and_shift(scale_B2, scale_B2 - 1)
+
+
+def frame_to_photo(frames_B23: Tensor, sizes_B2: Tensor, side: int) -> Tensor:
+    """B33: normalised coordinates of squares of side x side pixels -> those of their photos.
+
+    frames_B23: a square's coordinates, -1 to 1 from edge to edge (x, y), to pixels of its photo. sizes_B2: the photos'.
+    """
+    half_B2 = (sizes_B2.flip(-1).to(frames_B23.dtype) - 1).clamp(min=1) / 2
+    linear_B22 = frames_B23[:, :, :2] * (1 - 1 / side) / half_B2[:, :, None]
+    top_B23 = torch.cat([linear_B22, (frames_B23[:, :, 2] / half_B2 - 1)[:, :, None]], -1)
+    return torch.cat([top_B23, frames_B23.new_tensor([[[0, 0, 1]]]).expand(len(frames_B23), 1, 3)], 1)
 
 
 def sample_points(theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:
@@ -155,13 +166,44 @@ def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode
     """
     size = probs[0].shape[-1]
     rows_BPH, columns_BPW = _paste_axes(theta_BP23, size, height, width, mode)
-    background_BHW = torch.ones((), device=theta_BP23.device)
+    return _canvas(
+        _resample(probs_BKSS[:, 1:], rows_BPH[:, part], columns_BPW[:, part]) for part, probs_BKSS in enumerate(probs)
+    )
+
+
+def paste_any(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
+    """``paste`` for windows of any affine, turned ones included; fit to be exported for any size and number.
+
+    The geometry is elementwise: matrix products would lose digits under autocast and TF32. ``paste_turned`` gives the
+    same and computes the pixels inside the windows alone.
+    """
+    ticks, steps = [], []
+    for length in (width, height):
+        pixel_N = torch.arange(length, dtype=torch.float32, device=theta_BP23.device)
+        span_1 = pixel_N[-1:].clamp(min=1)
+        ticks.append((2 * pixel_N - span_1) / span_1)
+        steps.append(span_1 / (probs[0].shape[-1] - 1))
     windows = []
-    for part, probs_BKSS in enumerate(probs):
-        window_BKHW = _resample(probs_BKSS[:, 1:], rows_BPH[:, part], columns_BPW[:, part])
+    for probs_BKSS, theta_B23 in zip(probs, theta_BP23.float().unbind(1), strict=True):
+        a_B11, b_B11, x_B11, c_B11, d_B11, y_B11 = theta_B23.flatten(1)[..., None, None].unbind(1)
+        area_B11 = a_B11 * d_B11 - b_B11 * c_B11
+        dx_B1W, dy_BH1 = ticks[0] - x_B11, ticks[1][:, None] - y_B11
+        u_BHW, v_BHW = d_B11 * dx_B1W - b_B11 * dy_BH1, a_B11 * dy_BH1 - c_B11 * dx_B1W
+        grid_BHW2 = torch.stack([u_BHW, v_BHW], -1) / area_B11[..., None]
+        # as in ``_crop_coordinates``: what is no window lies outside the photo
+        usable_B11 = ((area_B11 * steps[0] * steps[1]).abs() > MIN_SCALE**2) & theta_B23.isfinite().flatten(1).all(1)[:, None, None]
+        grid_BHW2 = torch.where(usable_B11[..., None], grid_BHW2, -4.0)
+        windows.append(F.grid_sample(probs_BKSS[:, 1:].float(), grid_BHW2, mode, "zeros", align_corners=True))
+    return _canvas(windows)
+
+
+def _canvas(windows: Iterable[Tensor]) -> Tensor:
+    """The windows' label probabilities (B, labels, H, W) on one canvas_BKHW, behind that of the background."""
+    pasted = list(windows)
+    background_BHW = torch.ones((), device=pasted[0].device)
+    for window_BKHW in pasted:
         background_BHW = background_BHW * (1 - window_BKHW.sum(1))
-        windows.append(window_BKHW)
-    return torch.cat([background_BHW.clamp(min=0).unsqueeze(1), *windows], 1)
+    return torch.cat([background_BHW.clamp(min=0).unsqueeze(1), *pasted], 1)
 
 
 def paste_labels(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:

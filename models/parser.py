@@ -14,8 +14,19 @@ from torch import Tensor, nn
 from data.batches import FRAME_SIDE, Batch, photo_batch
 from data.images import THUMB
 from data.labels import LabelSet
-from data.view import View
-from models.geometry import Patch, enlarge, enlarged_labels, paste_turned, stretch_alike, stretch_by, stretch_weights
+from data.view import View, framed_images
+from models.geometry import (
+    Patch,
+    compose,
+    enlarge,
+    enlarged_labels,
+    frame_to_photo,
+    paste_any,
+    paste_turned,
+    stretch_alike,
+    stretch_by,
+    stretch_weights,
+)
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -118,6 +129,14 @@ class FaceParser(nn.Module):
         """photos_BHW3: uint8, all of one size. Returns canvas_BKHW, whose argmax are the labels; this is exported."""
         raise NotImplementedError
 
+    def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
+        """``forward`` for faces that are framed in one larger photo; this is exported too.
+
+        photos_1HW3: uint8. frames_F23: float32, see ``data.batches.framed_batch``. Returns canvas_FKHW, on the photo's
+        own pixel grid. Raises InputError where the parser cannot.
+        """
+        raise InputError(f"--framed: {self.kind} labels whole photos alone; leave it out")
+
     def mirrored(self) -> "FaceParser":
         """This parser, changed in place to average with the mirrored photo. Raises InputError where it cannot."""
         raise InputError(f"--mirror: {self.kind} has no test-time mirroring; leave it out")
@@ -191,6 +210,12 @@ class WholeFaceParser(FaceParser):
         logits_BKhw = self.network(stretched(photos_BHW3, self.config.size))
         return F.interpolate(logits_BKhw.float(), photos_BHW3.shape[1:3], mode="bilinear").softmax(1)
 
+    def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
+        framed = look_framed(photos_1HW3, frames_F23, self.config.size)
+        probs, theta_F123 = whole_look(self.network(framed.images_F3SS))
+        theta_F123 = compose(framed.frames_F33, theta_F123)
+        return paste_any(probs, theta_F123, *photos_1HW3.shape[1:3], self.paste)
+
 
 def whole_look(logits_BKSS: Tensor) -> Look:
     """Logits of whole photos as a look through one window, whose samples lie at the centres of their pixels."""
@@ -199,6 +224,27 @@ def whole_look(logits_BKSS: Tensor) -> Look:
     reach = (1 - 1 / logits_BKSS.shape[-1]) / (1 - 1 / FRAME_SIDE)
     theta_123 = torch.eye(2, 3, device=probs_BKSS.device)[None] * reach
     return Look([probs_BKSS], theta_123.expand(len(probs_BKSS), 1, 2, 3))
+
+
+class Framed(NamedTuple):
+    """Faces framed in one photo, fit to be exported: the first look at them, images_F3SS, float in [0, 1]; frames_F33
+    and photo_F as in ``Batch``; sizes_F2, the photo's."""
+
+    images_F3SS: Tensor
+    frames_F33: Tensor
+    sizes_F2: Tensor
+    photo_F: Tensor
+
+
+def look_framed(photos_1HW3: Tensor, frames_F23: Tensor, size: int) -> Framed:
+    """What ``View.photo`` gives for framed faces, but from at least FRAME_SIDE x FRAME_SIDE samples for each, whatever
+    its size. photos_1HW3, frames_F23: see ``FaceParser.forward_framed``."""
+    device, faces = photos_1HW3.device, frames_F23.shape[0]
+    sizes_F2 = torch.tensor([photos_1HW3.shape[1:3]], device=device).expand(faces, 2)
+    frames_F33 = frame_to_photo(frames_F23, sizes_F2, FRAME_SIDE)
+    photo_F = torch.zeros(faces, dtype=torch.long, device=device)
+    count = math.ceil(FRAME_SIDE / size)
+    return Framed(framed_images(photos_1HW3, frames_F33, sizes_F2, photo_F, size, count), frames_F33, sizes_F2, photo_F)
 
 
 def stretched(photos_BHW3: Tensor, size: int) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from data.batches import Batch
+from data.batches import FRAME_SIDE, Batch
 from data.labels import NINE
 from data.view import View
 from models.geometry import (
@@ -16,9 +16,10 @@ from models.geometry import (
     enlarged_labels,
     image_to_padded,
     paste,
+    paste_any,
     paste_labels,
 )
-from models.parser import FaceParser, Look, Parsed, Weights, check_types, stretched, whole_look
+from models.parser import FaceParser, Look, Parsed, Weights, check_types, look_framed, stretched, whole_look
 from models.stn_icnn.baseline import baseline_theta
 from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
@@ -206,6 +207,15 @@ class STNiCNN(FaceParser):
         theta_BP23 = self.locate(self.coarse(stretched(photos_BHW3, self.config.coarse_size)), sizes_B2)
         crops_BP3SS = crop(photos_BHW3, theta_BP23, self.config.crop_size, sizes_B2)
         return paste(_softmax(self.parts(crops_BP3SS)), theta_BP23, height, width, self.paste)
+
+    def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
+        """See ``FaceParser.forward_framed``."""
+        _, height, width, _ = photos_1HW3.shape
+        images_F3SS, frames_F33, sizes_F2, photo_F = look_framed(photos_1HW3, frames_F23, self.config.coarse_size)
+        theta_FP23 = self.locate(self.coarse(images_F3SS), torch.full_like(sizes_F2, FRAME_SIDE))
+        theta_FP23 = compose(frames_F33, theta_FP23)
+        crops_FP3SS = crop(photos_1HW3, theta_FP23, self.config.crop_size, sizes_F2, photo_F)
+        return paste_any(_softmax(self.parts(crops_FP3SS)), theta_FP23, height, width, self.paste)
 
     def mirrored(self) -> "STNiCNN":
         mirror_too(self)
