@@ -76,7 +76,7 @@ def frame_to_photo(frames_B23: Tensor, sizes_B2: Tensor, side: int) -> Tensor:
     half_B2 = (sizes_B2.flip(-1).to(frames_B23.dtype) - 1).clamp(min=1) / 2
     linear_B22 = frames_B23[:, :, :2] * (1 - 1 / side) / half_B2[:, :, None]
     top_B23 = torch.cat([linear_B22, (frames_B23[:, :, 2] / half_B2 - 1)[:, :, None]], -1)
-    return torch.cat([top_B23, frames_B23.new_tensor([[[0, 0, 1]]]).expand(len(frames_B23), 1, 3)], 1)
+    return torch.cat([top_B23, frames_B23.new_tensor([[[0, 0, 1]]]).expand(frames_B23.shape[0], 1, 3)], 1)
 
 
 def sample_points(theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:

@@ -223,7 +223,7 @@ def whole_look(logits_BKSS: Tensor) -> Look:
     # the view's own outermost pixel centres lie at +-1
     reach = (1 - 1 / logits_BKSS.shape[-1]) / (1 - 1 / FRAME_SIDE)
     theta_123 = torch.eye(2, 3, device=probs_BKSS.device)[None] * reach
-    return Look([probs_BKSS], theta_123.expand(len(probs_BKSS), 1, 2, 3))
+    return Look([probs_BKSS], theta_123.expand(probs_BKSS.shape[0], 1, 2, 3))
 
 
 class Framed(NamedTuple):

@@ -1,6 +1,8 @@
 """Write a parser, from decoded photos to label maps, as an ONNX graph and as a torch.export program, and check them.
 
 Both take photos (B, H, W, 3), uint8 RGB, B of one size at once, any B, H and W, and give labels (B, H, W), uint8.
+With --framed they take photos (1, H, W, 3) and the frames (F, 2, 3), float32, of its F faces, and give labels
+(F, H, W): a detector of your own finds the faces.
 """
 
 import argparse
@@ -9,15 +11,19 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from data.batches import framed_batch
 from data.datasets.synthetic import draw_face
 from models.loading import load_parser
 from models.parser import FaceParser
@@ -27,12 +33,17 @@ from utils.errors import InputError
 from utils.files import write_whole
 from utils.runtime import run_main
 
-AXES = {0: "batch", 1: "height", 2: "width"}
 AGREEMENT = 0.999  # share of the pixels that must have the parser's own label
 
 
 class Labeller(nn.Module):
-    """photos_BHW3 (uint8) -> labels_BHW (uint8)."""
+    """photos_BHW3 (uint8) -> labels_BHW (uint8).
+
+    axes: the names of its inputs and of their axes of any length. examples: such inputs, to trace it with.
+    """
+
+    axes: ClassVar[dict[str, dict[int, str]]] = {"photos": {0: "batch", 1: "height", 2: "width"}}
+    examples: ClassVar[tuple[Tensor, ...]] = (torch.zeros(2, 300, 280, 3, dtype=torch.uint8),)
 
     def __init__(self, parser: FaceParser) -> None:
         super().__init__()
@@ -41,24 +52,74 @@ class Labeller(nn.Module):
     def forward(self, photos: Tensor) -> Tensor:
         return self.parser(photos).argmax(1).to(torch.uint8)
 
+    def checks(self) -> Iterator[tuple[str, tuple[Tensor, ...], Tensor]]:
+        """Drawn faces, in photos larger and smaller than the networks' view: (what they are, inputs, labels)."""
+        for count, height, width in ((1, 384, 320), (3, 150, 200)):
+            faces = [draw_face(0, index, max(height, width))[0][:height, :width] for index in range(count)]
+            photos_BHW3 = torch.from_numpy(np.stack(faces))
+            yield f"{count} × {height}×{width}", (photos_BHW3,), self(photos_BHW3)
+
+
+class FramedLabeller(Labeller):
+    """photos_1HW3 (uint8), frames_F23 (float32, see ``data.batches.framed_batch``) -> labels_FHW (uint8)."""
+
+    axes = {"photos": {1: "height", 2: "width"}, "frames": {0: "faces"}}
+    examples = (torch.zeros(1, 300, 280, 3, dtype=torch.uint8), torch.tensor([[[99.0, 9, 150], [-9, 99, 140]]] * 2))
+
+    def forward(self, photos: Tensor, frames: Tensor) -> Tensor:  # type: ignore[override]
+        return self.parser.forward_framed(photos, frames).argmax(1).to(torch.uint8)
+
+    def checks(self) -> Iterator[tuple[str, tuple[Tensor, ...], Tensor]]:
+        """Drawn faces that are turned in larger photos, with the labels of ``FaceParser.patches``, which looks at the
+        photo through OpenCV."""
+        for degrees, height, width in (((25,), 600, 500), ((-40, 170, 90), 300, 900)):
+            photo, frames = turned_faces(degrees, height, width)
+            labels_FHW = torch.zeros(len(frames), height, width, dtype=torch.uint8)
+            patches = self.parser.patches(framed_batch([photo], [frames], self.parser.labels))
+            for labels_HW, (patch, _) in zip(labels_FHW, patches, strict=True):
+                high, wide = patch.labels_YX.shape
+                labels_HW[patch.top : patch.top + high, patch.left : patch.left + wide] = patch.labels_YX
+            inputs = torch.from_numpy(photo)[None], torch.from_numpy(np.stack(frames)).float()
+            yield f"{len(frames)} turned in {height}×{width}", inputs, labels_FHW
+
+
+def turned_faces(degrees: Sequence[float], height: int, width: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Drawn faces beside one another, each turned clockwise: (photo, uint8 (H, W, 3); matrix_23 of their frames, see
+    ``data.batches.framed_batch``)."""
+    photo = np.full((height, width, 3), 128, np.uint8)
+    half = 0.45 * min(height, width / len(degrees))
+    frames = []
+    for index, angle in enumerate(np.deg2rad(degrees)):
+        turn_22 = half * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        centre_2 = np.array([width / len(degrees) * (index + 0.5), height / 2])
+        face = draw_face(0, index, 2 * round(half))[0]
+        to_photo_23 = np.column_stack([turn_22, centre_2 + turn_22 @ np.full(2, 1 / len(face) - 1)])
+        to_photo_23[:, :2] *= 2 / len(face)  # from pixels of the face
+        how = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_TRANSPARENT}
+        cv2.warpAffine(face, to_photo_23, (width, height), dst=photo, **how)
+        frames.append(np.column_stack([turn_22, centre_2]))
+    return photo, frames
+
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    return 0 if export(options.checkpoints(args), args.onnx, args.program) else 1
+    return 0 if export(options.checkpoints(args), args.onnx, args.program, args.framed) else 1
 
 
-def export(checkpoints: Sequence[Path], onnx: Path | None = None, program: Path | None = None) -> bool:
-    """Write the parser that the checkpoints hold into the files that are named.
+def export(
+    checkpoints: Sequence[Path], onnx: Path | None = None, program: Path | None = None, framed: bool = False
+) -> bool:
+    """Write the parser that the checkpoints hold into the files that are named. framed: the frames are an input.
 
     Returns whether all were written: a file whose labels differ from the parser's is not kept. Raises InputError for
     checkpoints that cannot be used and folders that cannot be written.
     """
     parser = load_parser(checkpoints)
     parser.fold()
-    labeller = Labeller(parser).requires_grad_(False)
+    labeller = (FramedLabeller if framed else Labeller)(parser).requires_grad_(False)
     traced = trace(labeller)
     written = [write(program, save_program, load_program, traced, labeller)] if program else []
-    written += [write(onnx, save_onnx, load_onnx, traced, labeller)] if onnx else []
+    written += [write(onnx, partial(save_onnx, axes=labeller.axes), load_onnx, traced, labeller)] if onnx else []
     return all(written)
 
 
@@ -68,6 +129,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_checkpoint_option(parser)
     parser.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="where the ONNX graph goes")
     parser.add_argument("--program", type=Path, metavar="FILE.pt2", help="where the torch.export program goes")
+    parser.add_argument(
+        "--framed", action="store_true", help="for photos with faces anywhere, whose frames are an input"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     args = parser.parse_args(argv)
     if not (args.onnx or args.program):
@@ -90,11 +154,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def trace(labeller: Labeller) -> ExportedProgram:
-    """The labeller as a program for any number of photos of any size."""
-    example_BHW3 = torch.zeros(2, 300, 280, 3, dtype=torch.uint8)
-    shapes = {"photos": {axis: Dim(name, min=1) for axis, name in AXES.items()}}
+    """The labeller as a program for inputs of any size and number."""
+    shapes = {
+        name: {axis: Dim(length, min=1) for axis, length in axes.items()} for name, axes in labeller.axes.items()
+    }
     with torch.no_grad():
-        return torch.export.export(labeller, (example_BHW3,), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(labeller, labeller.examples, dynamic_shapes=shapes, strict=False)
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
@@ -102,37 +167,43 @@ def save_program(program: ExportedProgram, path: Path) -> None:
     torch.export.save(program, path)
 
 
-def load_program(path: Path) -> Callable[[Tensor], Tensor]:
-    """photos_BHW3 -> labels_BHW, by what ``save_program`` wrote."""
+def load_program(path: Path) -> Callable[..., Tensor]:
+    """What ``save_program`` wrote: the labeller's inputs -> its labels."""
     return torch.export.load(path).module()
 
 
-def save_onnx(program: ExportedProgram, path: Path) -> None:
-    """As an ONNX graph with the input "photos" and the output "labels". Raises OSError."""
+def save_onnx(program: ExportedProgram, path: Path, axes: dict[str, dict[int, str]]) -> None:
+    """As an ONNX graph with the output "labels". axes: see ``Labeller``. Raises OSError."""
     torch.onnx.export(
         program,
         f=path,
         dynamo=True,
         external_data=False,
-        input_names=["photos"],
+        input_names=list(axes),
         output_names=["labels"],
-        dynamic_shapes={"photos": AXES},
+        dynamic_shapes=axes,
         verbose=False,
     )
 
 
-def load_onnx(path: Path) -> Callable[[Tensor], Tensor] | None:
+def load_onnx(path: Path) -> Callable[..., Tensor] | None:
     """The graph under onnxruntime, on the CPU; None where that is not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda photos_BHW3: torch.from_numpy(session.run(["labels"], {"photos": photos_BHW3.numpy()})[0])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(["labels"], feed)[0])
+
+    return run
 
 
 def write(
     path: Path,
     save: Callable[[ExportedProgram, Path], None],
-    load: Callable[[Path], Callable[[Tensor], Tensor] | None],
+    load: Callable[[Path], Callable[..., Tensor] | None],
     program: ExportedProgram,
     labeller: Labeller,
 ) -> bool:
@@ -164,15 +235,9 @@ def write(
 
 
 @torch.inference_mode()
-def agreement(function: Callable[[Tensor], Tensor], labeller: Labeller) -> dict[str, float]:
-    """Drawn photos, larger and smaller than the networks' view -> share of the pixels with equal labels."""
-    shares = {}
-    for count, height, width in ((1, 384, 320), (3, 150, 200)):
-        faces = [draw_face(0, index, max(height, width))[0][:height, :width] for index in range(count)]
-        photos_BHW3 = torch.from_numpy(np.stack(faces))
-        equal_BHW = function(photos_BHW3) == labeller(photos_BHW3)
-        shares[f"{count} × {height}×{width}"] = equal_BHW.float().mean().item()
-    return shares
+def agreement(function: Callable[..., Tensor], labeller: Labeller) -> dict[str, float]:
+    """For each of the labeller's checks the share of the pixels with equal labels."""
+    return {name: (function(*inputs) == labels).float().mean().item() for name, inputs, labels in labeller.checks()}
 
 
 if __name__ == "__main__":
