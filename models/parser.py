@@ -214,7 +214,8 @@ class WholeFaceParser(FaceParser):
         framed = look_framed(photos_1HW3, frames_F23, self.config.size)
         probs, theta_F123 = whole_look(self.network(framed.images_F3SS))
         theta_F123 = compose(framed.frames_F33, theta_F123)
-        return paste_any(probs, theta_F123, *photos_1HW3.shape[1:3], self.paste)
+        _, height, width, _ = photos_1HW3.shape
+        return paste_any(probs, theta_F123, height, width, self.paste)
 
 
 def whole_look(logits_BKSS: Tensor) -> Look:

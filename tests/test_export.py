@@ -1,14 +1,18 @@
 """The exported files: the model's own labels, for photos of any size and number."""
 
 import importlib.util
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from data.labels import CELEBAMASK
+from faces.align import frame_of
 from models.loading import load_parser
 from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
@@ -82,6 +86,67 @@ def test_both_files_label_photos_of_any_size_and_number_as_the_model_does(name, 
     axes = ["batch", "height", "width"]
     assert [(value.name, value.shape) for value in session.get_inputs()] == [("photos", [*axes, 3])]
     assert [(value.name, value.shape) for value in session.get_outputs()] == [("labels", axes)]
+
+
+@pytest.fixture(scope="module")
+def framed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and both files of its framed export."""
+    folder = tmp_path_factory.mktemp("framed")
+    weights = save_model(folder, replace(TINY, window_margin=1.6, paste="bilinear"))
+    files = ["--onnx", str(folder / "stn_icnn_framed.onnx"), "--program", str(folder / "stn_icnn_framed.pt2")]
+    assert export.main(["--framed", "--checkpoint", str(weights), *files]) == 0
+    return folder
+
+
+def test_faces_framed_in_a_photo_of_any_size_are_labelled_as_the_model_does(framed: Path) -> None:
+    model = load_parser([framed / "model.pt"])
+    model.fold()
+    labeller, seen = export.FramedLabeller(model), set()
+    functions = (
+        export.load_program(framed / "stn_icnn_framed.pt2"),
+        export.load_onnx(framed / "stn_icnn_framed.onnx"),
+    )
+    drawn = [
+        export.turned_faces(*case) for case in (((0,), 90, 100), ((30, -100, 180), 120, 400), ((10, 60), 300, 280))
+    ]
+    for photo, frames in (*drawn, (drawn[0][0][40:41], drawn[0][1])):  # the last of a single row
+        inputs = torch.from_numpy(photo)[None], torch.from_numpy(np.stack(frames)).float()
+        with torch.inference_mode():
+            expected_FHW = labeller(*inputs)
+            for function in functions:
+                labels_FHW = function(*inputs)
+                assert labels_FHW.dtype == torch.uint8
+                assert labels_FHW.shape == (len(frames), *photo.shape[:2])
+                assert (labels_FHW == expected_FHW).float().mean() >= 0.999
+        seen |= set(expected_FHW.unique().tolist())
+    assert len(seen) > 3
+    session = onnxruntime.InferenceSession(framed / "stn_icnn_framed.onnx")
+    axes = ["height", "width"]
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [
+        ("photos", [1, *axes, 3]),
+        ("frames", ["faces", 2, 3]),
+    ]
+    assert [(value.name, value.shape) for value in session.get_outputs()] == [("labels", ["faces", *axes])]
+
+
+def test_the_example_of_the_documentation_runs(framed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(export.__file__).resolve().parent.parent / "docs" / "predict.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "frames" in block)
+    photo, frames = export.turned_faces((30, -100), 240, 420)
+    face_52 = np.array([(-0.3, -0.1), (0.3, -0.1), (0, 0.2), (-0.2, 0.45), (0.2, 0.45)])
+    points = [face_52 @ matrix[:, :2].T + matrix[:, 2] for matrix in frames]
+    Image.fromarray(photo).save(framed / "photo.png")
+    (framed / "photo.png").rename(framed / "photo.jpg")  # Pillow goes by the content
+    monkeypatch.chdir(framed)
+    scope = {"detect": lambda photo: points}
+    exec(example, scope)
+    framing = np.stack([frame_of(points_52).matrix_23 for points_52 in points])
+    assert scope["frames"] == pytest.approx(framing, rel=1e-5)
+    model = load_parser([framed / "model.pt"])
+    with torch.inference_mode():
+        expected = export.FramedLabeller(model)(torch.from_numpy(photo)[None], torch.from_numpy(framing).float())
+    assert (scope["labels"] == expected.numpy()).mean() >= 0.999
+    assert len(np.unique(scope["labels"])) > 3
 
 
 def test_windows_that_follow_the_parts_and_the_released_localizer_are_traced_too() -> None:

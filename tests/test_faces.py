@@ -8,13 +8,15 @@ import torch
 from data.batches import FRAME_SIDE, framed_batch, photo_batch
 from data.datasets.synthetic import draw_face
 from data.images import make_thumb, warp_frame
-from data.labels import NINE
+from data.labels import CELEBAMASK, NINE
 from data.view import View
 from faces.align import frame_of, square, whole
 from faces.scene import compose_scene, overlapping, window_distance
-from models.geometry import Patch, crop, paste, paste_turned, window_theta
+from models.geometry import Patch, crop, paste, paste_any, paste_turned, window_theta
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from models.parser import FaceParser
+from tests.tiny_parser import TinyConfig, TinyParser
+from utils.errors import InputError
 from utils.visualize import window_corners
 
 
@@ -131,6 +133,27 @@ def test_a_turned_window_by_hand() -> None:
 def test_windows_that_are_no_windows_label_nothing(broken: float) -> None:
     theta = torch.full((1, 2, 3), broken)
     assert paste_turned([torch.full((2, 5, 5), 0.5)], theta, 20, 20).labels_YX.numel() == 0
+    canvas_BKHW = paste_any([torch.full((1, 2, 5, 5), 0.5)], theta[None], 20, 20)
+    assert torch.equal(canvas_BKHW[0, :, 3, 4], torch.tensor([1.0, 0.0]))
+    assert not canvas_BKHW[:, 1].any()
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("shape", [(50, 70), (1, 30)])
+def test_the_paste_of_a_whole_canvas_equals_that_of_the_windows_alone(shape: tuple[int, int], mode: str) -> None:
+    torch.manual_seed(0)
+    probs = [torch.randn(2, 3, 17, 17).softmax(1), torch.randn(2, 2, 17, 17).softmax(1)]
+    theta = torch.randn(2, 2, 2, 3) * 0.5
+    canvas_BKHW = paste_any(probs, theta, *shape, mode)
+    for b in range(2):
+        patch = paste_turned([p[b] for p in probs], theta[b], *shape, mode, keep_probs=True)
+        assert patch.probs_KYX is not None
+        expected_KHW = torch.zeros_like(canvas_BKHW[b])
+        expected_KHW[0] = 1
+        rows, columns = patch.labels_YX.shape
+        expected_KHW[:, patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.probs_KYX
+        assert (expected_KHW[1:] > 0).any()
+        assert (expected_KHW - canvas_BKHW[b]).abs().amax(0).gt(1e-4).float().mean() < 0.002  # ties of the nearest
 
 
 @pytest.mark.parametrize("shift", [(5.0, 0.0), (0.0, -5.0), (3.0, 3.0)])
@@ -169,6 +192,30 @@ def test_labels_come_back_to_a_turned_face(face: np.ndarray, crops: str) -> None
     expected_HW = cv2.warpAffine(plain_HW, pixels_23, (1000, 900), flags=cv2.INTER_NEAREST)
     both = (expected_HW > 0) | (scene.labels_HW > 0)
     assert (expected_HW[both] == scene.labels_HW[both]).mean() > 0.93
+
+
+def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser: FaceParser, face: np.ndarray) -> None:
+    torch.manual_seed(0)
+    for model in (parser, TinyParser(TinyConfig(), CELEBAMASK).eval()):
+        for degrees, height, width in ((40, 900, 1000), (-100, 700, 640)):
+            photo, frame = turned_in(face, degrees, height, width, (width / 2 - 20, height / 2 - 30))
+            frames = [frame, frame * np.array([1.1, 1.1, 1])]
+            with torch.inference_mode():
+                canvas_FKHW = model.forward_framed(
+                    torch.from_numpy(photo)[None], torch.from_numpy(np.stack(frames)).float()
+                )
+                patches = model.patches(framed_batch([photo], [frames], model.labels))
+            for canvas_KHW, (patch, _) in zip(canvas_FKHW, patches, strict=True):
+                expected_HW = torch.zeros(height, width, dtype=torch.uint8)
+                rows, columns = patch.labels_YX.shape
+                expected_HW[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.labels_YX
+                assert (expected_HW > 0).float().mean() > 0.01
+                assert (canvas_KHW.argmax(0) != expected_HW).float().mean() < 6e-4  # 7e-4 and more two pixels aside
+
+
+def test_a_parser_without_frames_says_so() -> None:
+    with pytest.raises(InputError, match="--framed: tiny labels whole photos alone"):
+        FaceParser.forward_framed(TinyParser(TinyConfig(), CELEBAMASK), torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, 3))
 
 
 def a_patch(top: int, left: int, label: int, side: int = 20) -> Patch:

@@ -155,9 +155,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def trace(labeller: Labeller) -> ExportedProgram:
     """The labeller as a program for inputs of any size and number."""
-    shapes = {
-        name: {axis: Dim(length, min=1) for axis, length in axes.items()} for name, axes in labeller.axes.items()
-    }
+    shapes = {name: {axis: Dim(length, min=1) for axis, length in axes.items()} for name, axes in labeller.axes.items()}
     with torch.no_grad():
         return torch.export.export(labeller, labeller.examples, dynamic_shapes=shapes, strict=False)
 
