@@ -191,9 +191,8 @@ def paste_any(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, 
         u_BHW, v_BHW = d_B11 * dx_B1W - b_B11 * dy_BH1, a_B11 * dy_BH1 - c_B11 * dx_B1W
         grid_BHW2 = torch.stack([u_BHW, v_BHW], -1) / area_B11[..., None]
         # as in ``_crop_coordinates``: what is no window lies outside the photo
-        usable_B11 = ((area_B11 * steps[0] * steps[1]).abs() > MIN_SCALE**2) & theta_B23.isfinite().flatten(1).all(1)[
-            :, None, None
-        ]
+        finite_B11 = theta_B23.isfinite().flatten(1).all(1)[:, None, None]
+        usable_B11 = finite_B11 & ((area_B11 * steps[0] * steps[1]).abs() > MIN_SCALE**2)
         grid_BHW2 = torch.where(usable_B11[..., None], grid_BHW2, -4.0)
         windows.append(F.grid_sample(probs_BKSS[:, 1:].float(), grid_BHW2, mode, "zeros", align_corners=True))
     return _canvas(windows)

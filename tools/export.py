@@ -63,7 +63,7 @@ class Labeller(nn.Module):
 class FramedLabeller(Labeller):
     """photos_1HW3 (uint8), frames_F23 (float32, see ``data.batches.framed_batch``) -> labels_FHW (uint8)."""
 
-    axes = {"photos": {1: "height", 2: "width"}, "frames": {0: "faces"}}
+    axes: ClassVar = {"photos": {1: "height", 2: "width"}, "frames": {0: "faces"}}
     examples = (torch.zeros(1, 300, 280, 3, dtype=torch.uint8), torch.tensor([[[99.0, 9, 150], [-9, 99, 140]]] * 2))
 
     def forward(self, photos: Tensor, frames: Tensor) -> Tensor:  # type: ignore[override]
