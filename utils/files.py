@@ -119,3 +119,8 @@ def sha256(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_text(text: str) -> str:
+    """SHA-256 of a text, in lower-case hexadecimal; what is no UTF-8 counts as the bytes of a file's name."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()

@@ -1,0 +1,234 @@
+"""MTCNN, three small networks in a row, as FaceNet's release runs it; weights from the package facenet-pytorch.
+
+The package's own detector shrinks and rounds otherwise, and its boxes differ by two pixels; so only its weight files
+are read, without importing it. Coordinates are the release's: counted from 1, both ends inside.
+"""
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from faces.detect import Detection
+from utils import checkpoint, files
+from utils.errors import InputError
+
+SMALLEST = 20  # side of the smallest face, pixels
+FACTOR = 0.709  # of each size of the pyramid to the one before
+THRESHOLDS = (0.6, 0.7, 0.7)  # least probability after each network
+CELL, STRIDE = 12, 2  # what a cell of the first network sees, and the step from cell to cell, pixels
+SHA256 = {
+    "pnet": "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f",
+    "rnet": "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86",
+    "onet": "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d",
+}
+
+
+class PNet(nn.Module):
+    """(B, 3, H, W) -> box offsets (B, 4, h, w) and probabilities (B, 2, h, w) of every cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.prelu1 = nn.Conv2d(3, 10, 3), nn.PReLU(10)
+        self.pool1 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.conv2, self.prelu2 = nn.Conv2d(10, 16, 3), nn.PReLU(16)
+        self.conv3, self.prelu3 = nn.Conv2d(16, 32, 3), nn.PReLU(32)
+        self.conv4_1, self.conv4_2 = nn.Conv2d(32, 2, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.pool1(self.prelu1(self.conv1(x)))
+        x = self.prelu3(self.conv3(self.prelu2(self.conv2(x))))
+        return self.conv4_2(x), self.conv4_1(x).softmax(1)
+
+
+class RNet(nn.Module):
+    """(B, 3, 24, 24) -> box offsets (B, 4) and probabilities (B, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.prelu1 = nn.Conv2d(3, 28, 3), nn.PReLU(28)
+        self.conv2, self.prelu2 = nn.Conv2d(28, 48, 3), nn.PReLU(48)
+        self.conv3, self.prelu3 = nn.Conv2d(48, 64, 2), nn.PReLU(64)
+        self.pool1, self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.dense4, self.prelu4 = nn.Linear(576, 128), nn.PReLU(128)
+        self.dense5_1, self.dense5_2 = nn.Linear(128, 2), nn.Linear(128, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.pool1(self.prelu1(self.conv1(x)))
+        x = self.prelu3(self.conv3(self.pool2(self.prelu2(self.conv2(x)))))
+        x = self.prelu4(self.dense4(x.permute(0, 3, 2, 1).flatten(1)))
+        return self.dense5_2(x), self.dense5_1(x).softmax(1)
+
+
+class ONet(nn.Module):
+    """(B, 3, 48, 48) -> box offsets (B, 4), points (B, 10: five x, five y) and probabilities (B, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.prelu1 = nn.Conv2d(3, 32, 3), nn.PReLU(32)
+        self.conv2, self.prelu2 = nn.Conv2d(32, 64, 3), nn.PReLU(64)
+        self.conv3, self.prelu3 = nn.Conv2d(64, 64, 3), nn.PReLU(64)
+        self.conv4, self.prelu4 = nn.Conv2d(64, 128, 2), nn.PReLU(128)
+        self.pool1, self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool3 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.dense5, self.prelu5 = nn.Linear(1152, 256), nn.PReLU(256)
+        self.dense6_1, self.dense6_2, self.dense6_3 = nn.Linear(256, 2), nn.Linear(256, 4), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.pool1(self.prelu1(self.conv1(x)))
+        x = self.pool3(self.prelu3(self.conv3(self.pool2(self.prelu2(self.conv2(x))))))
+        x = self.prelu5(self.dense5(self.prelu4(self.conv4(x)).permute(0, 3, 2, 1).flatten(1)))
+        return self.dense6_2(x), self.dense6_3(x), self.dense6_1(x).softmax(1)
+
+
+class Mtcnn:
+    """The three networks. Raises InputError where their weights are missing or damaged."""
+
+    def __init__(self) -> None:
+        self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
+        for name in SHA256:
+            network = getattr(self, name)
+            network.load_state_dict(_weights(name))
+            network.eval().requires_grad_(False)
+
+    def find(self, photo_HW3: np.ndarray) -> list[Detection]:
+        """Every face of a photo (uint8 (H, W, 3), RGB), most probable first.
+
+        The corners of a box are the release's numbers as they are: pixels counted from 1.
+        """
+        boxes_N5, points_N52 = self.boxes(photo_HW3)
+        corners_N4 = boxes_N5[:, :4].tolist()
+        return [
+            Detection((x1, y1, x2 - x1, y2 - y1), points_52, float(score))
+            for (x1, y1, x2, y2), points_52, score in zip(corners_N4, points_N52, boxes_N5[:, 4], strict=True)
+        ]
+
+    def boxes(self, photo_HW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (N, 5: x1, y1, x2, y2, probability) and points (N, 5, 2: x, y) of a photo, float64 pixels."""
+        boxes_N5 = self.refine(photo_HW3, self.propose(photo_HW3))
+        if not len(boxes_N5):
+            return np.zeros((0, 5)), np.zeros((0, 5, 2))
+        boxes_N5[:, :4] = np.fix(boxes_N5[:, :4])
+        offsets_N4, points_N10, scores_N2 = self.onet(_crops(photo_HW3, boxes_N5, 48))
+        kept_N = scores_N2[:, 1].numpy() > THRESHOLDS[2]
+        boxes_N5 = _rescored(boxes_N5, scores_N2)[kept_N]
+        low_N2, side_N2 = boxes_N5[:, :2], boxes_N5[:, 2:4] - boxes_N5[:, :2] + 1
+        points_N52 = points_N10.double().numpy()[kept_N].reshape(-1, 2, 5).transpose(0, 2, 1)
+        points_N52 = points_N52 * side_N2[:, None] + low_N2[:, None] - 1
+        boxes_N5 = _moved(boxes_N5, offsets_N4.double().numpy()[kept_N], 1)
+        order = suppress(boxes_N5, 0.7, smaller=True)
+        return boxes_N5[order], points_N52[order]
+
+    def propose(self, photo_HW3: np.ndarray) -> np.ndarray:
+        """The first network over a pyramid of sizes: squares (N, 5) for the second."""
+        height, width = photo_HW3.shape[:2]
+        found = [np.zeros((0, 9))]
+        for scale in scales(height, width):
+            size = int(np.ceil(width * scale)), int(np.ceil(height * scale))
+            shrunk = cv2.resize(photo_HW3, size, interpolation=cv2.INTER_AREA)
+            offsets_14hw, scores_12hw = self.pnet(_network_input(shrunk[None]))
+            candidates_N9 = _candidates(scores_12hw[0, 1].numpy(), offsets_14hw[0].numpy(), scale)
+            found.append(candidates_N9[suppress(candidates_N9, 0.5)])
+        boxes_N9 = np.concatenate(found)
+        boxes_N9 = boxes_N9[suppress(boxes_N9, 0.7)]
+        return _squares(_moved(boxes_N9[:, :5], boxes_N9[:, 5:], 0))
+
+    def refine(self, photo_HW3: np.ndarray, boxes_N5: np.ndarray) -> np.ndarray:
+        """The second network: the squares (N, 5) that are left for the third."""
+        if not len(boxes_N5):
+            return boxes_N5
+        boxes_N5[:, :4] = np.fix(boxes_N5[:, :4])
+        offsets_N4, scores_N2 = self.rnet(_crops(photo_HW3, boxes_N5, 24))
+        kept_N = scores_N2[:, 1].numpy() > THRESHOLDS[1]
+        boxes_N5, offsets_N4 = _rescored(boxes_N5, scores_N2)[kept_N], offsets_N4.double().numpy()[kept_N]
+        order = suppress(boxes_N5, 0.7)
+        return _squares(_moved(boxes_N5[order], offsets_N4[order], 1))
+
+
+def scales(height: int, width: int) -> list[float]:
+    """The pyramid's scales: until the shorter side is smaller than a cell."""
+    found, scale = [], CELL / SMALLEST
+    while min(height, width) * scale >= CELL:
+        found.append(scale)
+        scale *= FACTOR
+    return found
+
+
+def suppress(boxes_N5: np.ndarray, most: float, smaller: bool = False) -> np.ndarray:
+    """Indices of the boxes that stay, most probable first: none overlaps a better one by more than ``most``.
+
+    The overlap is the intersection over the union, or, with ``smaller``, over the smaller of both boxes.
+    """
+    x1, y1, x2, y2, score = boxes_N5[:, :5].T
+    area_N = (x2 - x1 + 1) * (y2 - y1 + 1)
+    order, kept = np.argsort(score, kind="stable")[::-1], []
+    while len(order):
+        best, rest = order[0], order[1:]
+        kept.append(best)
+        wide = np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest]) + 1
+        high = np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest]) + 1
+        common = np.maximum(wide, 0) * np.maximum(high, 0)
+        whole = np.minimum(area_N[best], area_N[rest]) if smaller else area_N[best] + area_N[rest] - common
+        order = rest[common / whole <= most]
+    return np.array(kept, np.int64)
+
+
+def _candidates(scores_hw: np.ndarray, offsets_4hw: np.ndarray, scale: float) -> np.ndarray:
+    """Cells of one size of the pyramid that may be faces: (N, 9: box, probability, offsets)."""
+    rows, columns = np.nonzero(scores_hw >= THRESHOLDS[0])
+    # the release reads the offsets of a size's only candidate from the mirrored cell
+    read = scores_hw.shape[1] - 1 - columns if len(rows) == 1 else columns
+    cells_N2 = np.stack([columns, rows], 1)
+    low_N2, high_N2 = (np.fix((STRIDE * cells_N2 + end) / scale) for end in (1, CELL))
+    return np.concatenate([low_N2, high_N2, scores_hw[rows, columns, None], offsets_4hw[:, rows, read].T], 1)
+
+
+def _moved(boxes_N5: np.ndarray, offsets_N4: np.ndarray, plus: int) -> np.ndarray:
+    """Boxes whose corners are moved by shares of their sides; plus: 1 where a side counts both its ends."""
+    side_N2 = boxes_N5[:, 2:4] - boxes_N5[:, :2] + plus
+    corners_N4 = boxes_N5[:, :4] + offsets_N4 * np.tile(side_N2, 2)
+    return np.concatenate([corners_N4, boxes_N5[:, 4:5]], 1)
+
+
+def _squares(boxes_N5: np.ndarray) -> np.ndarray:
+    """Squares of the longer side about the same middles."""
+    side_N2 = boxes_N5[:, 2:4] - boxes_N5[:, :2]
+    longer_N1 = side_N2.max(1, keepdims=True) if len(side_N2) else np.zeros((0, 1))
+    low_N2 = boxes_N5[:, :2] + side_N2 / 2 - longer_N1 / 2
+    return np.concatenate([low_N2, low_N2 + longer_N1, boxes_N5[:, 4:5]], 1)
+
+
+def _rescored(boxes_N5: np.ndarray, scores_N2: Tensor) -> np.ndarray:
+    return np.concatenate([boxes_N5[:, :4], scores_N2[:, 1:].double().numpy()], 1)
+
+
+def _crops(photo_HW3: np.ndarray, boxes_N5: np.ndarray, side: int) -> Tensor:
+    """The boxes (whole numbers) cut out, black outside the photo, shrunk to the side: (N, 3, side, side)."""
+    height, width = photo_HW3.shape[:2]
+    crops = []
+    for x1, y1, x2, y2 in boxes_N5[:, :4].astype(int):
+        cut = np.zeros((max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1), 3), np.float32)
+        top, left, bottom, right = max(y1, 1), max(x1, 1), min(y2, height), min(x2, width)
+        if top <= bottom and left <= right:
+            cut[top - y1 : bottom - y1 + 1, left - x1 : right - x1 + 1] = photo_HW3[top - 1 : bottom, left - 1 : right]
+        crops.append(cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA))
+    return _network_input(np.stack(crops))
+
+
+def _network_input(photos_NHW3: np.ndarray) -> Tensor:
+    return (torch.from_numpy(photos_NHW3).permute(0, 3, 1, 2).float() - 127.5) / 128
+
+
+def _weights(name: str) -> dict[str, Tensor]:
+    """The state dict of one network. Raises InputError."""
+    spec = find_spec("facenet_pytorch")
+    if spec is None or spec.origin is None:
+        raise InputError("MTCNN's weights are missing: pip install --no-deps facenet-pytorch==2.6.0")
+    path = Path(spec.origin).parent / "data" / f"{name}.pt"
+    if hashlib.sha256(files.read_bytes(path)).hexdigest() != SHA256[name]:
+        raise InputError(f"{path} is not the file that is expected: pip install --no-deps facenet-pytorch==2.6.0")
+    return checkpoint.read_tensors(path)

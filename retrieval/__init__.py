@@ -1,0 +1,1 @@
+"""Who is it: one photo each of many people, and the name of the person in another photo."""

@@ -1,0 +1,229 @@
+"""Cuts the face out of every photo of a folder of people (one folder a person), as FaceNet's release does.
+
+Writes OUT/<person>/<photo>.png, and OUT/faces.jsonl: of each photo how many faces were found and the box of the chosen
+one. An interrupted run goes on where it stopped. Photos without a face are kept as they are, and listed.
+"""
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from data.images import read_photo, shorten
+from faces.align import Frame, frame_of
+from faces.detect import Detection, Detector
+from faces.mtcnn import Mtcnn
+from retrieval.people import CROP, list_people
+from utils import files, locks
+from utils.cli import Parser
+from utils.errors import InputError
+from utils.runtime import printable, run_main
+from utils.visualize import encode
+
+DETECTORS = {"yunet": Detector, "mtcnn": Mtcnn}
+RECORD, SETTINGS = "faces.jsonl", "align.json"
+NARROW = 0.8  # of the frame that parsing uses: from the brow to the chin
+
+
+class Finder(Protocol):
+    def find(self, photo_HW3: np.ndarray) -> list[Detection]: ...
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a face is cut out. image_size: side of the result, pixels. margin: what is added to the box's width and to
+    its height, pixels of the photo. upright: a square turned as the face is, in place of the box."""
+
+    detector: str = "yunet"
+    image_size: int = CROP
+    margin: int = 32
+    upright: bool = False
+
+
+def choose(faces: list[Detection], height: int, width: int) -> Detection | None:
+    """The face that is large and near the photo's middle: largest area - 2 (distance of the centres)^2."""
+
+    def value(face: Detection) -> float:
+        left, top, wide, high = face.box
+        off_x, off_y = left + wide / 2 - width / 2, top + high / 2 - height / 2
+        return wide * high - 2 * (off_x**2 + off_y**2)
+
+    return max(faces, key=value, default=None)
+
+
+def rectangle(box: tuple[float, float, float, float], margin: int, height: int, width: int) -> tuple[int, ...]:
+    """The box (left, top, width, height) with half the margin on each side, within the photo: whole pixels (left, top,
+    right, bottom)."""
+    left, top, wide, high = box
+    half = margin / 2
+    return (
+        int(max(left - half, 0)),
+        int(max(top - half, 0)),
+        int(min(left + wide + half, width)),
+        int(min(top + high + half, height)),
+    )
+
+
+def cut_out(photo_HW3: np.ndarray, face: Detection, cut: Cut) -> np.ndarray:
+    """The face as uint8 (S, S, 3). Antialiased; the box's aspect is not kept, the upright square's is."""
+    if cut.upright:
+        return _upright(photo_HW3, frame_of(face.points_52), cut.image_size)
+    left, top, right, bottom = rectangle(face.box, cut.margin, *photo_HW3.shape[:2])
+    if right <= left or bottom <= top:  # a box beside the photo
+        return photo_HW3
+    piece = Image.fromarray(photo_HW3[top:bottom, left:right])
+    return np.array(piece.resize((cut.image_size, cut.image_size), Image.Resampling.BILINEAR))
+
+
+def _upright(photo_HW3: np.ndarray, frame: Frame, size: int) -> np.ndarray:
+    """The inner part of the frame, black outside the photo."""
+    fold = max(1, int(np.ceil(2 * frame.half * NARROW / size)))  # samples a pixel, along each side
+    side = size * fold
+    to_unit_33 = np.array([[2 / side, 0, 1 / side - 1], [0, 2 / side, 1 / side - 1], [0, 0, 1]])
+    matrix_23 = frame.matrix() @ np.diag([NARROW, NARROW, 1]) @ to_unit_33
+    samples = cv2.warpAffine(photo_HW3, matrix_23, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return cv2.resize(samples, (size, size), interpolation=cv2.INTER_AREA) if fold > 1 else samples
+
+
+@cache
+def _finder(name: str) -> Finder:
+    """One detector a process."""
+    return DETECTORS[name]()
+
+
+def align_photo(path: Path, target: Path, cut: Cut) -> dict[str, Any]:
+    """Write the face of a photo, or the photo itself where there is none; returns its row of the record."""
+    row: dict[str, Any] = {"photo": f"{path.parent.name}/{path.name}"}
+    try:
+        photo_HW3 = read_photo(path)
+    except InputError as error:
+        return {**row, "failed": str(error)}
+    faces = _finder(cut.detector).find(photo_HW3)
+    face = choose(faces, *photo_HW3.shape[:2])
+    picture = photo_HW3 if face is None else cut_out(photo_HW3, face, cut)
+    target.parent.mkdir(exist_ok=True)
+    files.write_bytes(target, encode(Image.fromarray(picture), "PNG"))
+    return {**row, "faces": len(faces), "box": None if face is None else [round(value, 2) for value in face.box]}
+
+
+def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any]]:
+    """Align all photos; returns the rows of the record in order. Raises InputError."""
+    people = list_people(source)
+    with locks.one_run(out, "OUT"):
+        _settle(out, cut)
+        done = _done(out)
+        names = [f"{path.parent.name}/{path.name}" for path in people.files]
+        targets = [out / path.parent.name / f"{path.stem}.png" for path in people.files]
+        todo = [
+            (path, target)
+            for path, target, name in zip(people.files, targets, names, strict=True)
+            if name not in done or not target.exists()
+        ]
+        with open(out / RECORD, "a") as record:
+            for row in tqdm(_rows(todo, cut, workers), total=len(todo), desc="align", disable=None, leave=False):
+                if "failed" not in row:
+                    done[row["photo"]] = row
+                    record.write(json.dumps(row) + "\n")
+                    record.flush()
+                else:
+                    print(f"failed: {printable(row['failed'])}", file=sys.stderr)
+        rows = [done[name] for name in names if name in done]
+        files.write_text(out / RECORD, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _rows(todo: list[tuple[Path, Path]], cut: Cut, workers: int) -> Iterator[dict[str, Any]]:
+    if workers <= 1 or len(todo) < workers:
+        yield from (align_photo(path, target, cut) for path, target in todo)
+        return
+    context = multiprocessing.get_context("spawn")  # OpenCV's and torch's threads do not survive a fork
+    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+        paths, targets = zip(*todo, strict=True)
+        yield from pool.map(align_photo, paths, targets, [cut] * len(todo), chunksize=8)
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def _settle(out: Path, cut: Cut) -> None:
+    """Write down how faces are cut out. Raises InputError where the folder holds others."""
+    path = out / SETTINGS
+    if path.exists():
+        if (held := files.read_json(path, "settings")) != asdict(cut):
+            changed = next((f"{key} {held.get(key)}" for key in asdict(cut) if held.get(key) != asdict(cut)[key]), "")
+            raise InputError(
+                f"{out} holds faces cut out otherwise ({changed}): repeat its options, or name another OUT"
+            )
+        return
+    if any(entry.name != ".lock" for entry in out.iterdir()):
+        raise InputError(f"{out} holds other files: name a new folder")
+    files.write_text(path, json.dumps(asdict(cut), indent=1) + "\n")
+
+
+def _done(out: Path) -> dict[str, dict[str, Any]]:
+    """The rows of an interrupted run, of which the last may be cut off."""
+    path = out / RECORD
+    if not path.exists():
+        return {}
+    *lines, rest = files.read_text(path, "record").split("\n")
+    if rest:
+        files.write_text(path, "".join(line + "\n" for line in lines))
+    rows = files.read_json_lines(path, "record")
+    if not all(isinstance(row.get("photo"), str) and "box" in row for row in rows):
+        raise InputError(f"{path} is damaged: remove {out} and align again")
+    return {row["photo"]: row for row in rows}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(__doc__)
+    parser.add_argument("source", type=Path, metavar="IN", help="a folder of one folder a person, with photos")
+    parser.add_argument("out", type=Path, metavar="OUT", help="where the faces go")
+    parser.add_argument("--image-size", type=int, default=CROP, metavar="N", help="side of a face, pixels")
+    parser.add_argument("--margin", type=int, default=32, metavar="N", help="added to a box's sides, pixels")
+    parser.add_argument("--detector", choices=tuple(DETECTORS), default="yunet", help="what finds the faces")
+    parser.add_argument(
+        "--upright",
+        action="store_true",
+        help="cut out a square turned as the face is; the published weights know boxes",
+    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
+    args = parser.parse_args(argv)
+    problems = []
+    for flag, value, low, high in (
+        ("--image-size", args.image_size, 16, 2048),
+        ("--margin", args.margin, 0, 2048),
+        ("--workers", args.workers, 1, 256),
+    ):
+        if not low <= value <= high:
+            problems.append(f"{flag} {value}: must be between {low} and {high}")
+    if args.out.resolve().is_relative_to(args.source.resolve()):
+        problems.append(f"OUT {args.out} lies in IN: name a folder beside it")
+    if problems:
+        raise InputError("; ".join(problems))
+    cut = Cut(args.detector, args.image_size, args.margin, args.upright)
+    DETECTORS[cut.detector]()  # its weights are missed before anything is written
+    rows = align(args.source, args.out, cut, args.workers)
+    without = [row["photo"] for row in rows if row["box"] is None]
+    if rows and len(without) == len(rows):
+        raise InputError(f"no face in any of the {len(rows)} photos of {args.source}: are they photos of people?")
+    print(f"{len(rows)} photos, {len(rows) - len(without)} faces, into {args.out}")
+    if without:
+        print(f"no face in {shorten(without)}: kept as they are")
+    return 0 if len(rows) == len(list_people(args.source)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, "interrupted (the same command goes on)"))

@@ -1,0 +1,82 @@
+"""Folders of people: one folder a person, whose name it bears, with their photos."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.images import PHOTO_SUFFIXES, list_files, read_photo, shorten
+from utils.errors import InputError
+
+CROP = 160  # side of an aligned face, pixels
+
+
+@dataclass(frozen=True)
+class People:
+    """Photos of people. names: of the folders, in string order, each once. files: person by person. labels_N: int64,
+    whose photo each file is, an index into ``names``."""
+
+    names: tuple[str, ...]
+    files: tuple[Path, ...]
+    labels_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def keep(self, chosen_N: np.ndarray) -> "People":
+        """The chosen photos (bool, or indices) of the same people."""
+        index = np.arange(len(self))[chosen_N]
+        return People(self.names, tuple(self.files[i] for i in index), self.labels_N[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the names of people and photos and of the photos' bytes."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest.update(os.fsencode(f"{file.parent.name}/{file.name} {content}\n"))
+        return digest.hexdigest()
+
+
+def list_people(folder: Path) -> People:
+    """The people of a folder; files that lie beside their folders are left alone.
+
+    Raises InputError for a folder that is missing or holds no people, and for people without photos.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"cannot list folder {folder}: {error.strerror}") from error
+    if not names:
+        raise InputError(f"{folder} holds no people: it needs one folder a person, with their photos")
+    photos = {name: list(list_files(folder / name, PHOTO_SUFFIXES).values()) for name in names}
+    if empty := [name for name, files in photos.items() if not files]:
+        raise InputError(f"{folder}: people without photos: {shorten(empty)}; add photos or remove their folders")
+    counts = [len(files) for files in photos.values()]
+    files = tuple(file for files in photos.values() for file in files)
+    return People(tuple(names), files, np.repeat(np.arange(len(names)), counts))
+
+
+def read_crops(files: Sequence[Path]) -> np.ndarray:
+    """Aligned faces as uint8 (N, 160, 160, 3); pictures of other sizes are cut or padded with black, about their
+    middle. Raises InputError for files that cannot be read."""
+    crops_NSS3 = np.zeros((len(files), CROP, CROP, 3), np.uint8)
+    for crop_SS3, file in zip(crops_NSS3, files, strict=True):
+        crop_SS3[:] = middle(read_photo(file))
+    return crops_NSS3
+
+
+def middle(photo_HW3: np.ndarray) -> np.ndarray:
+    """The middle 160 x 160 pixels of a picture, black where there are none."""
+    crop_SS3 = np.zeros((CROP, CROP, 3), np.uint8)
+    (top, out_top, high), (left, out_left, wide) = (_overlap(side) for side in photo_HW3.shape[:2])
+    crop_SS3[out_top : out_top + high, out_left : out_left + wide] = photo_HW3[top : top + high, left : left + wide]
+    return crop_SS3
+
+
+def _overlap(side: int) -> tuple[int, int, int]:
+    """Along one side: the first pixel that is kept, where it goes, and how many there are."""
+    return max(side - CROP, 0) // 2, max(CROP - side, 0) // 2, min(side, CROP)

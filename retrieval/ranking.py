@@ -1,0 +1,77 @@
+"""Who is nearest: embeddings of faces, and their distances."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retrieval.people import People
+
+FACES, ROWS = 32, 256  # at once: embedded, and compared
+NEAREST = 5
+
+
+class Found(NamedTuple):
+    """The five nearest of each query. index_Q5: rows of the gallery, nearest first. distances_Q5: in [0, 1]."""
+
+    index_Q5: np.ndarray
+    distances_Q5: np.ndarray
+
+
+class Accuracy(NamedTuple):
+    """Shares of the queries whose person is the nearest, or among the five nearest."""
+
+    top1: float
+    top5: float
+
+
+@torch.no_grad()
+def embed(network: nn.Module, crops_NSS3: np.ndarray, device: torch.device) -> np.ndarray:
+    """Embeddings of length 1, float32 (N, 512), of aligned faces (uint8 (N, S, S, 3))."""
+    parts = []
+    for start in range(0, len(crops_NSS3), FACES):
+        faces = torch.from_numpy(crops_NSS3[start : start + FACES]).to(device).permute(0, 3, 1, 2).float()
+        parts.append(F.normalize(network(faces).float(), eps=1e-5).cpu())
+    return torch.cat(parts).numpy()
+
+
+def directions(embeddings_NE: np.ndarray, mean_E: np.ndarray) -> np.ndarray:
+    """Embeddings less the gallery's mean, of length 1, in their own precision."""
+    centred_NE = embeddings_NE - mean_E
+    return centred_NE / np.maximum(np.linalg.norm(centred_NE, axis=1, keepdims=True), 1e-12).astype(centred_NE.dtype)
+
+
+def nearest(gallery_GE: np.ndarray, queries_QE: np.ndarray) -> Found:
+    """The five rows of the gallery that are nearest to each query: exact search. Both: ``directions``, five rows or
+    more."""
+    gallery = torch.from_numpy(gallery_GE)
+    chosen = [_best(gallery, torch.from_numpy(queries_QE[k : k + ROWS])) for k in range(0, len(queries_QE), ROWS)]
+    return ranked(gallery_GE, queries_QE, np.concatenate(chosen))
+
+
+def _best(gallery_GE: Tensor, queries_QE: Tensor) -> np.ndarray:
+    return (queries_QE @ gallery_GE.T).topk(NEAREST).indices.numpy()
+
+
+def ranked(gallery_GE: np.ndarray, queries_QE: np.ndarray, index_Q5: np.ndarray) -> Found:
+    """These rows with their distances arccos(cosine) / pi, in double precision, nearest first."""
+    chosen_Q5E = gallery_GE[index_Q5].astype(np.float64)
+    cosines_Q5 = np.einsum("qke,qe->qk", chosen_Q5E, queries_QE.astype(np.float64))
+    distances_Q5 = np.arccos(cosines_Q5.clip(-1, 1)) / np.pi  # rounding reaches beyond 1 for equal pictures
+    order_Q5 = np.argsort(distances_Q5, axis=1, kind="stable")
+    return Found(np.take_along_axis(index_Q5, order_Q5, 1), np.take_along_axis(distances_Q5, order_Q5, 1))
+
+
+def accuracy(found: Found, gallery: People, queries: People) -> Accuracy:
+    """Top-1 and top-5 by name: the release compares the label of a query with the index of a photo."""
+    names_G, names_Q = np.array(gallery.names)[gallery.labels_N], np.array(queries.names)[queries.labels_N]
+    hits_Q5 = names_G[found.index_Q5] == names_Q[:, None]
+    return Accuracy(float(hits_Q5[:, 0].mean()), float(hits_Q5.any(1).mean()))
+
+
+def search(gallery_GE: np.ndarray, queries_QE: np.ndarray) -> Found:
+    """``nearest`` of embeddings, less the gallery's mean."""
+    mean_E = gallery_GE.mean(0)
+    return nearest(directions(gallery_GE, mean_E), directions(queries_QE, mean_E))

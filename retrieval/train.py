@@ -1,0 +1,301 @@
+"""Trains the identity embedding on aligned faces, one folder a person, in two steps.
+
+Step 1 trains the layer of the people's names on a given network, step 2 everything; what trains from scratch begins
+with step 2. Of every fourth person with several photos the last one is left out and looked for among all others: the
+share that is found at the first place (top1) decides which epoch is the best.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.batches import Batch, photo_batch, require_batch
+from data.labels import NINE
+from data.view import NO_AUGMENTATION, Augmentation, View
+from retrieval.losses import Head, centre_loss, weight_penalty
+from retrieval.network import KIND, EmbeddingConfig, InceptionResnetV1, load_published, read_checkpoint
+from retrieval.people import People, list_people, read_crops
+from retrieval.ranking import accuracy, embed, search
+from utils import batchnorm, checkpoint, distributed, files, options
+from utils.cli import Parser
+from utils.engine import Optimisation, Run, Scores, Task, fit, refuse_used
+from utils.errors import InputError
+from utils.runtime import run_main
+from utils.training import Machine
+
+EVERY = 4  # every fourth person with several photos has one in the validation split
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a step is trained with.
+
+    batch_size: over all processes. steps: of an epoch; 0: one pass over the photos. model: fields of the network's
+    configuration, from scratch. scale, margin: of the cosine loss; scale 0: softmax over a linear layer. centre, alpha:
+    factor of the centre loss, and how much of a centre stays. penalty: factor of half the weights' squares. dropout:
+    before the last layer, and after it. moving: whether a frozen network's batch statistics still move.
+    """
+
+    optimisation: Optimisation
+    batch_size: int
+    steps: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+    scale: float = 0.0
+    margin: float = 0.0
+    centre: float = 0.0
+    alpha: float = 0.0
+    penalty: float = 0.0
+    dropout: float = 0.5
+    moving: bool = False
+    augmentation: Augmentation = NO_AUGMENTATION
+
+
+SEED = {  # the fine-tuning of the release that this follows; its 20 steps times 100 epochs
+    1: Recipe(
+        Optimisation(100, {"embedding": 0.0, "head": 0.1}, "adagrad", "fifths"),
+        batch_size=100,
+        steps=20,
+        centre=1.0,
+        alpha=0.95,
+        penalty=0.01,
+        moving=True,
+    ),
+    2: Recipe(
+        Optimisation(100, {"embedding": 0.01, "head": 0.01}, "adagrad", "fifths"),
+        batch_size=300,
+        steps=20,
+        centre=2.0,
+        alpha=0.25,
+        penalty=0.001,
+    ),
+}
+COSINE = {
+    1: Recipe(
+        Optimisation(20, {"embedding": 0.0, "head": 0.01}, "adamw", "onecycle", weight_decay=1e-2),
+        batch_size=64,
+        scale=16.0,
+        margin=0.2,
+        dropout=0.2,
+        augmentation=Augmentation(mirror=0.5, tone=0.5),
+    ),
+    2: Recipe(
+        Optimisation(40, {"embedding": 1e-3, "head": 1e-2}, "adamw", "onecycle", weight_decay=5e-2, clip=5.0),
+        batch_size=64,
+        steps=70,
+        scale=16.0,
+        margin=0.2,
+        dropout=0.2,
+        model={"size": 96, "momentum": 0.1},
+        augmentation=Augmentation(
+            rotation=8, shift=0.06, scale=(0.88, 1.14), noise=0.03, tone=0.6, blur=0.8, mirror=0.5
+        ),
+    ),
+}
+RECIPES = {"seed": SEED, "cosine": COSINE}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training of one step. start: the networks' weights to start from; sources: the files that they are from."""
+
+    people: People
+    recipe: Recipe
+    step: int
+    config: EmbeddingConfig
+    machine: Machine
+    folder: Path
+    seed: int = 0
+    resume: bool = False
+    start: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+class Identity(Task):
+    """The training of an embedding."""
+
+    score, maximise = "top1", True
+
+    def __init__(self, plan: Plan) -> None:
+        recipe, people = plan.recipe, plan.people
+        embedding = InceptionResnetV1(plan.config, recipe.dropout)
+        head = Head(len(people.names), recipe.scale, recipe.margin, recipe.dropout)
+        super().__init__({"embedding": embedding, "head": head}, recipe.optimisation)
+        self.stage, self.plan = f"identity{plan.step}", plan
+        self.embedding, self.head = embedding, head
+        if recipe.moving:
+            batchnorm.prepare(embedding, plan.machine.device)
+        for name, weights in plan.start.items():
+            self.networks[name].load_state_dict(weights)
+        head.centres.zero_()
+        held_N = held_out(people)
+        self.known, self.asked = people.keep(~held_N), people.keep(held_N)
+        if not len(self.asked):
+            raise InputError("no person has two photos: there is nobody to look for in validation; add photos")
+        require_batch(len(self.known) if not recipe.steps else recipe.batch_size, recipe.batch_size)
+        self.known_crops, self.asked_crops = read_crops(self.known.files), read_crops(self.asked.files)
+
+    @property
+    def run(self) -> Run:
+        """How ``utils.engine.fit`` trains this task."""
+        plan = self.plan
+        description = {
+            "parser": KIND,
+            "config": asdict(plan.config),
+            "people": len(plan.people.names),
+            "names": files.sha256_of_text("\n".join(plan.people.names)),
+            "photos": plan.people.fingerprint(),
+            "seed": plan.seed,
+            "recipe": asdict(plan.recipe),
+            "started_from": plan.sources,
+        }
+        return Run(plan.folder, plan.resume, plan.machine.device, plan.machine.amp, description)
+
+    def batches(self, epoch: int) -> "Epoch":
+        plan = self.plan
+        rank, world = distributed.rank(), distributed.world_size()
+        torch.manual_seed(plan.seed + 2**16 * (epoch * world + rank + 1))  # of dropout
+        steps = plan.recipe.steps or len(self.known) // plan.recipe.batch_size
+        return Epoch(self.known, self.known_crops, plan.recipe.batch_size, steps, plan.seed, epoch, rank, world)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        recipe, labels_B = self.plan.recipe, self.labels(batch)
+        if recipe.moving:
+            self.embedding.train()
+        view = View(batch) if recipe.augmentation == NO_AUGMENTATION else recipe.augmentation.view(batch)
+        features_BE = self.head.dropout(self.embedding(view.photo(self.plan.config.size)).float())
+        with torch.autocast(features_BE.device.type, enabled=False):
+            losses = {"names": F.cross_entropy(self.head(features_BE, labels_B), labels_B)}
+            if recipe.centre:
+                losses["centre"] = recipe.centre * centre_loss(features_BE, labels_B, self.head.centres, recipe.alpha)
+            if recipe.penalty:
+                losses["penalty"] = recipe.penalty * weight_penalty(self)
+        return losses
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Whose photos they are: (B,)."""
+        return torch.from_numpy(self.known.labels_N).to(batch.index_B.device)[batch.index_B]
+
+    def validate(self) -> Scores:
+        """Top-1 and top-5 of the photos that were left out, among all others. Each process does it all: minutes of
+        training stand against seconds."""
+        device = self.plan.machine.device
+        known, asked = (embed(self.embedding, crops, device) for crops in (self.known_crops, self.asked_crops))
+        found = accuracy(search(known, asked), self.known, self.asked)
+        return {"top1": found.top1, "top5": found.top5}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The batches of an epoch: a piece of endless shuffled passes over all photos. batch_size: over all processes."""
+
+    people: People
+    crops_NSS3: np.ndarray
+    batch_size: int
+    steps: int
+    seed: int
+    epoch: int
+    rank: int
+    world: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        share = self.batch_size // self.world
+        for step in range(self.steps):
+            places = (self.epoch * self.steps + step) * self.batch_size + self.rank * share + np.arange(share)
+            yield self.batch(places)
+
+    def batch(self, places_B: np.ndarray) -> Batch:
+        """The photos at these places of the passes."""
+        count = len(self.people)
+        orders = {
+            turn: np.random.default_rng((self.seed, int(turn))).permutation(count)
+            for turn in np.unique(places_B // count)
+        }
+        index_B = np.array([orders[place // count][place % count] for place in places_B])
+        keys_B3 = torch.tensor([(self.seed, self.epoch, int(place)) for place in places_B])
+        batch = photo_batch(list(self.crops_NSS3[index_B]), NINE)
+        return replace(batch, index_B=torch.from_numpy(index_B), keys_B3=keys_B3)
+
+
+def held_out(people: People) -> np.ndarray:
+    """Which photos are left out for validation (bool): the last of every fourth person with several photos."""
+    counts_K = np.bincount(people.labels_N, minlength=len(people.names))
+    chosen_K = np.flatnonzero(counts_K > 1)[::EVERY]
+    held_N = np.zeros(len(people), bool)
+    held_N[np.cumsum(counts_K)[chosen_K] - 1] = True
+    return held_N
+
+
+def read_start(args: argparse.Namespace, recipe: Recipe, people: People) -> tuple[EmbeddingConfig, dict, dict]:
+    """The network's configuration, the weights to start from, and where they are from. Raises InputError."""
+    if args.pretrained and args.init_from:
+        raise InputError("--pretrained and --init-from: give one of them")
+    if args.pretrained:
+        weights = {"embedding": load_published(args.pretrained)}
+        return EmbeddingConfig(), weights, {"pretrained": files.sha256(args.pretrained)}
+    if not args.init_from:
+        if args.step == 1:
+            raise InputError("--step 1 trains on a given network: name it with --pretrained or --init-from")
+        return EmbeddingConfig(**recipe.model), {}, {}
+    state = checkpoint.read_tensors(args.init_from)
+    config, modules = read_checkpoint(state, args.init_from)
+    names = ["embedding"]
+    checkpoint.load_module(InceptionResnetV1(config), modules["embedding"], args.init_from, "embedding")
+    if args.step == 2:
+        if state.get("names") != files.sha256_of_text("\n".join(people.names)):
+            raise InputError(f"--init-from {args.init_from} knows other people than --data: begin with --step 1")
+        head = Head(len(people.names), recipe.scale, recipe.margin, recipe.dropout)
+        checkpoint.load_module(head, modules.get("head", {}), args.init_from, "head")
+        names.append("head")
+    return config, {name: modules[name] for name in names}, {"init_from": files.sha256(args.init_from)}
+
+
+def plan(args: argparse.Namespace) -> Plan:
+    """The options, checked; joins the other processes. Raises InputError."""
+    options.check(args)
+    if not args.resume:
+        refuse_used(args.run_dir)
+    recipe = RECIPES[args.recipe][args.step]
+    epochs = recipe.optimisation.epochs if args.epochs is None else args.epochs
+    recipe = replace(
+        recipe,
+        optimisation=replace(recipe.optimisation, epochs=epochs),
+        batch_size=args.batch_size or recipe.batch_size,
+    )
+    options.require_shares(recipe.batch_size)
+    where = options.machine(args)
+    people = list_people(args.data)
+    torch.manual_seed(args.seed)
+    config, start, sources = read_start(args, recipe, people)
+    distributed.start_processes(args.device)
+    return Plan(people, recipe, args.step, config, where, args.run_dir, args.seed, args.resume, start, sources)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="aligned faces, one folder a person")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="cosine", help="the release's, or ours")
+    parser.add_argument("--step", type=int, choices=(1, 2), default=2, help="1: the names alone; 2: everything")
+    parser.add_argument("--pretrained", type=Path, metavar="FILE", help="facenet-pytorch's file for VGGFace2")
+    parser.add_argument("--init-from", type=Path, metavar="FILE", help="a checkpoint of another run of this script")
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
+    parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="where this run's files go")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    options.add_machine_options(parser)
+    task = Identity(plan(parser.parse_args(argv)))
+    fit(task, task.run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
