@@ -33,7 +33,7 @@ from utils.visualize import encode
 
 DETECTORS = {"yunet": Detector, "mtcnn": Mtcnn}
 RECORD, SETTINGS = "faces.jsonl", "align.json"
-NARROW = 0.8  # of the frame that parsing uses: from the brow to the chin
+NARROW = 0.62  # of the frame that parsing uses: from the brow to below the mouth
 
 
 class Finder(Protocol):
