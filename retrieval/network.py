@@ -125,9 +125,9 @@ class InceptionResnetV1(nn.Module):
         self.block8 = block8(1.0, relu=False)
         self.dropout = nn.Dropout(dropout)
         self.last_linear = nn.Linear(1792, EMBEDDING, bias=False)
-        self.last_bn = nn.BatchNorm1d(EMBEDDING, eps=1e-3)
+        self.last_bn = nn.BatchNorm2d(EMBEDDING, eps=1e-3)  # 2d: as all others, over the batch of all processes
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            if isinstance(module, nn.BatchNorm2d):
                 module.momentum = self.config.momentum
 
     def features(self, x: Tensor) -> Tensor:
@@ -136,7 +136,8 @@ class InceptionResnetV1(nn.Module):
         x = self.conv2d_4b(self.conv2d_4a(self.conv2d_3b(F.max_pool2d(x, 3, 2))))
         x = self.repeat_2(self.mixed_6a(self.repeat_1(x)))
         x = self.block8(self.repeat_3(self.mixed_7a(x)))
-        return self.last_bn(self.last_linear(self.dropout(x.mean((2, 3)))))
+        x = self.last_linear(self.dropout(x.mean((2, 3))))
+        return self.last_bn(x[..., None, None])[..., 0, 0]
 
     def forward(self, faces_B3HW: Tensor) -> Tensor:
         size = (self.config.size, self.config.size)

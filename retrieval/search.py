@@ -8,7 +8,7 @@ import json
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,7 +74,12 @@ def embeddings_of(path: Path, cached: Path, network: nn.Module, key: str, device
             return Embeddings(people, held.rows_NE, photos)
     rows_NE = embed(network, read_crops(people.files), device)
     paths = np.array([str(file.resolve()) for file in people.files])
-    content = {"names": np.array(people.names), "paths": paths, "labels": people.labels_N, "embeddings": rows_NE}
+    content: dict[str, Any] = {
+        "names": np.array(people.names),
+        "paths": paths,
+        "labels": people.labels_N,
+        "embeddings": rows_NE,
+    }
     files.write_whole(cached, lambda file: np.savez(file, checkpoint=key, photos=photos, **content))
     return Embeddings(people, rows_NE, photos)
 

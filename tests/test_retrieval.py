@@ -1,0 +1,511 @@
+"""Identity retrieval: the released system's own numbers (golden_side.json), and how its scripts treat files."""
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data as skimage_data
+from torch import nn
+
+from data.batches import photo_batch
+from data.labels import NINE
+from data.view import View
+from faces.detect import Detection
+from retrieval import align, search, train
+from retrieval.index import INDEXES
+from retrieval.losses import Head, centre_loss, weight_penalty
+from retrieval.network import EmbeddingConfig, InceptionResnetV1, load_network, whiten
+from retrieval.people import People, list_people, middle, read_crops
+from retrieval.ranking import Accuracy, accuracy, nearest
+from retrieval.ranking import search as search_rows
+from utils import checkpoint
+from utils.engine import Optimisation, _optimizer, learning_rate_factor
+from utils.errors import InputError
+from utils.runtime import run_main
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_side.json").read_text())
+VALUES, KEYS = GOLDEN["retrieval"], GOLDEN["retrieval keys"]["inception_resnet_v1"]
+
+
+def expected(start: str):
+    return next(value for name, value in VALUES.items() if name.startswith(start))
+
+
+def formula_state(keys: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """Weights by the goldens' formula."""
+    state = {}
+    for j, (key, shape) in enumerate(sorted(keys.items())):
+        if key.endswith("num_batches_tracked"):
+            state[key] = torch.zeros(shape, dtype=torch.long)
+            continue
+        wave = torch.sin(1 + 0.37 * j + 0.013 * torch.arange(math.prod(shape), dtype=torch.float64)).reshape(shape)
+        if key.endswith("running_var"):
+            wave = 1 + 0.1 * wave**2
+        elif len(shape) >= 2:
+            wave = wave * math.sqrt(2 / math.prod(shape[1:]))
+        elif key.endswith("weight"):
+            wave = 1 + 0.1 * wave
+        else:
+            wave = 0.1 * wave
+        state[key] = wave.float()
+    return state
+
+
+def formula_image(*shape: int) -> torch.Tensor:
+    b, k, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
+    return (0.5 + 0.5 * torch.sin(0.05 * x + 0.07 * y + k + 2 * b)).float()
+
+
+def assert_golden(actual: np.ndarray | torch.Tensor, golden: dict, rel: float) -> None:
+    array = np.asarray(actual, np.float64)
+    assert list(array.shape) == golden["shape"]
+    assert array.std(ddof=1) == pytest.approx(golden["std"], rel=10 * rel)
+    largest = max(map(abs, golden["value"]))
+    assert array.flatten()[golden["index"]].tolist() == pytest.approx(golden["value"], rel=0, abs=rel * largest)
+
+
+# the network
+
+
+@pytest.fixture(scope="module")
+def network() -> InceptionResnetV1:
+    made = InceptionResnetV1()
+    made.load_state_dict(formula_state(KEYS))
+    return made.eval().requires_grad_(False)
+
+
+def test_the_network_has_the_published_files_keys_and_shapes():
+    state = InceptionResnetV1().state_dict()
+    assert {key: list(value.shape) for key, value in state.items()} == KEYS
+    assert sum(p.numel() for p in InceptionResnetV1().parameters()) == 23_482_624
+
+
+def test_the_network_computes_what_the_released_graph_computes(network):
+    seen = {}
+    names = (
+        "conv2d_4b",
+        "repeat_1",
+        "mixed_6a",
+        "repeat_2",
+        "mixed_7a",
+        "repeat_3",
+        "block8",
+        "last_linear",
+        "last_bn",
+    )
+    hooks = [
+        getattr(network, name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+        for name in names
+    ]
+    out = network.features(2 * formula_image(2, 3, 160, 160) - 1)
+    for hook in hooks:
+        hook.remove()
+    for name in names:
+        out_BC = seen[name].squeeze() if name == "last_bn" else seen[name]
+        assert_golden(out_BC, expected(f"inception resnet v1: 2*image(2,3,160,160)-1 -> {name}"), 2e-5)
+    golden = expected("inception resnet v1: 2*image(2,3,160,160)-1 -> embedding")
+    assert_golden(nn.functional.normalize(out), golden, 2e-5)
+
+
+def test_whitening_uses_each_photos_own_mean_and_deviation():
+    y, x, k = np.meshgrid(np.arange(12), np.arange(10), np.arange(3), indexing="ij")
+    photo = np.floor(127.5 + 127.5 * np.sin(0.05 * y + 0.07 * x + k))
+    white = whiten(torch.from_numpy(photo).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    assert_golden(white, expected("prewhiten"), 1e-9)
+    assert torch.equal(whiten(torch.full((1, 3, 4, 4), 9.0)), torch.zeros(1, 3, 4, 4))
+
+
+def test_a_smaller_network_shrinks_the_faces_first():
+    small = InceptionResnetV1(EmbeddingConfig(size=96)).eval()
+    assert small(torch.rand(2, 3, 160, 160)).shape == (2, 512)
+    with pytest.raises(ValueError, match="between 75 and 160"):
+        EmbeddingConfig(size=60)
+
+
+# MTCNN
+
+
+@pytest.fixture(scope="module")
+def mtcnn():
+    try:
+        return align.Mtcnn()
+    except InputError:
+        pytest.skip("facenet-pytorch, whose weights MTCNN needs, is not installed")
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> np.ndarray:
+    photo = skimage_data.astronaut()
+    digest = hashlib.sha256(photo.tobytes()).hexdigest()
+    assert digest == expected("mtcnn detection on astronaut -> sha256")
+    return photo
+
+
+def test_mtcnns_networks_give_the_released_numbers(mtcnn):
+    offsets, scores = mtcnn.pnet(2 * formula_image(1, 3, 40, 52) - 1)
+    assert_golden(offsets, expected("mtcnn P-Net: 2*image(1,3,40,52)-1 (released weights) -> box"), 1e-5)
+    assert_golden(scores, expected("mtcnn P-Net: 2*image(1,3,40,52)-1 (released weights) -> prob"), 1e-5)
+    offsets, scores = mtcnn.rnet(2 * formula_image(2, 3, 24, 24) - 1)
+    assert_golden(offsets, expected("mtcnn R-Net: 2*image(2,3,24,24)-1 (released weights) -> box"), 1e-5)
+    offsets, points, scores = mtcnn.onet(2 * formula_image(2, 3, 48, 48) - 1)
+    assert_golden(points, expected("mtcnn O-Net: 2*image(2,3,48,48)-1 (released weights) -> points"), 1e-5)
+    assert_golden(scores, expected("mtcnn O-Net: 2*image(2,3,48,48)-1 (released weights) -> prob"), 1e-5)
+
+
+def test_mtcnn_finds_the_released_boxes_and_points(mtcnn, astronaut):
+    boxes_N5, points_N52 = mtcnn.boxes(astronaut)
+    assert len(boxes_N5) == 1
+    golden = expected("mtcnn detection on scikit-image astronaut")
+    assert boxes_N5[0].tolist() == pytest.approx(golden, abs=1e-4)
+    assert points_N52[0].T.flatten().tolist() == pytest.approx(
+        expected("mtcnn detection on astronaut -> points"), abs=1e-3
+    )
+    squares_N5 = mtcnn.propose(astronaut)
+    counts = [len(squares_N5), len(mtcnn.refine(astronaut, squares_N5))]
+    assert counts == expected("mtcnn detection on astronaut -> boxes given to R-Net")
+
+
+def test_the_crop_of_the_chosen_face_is_the_released_one(mtcnn, astronaut):
+    canvas = np.zeros((512, 768, 3), np.uint8)
+    canvas[:, :512] = astronaut
+    canvas[:256, 512:] = astronaut[::2, ::2]
+    faces = mtcnn.find(canvas)
+    golden = expected("mtcnn detection on astronaut beside")
+    corners = [[x, y, x + w, y + h] for x, y, w, h in (face.box for face in faces)]
+    assert np.allclose(corners, np.array(golden)[:, :4], atol=1e-4)
+    chosen, *crop = expected("mtcnn detection on the two-face canvas")
+    face = align.choose(faces, 512, 768)
+    assert face is faces[chosen]
+    assert list(align.rectangle(face.box, 32, 512, 768)) == crop
+    assert_golden(align.cut_out(canvas, face, align.Cut()), expected("mtcnn detection on astronaut -> 160x160"), 0)
+
+
+def test_the_face_near_the_middle_is_chosen_before_a_larger_one_at_the_border():
+    def face(*box: float) -> Detection:
+        return Detection(box, np.zeros((5, 2)), 0.9)
+
+    middle_one, border = face(80, 80, 40, 40), face(0, 0, 50, 50)  # 1600 - 0 against 2500 - 2 * 2 * 75^2
+    assert align.choose([border, middle_one], 200, 200) is middle_one
+    assert align.choose([], 200, 200) is None
+
+
+# losses, optimizer
+
+
+@pytest.mark.parametrize("alpha", [0.95, 0.25])
+def test_centre_loss_over_three_batches(alpha):
+    centres = torch.zeros(5, 8)
+    for t, labels in enumerate([(0, 1, 1, 3), (1, 3, 0, 0), (2, 1, 1, 1)]):
+        b, k = np.meshgrid(np.arange(4), np.arange(8), indexing="ij")
+        features = torch.tensor(2 * np.sin(0.7 * k + 1.9 * b + 0.4 * t), dtype=torch.float32, requires_grad=True)
+        loss = centre_loss(features, torch.tensor(labels), centres, alpha)
+        start = f"centre loss, alpha {alpha}: batch {t} -> "
+        assert loss.item() == pytest.approx(expected(start + "loss"), rel=1e-6)
+        assert np.allclose(centres.numpy(), expected(start + "centres"), atol=1e-6)
+    loss.backward()
+    assert np.allclose(features.grad.numpy(), expected(start + "gradient"), atol=1e-6)
+
+
+def test_adagrad_steps_as_tensorflows_does():
+    module = nn.Linear(3, 1, bias=False)
+    module.weight.data = torch.tensor([[1.0, -2.0, 0.5]])
+    optimizer = _optimizer(Optimisation(1, {"n": 0.1}, "adagrad"), {"n": module})
+    for step, (rate, *weights) in enumerate(expected("tensorflow adagrad")):
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.8 ** (step // 2)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+        optimizer.zero_grad()
+        (module.weight - torch.tensor([[0.0, 1.0, 2.0]])).square().sum().backward()
+        optimizer.step()
+        assert module.weight[0].tolist() == pytest.approx(weights, abs=1e-6)
+
+
+def test_the_seeds_rate_falls_every_400_steps():
+    golden = expected("retrieval schedule")
+    steps = (0, 399, 400, 800, 1200, 1600, 1999)
+    for recipe in train.SEED.values():
+        found = [learning_rate_factor("fifths", step / recipe.steps, recipe.optimisation.epochs) for step in steps]
+        assert found == pytest.approx(golden)
+
+
+def test_the_cosine_head_lowers_the_true_name_by_the_margin():
+    head = Head(3, scale=10.0, margin=0.25, dropout=0.0)
+    head.weight.data = 2 * torch.eye(3, 512)
+    logits = head(5 * torch.eye(3, 512)[:2], torch.tensor([0, 2]))
+    assert torch.allclose(logits, torch.tensor([[7.5, 0, 0], [0, 10, -2.5]]))
+    assert head.bias is None
+
+
+def test_the_penalty_counts_weights_that_learn_but_no_biases():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2))
+    module[0].weight.data.fill_(1.0)
+    module[1].requires_grad_(False)
+    assert weight_penalty(module).item() == 2.0
+
+
+# ranking
+
+
+def golden_rows(person: int, photo: int, a: float, q: float) -> np.ndarray:
+    k = np.arange(16)
+    row = np.sin(0.9 * person + 0.37 * k + 0.05 * person * k)
+    row = row + a * np.sin(1.3 * person + 0.71 * k + 2.1 * photo + q)
+    return row / np.linalg.norm(row)
+
+
+def golden_people(count: int, known: int, asked: int) -> tuple[People, People, np.ndarray, np.ndarray]:
+    names = sorted(f"p_{number}" for number in range(count))
+    numbers = [int(name[2:]) for name in names]
+    gallery = People(tuple(names), tuple(Path(str(i)) for i in range(count * known)), np.arange(count).repeat(known))
+    queries = People(tuple(names), tuple(Path(str(i)) for i in range(count * asked)), np.arange(count).repeat(asked))
+    known_rows = np.stack([golden_rows(p, j, 0.12 * (j + 1), 0) for p in numbers for j in range(known)])
+    asked_rows = np.stack([golden_rows(p, j, 2.2, 3) for p in numbers for j in range(asked)])
+    return gallery, queries, known_rows, asked_rows
+
+
+def test_retrieval_of_twelve_people_one_photo_each():
+    gallery, queries, known, asked = golden_people(12, 1, 1)
+    found, start = search_rows(known, asked), "retrieval: 12 people"
+    scores = accuracy(found, gallery, queries)
+    top1, _, top5 = expected(start)
+    assert scores == Accuracy(top1, top5)
+    assert found.index_Q5.tolist() == next(v for k, v in VALUES.items() if k.startswith(start) and "five nearest" in k)
+    golden = next(v for k, v in VALUES.items() if k.startswith(start) and "distances" in k)
+    assert np.allclose(found.distances_Q5, golden, atol=1e-6)
+    lines = search.predictions(found, gallery, queries, scores).splitlines(keepends=True)
+    golden = next(v for k, v in VALUES.items() if k.startswith(start) and "first line" in k)
+    assert [lines[0], *lines[-2:]] == golden
+
+
+def test_top_five_counts_names_where_people_have_several_photos():
+    gallery, queries, known, asked = golden_people(6, 3, 2)
+    found = search_rows(known, asked)
+    top1, _, top5 = expected("retrieval: 6 people")
+    assert accuracy(found, gallery, queries) == pytest.approx((top1, top5))
+    golden = next(v for k, v in VALUES.items() if k.startswith("retrieval: 6 people") and "five nearest" in k)
+    assert found.index_Q5.tolist() == golden
+
+
+def directions_of(count: int, seed: int) -> np.ndarray:
+    rows = np.random.default_rng(seed).standard_normal((count, 512)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_equal_pictures_are_at_distance_0_and_first():
+    rows = directions_of(50, 0)
+    found = nearest(rows, rows)
+    assert (found.index_Q5[:, 0] == np.arange(50)).all()
+    assert found.distances_Q5[:, 0].max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["faiss", "faiss-bytes"])
+def test_faiss_finds_the_same_nearest(name):
+    pytest.importorskip("faiss")
+    gallery = directions_of(2000, 0)
+    queries = gallery[:40] + 0.01 * directions_of(40, 1)
+    rows = INDEXES[name](gallery)(queries)
+    assert (rows[:, 0] == np.arange(40)).all()
+    if name == "faiss":
+        assert (rows == INDEXES["exact"](gallery)(queries)).all()
+
+
+# people and crops
+
+
+def write_people(root: Path, counts: dict[str, int], side: int = 160) -> Path:
+    """People of plain, distinct pictures."""
+    for number, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for k in range(count):
+            noise = np.random.default_rng((number, k)).integers(0, 60, (side, side, 3))
+            ramp = np.random.default_rng(number).integers(0, 190, (4, 4, 3)).repeat(side // 4, 0).repeat(side // 4, 1)
+            Image.fromarray((noise + ramp).astype(np.uint8)).save(root / name / f"{k}.png")
+    return root
+
+
+def test_people_come_in_string_order(tmp_path):
+    people = list_people(write_people(tmp_path, {"10": 1, "2": 2, "0": 1}, 16))
+    assert people.names == ("0", "10", "2")
+    assert people.labels_N.tolist() == [0, 1, 2, 2]
+
+
+def test_pictures_of_other_sizes_are_cut_or_padded_about_their_middle():
+    assert (middle(np.full((162, 170, 3), 7, np.uint8)) == 7).all()
+    padded = middle(np.full((158, 160, 3), 7, np.uint8))
+    assert (padded[0] == 0).all()
+    assert (padded[1:159] == 7).all()
+
+
+def test_the_seeds_batches_are_shuffled_passes_over_all_photos(tmp_path):
+    people = list_people(write_people(tmp_path, {"a": 3, "b": 2}))
+    crops = read_crops(people.files)
+
+    def epoch(number: int, rank: int = 0, world: int = 1) -> train.Epoch:
+        return train.Epoch(people, crops, 4, 5, 0, number, rank, world)
+
+    seen = torch.cat([batch.index_B for number in (0, 1) for batch in epoch(number)])
+    assert torch.bincount(seen).tolist() == [8] * 5  # 40 samples: 8 passes
+    shares = [torch.cat([batch.index_B for batch in epoch(1, rank, 2)]) for rank in (0, 1)]
+    whole = torch.stack([batch.index_B for batch in epoch(1)])
+    assert torch.equal(torch.cat([share.view(5, 2) for share in shares], 1), whole)
+
+
+def test_unaugmented_photos_reach_the_network_as_they_are():
+    crop = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    seen = View(photo_batch([crop], NINE)).photo(160)
+    assert torch.allclose(seen[0].permute(1, 2, 0) * 255, torch.from_numpy(crop).float(), atol=1e-3)
+
+
+# the scripts
+
+CPU = ["--device", "cpu", "--amp", "off"]
+
+
+def error_of(capsys, main, *arguments: object) -> str:
+    assert run_main(lambda: main([str(argument) for argument in arguments])) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_folder_is_aligned_and_goes_on_where_it_stopped(tmp_path, capsys, astronaut):
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    Image.fromarray(astronaut).save(tmp_path / "in" / "a" / "1.jpg", quality=95)
+    Image.fromarray(np.full((50, 60, 3), 90, np.uint8)).save(tmp_path / "in" / "b" / "x.png")
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"]
+    assert align.main(arguments) == 0
+    assert "no face in 1 (b/x.png)" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out/a/1.png").size == (160, 160)
+    assert Image.open(tmp_path / "out/b/x.png").size == (60, 50)
+    record, before = (tmp_path / "out" / align.RECORD), (tmp_path / "out/b/x.png").stat().st_mtime_ns
+    whole = record.read_text()
+    (tmp_path / "out/a/1.png").unlink()
+    record.write_text(whole.splitlines()[1] + "\n" + '{"photo": "a/')  # as a killed run leaves it
+    assert align.main(arguments) == 0
+    assert record.read_text() == whole
+    assert (tmp_path / "out/a/1.png").exists()
+    assert (tmp_path / "out/b/x.png").stat().st_mtime_ns == before
+    line = error_of(capsys, align.main, *arguments, "--margin", "10")
+    assert "cut out otherwise (margin 32)" in line
+
+
+def test_align_refuses_bad_input(tmp_path, capsys):
+    people = write_people(tmp_path / "in", {"a": 1, "b": 1}, 48)
+    out = tmp_path / "out"
+    assert "no face in any" in error_of(capsys, align.main, people, out, "--workers", "1")
+    assert "lies in IN" in error_of(capsys, align.main, people, people / "out")
+    (people / "c").mkdir()
+    assert "without photos: 1 (c)" in error_of(capsys, align.main, people, tmp_path / "new", "--workers", "1")
+    assert not (tmp_path / "new").exists()
+    assert "holds no people" in error_of(capsys, align.main, people / "c", tmp_path / "new")
+    assert "--image-size 3" in error_of(capsys, align.main, people, out, "--image-size", 3)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two photos a step, two steps an epoch."""
+    for recipe in train.RECIPES.values():
+        for step, made in recipe.items():
+            monkeypatch.setitem(recipe, step, replace(made, steps=2, batch_size=2))
+
+
+def stopping_at_second(validate):
+    """A validation that is interrupted at its second call."""
+    calls = []
+
+    def stopping(task):
+        calls.append(0)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(task)
+
+    return stopping
+
+
+def test_training_in_two_steps_resumes_to_the_same_weights_and_searches(tmp_path, small, capsys, monkeypatch):
+    people = write_people(tmp_path / "in", {name: 2 for name in "abc"})
+    data = ["--data", str(people), *CPU]
+    runs = tmp_path / "runs"
+    train.main([*data, "--epochs", "2", "--run-dir", str(runs / "whole")])
+    cut_run = [*data, "--epochs", "2", "--run-dir", str(runs / "cut")]
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Identity, "validate", stopping_at_second(train.Identity.validate))
+        with pytest.raises(KeyboardInterrupt):
+            train.main(cut_run)
+    assert checkpoint.load(runs / "cut" / "last.pt")["epoch"] == 0
+    train.main([*cut_run, "--resume"])
+    state = checkpoint.load(runs / "whole" / "last.pt")
+    cut = checkpoint.load(runs / "cut" / "last.pt")
+    for name, weights in state["modules"]["embedding"].items():
+        assert torch.equal(weights, cut["modules"]["embedding"][name]), name
+
+    start = ["--init-from", str(runs / "whole" / "best.pt")]
+    train.main([*data, *start, "--recipe", "seed", "--step", "1", "--epochs", "1", "--run-dir", str(runs / "one")])
+    one = checkpoint.load(runs / "one" / "best.pt")["modules"]
+    started = checkpoint.load(runs / "whole" / "best.pt")["modules"]["embedding"]
+    assert torch.equal(one["embedding"]["last_linear.weight"], started["last_linear.weight"])
+    assert not torch.equal(one["embedding"]["last_bn.running_mean"], started["last_bn.running_mean"])
+    assert one["head"]["centres"].abs().sum() > 0
+    line = error_of(capsys, train.main, *data, "--step", 1, "--run-dir", runs / "x")
+    assert "--step 1 trains on a given network" in line
+
+    found = tmp_path / "found"
+    asked = write_people(tmp_path / "asked", {name: 1 for name in "abc"})
+    call = [
+        str(people),
+        str(asked),
+        "--checkpoint",
+        str(runs / "whole" / "best.pt"),
+        "--out",
+        str(found),
+        "--device",
+        "cpu",
+    ]
+    assert search.main(call) == 0
+    scores = json.loads((found / "scores.json").read_text())
+    assert {"top1": 1.0, "top5": 1.0, "people": 3, "queries": 3}.items() <= scores.items()  # the same pictures
+    text = (found / "predictions.txt").read_bytes()
+    assert text.endswith(b"Top5 accuracy: 1.000000 \r\n")
+    assert text.count(b"\r\n") == 5
+    assert Image.open(found / "sheet.jpg").width == 6 * search.CELL
+
+    made = (found / "gallery.npz").stat().st_mtime_ns
+    assert search.main([str(found / "gallery.npz"), *call[1:]]) == 0
+    assert (found / "gallery.npz").stat().st_mtime_ns == made
+    other = [*call[1:3], str(runs / "one" / "best.pt"), *call[4:]]
+    assert "another checkpoint" in error_of(capsys, search.main, found / "gallery.npz", *other)
+    assert (found / "predictions.txt").read_bytes() == text
+
+
+def test_search_refuses_bad_input(tmp_path, capsys):
+    raw = ["--checkpoint", "raw", "--out", tmp_path / "out", "--device", "cpu"]
+    few = write_people(tmp_path / "few", {"a": 2, "b": 2})
+    assert "5 or more are needed" in error_of(capsys, search.main, few, few, *raw)
+    many = write_people(tmp_path / "many", {"a": 3, "b": 2})
+    stranger = write_people(tmp_path / "stranger", {"a": 1, "z": 1})
+    assert "not in" in error_of(capsys, search.main, many, stranger, *raw)
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    assert "no file of embeddings" in error_of(capsys, search.main, tmp_path / "junk.npz", many, *raw)
+    assert not (tmp_path / "out" / "predictions.txt").exists()
+    assert search.main([str(a) for a in (many, many, *raw)]) == 0
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["top1"] == 1.0
+
+
+def test_published_weights_are_loaded_strictly(tmp_path, network, capsys):
+    state = {**network.state_dict(), "logits.weight": torch.zeros(4, 512), "logits.bias": torch.zeros(4)}
+    torch.save(state, tmp_path / "good.pt")
+    loaded, digest = load_network(tmp_path / "good.pt")
+    assert torch.equal(loaded.last_linear.weight, network.last_linear.weight)
+    assert digest == hashlib.sha256((tmp_path / "good.pt").read_bytes()).hexdigest()
+    state.pop("last_bn.weight")
+    torch.save(state, tmp_path / "bad.pt")
+    with pytest.raises(InputError, match=r"lacks last_bn\.weight"):
+        load_network(tmp_path / "bad.pt")
+    with pytest.raises(InputError, match="not an identity embedding"):
+        load_network(Path(__file__).parent.parent / "checkpoints" / "stn_icnn.pt")
