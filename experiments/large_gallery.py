@@ -15,8 +15,11 @@ from utils.runtime import Clock, run_main
 
 
 def random_directions(count: int, seed: int) -> np.ndarray:
-    rows_NE = np.random.default_rng(seed).standard_normal((count, EMBEDDING), dtype=np.float32)
-    rows_NE /= np.linalg.norm(rows_NE, axis=1, keepdims=True)
+    """float32 (count, 512), block by block: what is freed here would hide what an index takes."""
+    rng, rows_NE = np.random.default_rng(seed), np.empty((count, EMBEDDING), np.float32)
+    for start in range(0, count, 10_000):
+        block = rng.standard_normal((min(10_000, count - start), EMBEDDING), dtype=np.float32)
+        rows_NE[start : start + 10_000] = block / np.linalg.norm(block, axis=1, keepdims=True)
     return rows_NE
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from data.images import PHOTO_SUFFIXES, list_files, read_photo, shorten
 from utils.errors import InputError
+from utils.files import read_bytes
 
 CROP = 160  # side of an aligned face, pixels
 
@@ -32,10 +33,10 @@ class People:
         return People(self.names, tuple(self.files[i] for i in index), self.labels_N[index])
 
     def fingerprint(self) -> str:
-        """SHA-256 of the names of people and photos and of the photos' bytes."""
+        """SHA-256 of the names of people and photos and of the photos' bytes. Raises InputError for unreadable ones."""
         digest = hashlib.sha256()
         for file in self.files:
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            content = hashlib.sha256(read_bytes(file, "picture")).hexdigest()
             digest.update(os.fsencode(f"{file.parent.name}/{file.name} {content}\n"))
         return digest.hexdigest()
 
