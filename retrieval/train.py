@@ -139,7 +139,7 @@ class Identity(Task):
         self.known, self.asked = people.keep(~held_N), people.keep(held_N)
         if not len(self.asked):
             raise InputError("no person has two photos: there is nobody to look for in validation; add photos")
-        require_batch(len(self.known) if not recipe.steps else recipe.batch_size, recipe.batch_size)
+        require_batch(len(self.known), recipe.batch_size)
         self.known_crops, self.asked_crops = read_crops(self.known.files), read_crops(self.asked.files)
 
     @property

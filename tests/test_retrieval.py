@@ -484,6 +484,21 @@ def test_training_in_two_steps_resumes_to_the_same_weights_and_searches(tmp_path
     assert (found / "predictions.txt").read_bytes() == text
 
 
+def test_training_refuses_bad_input(tmp_path, capsys):
+    alone = write_people(tmp_path / "alone", {"a": 1, "b": 1})
+    run = ["--run-dir", tmp_path / "run", *CPU]
+    assert "no person has two photos" in error_of(capsys, train.main, "--data", alone, *run)
+    pair = ["--data", write_people(tmp_path / "pair", {"a": 2, "b": 2}), *run]
+    assert "--batch-size 64 is larger than the 3" in error_of(capsys, train.main, *pair)
+    assert "--pretrained and --init-from" in error_of(
+        capsys, train.main, *pair, "--pretrained", "x", "--init-from", "y"
+    )
+    parser = Path(__file__).parent.parent / "checkpoints" / "stn_icnn.pt"
+    assert "not an identity embedding" in error_of(capsys, train.main, *pair, "--init-from", parser)
+    assert "give it as --init-from" in error_of(capsys, train.main, *pair, "--pretrained", parser)
+    assert not (tmp_path / "run").exists()
+
+
 def test_search_refuses_bad_input(tmp_path, capsys):
     raw = ["--checkpoint", "raw", "--out", tmp_path / "out", "--device", "cpu"]
     few = write_people(tmp_path / "few", {"a": 2, "b": 2})
