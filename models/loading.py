@@ -6,14 +6,16 @@ from pathlib import Path
 
 import torch
 
-from data.labels import NINE, label_set
+from data.labels import CELEBAMASK, NINE, label_set
+from models import deeplab
+from models.deeplab import DeepLab, DeepLabConfig
 from models.parser import FaceParser, Weights, check_types
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.released import from_released
 from utils import checkpoint
 from utils.errors import InputError
 
-KINDS: dict[str, type[FaceParser]] = {STNiCNN.kind: STNiCNN}
+KINDS: dict[str, type[FaceParser]] = {parser.kind: parser for parser in (STNiCNN, DeepLab)}
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "stn_icnn.pt"
 
 
@@ -22,6 +24,10 @@ def read_weights(path: Path) -> Weights:
     state = checkpoint.read_tensors(path)
     if "format" not in state:
         try:
+            if deeplab.is_released(state):
+                return Weights(
+                    DeepLab.kind, CELEBAMASK, DeepLabConfig(), {"network": deeplab.from_released(state)}, path
+                )
             return Weights(STNiCNN.kind, NINE, *from_released(state), path)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None

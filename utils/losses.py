@@ -1,4 +1,4 @@
-"""The losses of the paper's four stages."""
+"""The losses of the paper's four stages, and those of the other parsers."""
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,23 @@ def segmentation_loss(logits_BKHW: Tensor, targets_BHW: Tensor, dice: float = 0.
         missed_BK = (1 - overlap_BK / area_BK.clamp(min=1e-6)) * held_BK
         loss = loss + dice * (missed_BK.sum(1) / held_BK.sum(1).clamp(min=1)).mean()
     return loss
+
+
+def focal_loss(logits_BKHW: Tensor, targets_BHW: Tensor) -> Tensor:
+    """(1 - p)² times the cross-entropy, p the probability of the true label, averaged over all pixels (Lin et al. 2017
+    with gamma 2, without class weights). Arguments and value as of ``segmentation_loss``."""
+    loss_BHW = F.cross_entropy(logits_BKHW.float(), targets_BHW.long(), reduction="none")
+    return ((1 - torch.exp(-loss_BHW)) ** 2 * loss_BHW).mean()
+
+
+def batch_dice_loss(logits_BKHW: Tensor, targets_BHW: Tensor) -> Tensor:
+    """One minus the soft Dice of each class over the whole batch, averaged over all classes, background too; a class
+    that the batch lacks costs up to 1. Arguments and value as of ``segmentation_loss``."""
+    probs_BKHW = logits_BKHW.float().softmax(1)
+    truth_BKHW = F.one_hot(targets_BHW.long(), logits_BKHW.shape[1]).movedim(-1, 1).to(probs_BKHW.dtype)
+    overlap_K = (probs_BKHW * truth_BKHW).sum((0, 2, 3))
+    area_K = probs_BKHW.sum((0, 2, 3)) + truth_BKHW.sum((0, 2, 3))
+    return 1 - ((2 * overlap_K + 1e-6) / (area_K + 1e-6)).mean()
 
 
 def parts_loss(logits: list[Tensor], targets: list[Tensor], dice: float = 0.0) -> Tensor:

@@ -14,7 +14,7 @@ from utils import distributed, runtime
 from utils.cli import Parser
 from utils.engine import refuse_used
 from utils.errors import InputError
-from utils.training import RECIPE_NAMES, Machine, Plan, Recipes
+from utils.training import GUEST_RECIPE_NAMES, RECIPE_NAMES, GuestRecipes, Machine, Plan, Recipes
 
 
 def base_parser(description: str | None, splits: bool = False, batch_size: int | None = None) -> Parser:
@@ -82,6 +82,12 @@ def add_recipe_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_guest_recipe_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--recipe", choices=GUEST_RECIPE_NAMES, default="best", help="the authors' hyperparameters, or ours"
+    )
+
+
 def add_machine_options(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -108,14 +114,17 @@ def add_machine_options(parser: argparse.ArgumentParser, batch_size: int | None 
     )
 
 
-def training_parser(description: str | None, trained: Sequence[str], needs: dict[str, str]) -> Parser:
+def training_parser(
+    description: str | None, trained: Sequence[str], needs: dict[str, str], guest: bool = False
+) -> Parser:
     """A parser with the options of every training script.
 
-    trained: networks with a learning rate. needs: checkpoint option -> what it holds.
+    trained: networks with a learning rate. needs: checkpoint option -> what it holds. guest: with the recipes of
+    ``GuestRecipes`` in place of the paper's.
     """
     parser = base_parser(description)
     group = parser.add_argument_group("training")
-    add_recipe_option(group)
+    (add_guest_recipe_option if guest else add_recipe_option)(group)
     group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
     for name in trained:
         flag = "--lr" if len(trained) == 1 else f"--lr-{name}"
@@ -189,7 +198,7 @@ def machine(args: argparse.Namespace) -> Machine:
     return Machine(runtime.pick_device(args.device), args.workers, args.amp)
 
 
-def plan(args: argparse.Namespace, recipes: Recipes, starts: Sequence[str] = (), **model: Any) -> Plan:
+def plan(args: argparse.Namespace, recipes: Recipes | GuestRecipes, starts: Sequence[str] = (), **model: Any) -> Plan:
     """Check a training script's options, join the other processes, and settle recipe and device.
 
     starts: the options that name a checkpoint to start from. model: fields of the parser's ``Config`` that options set

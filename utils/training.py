@@ -75,6 +75,20 @@ class Recipes(NamedTuple):
 RECIPE_NAMES = ("paper", "paper-short", "best", "wide")
 
 
+class GuestRecipes(NamedTuple):
+    """A guest's recipes: that of its authors' code, and ours; the same for every data set."""
+
+    seed: Recipe
+    best: Recipe
+
+    def choose(self, name: str, dataset: str) -> Recipe:
+        """The recipe of one of ``GUEST_RECIPE_NAMES``."""
+        return getattr(self, name)
+
+
+GUEST_RECIPE_NAMES = GuestRecipes._fields
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where a script runs. workers: loading processes. amp: "auto", "off" or "bf16" (see ``utils.runtime``)."""
