@@ -31,8 +31,8 @@ class DeepLabRecipe(Recipe):
 
 
 RECIPES = GuestRecipes(
-    # The authors' code multiplies the learning rate of its command line by 0.0015, so that their README's command trains
-    # at 1.5e-6, at which a network from scratch hardly moves. Here it is the 0.001 that they name; --lr 1.5e-6 is what
+    # The authors' code multiplies the learning rate of its command line by 0.0015, so that their README's command
+    # trains at 1.5e-6, at which a network from scratch hardly moves. Here it is the 0.001 that they name; --lr 1.5e-6 is what
     # their code does.
     seed=DeepLabRecipe(
         Optimisation(epochs=400, lr={"network": 1e-3}, schedule="restarts", weight_decay=1e-5),

@@ -1,5 +1,5 @@
-"""DeepLabV3+ (Chen et al. 2018) on a thinned MobileNetV2 (Sandler et al. 2018), as a team of the CelebAMask face parsing
-challenge trained it: 1,992,599 parameters for 19 labels, output stride 16.
+"""DeepLabV3+ (Chen et al. 2018) on a thinned MobileNetV2 (Sandler et al. 2018), as a team of the CelebAMask challenge
+trained it: 1,992,599 parameters for 19 labels, output stride 16.
 
 The modules carry the names of that team's code, so that its state dicts are state dicts of this network.
 """
