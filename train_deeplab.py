@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +13,7 @@ from data.batches import Batch
 from data.view import Augmentation, View
 from models.deeplab import DeepLab
 from models.loading import read_weights
-from utils import options
+from utils import distributed, options
 from utils.engine import Optimisation, fit
 from utils.errors import InputError
 from utils.losses import batch_dice_loss, focal_loss, segmentation_loss
@@ -32,8 +33,8 @@ class DeepLabRecipe(Recipe):
 
 RECIPES = GuestRecipes(
     # The authors' code multiplies the learning rate of its command line by 0.0015, so that their README's command
-    # trains at 1.5e-6, at which a network from scratch hardly moves. Here it is the 0.001 that they name; --lr 1.5e-6 is what
-    # their code does.
+    # trains at 1.5e-6, at which a network from scratch hardly moves. Here it is the 0.001 that they name; with
+    # --lr 1.5e-6 it is what their code does.
     seed=DeepLabRecipe(
         Optimisation(epochs=400, lr={"network": 1e-3}, schedule="restarts", weight_decay=1e-5),
         batch_size=32,
@@ -65,6 +66,8 @@ class TrainDeepLab(ParserTask):
 
     def batches(self, epoch: int) -> DataLoader:
         self.epoch = epoch
+        key = (self.plan.seed, epoch, distributed.rank())
+        torch.manual_seed(int(np.random.default_rng(key).integers(2**63)))  # of the dropout
         return super().batches(epoch)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

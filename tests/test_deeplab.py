@@ -4,11 +4,20 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from models.deeplab import STAGES, DeepLab, DeepLabConfig, DeepLabV3Plus
+import train_deeplab
+from data.labels import CELEBAMASK, HELEN
+from models.deeplab import DeepLab, DeepLabConfig, DeepLabV3Plus
+from models.loading import load_parser
+from train_deeplab import seed_loss
+from utils.engine import learning_rate_factor
+from utils.errors import InputError
+from utils.losses import batch_dice_loss, focal_loss
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_side.json").read_text())["deeplab"]
 
@@ -95,8 +104,6 @@ def test_odd_sizes_give_the_original_numbers_too(network: DeepLabV3Plus) -> None
 
 @torch.inference_mode()
 def test_folding_keeps_the_logits() -> None:
-    from data.labels import CELEBAMASK
-
     parser = DeepLab(DeepLabConfig(64), CELEBAMASK)
     formula_weights(parser.network)
     parser.eval()
@@ -105,4 +112,111 @@ def test_folding_keeps_the_logits() -> None:
     parser.fold()
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in parser.network.modules())
     torch.testing.assert_close(parser.network(image), before, rtol=1e-4, atol=1e-4 * before.abs().max().item())
-    assert STAGES[-1][1] == 162
+
+
+def test_losses_are_those_of_the_original() -> None:
+    logits, targets, golden = hinted_logits(), labels19(2, 24, 20), GOLDEN["loss"]
+    assert F.cross_entropy(logits, targets).item() == pytest.approx(golden["cross entropy"], rel=1e-5)
+    assert focal_loss(logits, targets).item() == pytest.approx(golden["focal"], rel=1e-5)
+    assert batch_dice_loss(logits, targets).item() == pytest.approx(golden["dice"], rel=1e-5)
+    for epoch in (0, 20, 21):
+        wanted = golden[f"combined at epoch {epoch}"]
+        assert seed_loss(logits, targets, epoch).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("epoch", [0, 21])
+def test_gradients_of_the_loss_are_those_of_the_original(epoch: int) -> None:
+    logits = hinted_logits().requires_grad_()
+    seed_loss(logits, labels19(2, 24, 20), epoch).backward()
+    norm = f"L2 norm of the gradient of the combined loss at epoch {epoch} with respect to the logits"
+    assert logits.grad is not None
+    assert logits.grad.norm().item() == pytest.approx(GOLDEN["loss"][norm], rel=1e-4)
+    assert_golden(logits.grad, GOLDEN["loss"][f"gradient of the combined loss at epoch {epoch}"])
+
+
+def test_the_learning_rate_restarts_when_the_original_one_does() -> None:
+    later = zip((69, 70, 149, 150, 309, 310, 399), GOLDEN["lr later"], strict=True)
+    for epoch, wanted in [*enumerate(GOLDEN["lr 0..39"]), *later]:
+        assert 1.5e-6 * learning_rate_factor("restarts", epoch, 400) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_training_step_is_that_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, golden, image = DeepLabV3Plus(19), GOLDEN["step"], formula_image(2, 3, 97, 129).double()
+    formula_weights(network)
+    network.double().train()
+    next(module for module in network.modules() if isinstance(module, nn.Dropout)).p = 0.0
+    logits = network(image)
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # the losses compute in float32 otherwise
+    targets = labels19(2, 97, 129)
+    assert_golden(logits.detach(), golden["logits"])
+    losses = [seed_loss(logits, targets, epoch) for epoch in (0, 21)]
+    assert [loss.item() for loss in losses] == pytest.approx(golden["combined loss at epoch 0, at epoch 21"], rel=1e-5)
+    losses[1].backward()
+    parameters = dict(network.named_parameters())
+    for name, norm in golden["L2 norms of gradients of the loss at epoch 21"].items():
+        assert parameters[name].grad.norm().item() == pytest.approx(norm, rel=1e-6)
+    buffers = dict(network.named_buffers())
+    for name in (name for name in golden if name.endswith(" after the step")):
+        assert_golden(buffers[name.removesuffix(" after the step")], golden[name])
+
+
+@pytest.mark.parametrize("wrap", ["bare", "module.", "model_state_dict"])
+def test_a_checkpoint_under_the_original_names_is_the_same_parser(tmp_path: Path, wrap: str) -> None:
+    network = DeepLabV3Plus(19)
+    formula_weights(network)
+    state = {(wrap if wrap == "module." else "") + key: value for key, value in network.state_dict().items()}
+    path = tmp_path / "Deeplab_checkpoint_epoch_400.pt"
+    torch.save({wrap: state, "epoch": 400} if wrap == "model_state_dict" else state, path)
+    parser = load_parser([path])
+    assert isinstance(parser, DeepLab)
+    assert parser.labels is CELEBAMASK
+    assert parser.config.size == 512
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in parser.network.state_dict().items())
+
+
+def test_original_weights_of_another_number_of_labels_are_refused_in_one_line(tmp_path: Path) -> None:
+    torch.save(DeepLabV3Plus(11).state_dict(), tmp_path / "eleven.pt")
+    with pytest.raises(InputError, match="another class count"):
+        load_parser([tmp_path / "eleven.pt"])
+
+
+def _train(folder: Path, *more: str) -> int:
+    data = ["--face-size", "48", "--max-images", "4", "--cache", str(folder / "cache"), "--device", "cpu"]
+    return train_deeplab.main([*data, "--input-size", "48", "--batch-size", "2", *more])
+
+
+@pytest.mark.parametrize("recipe", ["seed", "best"])
+def test_training_goes_on_where_it_was_interrupted(
+    tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_deeplab, "DICE_FROM", 1)
+    options = ["--recipe", recipe, "--epochs", "2"]
+    _train(tmp_path, *options, "--run-dir", str(tmp_path / "whole"))
+    validate, calls = train_deeplab.TrainDeepLab.validate, []
+
+    def interrupted(self: train_deeplab.TrainDeepLab) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_deeplab.TrainDeepLab, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path, *options, "--run-dir", str(tmp_path / "parts"))
+    _train(tmp_path, *options, "--run-dir", str(tmp_path / "parts"), "--resume")
+    whole, parts = [
+        [json.loads(line)["loss"] for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    ]
+    assert len(whole) == 2
+    assert parts == pytest.approx(whole, rel=1e-4)
+    parser = load_parser([tmp_path / "parts" / "best.pt"])
+    assert (parser.labels, parser.config) == (HELEN, DeepLabConfig(48))
+    (label_map,) = parser.label_photos([np.zeros((40, 30, 3), np.uint8)])
+    assert label_map.shape == (40, 30)
+
+
+def test_single_faces_in_a_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--batch-size 1"):
+        _train(tmp_path, "--batch-size", "1", "--run-dir", str(tmp_path / "run"))
