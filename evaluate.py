@@ -18,14 +18,26 @@ from tqdm import tqdm
 
 from data import images
 from data.batches import Faces, evaluation_batches, open_faces
-from data.labels import LABEL_SETS, NINE, NO_ID, LabelSet
+from data.labels import CELEBAMASK, LABEL_SETS, NINE, NO_ID, LabelSet
 from data.source import FaceData
 from models.loading import load_for_inference
 from models.parser import FaceParser
 from models.stn_icnn.model import CROPS
 from utils import distributed, engine, files, options, runtime
 from utils.errors import InputError
-from utils.metrics import Scores, confusion_matrix, measures_table, scores, table, to_csv
+from utils.metrics import (
+    CHALLENGE_FILES,
+    Scores,
+    all_classes,
+    challenge_files,
+    challenge_scores,
+    classes_table,
+    confusion_matrix,
+    measures_table,
+    scores,
+    table,
+    to_csv,
+)
 from utils.runtime import run_main
 from utils.training import Machine
 from utils.visualize import colour, encode, face_pictures
@@ -71,6 +83,10 @@ class Evaluation(NamedTuple):
         """The scores of all faces together, see ``utils.metrics.scores``."""
         return scores(self.matrices_NKK.sum(0), self.labels)
 
+    def challenge(self) -> bool:
+        """Whether the faces are scored in the labels of the CelebAMask challenge."""
+        return self.labels is CELEBAMASK
+
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
@@ -95,7 +111,8 @@ def score(args: argparse.Namespace, machine: Machine) -> Evaluation:
     """What the options ask for. Raises InputError, see ``score_folders`` and ``score_model``."""
     if args.predictions:
         ids, truth_ids = LABEL_SETS[args.ids], LABEL_SETS[args.truth_ids]
-        return score_folders(args.predictions, args.truth, ids, truth_ids, machine, args.max_images)
+        labels = LABEL_SETS[args.labels]
+        return score_folders(args.predictions, args.truth, ids, truth_ids, machine, args.max_images, labels)
     paths, data = options.checkpoints(args), options.face_data(args)
     return score_model(Request(paths, data, machine, args.split, args.crops, args.mirror, args.batch_size))
 
@@ -119,6 +136,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--truth", type=Path, metavar="DIR", help="true label PNGs with the same stems and sizes")
     group.add_argument("--ids", choices=tuple(LABEL_SETS), default=NINE.name, help="label set of --predictions")
     group.add_argument("--truth-ids", choices=tuple(LABEL_SETS), help="label set of --truth; default: that of --ids")
+    group.add_argument("--labels", choices=tuple(LABEL_SETS), help="label set to compare both in; default: nine")
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="DIR", help="folder for scores.json, scores.csv and scores.md")
     group.add_argument("--overwrite", action="store_true", help="replace the scores in --out")
@@ -131,8 +149,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     of_parsers |= {name: getattr(args, name) for name in ("data", "partition", "face_size")}
     if args.predictions and (unused := [f"--{name.replace('_', '-')}" for name, given in of_parsers.items() if given]):
         raise InputError(f"--predictions are scored as they are: leave out {', '.join(unused)}")
-    if not args.predictions and (args.truth_ids or args.ids != NINE.name):
-        raise InputError("--ids and --truth-ids say what --predictions hold: leave them out")
+    if not args.predictions and (args.truth_ids or args.labels or args.ids != NINE.name):
+        raise InputError("--ids, --truth-ids and --labels are for --predictions: leave them out")
     if args.worst < 0:
         raise InputError(f"--worst {args.worst}: must be at least 0")
     if args.worst and not args.out:
@@ -141,7 +159,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         first = there[0].relative_to(args.out)
         raise InputError(f"{args.out} already holds {first}{more}: name another --out, or add --overwrite")
-    args.truth_ids = args.truth_ids or args.ids
+    args.truth_ids, args.labels = args.truth_ids or args.ids, args.labels or NINE.name
     return args
 
 
@@ -208,29 +226,35 @@ def score_faces(parser: FaceParser, faces: Faces, machine: Machine, batch_size: 
 
 
 def score_folders(
-    predictions: Path, truth: Path, ids: LabelSet, truth_ids: LabelSet, machine: Machine, max_images: int | None = None
+    predictions: Path,
+    truth: Path,
+    ids: LabelSet,
+    truth_ids: LabelSet,
+    machine: Machine,
+    max_images: int | None = None,
+    labels: LabelSet = NINE,
 ) -> Evaluation:
-    """Compare two folders of label PNGs, together with the other processes, in the label set ``nine``.
+    """Compare two folders of label PNGs, together with the other processes, in the label set ``labels``.
 
-    ids, truth_ids: their label sets. max_images: the first so many, default all.
+    ids, truth_ids: their own label sets. max_images: the first so many, default all.
     Raises InputError that lists what does not pair, and for ids that do not exist.
     """
     pairs = pair_folders(predictions, truth)[:max_images]
     names = [name for name, _, _ in pairs]
     distributed.require_same({"pairs": len(pairs), "names": names, "ids": ids.name, "truth_ids": truth_ids.name})
-    lut, truth_lut = ids.map_to(NINE), truth_ids.map_to(NINE)
+    lut, truth_lut = ids.map_to(labels), truth_ids.map_to(labels)
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
         _, pred, true = pairs[index]
         return read_mapped(pred, ids, lut), read_mapped(true, truth_ids, truth_lut)
 
     def count(index: int) -> np.ndarray:
-        return confusion_matrix(*read(index), len(NINE))
+        return confusion_matrix(*read(index), len(labels))
 
     own = range(distributed.rank(), len(pairs), distributed.world_size())
     with ThreadPoolExecutor(machine.threads) as pool:
         matrices = list(pool.map(count, own))
-    matrices_NKK = torch.from_numpy(np.array(matrices, np.int64).reshape(-1, len(NINE), len(NINE)))
+    matrices_NKK = torch.from_numpy(np.array(matrices, np.int64).reshape(-1, len(labels), len(labels)))
     about = {
         "dataset": None,
         "partition": None,
@@ -243,10 +267,10 @@ def score_folders(
     }
 
     def picture(index: int) -> np.ndarray:
-        return np.hstack([colour(label_map, NINE) for label_map in read(index)])
+        return np.hstack([colour(label_map, labels) for label_map in read(index)])
 
     whole_NKK = gather(torch.tensor(list(own), dtype=torch.long), matrices_NKK, len(pairs), machine.device)
-    return Evaluation(runtime.printable(predictions.resolve().name), about, NINE, names, whole_NKK, picture)
+    return Evaluation(runtime.printable(predictions.resolve().name), about, labels, names, whole_NKK, picture)
 
 
 def pair_folders(predictions: Path, truth: Path) -> list[tuple[str, Path, Path]]:
@@ -300,29 +324,38 @@ def worst_faces(evaluation: Evaluation, count: int) -> list[tuple[int, float]]:
 def tables(evaluation: Evaluation) -> str:
     """The row's F1 tables and that of the other measures, in Markdown."""
     result, labels = evaluation.scores(), evaluation.labels
-    return f"{table({evaluation.title: result}, labels)}\n{measures_table(result, labels)}"
+    found = f"{table({evaluation.title: result}, labels)}\n{measures_table(result, labels)}"
+    return found if labels.groups else f"{found}\n{classes_table(evaluation.matrices_NKK.sum(0), labels)}"
 
 
 def save(out: Path, evaluation: Evaluation, worst: int = 0) -> dict[str, Any]:
     """Write scores.csv, scores.md, worst/*.jpg and, last, scores.json into a folder; returns what scores.json holds.
 
+    For the labels of the CelebAMask challenge, also the score files of one of its teams.
     worst: of so many faces, those with the lowest scores, pictures are saved. Raises InputError where the folder cannot
     be written.
     """
-    result = evaluation.scores()
+    result, total_KK = evaluation.scores(), evaluation.matrices_NKK.sum(0)
     ranked = worst_faces(evaluation, worst)
+    found = all_classes(total_KK, evaluation.labels)
     whole = {
         **result,
+        **found,
+        "iou": {**found["iou"], "mean": result["iou"]["mean"]},
+        **({"challenge": challenge_scores(total_KK)} if evaluation.challenge() else {}),
         "images": len(evaluation.names),
         "labels": evaluation.labels.name,
         **evaluation.about,
-        "confusion": evaluation.matrices_NKK.sum(0).tolist(),
+        "confusion": total_KK.tolist(),
         "worst": [{"name": evaluation.names[index], "strict_mean": mean} for index, mean in ranked],
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
         files.write_text(out / "scores.csv", to_csv({evaluation.title: result}, evaluation.labels))
         files.write_text(out / "scores.md", tables(evaluation))
+        if evaluation.challenge():
+            for name, text in challenge_files(total_KK).items():
+                files.write_text(out / name, text)
         save_pictures(out / "worst", evaluation, ranked)
         files.write_text(out / "scores.json", json.dumps(whole, indent=1) + "\n")
     except OSError as error:
@@ -332,7 +365,8 @@ def save(out: Path, evaluation: Evaluation, worst: int = 0) -> dict[str, Any]:
 
 def written_before(out: Path) -> list[Path]:
     """What a folder holds of the files that ``save`` writes or removes."""
-    scores = [path for name in ("scores.json", "scores.csv", "scores.md") if os.path.lexists(path := out / name)]
+    names = ("scores.json", "scores.csv", "scores.md", *CHALLENGE_FILES)
+    scores = [path for name in names if os.path.lexists(path := out / name)]
     return scores + sorted((out / "worst").glob(PICTURES))
 
 

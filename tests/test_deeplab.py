@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
+import evaluate
 import train_deeplab
 from data.labels import CELEBAMASK, HELEN
 from models.deeplab import DeepLab, DeepLabConfig, DeepLabV3Plus
@@ -18,6 +20,7 @@ from train_deeplab import seed_loss
 from utils.engine import learning_rate_factor
 from utils.errors import InputError
 from utils.losses import batch_dice_loss, focal_loss
+from utils.metrics import all_classes, challenge_files, challenge_scores, confusion_matrix
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_side.json").read_text())["deeplab"]
 
@@ -220,3 +223,64 @@ def test_training_goes_on_where_it_was_interrupted(
 def test_single_faces_in_a_batch_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--batch-size 1"):
         _train(tmp_path, "--batch-size", "1", "--run-dir", str(tmp_path / "run"))
+
+
+def two_maps() -> np.ndarray:
+    """The confusion matrix of the golden file's two maps."""
+    i, y, x = np.meshgrid(np.arange(2), np.arange(24), np.arange(32), indexing="ij")
+    truth, pred = (x // 4 + 2 * (y // 3) + i) % 19, ((x + 1) // 4 + 2 * ((y + 2 * i) // 3) + i) % 19
+    truth[truth == 16] = 0
+    pred[(pred == 16) | (pred == 15)] = 0
+    return confusion_matrix(pred, truth, 19)
+
+
+def test_the_challenge_scores_are_those_of_the_original() -> None:
+    found, golden = challenge_scores(two_maps()), GOLDEN["metrics"]
+    for measure, title in (("iou", "IoU"), ("precision", "precision"), ("recall", "recall"), ("f1", "f1")):
+        assert found[measure] == pytest.approx(golden[f"{title} of each of the 19 ids"], rel=1e-9)
+    means = [np.mean(found[measure]) for measure in ("precision", "recall", "f1")]
+    assert means == pytest.approx(golden["macro precision, recall, F1"], rel=1e-9)
+    iou, rest = challenge_files(two_maps()).values()
+    assert iou.splitlines()[0] == f"Class 0: IoU = {golden['IoU of each of the 19 ids'][0]:.4f}"
+    assert iou.splitlines()[-2:] == ["", f"Mean IoU (mIoU, average across all classes): {golden['mIoU']:.4f}"]
+    assert rest.splitlines()[-1] == f"Macro F1-score (average across all classes): {means[2]:.4f}"
+    assert rest.splitlines()[1].startswith("Class 1: Precision = 0.")
+    assert len(rest.splitlines()) == 19 + 1 + 3
+
+
+def test_means_over_all_classes_leave_out_what_is_absent_and_name_the_inner_parts() -> None:
+    matrix = two_maps()
+    found = all_classes(matrix, CELEBAMASK)
+    assert found["f1"]["neck_l"] is None  # id 16, in neither map
+    assert found["iou"]["background"] == pytest.approx(
+        matrix[0, 0] / (matrix[0].sum() + matrix[:, 0].sum() - matrix[0, 0])
+    )
+    present = [value for value in found["iou"].values() if value is not None]
+    assert len(present) == 18
+    assert found["miou"] == pytest.approx(np.mean(present))
+    inner = ["nose", "l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip"]
+    assert found["mean_f1_inner8"] == pytest.approx(np.mean([found["f1"][name] for name in inner]))
+    foreground = [found["f1"][name] for name in CELEBAMASK.foreground if found["f1"][name] is not None]
+    assert found["mean_f1_18"] == pytest.approx(np.mean(foreground))
+    assert all_classes(np.eye(19, dtype=np.int64), CELEBAMASK)["mean_f1_inner8"] == 1
+
+
+def test_evaluating_folders_in_nineteen_labels_writes_the_challenge_files_too(tmp_path: Path) -> None:
+    truth = np.arange(19, dtype=np.uint8).repeat(4).reshape(4, 19)
+    pred = np.where(truth == 18, 17, truth).astype(np.uint8)
+    for name, ids in (("pred", pred), ("truth", truth)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(ids).save(tmp_path / name / "1.png")
+    folders = ["--predictions", str(tmp_path / "pred"), "--truth", str(tmp_path / "truth")]
+    sets = ["--ids", "celebamask", "--labels", "celebamask"]
+    assert evaluate.main([*folders, *sets, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["labels"] == "celebamask"
+    assert (scores["f1"]["cloth"], scores["f1"]["hair"], scores["f1"]["neck"]) == (0, 1, pytest.approx(2 / 3))
+    assert scores["mean_f1_18"] == pytest.approx((16 + 2 / 3) / 18)
+    assert scores["mean_f1_inner8"] == 1
+    assert scores["miou"] == pytest.approx((17 + 1 / 2) / 19)
+    assert "Class 18: IoU = 0.0000" in (tmp_path / "out" / "iou_scores.txt").read_text()
+    assert "| neck" in (tmp_path / "out" / "scores.md").read_text()
+    with pytest.raises(InputError, match="already holds"):
+        evaluate.main([*folders, *sets, "--out", str(tmp_path / "out"), "--device", "cpu"])

@@ -12,14 +12,14 @@ run over the same labels.
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.labels import LabelSet
+from data.labels import PARTS, LabelSet
 from utils.tables import markdown
 
 Array = np.ndarray | Tensor
@@ -163,6 +163,72 @@ def scores(cm: Array, labels: LabelSet) -> Scores:
 def headline(scores: Scores) -> dict[str, float | None]:
     """The two numbers of a row: the paper's overall F1 (None for label sets without groups), and the strict mean."""
     return {"overall": scores["paper"].get("overall"), "strict": scores["strict"]["mean"]}
+
+
+def all_classes(cm: Array, labels: LabelSet) -> Scores:
+    """The scores that parsers of the whole face are compared by, as plain values in [0, 1] or None.
+
+    ``f1``, ``iou``: of each label, background too; ``miou``: mean IoU of them all; ``mean_f1_N``: mean F1 of the N
+    foreground labels (18 in CelebAMask-HQ); ``mean_f1_inner8``: of brows, eyes, nose, lips and inner mouth, None for
+    label sets that lack some. Labels absent from both truth and prediction are left out of the means.
+    """
+    f1s = {name: f1(cm, [index]) for index, name in enumerate(labels.names)}
+    ious = {name: iou(cm, [index]) for index, name in enumerate(labels.names)}
+    shared = [labels.shared.get(name, name) for name in labels.names]
+    inner = [labels.names[shared.index(name)] for name in sum(PARTS.values(), ()) if name in shared]
+    whole = bool(labels.part_ids) and len(inner) == len(sum(PARTS.values(), ()))
+    return {
+        "f1": f1s,
+        "iou": ious,
+        "miou": _mean(ious.values()),
+        f"mean_f1_{len(labels) - 1}": _mean(f1s[name] for name in labels.foreground),
+        "mean_f1_inner8": _mean(f1s[name] for name in inner) if whole else None,
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def challenge_scores(cm: Array) -> dict[str, list[float]]:
+    """Scores as a team of the CelebAMask challenge counts them: "iou", "precision", "recall" and "f1" of each id.
+
+    Their means run over all ids, background too, and an id that neither truth nor prediction holds counts as 0.
+    """
+    counts = np.asarray(cm).astype(np.float64)
+    both, pred, truth = np.diagonal(counts), counts.sum(0), counts.sum(1)
+    p, r = both / (pred + 1e-6), both / (truth + 1e-6)
+    found = {"iou": both / (pred + truth - both + 1e-6), "precision": p, "recall": r, "f1": 2 * p * r / (p + r + 1e-6)}
+    return {measure: values.tolist() for measure, values in found.items()}
+
+
+CHALLENGE_FILES = ("iou_scores.txt", "scores_with_f1_precision_recall.txt")
+
+
+def challenge_files(cm: Array) -> dict[str, str]:
+    """The score files of that team, name -> text."""
+    found = challenge_scores(cm)
+    mean = {measure: sum(values) / len(values) for measure, values in found.items()}
+    ious = [f"Class {k}: IoU = {value:.4f}" for k, value in enumerate(found["iou"])]
+    ious += ["", f"Mean IoU (mIoU, average across all classes): {mean['iou']:.4f}"]
+    rows = [
+        f"Class {k}: Precision = {p:.4f}, Recall = {r:.4f}, F1-score = {score:.4f}"
+        for k, (p, r, score) in enumerate(zip(found["precision"], found["recall"], found["f1"], strict=True))
+    ]
+    titles = {"precision": "Precision", "recall": "Recall", "f1": "F1-score"}
+    rows += ["", *(f"Macro {title} (average across all classes): {mean[name]:.4f}" for name, title in titles.items())]
+    return {name: "\n".join(lines) + "\n" for name, lines in zip(CHALLENGE_FILES, (ious, rows), strict=True)}
+
+
+def classes_table(cm: Array, labels: LabelSet) -> str:
+    """F1 and IoU of every label, one a row, and their means, in Markdown."""
+    found = all_classes(cm, labels)
+    rows: list[list[Any]] = [[name, found["f1"][name], found["iou"][name]] for name in labels.names]
+    rows.append([f"mean F1 of {len(labels) - 1}", found[f"mean_f1_{len(labels) - 1}"], None])
+    rows.append(["mean F1 of the inner 8", found["mean_f1_inner8"], None])
+    rows.append([f"mean IoU of {len(labels)}", None, found["miou"]])
+    return markdown(["class", "F1", "IoU"], rows)
 
 
 def _columns(labels: LabelSet) -> dict[str, list[str]]:
