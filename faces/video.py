@@ -95,11 +95,12 @@ def parse_video(
         raise InputError(f"{target} cannot be written: name another --out")
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     bar = tqdm(total=total if total > 0 else None, unit="frame", desc=target.name, disable=None, leave=False)
-    if labels_folder is not None:
-        labels_folder.mkdir(parents=True, exist_ok=True)
     frames = with_faces = 0
+    interrupted: KeyboardInterrupt | None = None
     started = time.monotonic()
     try:
+        if labels_folder is not None:
+            labels_folder.mkdir(parents=True, exist_ok=True)
         for frame_HW3, scene in parse_frames(scenes, read_frames(capture)):
             shown = overlay(frame_HW3, scene.labels_HW, scene.labels)
             for face in scene.faces if windows else ():
@@ -109,16 +110,23 @@ def parse_video(
             if labels_folder is not None:
                 write_bytes(labels_folder / f"{frames:06d}.png", encode_labels(scene.labels_HW, scene.labels))
             bar.update()
-    except KeyboardInterrupt:
-        tqdm.write(f"{target} ends after {frames} frames; --overwrite writes it anew", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        interrupted = error
+    except BaseException:
+        writer.release()
+        temporary.unlink(missing_ok=True)
         raise
     finally:
         bar.close()
-        writer.release()
         capture.release()
-        if frames and temporary.exists():
-            os.replace(temporary, target)
-        temporary.unlink(missing_ok=True)
+    writer.release()
+    if frames:
+        os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)
+    if interrupted is not None:
+        if frames:
+            tqdm.write(f"{target} ends after {frames} frames; --overwrite writes it anew", file=sys.stderr)
+        raise interrupted
     if not frames:
         raise InputError(f"{source} has no frame that OpenCV can read: convert it to mp4")
     return Report(frames, with_faces, time.monotonic() - started)

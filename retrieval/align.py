@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.images import read_photo, shorten
-from faces.align import Frame, frame_of
+from data.images import read_photo, shorten, warp_frame
+from faces.align import frame_of
 from faces.detect import Detection, Detector
 from faces.mtcnn import Mtcnn
 from retrieval.people import CROP, list_people
@@ -78,22 +78,13 @@ def rectangle(box: tuple[float, float, float, float], margin: int, height: int, 
 def cut_out(photo_HW3: np.ndarray, face: Detection, cut: Cut) -> np.ndarray:
     """The face as uint8 (S, S, 3). Antialiased; the box's aspect is not kept, the upright square's is."""
     if cut.upright:
-        return _upright(photo_HW3, frame_of(face.points_52), cut.image_size)
+        inner_23 = frame_of(face.points_52).matrix_23 * [NARROW, NARROW, 1]
+        return warp_frame(photo_HW3, inner_23, cut.image_size)
     left, top, right, bottom = rectangle(face.box, cut.margin, *photo_HW3.shape[:2])
     if right <= left or bottom <= top:  # a box beside the photo
         return photo_HW3
     piece = Image.fromarray(photo_HW3[top:bottom, left:right])
     return np.array(piece.resize((cut.image_size, cut.image_size), Image.Resampling.BILINEAR))
-
-
-def _upright(photo_HW3: np.ndarray, frame: Frame, size: int) -> np.ndarray:
-    """The inner part of the frame, black outside the photo."""
-    fold = max(1, int(np.ceil(2 * frame.half * NARROW / size)))  # samples a pixel, along each side
-    side = size * fold
-    to_unit_33 = np.array([[2 / side, 0, 1 / side - 1], [0, 2 / side, 1 / side - 1], [0, 0, 1]])
-    matrix_23 = frame.matrix() @ np.diag([NARROW, NARROW, 1]) @ to_unit_33
-    samples = cv2.warpAffine(photo_HW3, matrix_23, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return cv2.resize(samples, (size, size), interpolation=cv2.INTER_AREA) if fold > 1 else samples
 
 
 @cache
