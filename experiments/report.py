@@ -22,7 +22,18 @@ from matplotlib.figure import Figure
 
 import reproduce
 from data.listing import SPLITS
-from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, kinds, robustness
+from experiments import (
+    ablation,
+    coarse_size,
+    common,
+    crop_parity,
+    few_images,
+    helen68,
+    hidden_parts,
+    kinds,
+    robustness,
+    scenes,
+)
 from utils import files
 from utils.cli import Parser
 from utils.errors import InputError
@@ -55,6 +66,8 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Fi
     "training_images": ("Score over the number of training faces", few_images.table, few_images.draw_curve),
     "robustness": ("Photos of other kinds", robustness.table, robustness.draw),
     "kinds": ("Kinds of faces", kinds.table, kinds.draw),
+    "scenes": ("Scenes of several faces", scenes.table, scenes.draw),
+    "helen68": ("Photos that nobody aligned", helen68.table, helen68.draw),
     "ablation": ("What each change of the recipe brings", ablation.table, ablation.draw),
 }
 LOWER_IS_BETTER = ("theta_loss",)
