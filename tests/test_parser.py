@@ -257,7 +257,8 @@ def test_the_guest_predicts_palette_pictures_of_its_labels_and_is_exported_with_
     torch.manual_seed(0)
     weights = save(tmp_path / "lively.pt", lively(PARSERS["tiny above 128"]()))  # three epochs teach few labels
     folder = challenge / "train" / "train_image"
-    assert predict.main([str(folder), "--checkpoint", str(weights), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    argv = ["--checkpoint", str(weights), "--out", str(tmp_path), "--device", "cpu", "--faces", "none"]
+    assert predict.main([str(folder), *argv]) == 0
     seen: set[int] = set()
     assert export.main(["--checkpoint", str(weights), "--program", str(tmp_path / "tiny.pt2")]) == 0
     program = export.load_program(tmp_path / "tiny.pt2")
@@ -322,7 +323,7 @@ def test_faces_that_lack_the_guest_s_labels_are_one_line(
         (predict, ["--crops", "baseline"], "--crops baseline: {0} holds tiny, which has no crops; leave it out"),
         (evaluate, ["--mirror"], "--mirror: tiny has no test-time mirroring; leave it out"),
         (predict, ["--mirror"], "--mirror: tiny has no test-time mirroring; leave it out"),
-        (predict, ["--windows"], "--windows: tiny has no windows to draw; leave it out"),
+        (predict, ["--windows", "--faces", "none"], "--windows: tiny has no windows to draw; leave it out"),
     ],
 )
 def test_what_the_guest_lacks_is_one_line(
