@@ -111,7 +111,7 @@ def score(args: argparse.Namespace, machine: Machine) -> Evaluation:
     """What the options ask for. Raises InputError, see ``score_folders`` and ``score_model``."""
     if args.predictions:
         ids, truth_ids = LABEL_SETS[args.ids], LABEL_SETS[args.truth_ids]
-        labels = LABEL_SETS[args.labels]
+        labels = LABEL_SETS[args.labels or NINE.name]
         return score_folders(args.predictions, args.truth, ids, truth_ids, machine, args.max_images, labels)
     paths, data = options.checkpoints(args), options.face_data(args)
     return score_model(Request(paths, data, machine, args.split, args.crops, args.mirror, args.batch_size))
@@ -136,7 +136,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--truth", type=Path, metavar="DIR", help="true label PNGs with the same stems and sizes")
     group.add_argument("--ids", choices=tuple(LABEL_SETS), default=NINE.name, help="label set of --predictions")
     group.add_argument("--truth-ids", choices=tuple(LABEL_SETS), help="label set of --truth; default: that of --ids")
-    group.add_argument("--labels", choices=tuple(LABEL_SETS), help="label set to compare both in; default: nine")
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="DIR", help="folder for scores.json, scores.csv and scores.md")
     group.add_argument("--overwrite", action="store_true", help="replace the scores in --out")
@@ -149,8 +148,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     of_parsers |= {name: getattr(args, name) for name in ("data", "partition", "face_size")}
     if args.predictions and (unused := [f"--{name.replace('_', '-')}" for name, given in of_parsers.items() if given]):
         raise InputError(f"--predictions are scored as they are: leave out {', '.join(unused)}")
-    if not args.predictions and (args.truth_ids or args.labels or args.ids != NINE.name):
-        raise InputError("--ids, --truth-ids and --labels are for --predictions: leave them out")
+    if not args.predictions and (args.truth_ids or args.ids != NINE.name):
+        raise InputError("--ids and --truth-ids say what --predictions hold: leave them out")
     if args.worst < 0:
         raise InputError(f"--worst {args.worst}: must be at least 0")
     if args.worst and not args.out:
@@ -159,7 +158,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         first = there[0].relative_to(args.out)
         raise InputError(f"{args.out} already holds {first}{more}: name another --out, or add --overwrite")
-    args.truth_ids, args.labels = args.truth_ids or args.ids, args.labels or NINE.name
+    args.truth_ids = args.truth_ids or args.ids
     return args
 
 

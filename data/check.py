@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data import images
 from data.datasets.celebamask import PARTITIONS
-from data.labels import PARTS, LabelSet, among
+from data.labels import LABEL_SETS, PARTS, LabelSet, among
 from data.listing import SPLITS, Listing, Sample, id_problem, size_problem
 from data.oddities import Print, copies, far_parts, part_places, print_of
 from data.source import DATASETS, FaceData, find, reader
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises InputError where the folder or the options leave nothing to check.
     """
     options = _parse(argv)
-    data = FaceData(options.dataset, options.data, options.partition)
+    data = FaceData(options.dataset, options.data, options.partition, label_set=options.labels)
     splits = [options.split] if options.split else list(SPLITS)
     listings, problems = _list_splits(data, splits)
     detector = Detector()
@@ -140,6 +140,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set (none for synthetic)")
     parser.add_argument("--split", choices=SPLITS, help="default: all three")
     parser.add_argument("--partition", choices=PARTITIONS, help="of the official CelebAMask-HQ layout")
+    parser.add_argument("--labels", choices=tuple(LABEL_SETS), help="what the ids of --dataset list mean")
     parser.add_argument("--max-images", type=int, metavar="N", help="check at most N faces of a split, evenly spread")
     parser.add_argument("--out", type=Path, metavar="FILE", help="contact sheet to draw, .png or .jpg")
     options = parser.parse_args(argv)

@@ -175,6 +175,11 @@ _HELEN = (
 )
 HELEN = LabelSet("helen", _HELEN, _colours(_HELEN, {}, {}), _BROWS_AND_EYES)
 
+# LaPa (Liu et al. 2020). Its list of labels says "left eyebrow, right eyebrow, left eye, right eye" for ids 2 to 5 and
+# means the image's left: FaRL's parser, trained on LaPa, calls the same ids right and left of the subject.
+# data.datasets.merged settles it by reading the maps all the same.
+LAPA = LabelSet("lapa", _HELEN, _colours(_HELEN, {}, {}), _BROWS_AND_EYES)
+
 # CelebAMask-HQ (Lee et al. 2019), challenge numbering. l_ is the subject's left, hence the image's right.
 _CELEBAMASK = (
     "background",
@@ -227,7 +232,7 @@ CELEBAMASK = LabelSet(
     shared=_CELEBAMASK_SHARED,
 )
 
-LABEL_SETS = {labels.name: labels for labels in (NINE, HELEN, CELEBAMASK)}
+LABEL_SETS = {labels.name: labels for labels in (NINE, HELEN, LAPA, CELEBAMASK)}
 
 
 def label_set(name: str) -> LabelSet:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.datasets import celebamask, helen, synthetic
-from data.labels import CELEBAMASK, HELEN, LabelSet
+from data.datasets import celebamask, helen, merged, synthetic
+from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet, label_set
 from data.listing import SPLITS, Listing, Read, Sample, Source, read_face
 from utils.errors import InputError
 
@@ -23,7 +23,7 @@ class FaceData:
     of CelebAMask-HQ, one of ``data.datasets.celebamask.PARTITIONS``. face_size: longer side in pixels; synthetic faces
     are drawn so (default ``data.datasets.synthetic.SIZE``), photos and label maps are resized (default: as they are).
     max_images: the first so many faces of each split; of synthetic faces as many are drawn to train on.
-    cache: the folder of all caches.
+    cache: the folder of all caches. label_set: for data sets whose files may follow any, the name of theirs.
     """
 
     dataset: str = "synthetic"
@@ -32,20 +32,34 @@ class FaceData:
     face_size: int | None = None
     max_images: int | None = None
     cache: Path = Path("cache")
+    label_set: str | None = None
 
     @property
     def labels(self) -> LabelSet:
-        """The label set of the data set's own label maps. Raises InputError for an unknown data set."""
-        return _dataset(self).labels
+        """The label set of the data set's own label maps.
+
+        Raises InputError for an unknown data set, and for a label set that is needed, or given without need.
+        """
+        own = _dataset(self).labels
+        if own is None:
+            if self.label_set is None:
+                raise InputError(f"data set {self.dataset} may hold any ids: say which ones with --labels")
+            return label_set(self.label_set)
+        if self.label_set is not None:
+            raise InputError(
+                f"--labels {self.label_set}: data set {self.dataset} holds ids of {own.name}; leave it out"
+            )
+        return own
 
 
 class Dataset(NamedTuple):
     """What is known of a data set.
 
-    labels: of its label maps. find: lists a split. partitions: whether it can be split in several ways.
+    labels: of its label maps; None where ``FaceData.label_set`` says so. find: lists a split. partitions: whether it
+    can be split in several ways.
     """
 
-    labels: LabelSet
+    labels: LabelSet | None
     find: Callable[[FaceData, str], Listing]
     partitions: bool = False
 
@@ -109,6 +123,14 @@ def _find_celebamask(data: FaceData, split: str) -> Listing:
     return celebamask.find(_folder(data, celebamask.LAYOUT), split, data.partition)
 
 
+def _find_lapa(data: FaceData, split: str) -> Listing:
+    return merged.find_lapa(_folder(data, merged.LAPA_LAYOUT), split)
+
+
+def _find_list(data: FaceData, split: str) -> Listing:
+    return merged.find_list(_folder(data, merged.LIST_LAYOUT), split, data.labels)
+
+
 def _find_synthetic(data: FaceData, split: str) -> Listing:
     if data.root is not None:
         raise InputError(f"synthetic faces are drawn, not read from {data.root}: leave --data out")
@@ -135,5 +157,7 @@ def _drawn_labels(draw: Read, sample: Sample) -> np.ndarray:
 DATASETS = {
     "helen": Dataset(HELEN, _find_helen),
     "celebamask": Dataset(CELEBAMASK, _find_celebamask, partitions=True),
+    "lapa": Dataset(LAPA, _find_lapa),
+    "list": Dataset(None, _find_list),
     "synthetic": Dataset(HELEN, _find_synthetic),
 }

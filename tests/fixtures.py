@@ -129,3 +129,44 @@ def save_palette(path: Path, ids: np.ndarray) -> None:
     picture = Image.fromarray(ids)
     picture.putpalette([(7 * i * j) % 256 for i in range(256) for j in (1, 3, 5)])
     picture.save(path)
+
+
+def write_lapa(root: Path, faces: Faces, first_is_left: bool = True) -> None:
+    """LaPa's layout, landmarks and all; first_is_left: whether ids 2 and 4 lie on the image's left."""
+    for split, group in faces.items():
+        for kind in ("images", "labels", "landmarks"):
+            (root / split / kind).mkdir(parents=True)
+        for name, photo, labels in group:
+            save_photo(root / split / "images" / f"{name}.jpg", photo)
+            Image.fromarray(_sided(labels, first_is_left)).save(root / split / "labels" / f"{name}.png")
+            (root / split / "landmarks" / f"{name}.txt").write_text("106\n" + "1.0 2.0\n" * 106)
+
+
+def write_list(root: Path, faces: Faces, ids: np.ndarray | None = None) -> None:
+    """Lists of pairs, ``images/x.jpg labels/x.png``; ids: what is stored in place of HELEN's 11."""
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    for split, group in faces.items():
+        lines = []
+        for name, photo, labels in group:
+            save_photo(root / "images" / f"{name}.jpg", photo)
+            Image.fromarray(labels if ids is None else ids[labels]).save(root / "labels" / f"{name}.png")
+            lines.append(f"images/{name}.jpg labels/{name}.png\n")
+        (root / f"{split}_list.txt").write_text("".join(lines))
+
+
+def write_helen_merged(root: Path, faces: Faces, first_is_left: bool = True) -> None:
+    """HELEN with one label map a face and its three lists."""
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    for split, name_of_list in HELEN_LISTS.items():
+        lines = []
+        for number, (name, photo, labels) in enumerate(faces.get(split, []), 1):
+            save_photo(root / "images" / f"{name}.jpg", photo)
+            Image.fromarray(_sided(labels, first_is_left)).save(root / "labels" / f"{name}.png")
+            lines.append(f"{number} , {name}\n")
+        (root / name_of_list).write_text("".join(lines))
+
+
+def _sided(labels: np.ndarray, first_is_left: bool) -> np.ndarray:
+    return labels if first_is_left else np.array(HELEN.mirror, np.uint8)[labels]

@@ -348,8 +348,8 @@ def test_opening_a_source_reads_no_photo_and_no_mask(tmp_path: Path, faces: fixt
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    with refuses("unknown data set lapa", "helen"):
-        open_source("lapa", tmp_path, "train")
+    with refuses("unknown data set mine", "helen"):
+        open_source("mine", tmp_path, "train")
     with refuses("unknown split valid", "train, val, test"):
         open_source("helen", tmp_path, "valid")
     with refuses("unknown split valid"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.datasets.celebamask import PARTITIONS
+from data.labels import LABEL_SETS
 from data.listing import SPLITS
 from data.source import DATASETS, FaceData
 from models.loading import SHIPPED_WEIGHTS
@@ -27,6 +28,11 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
     group.add_argument("--dataset", choices=tuple(DATASETS), default="synthetic", help="which data set")
     group.add_argument("--data", type=Path, metavar="DIR", help="its folder; synthetic faces need none")
     group.add_argument("--partition", choices=PARTITIONS, help="how to split CelebAMask-HQ's official layout")
+    group.add_argument(
+        "--labels",
+        choices=tuple(LABEL_SETS),
+        help="what the ids of --dataset list mean; of evaluate.py --predictions: the label set to compare in",
+    )
     group.add_argument(
         "--face-size",
         type=int,
@@ -167,6 +173,10 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
         problems.append(f"--data is needed for --dataset {dataset}: name its folder")
     if partition is not None and not DATASETS[dataset].partitions:
         problems.append(f"--partition {partition}: there is but one way to split --dataset {dataset}; leave it out")
+    if dataset == "list" and getattr(args, "labels", None) is None:
+        problems.append("--labels is needed for --dataset list: say what the ids of its label maps mean")
+    if dataset not in ("list", "synthetic") and getattr(args, "labels", None):
+        problems.append(f"--labels {args.labels}: --dataset {dataset} has its own; leave it out")
     try:
         device = runtime.pick_device(args.device)
     except InputError as error:
@@ -190,7 +200,7 @@ def _blocked(flag: str, folder: Path) -> list[str]:
 
 def face_data(args: argparse.Namespace) -> FaceData:
     """Which faces the options name."""
-    return FaceData(args.dataset, args.data, args.partition, args.face_size, args.max_images, args.cache)
+    return FaceData(args.dataset, args.data, args.partition, args.face_size, args.max_images, args.cache, args.labels)
 
 
 def machine(args: argparse.Namespace) -> Machine:

@@ -2,6 +2,8 @@
 
     images/<name>.jpg   labels/<name>/<name>_lbl00.png … _lbl10.png   exemplars.txt  tuning.txt  testing.txt
 
+Or with the eleven soft masks of a face merged into one map of ids, labels/<name>.png.
+
 The label maps follow the convention of ``data.labels``: brow1 and eye1 lie on the image's left.
 """
 
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data import images
+from data.datasets import merged
 from data.labels import HELEN
 from data.listing import Listing, Sample
 from utils.errors import InputError
@@ -27,7 +30,7 @@ SOFT_NEEDED = (
 )
 LAYOUT = (
     "expected HELEN's released layout: images/<name>.jpg, labels/<name>/<name>_lbl00.png … _lbl10.png, "
-    "exemplars.txt, tuning.txt, testing.txt"
+    "exemplars.txt, tuning.txt, testing.txt; or labels/<name>.png with all labels of a face"
 )
 
 
@@ -44,6 +47,8 @@ def find(root: Path, split: str) -> Listing:
         raise InputError(f"no list {root / LISTS[split]} for split {split}: {LAYOUT}")
     photos = images.list_files(root / "images", images.PHOTO_SUFFIXES)
     names = _read_list(root / LISTS[split])
+    if maps := images.list_files(root / "labels", images.MASK_SUFFIXES):
+        return _find_merged(root, split, names, photos, maps)
     samples, problems = _complete(root, split, names, photos)
     if not samples:
         return Listing(samples, problems, read_labels)
@@ -56,6 +61,18 @@ def find(root: Path, split: str) -> Listing:
             problems.append(f"names both in {LISTS[split]} and {LISTS['train']} of {root}: {images.shorten(shared)}")
     swap = not _first_is_left(voters, root)
     return Listing(samples, problems, partial(read_labels, swap=swap), version="first right" if swap else "first left")
+
+
+def _find_merged(root: Path, split: str, names: list[str], photos: dict[str, Path], maps: dict[str, Path]) -> Listing:
+    samples, bare = [], []
+    for name in dict.fromkeys(names):
+        if name in photos and name in maps:
+            samples.append(Sample(name, photos[name], (maps[name],)))
+        else:
+            bare.append(name)
+    problems = [f"listed faces without photo or label map in split {split}: {images.shorten(bare)}"] if bare else []
+    everybody = [Sample(name, photos[name], (path,)) for name, path in maps.items() if name in photos]
+    return merged.listing(samples, problems, HELEN, root, everybody)
 
 
 def read_labels(sample: Sample, swap: bool = False) -> np.ndarray:

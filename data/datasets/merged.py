@@ -1,0 +1,112 @@
+"""Data sets with one label map a face: LaPa, HELEN's maps in one file each, and any folder with lists of pairs.
+
+Which side their "left" is, is settled by reading: if in most of a few faces brow1 and eye1 lie right of brow2 and eye2,
+their ids are exchanged, so that all follow the convention of ``data.labels``.
+"""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data import images
+from data.labels import LAPA, PARTS, LabelSet, among
+from data.listing import Listing, Sample, pair
+from utils.errors import InputError
+from utils.files import read_text
+
+FACES_READ_FOR_SIDES = 32
+LAPA_LAYOUT = "expected LaPa's layout: train/images/<name>.jpg, train/labels/<name>.png, val/…, test/…"
+LIST_LAYOUT = (
+    "expected lists train_list.txt, val_list.txt, test_list.txt with lines `images/<name>.jpg labels/<name>.png`"
+)
+
+
+def find_lapa(root: Path, split: str) -> Listing:
+    """Lists one split of LaPa (Liu et al. 2020); its landmarks are not needed.
+
+    Opens no picture but a few label maps, as all functions here. Raises InputError for missing folders, and where
+    brows and eyes disagree about the sides.
+    """
+    folders = root / split / "images", root / split / "labels"
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"no folder {folder}: {LAPA_LAYOUT}")
+    photos, masks = images.list_files(folders[0], images.PHOTO_SUFFIXES), images.list_files(folders[1], (".png",))
+    samples, problems = pair(split, photos, {name: (path,) for name, path in masks.items()})
+    return listing(samples, problems, LAPA, root)
+
+
+def find_list(root: Path, split: str, labels: LabelSet) -> Listing:
+    """Lists one split of a folder with ``<split>_list.txt``, as EAGRNet reads it; labels: what the maps' ids mean.
+
+    Raises InputError for a list that is missing, empty or no list of pairs within the folder, and for sides as above.
+    """
+    path = root / f"{split}_list.txt"
+    if not os.path.lexists(path):
+        raise InputError(f"no list {path}: {LIST_LAYOUT}; set some faces of another list aside for it")
+    samples: dict[str, Sample] = {}
+    missing, twice = [], []
+    for number, line in enumerate(read_text(path, "list").splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != 2 or any(word.startswith("/") or ".." in Path(word).parts or "\0" in word for word in words):
+            shown = line.strip()[:60]
+            raise InputError(f"{path} line {number}: expected `images/<name>.jpg labels/<name>.png`, found `{shown}`")
+        photo, mask = (root / word for word in words)
+        lost = [word for word, file in zip(words, (photo, mask), strict=True) if not os.path.isfile(file)]
+        if lost:
+            missing += lost
+        elif photo.stem in samples:
+            twice.append(photo.stem)
+        else:
+            samples[photo.stem] = Sample(photo.stem, photo, (mask,))
+    problems = [f"files of {path} that are not in {root}: {images.shorten(missing)}"] if missing else []
+    problems += [f"names listed twice in {path}: {images.shorten(twice)}"] if twice else []
+    if not samples and not problems:
+        raise InputError(f"list {path} is empty: {LIST_LAYOUT}")
+    return listing(list(samples.values()), problems, labels, root)
+
+
+def listing(
+    samples: list[Sample], problems: list[str], labels: LabelSet, root: Path, voters: list[Sample] | None = None
+) -> Listing:
+    """A listing of faces with one map each, its sides settled. voters: faces that settle them; default: these."""
+    swap = _is_swapped(voters or samples, labels, root)
+    read = partial(read_map, mirror=labels.mirror if swap else ())
+    return Listing(samples, problems, read, version="sides exchanged" if swap else "")
+
+
+def read_map(sample: Sample, mirror: tuple[int, ...] = ()) -> np.ndarray:
+    """The label map of a sample, uint8 (H, W). mirror: ids to put in place of 0, 1, …; empty: as they are."""
+    ids = images.read_labels(sample.masks[0])
+    if not mirror:
+        return ids
+    lut = np.arange(256, dtype=np.uint8)
+    lut[: len(mirror)] = mirror
+    return lut[ids]
+
+
+def _is_swapped(samples: list[Sample], labels: LabelSet, root: Path) -> bool:
+    """Whether brow1 and eye1 lie on the image's right in most of a few faces; False where no face tells.
+
+    Raises InputError where brows and eyes disagree.
+    """
+    parts = dict(zip(PARTS, labels.part_ids, strict=True)) if labels.part_ids else {}
+    pairs = [(parts["brow1"], parts["brow2"]), (parts["eye1"], parts["eye2"])] if parts else []
+    votes = np.zeros(len(pairs), np.int64)
+    step = max(1, len(samples) // FACES_READ_FOR_SIDES)
+    for sample in samples[::step][:FACES_READ_FOR_SIDES] if pairs else []:
+        try:
+            ids = images.read_labels(sample.masks[0])
+        except InputError:  # reading the face tells of it
+            continue
+        for k, (one, two) in enumerate(pairs):
+            left, right = (np.nonzero(among(ids, part))[1] for part in (one, two))
+            if len(left) and len(right):
+                votes[k] += int(np.sign(left.mean() - right.mean()))
+    if (votes > 0).any() and (votes < 0).any():
+        raise InputError(f"brows and eyes disagree about left and right in the label maps of {root}: fetch them again")
+    return bool((votes > 0).any())
