@@ -131,8 +131,8 @@ def test_bad_usage_is_refused_before_anything_is_read(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=words):
             main(good + extra)
     assert (tmp_path / "there.png").read_text() == "mine"
-    with pytest.raises(InputError, match="invalid choice: 'lapa'"):
-        main(["--dataset", "lapa"])
+    with pytest.raises(InputError, match="invalid choice: 'mine'"):
+        main(["--dataset", "mine"])
 
 
 def test_as_a_command_it_ends_with_one_line_and_status_2(tmp_path: Path) -> None:
