@@ -1,6 +1,5 @@
 """``python -m data.check`` finds everything that is wrong, says where, and leaves good data alone."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -214,15 +213,3 @@ def test_parts_are_far_by_the_spread_of_the_faces_themselves() -> None:
     far = oddities.far_parts(places)
     assert np.argwhere(far).tolist() == [[7, 1]]
     assert not oddities.far_parts(10 * rng.normal(0, 0.01, (50, 3, 2))).any()
-
-
-def test_merged_masks_of_helen_are_told_in_one_line(tmp_path: Path, capsys) -> None:
-    fixtures.write_helen(tmp_path, draw_faces())
-    for folder in list((tmp_path / "labels").iterdir()):
-        shutil.copy(folder / f"{folder.name}_lbl01.png", tmp_path / "labels" / f"{folder.name}.png")
-        shutil.rmtree(folder)
-    assert main(["--dataset", "helen", "--data", str(tmp_path), "--split", "train"]) == 1
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
-    assert len(told) == 1
-    assert f"merged masks in split train: 3 (0, 1, 2) in {tmp_path / 'labels'}/<name>.png" in told[0]
-    assert "<name>/<name>_lbl00.png" in told[0]

@@ -14,6 +14,7 @@ from data.labels import HELEN, LAPA, NINE
 from data.listing import SPLITS
 from data.source import FaceData, open_source
 from tests import fixtures
+from tests.test_check import draw_faces
 from utils.errors import InputError
 
 WRITERS = {"lapa": fixtures.write_lapa, "helen": fixtures.write_helen_merged}
@@ -75,7 +76,7 @@ def test_brow_and_eye_of_lapa_with_the_smaller_id_are_the_images_left() -> None:
     ],
 )
 def test_check_passes_a_sound_folder_and_lists_what_is_wrong(tmp_path: Path, capsys, dataset, write, more) -> None:
-    write(tmp_path / "data", fixtures.draw_faces(train=12))
+    write(tmp_path / "data", draw_faces(train=6))
     options = ["--dataset", dataset, "--data", str(tmp_path / "data"), *more]
     assert check(options) == 0
     masks = tmp_path / "data" / ("train/labels" if dataset == "lapa" else "labels")

@@ -24,10 +24,6 @@ LISTS = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
 NUM_MASKS = len(HELEN.names)
 FACES_READ_FOR_SIDES = 32
 LONGEST_NAME = 200  # bytes; file systems take 255, with what the masks' names add
-SOFT_NEEDED = (
-    f"/<name>.png, where each face needs a folder of its {NUM_MASKS} soft masks, <name>/<name>_lbl00.png …: "
-    "fetch HELEN's released labels"
-)
 LAYOUT = (
     "expected HELEN's released layout: images/<name>.jpg, labels/<name>/<name>_lbl00.png … _lbl10.png, "
     "exemplars.txt, tuning.txt, testing.txt; or labels/<name>.png with all labels of a face"
@@ -113,9 +109,7 @@ def _is_file_name(name: str) -> bool:
 
 
 def _complete(root: Path, split: str, names: list[str], photos: dict[str, Path]) -> tuple[list[Sample], list[str]]:
-    samples, no_photo, some_masks = [], [], []
-    no_masks: list[str] = []
-    merged: list[str] = []
+    samples, no_photo, no_masks, some_masks = [], [], [], []
     for name in dict.fromkeys(names):
         folder = root / "labels" / name
         files = [f"{name}_lbl{label:02d}.png" for label in range(NUM_MASKS)]
@@ -124,7 +118,7 @@ def _complete(root: Path, split: str, names: list[str], photos: dict[str, Path])
         if name not in photos:
             no_photo.append(name)
         if len(missing) == NUM_MASKS:
-            (merged if (root / "labels" / f"{name}.png").is_file() else no_masks).append(name)
+            no_masks.append(name)
         elif missing:
             some_masks.append(missing[0])
         elif name in photos:
@@ -133,7 +127,6 @@ def _complete(root: Path, split: str, names: list[str], photos: dict[str, Path])
     told = (
         (no_photo, f"masks without photo in split {split}", root / "images"),
         (no_masks, f"photos without mask in split {split}", root / "labels"),
-        (merged, f"merged masks in split {split}", f"{root / 'labels'}{SOFT_NEEDED}"),
         (some_masks, f"faces without all of their {NUM_MASKS} masks in split {split}", root / "labels"),
         (twice, "names listed twice", root / LISTS[split]),
     )
