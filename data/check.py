@@ -115,8 +115,9 @@ def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample)
     size = None if photo is None else (photo.shape[0], photo.shape[1])
     seen, faceless = None, False
     if photo is not None:
-        seen = print_of(photo)
-        faceless = not (finds(images.make_thumb(photo)) or finds(photo))
+        thumb = images.make_thumb(photo)
+        seen = print_of(thumb)
+        faceless = not (finds(thumb) or finds(photo))
     if ids is None:
         return Face(sample, problems, size, None, (), None, seen, faceless)
     own_size = (ids.shape[0], ids.shape[1])

@@ -11,6 +11,7 @@ from data.labels import NO_ID, LabelSet
 from utils.errors import InputError
 
 SPLITS = ("train", "val", "test")
+FACES_READ_FOR_SIDES = 32
 
 
 class Sample(NamedTuple):
@@ -55,6 +56,12 @@ class Source(NamedTuple):
     samples: list[Sample]
     read: Read
     version: str = ""
+
+
+def a_few(samples: list[Sample]) -> list[Sample]:
+    """Up to 32 faces, evenly spread, that settle which side a data set calls left."""
+    step = max(1, len(samples) // FACES_READ_FOR_SIDES)
+    return samples[::step][:FACES_READ_FOR_SIDES]
 
 
 def pair(split: str, photos: dict[str, Path], masks: dict[str, tuple[Path, ...]]) -> tuple[list[Sample], list[str]]:

@@ -48,8 +48,8 @@ def far_parts(places_NP2: np.ndarray) -> np.ndarray:
 
 
 def print_of(photo_HW3: np.ndarray) -> Print:
-    """The print of a photo, uint8 (H, W, 3): of the lowest frequencies of its grey thumbnail, which are above the
-    median."""
+    """The print of a photo, or of its thumbnail, which gives the same: uint8 (H, W, 3). Its bits tell which of the
+    lowest frequencies of the grey thumbnail are above the median."""
     grey_TT = cv2.cvtColor(make_thumb(photo_HW3), cv2.COLOR_RGB2GRAY)
     grey_NN = cv2.resize(grey_TT, (GREY, GREY), interpolation=cv2.INTER_AREA)
     waves_64 = cv2.dct(grey_NN.astype(np.float32))[:BITS, :BITS].ravel()

@@ -29,6 +29,11 @@ def square(centre_2: np.ndarray, axis_2: np.ndarray) -> Frame:
     return Frame(np.array([[x, -y, centre_2[0]], [y, x, centre_2[1]]], np.float64))
 
 
+def turned_square(centre_2: np.ndarray, half: float, degrees: float) -> Frame:
+    """A square frame that is turned clockwise. half: of its side, pixels."""
+    return square(centre_2, half * np.array([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))]))
+
+
 def whole(height: int, width: int) -> Frame:
     """The whole photo, stretched to a square."""
     return Frame(np.array([[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2]]))

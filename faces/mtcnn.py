@@ -4,7 +4,6 @@ The package's own detector shrinks and rounds otherwise, and its boxes differ by
 are read, without importing it. Coordinates are the release's: counted from 1, both ends inside.
 """
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -229,6 +228,6 @@ def _weights(name: str) -> dict[str, Tensor]:
     if spec is None or spec.origin is None:
         raise InputError("MTCNN's weights are missing: pip install --no-deps facenet-pytorch==2.6.0")
     path = Path(spec.origin).parent / "data" / f"{name}.pt"
-    if hashlib.sha256(files.read_bytes(path)).hexdigest() != SHA256[name]:
+    if files.sha256(path) != SHA256[name]:
         raise InputError(f"{path} is not the file that is expected: pip install --no-deps facenet-pytorch==2.6.0")
     return checkpoint.read_tensors(path)

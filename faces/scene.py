@@ -122,7 +122,7 @@ class SceneParser:
     def _patches(
         self, photos: Sequence[np.ndarray], frames: list[list[Frame]], keep_probs: bool
     ) -> list[list[tuple[Patch, Tensor]]]:
-        """The patches of each photo's faces, on the CPU."""
+        """The patches of each photo's faces, on the parser's device."""
         if not any(frames):
             return [[] for _ in frames]
         matrices = [[frame.matrix_23 for frame in places] for places in frames]
@@ -181,7 +181,8 @@ def compose_scene(
         probs_KHW = np.zeros((len(labels), height, width), np.float16)
         probs_KHW[0] = 1
     nearest_HW = np.full(size, np.inf, np.float32) if overlapping([patch for patch, _ in patches]) else None
-    for owner, (patch, theta_P23) in enumerate(patches, 1):
+    windows = [theta_P23.double().cpu().numpy() for _, theta_P23 in patches]
+    for owner, ((patch, _), theta_P23) in enumerate(zip(patches, windows, strict=True), 1):
         labels_YX = patch.labels_YX.cpu().numpy()
         place = (
             slice(patch.top, patch.top + labels_YX.shape[0]),
@@ -189,9 +190,7 @@ def compose_scene(
         )
         taken_YX = np.ones(labels_YX.shape, bool)
         if nearest_HW is not None:
-            distance_YX = window_distance(
-                theta_P23.double().cpu().numpy(), size, patch.top, patch.left, labels_YX.shape
-            )
+            distance_YX = window_distance(theta_P23, size, patch.top, patch.left, labels_YX.shape)
             taken_YX = distance_YX < nearest_HW[place]
             nearest_HW[place][taken_YX] = distance_YX[taken_YX]
         labels_HW[place][taken_YX] = labels_YX[taken_YX]
@@ -201,7 +200,7 @@ def compose_scene(
             probs_KYX = patch.probs_KYX / patch.probs_KYX.sum(0)  # where windows overlap, the sum is more than 1
             probs_KHW[:, place[0], place[1]][:, taken_YX] = probs_KYX.cpu().numpy()[:, taken_YX]
     faces = []
-    for owner, ((_, theta_P23), frame, detection) in enumerate(zip(patches, frames, found, strict=True), 1):
+    for owner, (theta_P23, frame, detection) in enumerate(zip(windows, frames, found, strict=True), 1):
         own = owners_HW == owner
         areas = np.bincount(labels_HW[own], minlength=len(labels))
         sums = np.bincount(labels_HW[own], confidence_HW[own], minlength=len(labels))
@@ -209,7 +208,7 @@ def compose_scene(
         faces.append(
             Face(
                 frame,
-                window_corners(theta_P23.double().cpu().numpy(), size),
+                window_corners(theta_P23, size),
                 {labels.names[label]: int(areas[label]) for label in shown},
                 {labels.names[label]: float(sums[label] / areas[label]) for label in shown},
                 detection,

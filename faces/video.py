@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,16 +154,7 @@ def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 def parse_frames(scenes: SceneParser, frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Scene]]:
     """Each frame and what it shows; ``AT_ONCE`` frames are parsed together."""
     follower = Follower(scenes)
-    group: list[tuple[np.ndarray, list[Detection]]] = []
-
-    def parsed() -> Iterator[tuple[np.ndarray, Scene]]:
-        photos = [frame for frame, _ in group]
-        yield from zip(photos, scenes.parse_found(photos, [found for _, found in group]), strict=True)
-        group.clear()
-
-    for frame_HW3 in frames:
-        group.append((frame_HW3, follower.next(frame_HW3)))
-        if len(group) == AT_ONCE:
-            yield from parsed()
-    if group:
-        yield from parsed()
+    found = ((frame_HW3, follower.next(frame_HW3)) for frame_HW3 in frames)
+    while group := list(islice(found, AT_ONCE)):
+        photos = [frame_HW3 for frame_HW3, _ in group]
+        yield from zip(photos, scenes.parse_found(photos, [faces for _, faces in group]), strict=True)

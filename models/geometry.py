@@ -216,20 +216,29 @@ def paste_labels(probs: list[Tensor], theta_BP23: Tensor, height: int, width: in
     labels_BHW = torch.zeros(len(theta_BP23), height, width, dtype=torch.uint8, device=theta_BP23.device)
     for b, spans_P22 in enumerate(spans_BP22):
         best_HW = torch.ones(height, width, device=theta_BP23.device)
-        windows = []
+        windows: list[Window] = []
         for part, ((top, high), (left, wide)) in enumerate(spans_P22):
             rows, columns = slice(top, top + high), slice(left, left + wide)
             window_KYX = _resample(probs[part][b, 1:], rows_BPH[b, part, rows], columns_BPW[b, part, columns])
             best_HW[rows, columns] *= 1 - window_KYX.sum(0)
-            windows.append((rows, columns, window_KYX))
-        label = 0
-        for rows, columns, window_KYX in windows:
-            best_YX, labels_YX = best_HW[rows, columns], labels_BHW[b, rows, columns]
-            for probs_YX in window_KYX:
-                label += 1
-                labels_YX.masked_fill_(probs_YX > best_YX, label)
-                torch.maximum(best_YX, probs_YX, out=best_YX)
+            windows.append(((rows, columns), window_KYX))
+        _label(windows, best_HW, labels_BHW[b])
     return labels_BHW
+
+
+Window = tuple[tuple[slice, slice], Tensor]  # rows and columns of a canvas, and the label probabilities KYX there
+
+
+def _label(windows: list[Window], best_HW: Tensor, labels_HW: Tensor) -> None:
+    """Name each pixel's most probable label, in place. best_HW: the background's probability, then that of the label.
+    labels_HW: uint8, 0 at first."""
+    label = 0
+    for place, window_KYX in windows:
+        best_YX, labels_YX = best_HW[place], labels_HW[place]
+        for probs_YX in window_KYX:
+            label += 1
+            labels_YX.masked_fill_(probs_YX > best_YX, label)
+            torch.maximum(best_YX, probs_YX, out=best_YX)
 
 
 def _paste_axes(theta_BP23: Tensor, size: int, height: int, width: int, mode: str) -> tuple[Tensor, Tensor]:
@@ -296,7 +305,7 @@ def paste_turned(
     if len(seen_P4):
         (top, left), (bottom, right) = seen_P4[:, [0, 2]].min(0), seen_P4[:, [1, 3]].max(0)
     best_YX = torch.ones(int(bottom - top), int(right - left), device=device)
-    windows = []
+    windows: list[Window] = []
     for probs_KSS, (to_u_3, to_v_3), (y0, y1, x0, x1) in zip(probs, to_crop_P23, boxes_P4.tolist(), strict=True):
         if y0 == y1 or x0 == x1:  # outside the photo
             windows.append(((slice(0), slice(0)), probs_KSS.new_zeros(len(probs_KSS) - 1, 0, 0)))
@@ -313,18 +322,16 @@ def paste_turned(
         best_YX[place] *= 1 - window_KYX.sum(0)
         windows.append((place, window_KYX))
     best_YX.clamp_(min=0)
-    canvas = [best_YX.clone()] if keep_probs else []
+    probs_KYX = None
+    if keep_probs:
+        probs_KYX = best_YX.new_zeros(1 + sum(len(window_KYX) for _, window_KYX in windows), *best_YX.shape)
+        probs_KYX[0], label = best_YX, 1
+        for place, window_KYX in windows:
+            probs_KYX[label : label + len(window_KYX)][:, place[0], place[1]] = window_KYX
+            label += len(window_KYX)
     labels_YX = torch.zeros_like(best_YX, dtype=torch.uint8)
-    label = 0
-    for place, window_KYX in windows:
-        for probs_YX in window_KYX:
-            label += 1
-            labels_YX[place].masked_fill_(probs_YX > best_YX[place], label)
-            torch.maximum(best_YX[place], probs_YX, out=best_YX[place])
-            if keep_probs:
-                canvas.append(torch.zeros_like(best_YX))
-                canvas[-1][place] = probs_YX
-    return Patch(int(top), int(left), labels_YX, best_YX, torch.stack(canvas) if keep_probs else None)
+    _label(windows, best_YX, labels_YX)
+    return Patch(int(top), int(left), labels_YX, best_YX, probs_KYX)
 
 
 def _crop_coordinates(theta_P23: Tensor, size: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data.batches import Faces, open_faces
 from data.datasets.synthetic import draw_face
+from data.labels import NINE
+from data.source import FaceData
 from tests.fixtures import write_helen
 from utils.engine import Optimisation, Run, Scores, Task, fit
 
@@ -30,6 +33,12 @@ def helen_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     write_helen(root, faces)
     return root
+
+
+@pytest.fixture(scope="module")
+def val_faces(helen_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Faces:
+    """The faces to validate, in nine labels."""
+    return open_faces(FaceData("helen", helen_root, cache=tmp_path_factory.mktemp("cache")), "val", NINE)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """DeepLabV3+: numbers of the original network under formula-made weights, its losses, schedule, metrics and files."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import train_deeplab
 from data.labels import CELEBAMASK, HELEN
 from models.deeplab import DeepLab, DeepLabConfig, DeepLabV3Plus
 from models.loading import load_parser
+from tests.formula import formula_image, formula_state
 from train_deeplab import seed_loss
 from utils.engine import learning_rate_factor
 from utils.errors import InputError
@@ -26,29 +26,12 @@ GOLDEN = json.loads((Path(__file__).parent / "golden_side.json").read_text())["d
 
 
 def formula_weights(network: torch.nn.Module) -> None:
-    """Fill a network as the golden file says: sines, by the place of a key in the sorted list of all keys."""
-    state = network.state_dict()
-    for j, key in enumerate(sorted(state)):
-        value = state[key]
-        if not value.is_floating_point():
-            continue
-        s = torch.sin(1 + 0.37 * j + 0.013 * torch.arange(value.numel(), dtype=torch.float64)).view(value.shape)
-        if key.endswith("running_var"):
-            s = 1 + 0.1 * s**2
-        elif value.ndim >= 2:
-            s = s * math.sqrt(2 / (value.numel() / len(value)))
-        else:
-            s = 1 + 0.1 * s if key.endswith("weight") else 0.1 * s
-        value.copy_(s)
+    """Fill a network as the golden file says."""
+    network.load_state_dict(formula_state({key: value.shape for key, value in network.state_dict().items()}))
 
 
 def _indices(*shape: int) -> list[Tensor]:
     return list(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij"))
-
-
-def formula_image(*shape: int) -> Tensor:
-    b, k, y, x = _indices(*shape)
-    return (0.5 + 0.5 * torch.sin(0.05 * x + 0.07 * y + k + 2 * b)).float()
 
 
 def labels19(*shape: int) -> Tensor:

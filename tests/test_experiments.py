@@ -16,15 +16,15 @@ import train_cropper
 import train_end2end
 import train_stage1
 import train_stage2
-from data.batches import Faces, open_faces
+from data.batches import Faces
 from data.cache import label_geometry, part_geometry
 from data.labels import HELEN, NINE
-from data.source import FaceData
 from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, kinds, robustness
 from models import loading
 from models.geometry import window_theta
 from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.test_evaluate import save_parser
 from tests.tiny_parser import TinyConfig, TinyParser
 from utils import checkpoint
 from utils.errors import InputError
@@ -126,19 +126,12 @@ def test_cost_counts_what_the_specification_counts() -> None:
 
 
 @pytest.fixture(scope="module")
-def val_faces(helen_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Faces:
-    return open_faces(FaceData("helen", helen_root, cache=tmp_path_factory.mktemp("cache")), "val", NINE)
-
-
-@pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An end-to-end checkpoint that has learnt nothing."""
     torch.manual_seed(0)
     model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, window_margin=1.6))
     path = tmp_path_factory.mktemp("weights") / "best.pt"
-    modules = {name: getattr(model, name).state_dict() for name in ("coarse", "localizer", "parts")}
-    about = {"parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
-    checkpoint.save(path, {"stage": "end2end", **about, "modules": modules})
+    save_parser(path, model, model.networks, "end2end")
     return path
 
 

@@ -21,6 +21,7 @@ from models.stn_icnn.localizer import ReleasedLocalizer, ResNetLocalizer
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.parts import PartNets
 from models.stn_icnn.released import convert, localizer_kind
+from tests.formula import formula_image, formula_state
 from utils.errors import InputError
 from utils.metrics import confusion_matrix, f1
 
@@ -31,30 +32,6 @@ VALUES = next(part for name, part in GOLDEN.items() if name not in ("formula", "
 
 def expected(start: str):
     return next(value for name, value in VALUES.items() if name.startswith(start))
-
-
-def formula_state(network: str) -> dict[str, Tensor]:
-    state = {}
-    for j, (key, shape) in enumerate(sorted(KEYS[network].items())):
-        if key.endswith("num_batches_tracked"):
-            state[key] = torch.zeros(shape, dtype=torch.long)
-            continue
-        wave = torch.sin(1 + 0.37 * j + 0.013 * torch.arange(math.prod(shape), dtype=torch.float64)).reshape(shape)
-        if key.endswith("running_var"):
-            wave = 1 + 0.1 * wave**2
-        elif len(shape) >= 2:
-            wave = wave * math.sqrt(2 / math.prod(shape[1:]))
-        elif key.endswith("weight"):
-            wave = 1 + 0.1 * wave
-        else:
-            wave = 0.1 * wave
-        state[key] = wave.float()
-    return state
-
-
-def formula_image(*shape: int) -> Tensor:
-    b, k, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
-    return (0.5 + 0.5 * torch.sin(0.05 * x + 0.07 * y + k + 2 * b)).float()
 
 
 def assert_golden(actual: Tensor, start: str) -> None:
@@ -69,7 +46,7 @@ def assert_golden(actual: Tensor, start: str) -> None:
 
 
 def imported(module: nn.Module, entries: dict[str, str], name: str) -> nn.Module:
-    module.load_state_dict(convert({entry: formula_state(network) for entry, network in entries.items()})[name])
+    module.load_state_dict(convert({entry: formula_state(KEYS[network]) for entry, network in entries.items()})[name])
     return module.eval().requires_grad_(False)
 
 
@@ -175,7 +152,7 @@ def test_each_published_layout_is_read_with_its_numpy_scalar(tmp_path: Path, lay
 
 @pytest.mark.parametrize("wrapped", ["", "module."])
 def test_the_layout_with_prefixes_is_the_three_networks_together(wrapped: str) -> None:
-    apart = {entry: formula_state(network) for entry, network in LAYOUTS["end2end"].items()}
+    apart = {entry: formula_state(KEYS[network]) for entry, network in LAYOUTS["end2end"].items()}
     prefixes = {"model1": "modelA.", "select_net": "stn_model.", "model2": "modelC."}
     joined = {f"{wrapped}{prefixes[e]}{key}": value for e, state in apart.items() for key, value in state.items()}
     one, three = convert({"model": joined}), convert(apart)

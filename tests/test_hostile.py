@@ -208,21 +208,16 @@ def predicting(*photos: str) -> tuple[str, ...]:
 
 
 def photo_cases() -> Iterator[Case]:
-    for name, content in damage.BAD_PICTURES.items():
-        make, arguments = two_photos(picture(content), "bad.jpg"), predicting("good.jpg", "bad.jpg")
-        yield Case(f"predict: photo, {name}", "predict", arguments, make, (1,), ("out",), says=r"^failed: .*bad\.jpg")
+    for kind, file, bad in (("photo", "bad.jpg", damage.BAD_PICTURES), ("video", "bad.mp4", damage.BAD_VIDEOS)):
+        places = {**{name: picture(content) for name, content in bad.items()}, **damage.SPECIAL}
+        says = rf"^failed: .*{re.escape(file)}"
+        for name, place in places.items():
+            make, arguments = two_photos(place, file), predicting("good.jpg", file)
+            yield Case(f"predict: {kind}, {name}", "predict", arguments, make, (1,), ("out",), says=says)
     for name, place in damage.SPECIAL.items():
-        make, arguments = two_photos(place, "bad.jpg"), predicting("good.jpg", "bad.jpg")
-        yield Case(f"predict: photo, {name}", "predict", arguments, make, (1,), ("out",), says=r"^failed: .*bad\.jpg")
         if name not in ("missing",):
             make = two_photos(place, "bad.jpg")
             yield Case(f"predict: in a folder, {name}", "predict", predicting("."), make, (0, 1), ("out",))
-    for name, content in damage.BAD_VIDEOS.items():
-        make, arguments = two_photos(picture(content), "bad.mp4"), predicting("good.jpg", "bad.mp4")
-        yield Case(f"predict: video, {name}", "predict", arguments, make, (1,), ("out",), says=r"^failed: .*bad\.mp4")
-    for name, place in damage.SPECIAL.items():
-        make, arguments = two_photos(place, "bad.mp4"), predicting("good.jpg", "bad.mp4")
-        yield Case(f"predict: video, {name}", "predict", arguments, make, (1,), ("out",), says=r"^failed: .*bad\.mp4")
     for name, content in damage.GOOD_PICTURES.items():
         make, arguments = two_photos(picture(content), "odd.jpg"), predicting("good.jpg", "odd.jpg")
         yield Case(f"predict: good photo, {name}", "predict", arguments, make, (0,), ("out",))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from retrieval.network import EmbeddingConfig, InceptionResnetV1, load_network, 
 from retrieval.people import People, list_people, middle, read_crops
 from retrieval.ranking import Accuracy, accuracy, nearest
 from retrieval.ranking import search as search_rows
+from tests.formula import formula_image, formula_state
 from utils import checkpoint
 from utils.engine import Optimisation, _optimizer, learning_rate_factor
 from utils.errors import InputError
@@ -36,31 +36,6 @@ VALUES, KEYS = GOLDEN["retrieval"], GOLDEN["retrieval keys"]["inception_resnet_v
 
 def expected(start: str):
     return next(value for name, value in VALUES.items() if name.startswith(start))
-
-
-def formula_state(keys: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Weights by the goldens' formula."""
-    state = {}
-    for j, (key, shape) in enumerate(sorted(keys.items())):
-        if key.endswith("num_batches_tracked"):
-            state[key] = torch.zeros(shape, dtype=torch.long)
-            continue
-        wave = torch.sin(1 + 0.37 * j + 0.013 * torch.arange(math.prod(shape), dtype=torch.float64)).reshape(shape)
-        if key.endswith("running_var"):
-            wave = 1 + 0.1 * wave**2
-        elif len(shape) >= 2:
-            wave = wave * math.sqrt(2 / math.prod(shape[1:]))
-        elif key.endswith("weight"):
-            wave = 1 + 0.1 * wave
-        else:
-            wave = 0.1 * wave
-        state[key] = wave.float()
-    return state
-
-
-def formula_image(*shape: int) -> torch.Tensor:
-    b, k, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
-    return (0.5 + 0.5 * torch.sin(0.05 * x + 0.07 * y + k + 2 * b)).float()
 
 
 def assert_golden(actual: np.ndarray | torch.Tensor, golden: dict, rel: float) -> None:

@@ -1,7 +1,6 @@
 """Scenes of several faces, pictures without any, and photos with landmarks: what is composed, and what is counted."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -10,23 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from data.batches import Faces, open_faces
+from data.batches import Faces
 from data.datasets.synthetic import draw_face
 from data.labels import HELEN, NINE
-from data.source import FaceData
 from experiments import canvases, helen68, scenes
 from faces.align import frame_of, square
 from faces.scene import Face, Scene
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from utils import checkpoint
+from tests.test_evaluate import save_parser
 from utils.errors import InputError
 
 TO_NINE = HELEN.map_to(NINE)
-
-
-@pytest.fixture(scope="module")
-def val_faces(helen_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Faces:
-    return open_faces(FaceData("helen", helen_root, cache=tmp_path_factory.mktemp("cache")), "val", NINE)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +28,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, window_margin=1.6))
     path = tmp_path_factory.mktemp("weights") / "best.pt"
-    modules = {name: getattr(model, name).state_dict() for name in model.networks}
-    about = {"parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
-    checkpoint.save(path, {"stage": "end2end", **about, "modules": modules})
+    save_parser(path, model, model.networks, "end2end")
     return path
 
 

@@ -16,13 +16,12 @@ import numpy as np
 from data import images
 from data.datasets import merged
 from data.labels import HELEN
-from data.listing import Listing, Sample
+from data.listing import Listing, Sample, a_few
 from utils.errors import InputError
 from utils.files import read_text
 
 LISTS = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
 NUM_MASKS = len(HELEN.names)
-FACES_READ_FOR_SIDES = 32
 LONGEST_NAME = 200  # bytes; file systems take 255, with what the masks' names add
 LAYOUT = (
     "expected HELEN's released layout: images/<name>.jpg, labels/<name>/<name>_lbl00.png … _lbl10.png, "
@@ -135,10 +134,9 @@ def _complete(root: Path, split: str, names: list[str], photos: dict[str, Path])
 
 def _first_is_left(samples: list[Sample], root: Path) -> bool:
     """Whether the first mask of each pair (brow 2, eye 4) lies on the image's left: the majority of a few faces."""
-    step = max(1, len(samples) // FACES_READ_FOR_SIDES)
     answers = {}
     for one, two in HELEN.pairs:
-        votes = [_is_left(sample, one, two) for sample in samples[::step][:FACES_READ_FOR_SIDES]]
+        votes = [_is_left(sample, one, two) for sample in a_few(samples)]
         if votes.count(True) != votes.count(False):
             answers[one] = votes.count(True) > votes.count(False)
     if not answers:

@@ -12,11 +12,10 @@ import numpy as np
 
 from data import images
 from data.labels import LAPA, PARTS, LabelSet, among
-from data.listing import Listing, Sample, pair
+from data.listing import Listing, Sample, a_few, pair
 from utils.errors import InputError
 from utils.files import read_text
 
-FACES_READ_FOR_SIDES = 32
 LAPA_LAYOUT = "expected LaPa's layout: train/images/<name>.jpg, train/labels/<name>.png, val/…, test/…"
 LIST_LAYOUT = (
     "expected lists train_list.txt, val_list.txt, test_list.txt with lines `images/<name>.jpg labels/<name>.png`"
@@ -97,8 +96,7 @@ def _is_swapped(samples: list[Sample], labels: LabelSet, root: Path) -> bool:
     parts = dict(zip(PARTS, labels.part_ids, strict=True)) if labels.part_ids else {}
     pairs = [(parts["brow1"], parts["brow2"]), (parts["eye1"], parts["eye2"])] if parts else []
     votes = np.zeros(len(pairs), np.int64)
-    step = max(1, len(samples) // FACES_READ_FOR_SIDES)
-    for sample in samples[::step][:FACES_READ_FOR_SIDES] if pairs else []:
+    for sample in a_few(samples) if pairs else []:
         try:
             ids = images.read_labels(sample.masks[0])
         except InputError:  # reading the face tells of it

@@ -1,0 +1,33 @@
+"""The weights and pictures from which the golden numbers were computed."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def formula_state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """A state dict of these keys and shapes, float32: sines, by the place of a key in the sorted list of all keys."""
+    state = {}
+    for j, (key, shape) in enumerate(sorted(shapes.items())):
+        if key.endswith("num_batches_tracked"):
+            state[key] = torch.zeros(tuple(shape), dtype=torch.long)
+            continue
+        wave = torch.sin(1 + 0.37 * j + 0.013 * torch.arange(math.prod(shape), dtype=torch.float64)).reshape(*shape)
+        if key.endswith("running_var"):
+            wave = 1 + 0.1 * wave**2
+        elif len(shape) >= 2:
+            wave = wave * math.sqrt(2 / math.prod(shape[1:]))
+        elif key.endswith("weight"):
+            wave = 1 + 0.1 * wave
+        else:
+            wave = 0.1 * wave
+        state[key] = wave.float()
+    return state
+
+
+def formula_image(*shape: int) -> Tensor:
+    """Pictures of this shape (B, K, H, W), float32 in [0, 1]."""
+    b, k, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
+    return (0.5 + 0.5 * torch.sin(0.05 * x + 0.07 * y + k + 2 * b)).float()
