@@ -173,11 +173,12 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
         problems.append(f"--data is needed for --dataset {dataset}: name its folder")
     if partition is not None and not DATASETS[dataset].partitions:
         problems.append(f"--partition {partition}: there is but one way to split --dataset {dataset}; leave it out")
-    labels, any_ids = getattr(args, "labels", None), DATASETS[dataset].labels is None
-    if any_ids and labels is None:
-        problems.append(f"--labels is needed for --dataset {dataset}: say what the ids of its label maps mean")
-    if labels and not any_ids and dataset != "synthetic":
-        problems.append(f"--labels {labels}: --dataset {dataset} has its own; leave it out")
+    if hasattr(args, "labels"):
+        any_ids = DATASETS[dataset].labels is None
+        if any_ids and args.labels is None:
+            problems.append(f"--labels is needed for --dataset {dataset}: say what the ids of its label maps mean")
+        if args.labels and not any_ids and dataset != "synthetic":
+            problems.append(f"--labels {args.labels}: --dataset {dataset} has its own; leave it out")
     try:
         device = runtime.pick_device(args.device)
     except InputError as error:
