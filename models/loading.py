@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 
 from data.labels import CELEBAMASK, NINE, label_set
-from models import deeplab
+from models import deeplab, eagrnet
 from models.deeplab import DeepLab, DeepLabConfig
+from models.eagrnet import EAGRNetConfig, EAGRNetParser
 from models.parser import FaceParser, Weights, check_types
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.released import from_released
 from utils import checkpoint
 from utils.errors import InputError
 
-KINDS: dict[str, type[FaceParser]] = {parser.kind: parser for parser in (STNiCNN, DeepLab)}
+KINDS: dict[str, type[FaceParser]] = {parser.kind: parser for parser in (STNiCNN, DeepLab, EAGRNetParser)}
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "stn_icnn.pt"
 
 
@@ -28,6 +29,9 @@ def read_weights(path: Path) -> Weights:
                 return Weights(
                     DeepLab.kind, CELEBAMASK, DeepLabConfig(), {"network": deeplab.from_released(state)}, path
                 )
+            if eagrnet.is_released(state):
+                labels, network = eagrnet.from_released(state)
+                return Weights(EAGRNetParser.kind, labels, EAGRNetConfig(bgr=True), {"network": network}, path)
             return Weights(STNiCNN.kind, NINE, *from_released(state), path)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
@@ -41,9 +45,9 @@ def read_weights(path: Path) -> Weights:
         raise InputError(f"{path} lacks its config or weights, or comes from a newer version: update this repository")
     if not all(isinstance(name, str) for name in modules):
         raise InputError(f"{path}: its networks have no plain names: get it again from its source")
-    labels = state.get("labels")
+    name = state.get("labels")
     try:
-        held = label_set(labels if isinstance(labels, str) else checkpoint.shown(labels))
+        held = label_set(name if isinstance(name, str) else checkpoint.shown(name))
         checked = config_class(**config)
         check_types(checked)  # whether or not the class does
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor where a number is expected

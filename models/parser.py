@@ -185,34 +185,38 @@ class FaceParser(nn.Module):
 
 
 class WholeFaceParser(FaceParser):
-    """A parser whose one ``network`` labels the photo stretched to ``config.size``: images_B3SS, float in [0, 1], to
-    logits_BKhw, which are enlarged to each photo's own size."""
+    """A parser whose one ``network`` labels the photo stretched to ``config.size``; its logits are enlarged to each
+    photo's own size."""
 
     def __init__(self, config: Any, labels: LabelSet, network: nn.Module) -> None:
         super().__init__(config, labels)
         self.network = network
 
+    def logits(self, images_B3SS: Tensor) -> Tensor:
+        """images_B3SS, float in [0, 1], to logits_BKhw, which may be smaller."""
+        return self.network(images_B3SS)
+
     def parse(self, batch: Batch) -> Parsed:
-        logits_BKhw = self.network(View(batch).photo(self.config.size))
+        logits_BKhw = self.logits(View(batch).photo(self.config.size))
         return Parsed(enlarged_labels(logits_BKhw, batch.sizes_B2, *batch.labels_BHW.shape[1:]), None)
 
     def look(self, batch: Batch) -> Look:
-        return whole_look(self.network(View(batch).photo(self.config.size)))
+        return whole_look(self.logits(View(batch).photo(self.config.size)))
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        logits_BKhw = self.network(View(batch).photo(self.config.size))
+        logits_BKhw = self.logits(View(batch).photo(self.config.size))
         canvas_BKHW = torch.zeros(*logits_BKhw.shape[:2], *batch.labels_BHW.shape[1:], device=logits_BKhw.device)
         for canvas_KHW, logits_KHW in zip(canvas_BKHW, enlarge(logits_BKhw, batch.sizes_B2), strict=True):
             canvas_KHW[:, : logits_KHW.shape[1], : logits_KHW.shape[2]] = logits_KHW.softmax(0)
         return canvas_BKHW, None
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
-        logits_BKhw = self.network(stretched(photos_BHW3, self.config.size))
+        logits_BKhw = self.logits(stretched(photos_BHW3, self.config.size))
         return F.interpolate(logits_BKhw.float(), photos_BHW3.shape[1:3], mode="bilinear").softmax(1)
 
     def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
         framed = look_framed(photos_1HW3, frames_F23, self.config.size)
-        probs, theta_F123 = whole_look(self.network(framed.images_F3SS))
+        probs, theta_F123 = whole_look(self.logits(framed.images_F3SS))
         theta_F123 = compose(framed.frames_F33, theta_F123)
         _, height, width, _ = photos_1HW3.shape
         return paste_any(probs, theta_F123, height, width, self.paste)

@@ -1,8 +1,10 @@
-"""The weights and pictures from which the golden numbers were computed."""
+"""The weights, pictures and features from which the golden numbers were computed, and how they are compared."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,5 +31,27 @@ def formula_state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
 
 def formula_image(*shape: int) -> Tensor:
     """Pictures of this shape (B, K, H, W), float32 in [0, 1]."""
-    b, k, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
+    b, k, y, x = indices(*shape)
     return (0.5 + 0.5 * torch.sin(0.05 * x + 0.07 * y + k + 2 * b)).float()
+
+
+def wave(*shape: int) -> Tensor:
+    """Logits of this shape (B, K, H, W), float64."""
+    b, k, y, x = indices(*shape)
+    return 2 * torch.sin(0.31 * x + 0.17 * y + 0.9 * k + 1.3 * b)
+
+
+def indices(*shape: int) -> list[Tensor]:
+    """The index along each axis, float64, each of the whole shape."""
+    return list(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij"))
+
+
+def assert_golden(value: Tensor, entry: Mapping[str, Any], tolerance: float = 1e-4) -> None:
+    """Shape, some values, mean and standard deviation, relative to the largest of these values or to the deviation."""
+    assert list(value.shape) == entry["shape"]
+    flat = value.flatten().double()
+    wanted = torch.tensor(entry["value"], dtype=torch.float64)
+    scale = max(wanted.abs().max().item(), entry["std"])
+    assert (flat[entry["index"]] - wanted).abs().max() < tolerance * scale
+    assert flat.mean().item() == pytest.approx(entry["mean"], abs=tolerance * entry["std"])
+    assert flat.std().item() == pytest.approx(entry["std"], rel=tolerance)

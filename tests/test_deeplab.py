@@ -15,7 +15,7 @@ import train_deeplab
 from data.labels import CELEBAMASK, HELEN
 from models.deeplab import DeepLab, DeepLabConfig, DeepLabV3Plus
 from models.loading import load_parser
-from tests.formula import formula_image, formula_state
+from tests.formula import assert_golden, formula_image, formula_state, indices, wave
 from train_deeplab import seed_loss
 from utils.engine import learning_rate_factor
 from utils.errors import InputError
@@ -30,29 +30,15 @@ def formula_weights(network: torch.nn.Module) -> None:
     network.load_state_dict(formula_state({key: value.shape for key, value in network.state_dict().items()}))
 
 
-def _indices(*shape: int) -> list[Tensor]:
-    return list(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij"))
-
-
 def labels19(*shape: int) -> Tensor:
-    b, y, x = (index.long() for index in _indices(*shape))
+    b, y, x = (index.long() for index in indices(*shape))
     return (x // 3 + 2 * (y // 2) + b) % (17 - 12 * b)
 
 
 def hinted_logits() -> Tensor:
-    b, k, y, x = _indices(2, 19, 24, 20)
+    b, k, y, x = indices(2, 19, 24, 20)
     hint = (k == labels19(2, 24, 20)[:, None]) & ((x + y + b) % 2 == 0)
-    return (2 * torch.sin(0.31 * x + 0.17 * y + 0.9 * k + 1.3 * b) + 4 * hint).float()
-
-
-def assert_golden(value: Tensor, entry: dict, tolerance: float = 1e-4) -> None:
-    assert list(value.shape) == entry["shape"]
-    flat = value.flatten().double()
-    wanted = torch.tensor(entry["value"], dtype=torch.float64)
-    scale = max(wanted.abs().max().item(), entry["std"])
-    assert (flat[entry["index"]] - wanted).abs().max() < tolerance * scale
-    assert flat.mean().item() == pytest.approx(entry["mean"], abs=tolerance * entry["std"])
-    assert flat.std().item() == pytest.approx(entry["std"], rel=tolerance)
+    return (wave(2, 19, 24, 20) + 4 * hint).float()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from utils import batchnorm, checkpoint, distributed, files, locks, runtime
 from utils.errors import InputError
 from utils.metrics import confusion_matrices
 
-SCHEDULES = ("halve", "fifths", "onecycle", "restarts", "constant")
+SCHEDULES = ("halve", "fifths", "onecycle", "restarts", "polynomial", "constant")
 Scores = dict[str, float]
 
 
@@ -28,9 +28,10 @@ class Optimisation:
     """How a stage is optimised.
 
     lr: learning rate of each network; a network at 0 is frozen, batch statistics included.
-    optimizer: "adam", "adamw" or "adagrad" (TensorFlow's: sums of squares start at 0.1). schedule: "halve" (every five
-    epochs, paper), "fifths" (a fifth less every twenty epochs, retrieval's seed), "onecycle", "restarts" (cosine from
-    epoch to epoch, anew after 10, 20, 40, … epochs) or "constant".
+    optimizer: "adam", "adamw", "sgd" (momentum 0.9) or "adagrad" (TensorFlow's: sums of squares start at 0.1).
+    schedule: "halve" (every five epochs, paper), "fifths" (a fifth less every twenty epochs, retrieval's seed),
+    "onecycle", "restarts" (cosine from epoch to epoch, anew after 10, 20, 40, … epochs), "polynomial" (power 0.9) or
+    "constant".
     clip: largest gradient norm, 0 for no limit.
     """
 
@@ -110,6 +111,8 @@ def learning_rate_factor(schedule: str, progress: float, epochs: int) -> float:
         while epoch >= cycle:
             epoch, cycle = epoch - cycle, 2 * cycle
         return 0.5 * (1 + math.cos(math.pi * epoch / cycle))
+    if schedule == "polynomial":
+        return (1 - progress / epochs) ** 0.9
     return 1.0
 
 
@@ -194,6 +197,8 @@ def _optimizer(optimisation: Optimisation, learning: dict[str, nn.Module]) -> to
     """One parameter group for each network that learns; the schedule sets their rates."""
     groups = [{"params": list(network.parameters()), "name": name} for name, network in learning.items()]
     settings: dict[str, Any] = {"lr": 1.0, "weight_decay": optimisation.weight_decay}
+    if optimisation.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, **settings)
     if optimisation.optimizer == "adagrad":
         return torch.optim.Adagrad(groups, initial_accumulator_value=0.1, eps=0, **settings)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimisation.optimizer]
@@ -304,7 +309,8 @@ def _require_sound(state: dict[str, Any], task: Task, path: Path) -> None:
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> None:
     """Raises InputError for a state that is not of this optimizer and these networks, or not finite."""
-    needed = {"step", "sum"} if isinstance(optimizer, torch.optim.Adagrad) else {"step", "exp_avg", "exp_avg_sq"}
+    kept = {torch.optim.Adagrad: {"step", "sum"}, torch.optim.SGD: {"momentum_buffer"}}
+    needed = kept.get(type(optimizer), {"step", "exp_avg", "exp_avg_sq"})
     try:
         optimizer.load_state_dict(state)
         sound = all(

@@ -4,18 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.distributed import sum_over_processes, world_size
+
+IGNORED = 255  # a target that costs nothing
+
 
 def segmentation_loss(logits_BKHW: Tensor, targets_BHW: Tensor, dice: float = 0.0) -> Tensor:
     """Softmax cross-entropy, averaged over all pixels, plus ``dice`` times one minus the soft Dice of the foreground.
 
     The released code uses this cross-entropy; the paper writes an averaged binary one. The Dice is averaged over the
     foreground classes that a photo holds, then over the photos.
-    logits_BKHW: float, any precision; the loss is computed in float32. targets_BHW: integer classes below K.
-    Returns a float32 scalar.
+    logits_BKHW: float, any precision; the loss is computed in float32. targets_BHW: integer classes below K; those of
+    ``IGNORED`` cost nothing, without a Dice. Returns a float32 scalar.
     """
     logits_BKHW = logits_BKHW.float()
     targets_BHW = targets_BHW.long()
-    loss = F.cross_entropy(logits_BKHW, targets_BHW)
+    loss = F.cross_entropy(logits_BKHW, targets_BHW, ignore_index=IGNORED)
     if dice > 0:
         probs_BKN = logits_BKHW.softmax(1).flatten(2)[:, 1:]
         truth_BKN = F.one_hot(targets_BHW.flatten(1), logits_BKHW.shape[1]).mT[:, 1:].to(probs_BKN.dtype)
@@ -42,6 +46,31 @@ def batch_dice_loss(logits_BKHW: Tensor, targets_BHW: Tensor) -> Tensor:
     overlap_K = (probs_BKHW * truth_BKHW).sum((0, 2, 3))
     area_K = probs_BKHW.sum((0, 2, 3)) + truth_BKHW.sum((0, 2, 3))
     return 1 - ((2 * overlap_K + 1e-6) / (area_K + 1e-6)).mean()
+
+
+def edge_loss(logits_B2HW: Tensor, edges_BHW: Tensor) -> Tensor:
+    """Cross-entropy of "no edge" and "edge", each weighted by the share of the other among the pixels of the whole
+    batch, over all processes; a weighted mean (EAGRNet's paper, section 3.5). 0 where the batch has no edge.
+
+    logits_B2HW: float. edges_BHW: bool. Returns a float32 scalar.
+    """
+    costs_BHW = F.cross_entropy(logits_B2HW.float(), edges_BHW.long(), reduction="none")
+    pixels = edges_BHW.numel() * world_size()
+    edge_share = sum_over_processes(edges_BHW.sum().float()) / pixels
+    weights_BHW = torch.where(edges_BHW, 1 - edge_share, edge_share)
+    total_weight = (2 * edge_share * (1 - edge_share) * pixels).clamp(min=1e-6)
+    return (weights_BHW * costs_BHW).sum() / total_weight * world_size()
+
+
+def boundary_loss(logits_BKHW: Tensor, targets_BHW: Tensor, edges_BHW: Tensor) -> Tensor:
+    """The mean cross-entropy of the labels over each photo's edge pixels, averaged over the photos; one without an edge
+    costs nothing (EAGRNet's paper, section 3.5).
+
+    logits_BKHW, targets_BHW: as of ``segmentation_loss``; targets of ``IGNORED`` cost nothing, but count. edges_BHW:
+    bool. Returns a float32 scalar.
+    """
+    costs_BHW = F.cross_entropy(logits_BKHW.float(), targets_BHW.long(), ignore_index=IGNORED, reduction="none")
+    return ((costs_BHW * edges_BHW).sum((1, 2)) / edges_BHW.sum((1, 2)).clamp(min=1)).mean()
 
 
 def parts_loss(logits: list[Tensor], targets: list[Tensor], dice: float = 0.0) -> Tensor:

@@ -1,0 +1,370 @@
+"""EAGRNet: numbers of the original network under formula-made weights, its losses, edges, schedule and files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import train_eagrnet
+from data.edges import edges
+from data.labels import CELEBAMASK, HELEN, LAPA
+from models import eagrnet
+from models.eagrnet import EAGRNet, EAGRNetConfig, EAGRNetParser, imagenet_start, released_names
+from models.loading import load_parser
+from tests.formula import assert_golden, formula_image, formula_state, indices, wave
+from tests.test_distributed import torchrun
+from tools.edges import main as write_edges
+from utils import checkpoint
+from utils.engine import learning_rate_factor
+from utils.errors import InputError
+from utils.losses import boundary_loss, edge_loss, segmentation_loss
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_side.json").read_text())["eagrnet"]
+THIN = ((4, 1, 1, 1), (4, 1, 2, 1), (8, 1, 1, 1), (8, 1, 1, 2))  # in place of ResNet-101's layers
+
+# What a process that torchrun starts runs: the script, with the thin layers.
+PROGRAM = """
+import sys
+from models import eagrnet
+from utils.runtime import run_main
+
+eagrnet.LAYERS = {thin}
+import train_eagrnet
+
+sys.exit(run_main(train_eagrnet.main))
+"""
+
+
+def formula_weights(network: EAGRNet, damping: float = 1.0) -> None:
+    """Fill a network as the golden file says. damping: of the features, by the running variances."""
+    state = formula_state(GOLDEN["keys"])
+    state = {key: value * damping if key.endswith("running_var") else value for key, value in state.items()}
+    network.load_state_dict({ours: state[theirs] for ours, theirs in released_names(network).items()})
+
+
+def features(*shape: int) -> Tensor:
+    b, k, y, x = indices(*shape)
+    return (0.5 * torch.sin(0.11 * x * (1 + k % 3) + 0.13 * y * (1 + k % 5) + 0.02 * k * k + 2 * b)).float()
+
+
+def labels11(*shape: int) -> Tensor:
+    b, y, x = (index.long() for index in indices(*shape))
+    return ((x // 4 + 2 * (y // 4) + b) % 11).where((x + y) % 17 != 0, 255)
+
+
+def formula_edges(*shape: int) -> Tensor:
+    b, y, x = (index.long() for index in indices(*shape))
+    return (x % (6 + 3 * b) == 0) | (y % (7 + 2 * b) == 0)
+
+
+@pytest.fixture(scope="module")
+def network() -> EAGRNet:
+    network = EAGRNet(11).eval()
+    formula_weights(network)
+    return network
+
+
+@pytest.fixture
+def thin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eagrnet, "LAYERS", THIN)
+
+
+def test_it_has_the_original_number_of_parameters_and_key_names(network: EAGRNet) -> None:
+    names, state = released_names(network), network.state_dict()
+    assert {theirs: list(state[ours].shape) for ours, theirs in names.items()} == GOLDEN["keys"]
+    assert sum(p.numel() for p in network.parameters()) == 66_722_523
+    with torch.device("meta"):
+        assert sum(p.numel() for p in EAGRNet(19).parameters()) == 66_724_579
+
+
+@torch.inference_mode()
+def test_every_stage_of_the_network_gives_the_original_numbers() -> None:
+    network, golden = EAGRNet(11).eval(), GOLDEN["damped"]
+    formula_weights(network, damping=10)
+    image = formula_image(1, 3, 129, 97)
+    layers = network.backbone(image)
+    for number, layer in enumerate(layers, 1):
+        assert_golden(layer, golden[f"layer{number}"])
+    logits, pooled = network(image), network.layer5(layers[3])
+    assert_golden(pooled, golden["PSP output"])
+    assert_golden(logits.edges_B2HW, golden["edge logits"])
+    assert_golden(network.block1(pooled, logits.edges_B2HW), golden["graph module on the PSP output"])
+    assert_golden(network.block2(layers[0], logits.edges_B2HW), golden["graph module on layer1"])
+    assert_golden(logits.labels_BKHW, golden["seg logits"])
+
+
+@pytest.mark.parametrize(("block", "channels", "size"), [("block1", 512, (17, 13)), ("block2", 256, (33, 25))])
+@torch.inference_mode()
+def test_the_graphs_give_the_original_numbers(
+    network: EAGRNet, block: str, channels: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, golden = network.get_submodule(block), GOLDEN["modules"][block]
+    seen: list[Tensor] = []
+    hook = graph.gcn.register_forward_hook(lambda module, inputs, output: seen.extend((inputs[0], output)))
+    output = graph(features(2, channels, *size), wave(2, 2, 33, 25).float())
+    hook.remove()
+    assert_golden(seen[0], golden["vertices before reasoning"])
+    assert_golden(seen[1], golden["vertices after reasoning"])
+    assert_golden(output, golden["output"])
+
+
+@torch.inference_mode()
+def test_pooling_edge_branch_decoder_and_last_layer_give_the_original_numbers(network: EAGRNet) -> None:
+    golden = GOLDEN["modules"]
+    fine, middle, deep = features(2, 256, 33, 25), features(2, 512, 17, 13), features(2, 1024, 17, 13)
+    assert_golden(network.layer5(features(2, 2048, 17, 13)), golden["layer5"]["output"])
+    assert_golden(network.edge_layer(fine, middle, deep), golden["edge_layer"]["edge logits"])
+    assert_golden(network.layer6(middle, fine), golden["layer6"]["seg logits"])
+    assert_golden(network.layer4[0](deep), golden["layer4.0"]["output"])
+
+
+def test_losses_are_those_of_the_original() -> None:
+    logits = [wave(2, 11, 17, 17).float().requires_grad_(), wave(2, 2, 17, 17).float().requires_grad_()]
+    labels, edge = (train_eagrnet.enlarge(value, 33) for value in logits)
+    targets, drawn, golden = labels11(2, 33, 33), formula_edges(2, 33, 33), GOLDEN["loss"]
+    losses = {
+        "segmentation": segmentation_loss(labels, targets),
+        "edge": edge_loss(edge, drawn),
+        "boundary": boundary_loss(labels, targets, drawn),
+    }
+    twice = " as released (each term counted twice)"
+    for name, loss in losses.items():
+        assert 2 * loss.item() == pytest.approx(golden[name + twice], rel=1e-5)
+    (2 * torch.stack(list(losses.values())).sum()).backward()
+    norms = next(value for name, value in golden.items() if name.startswith("L2 norm"))
+    assert [value.grad.norm().item() for value in logits] == pytest.approx(norms, rel=1e-4)
+
+
+def test_losses_are_finite_without_any_edge() -> None:
+    logits, targets = wave(2, 11, 9, 9).float().requires_grad_(), torch.zeros(2, 9, 9, dtype=torch.uint8)
+    none = edges(targets)
+    assert not none.any()
+    losses = edge_loss(logits[:, :2], none), boundary_loss(logits, targets, none)
+    assert [loss.item() for loss in losses] == [0, 0]
+    sum(losses).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    one = none.clone()
+    one[0, 4, 4] = True
+    assert boundary_loss(logits, targets, one).item() == pytest.approx(
+        -logits[0, :, 4, 4].log_softmax(0)[0].item() / 2, rel=1e-5
+    )
+
+
+def test_a_training_step_is_that_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, golden = EAGRNet(11), GOLDEN["step"]
+    formula_weights(network)
+    network.double().train()
+    logits = network(formula_image(2, 3, 97, 97).double())
+    assert_golden(logits.labels_BKHW.detach(), golden["seg logits"])
+    assert_golden(logits.edges_B2HW.detach(), golden["edge logits"])
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # the losses compute in float32 otherwise
+    labels, edge = (train_eagrnet.enlarge(value, 97) for value in logits)
+    targets, drawn = labels11(2, 97, 97), formula_edges(2, 97, 97)
+    losses = {
+        "segmentation": segmentation_loss(labels, targets),
+        "edge": edge_loss(edge, drawn.double() > 0),
+        "boundary": boundary_loss(labels, targets, drawn),
+    }
+    for name, loss in losses.items():
+        assert 2 * loss.item() == pytest.approx(golden[f"{name} loss as released"], rel=1e-5)
+    (2 * torch.stack(list(losses.values())).sum()).backward()
+    names = {theirs: ours for ours, theirs in released_names(network).items()}
+    parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
+    for name, norm in golden["L2 norms of gradients"].items():
+        assert parameters[names[name]].grad.norm().item() == pytest.approx(norm, rel=1e-4), name
+    for name in (name for name in golden if name.endswith(" after the step")):
+        assert_golden(buffers[names[name.removesuffix(" after the step")]], golden[name])
+
+
+def test_edges_are_those_of_the_original() -> None:
+    y, x = (index.long() for index in indices(40, 48))
+    found = edges((((x * x + 3 * y * y) // 700) % 11)[None])[0]
+    assert found.sum() == GOLDEN["edge pixels (value 255)"]
+    assert found.sum(1).tolist() == GOLDEN["edge pixels of each row"]
+
+
+def test_edges_are_both_sides_of_a_border_and_never_the_photo_s_own() -> None:
+    labels = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]])
+    wanted = torch.tensor([[[0, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]]).bool()
+    assert torch.equal(edges(labels), wanted)
+    assert torch.equal(edges(labels.mT), wanted.mT)
+
+
+def test_the_learning_rate_falls_as_the_original_one() -> None:
+    steps = (0, 1, 2, 3, 4, 285, 5700, 28500, 51300, 56999)
+    for step, wanted in zip(steps, GOLDEN["lr"], strict=True):
+        assert 1e-3 * learning_rate_factor("polynomial", 200 * step / 57000, 200) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(("classes", "labels"), [(11, HELEN), (19, CELEBAMASK)])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_checkpoint_of_the_authors_is_the_same_parser(
+    tmp_path: Path, thin: None, classes: int, labels: object, prefix: str
+) -> None:
+    network = EAGRNet(classes)
+    state = {
+        prefix + theirs: network.state_dict()[ours].clone()
+        for ours, theirs in released_names(network).items()
+        if not theirs.endswith("num_batches_tracked")  # InPlaceABN 1.0 has none
+    }
+    state[f"{prefix}bn1.weight"] *= -1  # which it multiplies by without its sign
+    torch.save(state, tmp_path / "best.pth")
+    parser = load_parser([tmp_path / "best.pth"])
+    assert isinstance(parser, EAGRNetParser)
+    assert parser.labels is labels
+    assert parser.config == EAGRNetConfig(473, bgr=True)
+    loaded = parser.network.state_dict()
+    assert torch.equal(loaded["layer6.conv4.weight"], network.layer6.conv4.weight)
+    assert torch.equal(loaded["bn1.0.bias"], network.bn1[0].bias)
+    torch.testing.assert_close(loaded["bn1.0.weight"], network.bn1[0].weight.abs() + 1e-5)
+
+
+def test_authors_checkpoints_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, thin: None) -> None:
+    network = EAGRNet(7)
+    state = {theirs: network.state_dict()[ours] for ours, theirs in released_names(network).items()}
+    torch.save(state, tmp_path / "seven.pth")
+    with pytest.raises(InputError, match="its EAGRNet has 7 classes"):
+        load_parser([tmp_path / "seven.pth"])
+    network = EAGRNet(11)
+    state = {theirs: network.state_dict()[ours] for ours, theirs in released_names(network).items()}
+    for change, told in (({"bn1.bias": None}, "lacks bn1.bias"), ({"block3.gcn": torch.ones(1)}, "unknown value")):
+        changed = {key: value for key, value in {**state, **change}.items() if value is not None}
+        torch.save(changed, tmp_path / "changed.pth")
+        with pytest.raises(InputError, match=f"changed.pth: .*{told}"):
+            load_parser([tmp_path / "changed.pth"])
+
+
+def test_a_backbone_of_imagenet_starts_a_training(tmp_path: Path, thin: None) -> None:
+    network, other = EAGRNet(11), EAGRNet(11)
+    state = {theirs: other.state_dict()[ours] for ours, theirs in released_names(other).items()}
+    backbone = {key: value for key, value in state.items() if not key.startswith(("layer5", "layer6", "edge", "block"))}
+    imagenet_start(network, {**backbone, "fc.weight": torch.ones(1000, 32)})
+    assert torch.equal(network.layer4[0].conv2.weight, other.layer4[0].conv2.weight)
+    assert not torch.equal(network.layer6.conv4.weight, other.layer6.conv4.weight)
+    for change, told in (({"conv1.weight": torch.ones(64, 3, 7, 7)}, "another shape"), ({"conv2.weight": 1}, "lacks")):
+        torch.save({**backbone, **change}, tmp_path / "resnet.pth")
+        with pytest.raises(InputError, match=f"--imagenet .*resnet.pth: .*{told}"):
+            _train(tmp_path, "--imagenet", str(tmp_path / "resnet.pth"), "--run-dir", str(tmp_path / "run"))
+
+
+def _options(folder: Path, *more: str) -> list[str]:
+    data = ["--face-size", "64", "--max-images", "4", "--cache", str(folder / "cache"), "--device", "cpu"]
+    return [*data, "--input-size", "65", "--batch-size", "2", *more]
+
+
+def _train(folder: Path, *more: str) -> int:
+    return train_eagrnet.main(_options(folder, *more))
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("recipe", ["seed", "best"])
+def test_training_goes_on_where_it_was_interrupted(
+    tmp_path: Path, thin: None, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--recipe", recipe, "--epochs", "2"]
+    _train(tmp_path, *options, "--run-dir", str(tmp_path / "whole"))
+    validate, calls = train_eagrnet.TrainEAGRNet.validate, []
+
+    def interrupted(self: train_eagrnet.TrainEAGRNet) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_eagrnet.TrainEAGRNet, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path, *options, "--run-dir", str(tmp_path / "parts"))
+    _train(tmp_path, *options, "--run-dir", str(tmp_path / "parts"), "--resume")
+    whole, parts = _rows(tmp_path / "whole"), _rows(tmp_path / "parts")
+    for name in ("loss", "segmentation", "edge", "boundary"):
+        assert [row[name] for row in parts] == pytest.approx([row[name] for row in whole], rel=1e-4)
+    parser = load_parser([tmp_path / "parts" / "best.pt"])
+    assert (parser.labels, parser.config) == (HELEN, EAGRNetConfig(65, bgr=recipe == "seed"))
+    (label_map,) = parser.label_photos([np.zeros((40, 30, 3), np.uint8)])
+    assert label_map.shape == (40, 30)
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path, thin: None) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(thin=THIN))
+    # One step: afterwards a network from scratch, which normalises four pooled values, makes much of any rounding.
+    options = ["--recipe", "seed", "--epochs", "1", "--lr", "0.0001", "--seed", "1"]
+    options += ["--batch-size", "4"]
+    begun = _begun(tmp_path, *options)
+    _train(tmp_path, *options, "--run-dir", str(tmp_path / "alone"))
+    ended = torchrun(program, *_options(tmp_path, *options, "--run-dir", str(tmp_path / "together")))
+    assert ended.returncode == 0, ended.stderr
+    (alone,), (together,) = _rows(tmp_path / "alone"), _rows(tmp_path / "together")
+    for name in ("loss", "segmentation", "edge", "boundary"):
+        assert together[name] == pytest.approx(alone[name], rel=1e-4), name
+    one, two = (checkpoint.load(tmp_path / run / "last.pt")["modules"]["network"] for run in ("alone", "together"))
+    learned = [name for name, _ in EAGRNet(len(HELEN)).named_parameters()]
+    steps, apart = (torch.cat([(one[key] - other[key]).flatten() for key in learned]) for other in (begun, two))
+    assert apart.norm() < 0.01 * steps.norm()
+
+
+def _begun(folder: Path, *options: str) -> dict[str, Tensor]:
+    """The weights with which a training begins."""
+    parser = train_eagrnet.options.training_parser(None, ["network"], {"--init-from": "", "--imagenet": ""}, guest=True)
+    parser.add_argument("--input-size", type=int)
+    args = parser.parse_args(_options(folder, *options, "--run-dir", str(folder / "begun")))
+    task = train_eagrnet.build(train_eagrnet.options.plan(args, train_eagrnet.RECIPES, size=args.input_size))
+    return task.model.network.state_dict()
+
+
+def test_options_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:
+    run = ["--run-dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="--batch-size 1"):
+        _train(tmp_path, "--batch-size", "1", *run)
+    with pytest.raises(InputError, match="name one of them"):
+        _train(tmp_path, "--init-from", "a.pt", "--imagenet", "b.pth", *run)
+
+
+def test_the_network_sees_blue_first_where_its_authors_did(thin: None) -> None:
+    photos = formula_image(1, 3, 65, 65)
+    parsers = [EAGRNetParser(EAGRNetConfig(65, bgr=bgr), LAPA).eval() for bgr in (False, True)]
+    parsers[1].load_state_dict(parsers[0].state_dict())
+    seen: list[Tensor] = []
+    for parser in parsers:
+        parser.network.conv1.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+        assert parser.logits(photos).shape == (1, 11, 65, 65)
+    assert isinstance(parsers[0].network.bn1[0], nn.BatchNorm2d)
+    torch.testing.assert_close(seen[0][0, :, 3, 5], (photos[0, :, 3, 5] - Tensor(eagrnet.MEAN)) / Tensor(eagrnet.STD))
+    flipped = photos[0, :, 3, 5].flip(0)
+    torch.testing.assert_close(seen[1][0, :, 3, 5], (flipped - Tensor(eagrnet.MEAN)) / Tensor(eagrnet.STD))
+
+
+def _list_folder(root: Path) -> Path:
+    for name in ("images", "labels"):
+        (root / name).mkdir(parents=True)
+    ids = np.zeros((20, 30), np.uint8)
+    ids[5:, 10:] = 1
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "images" / "a.jpg")
+    Image.fromarray(ids).save(root / "labels" / "a.png")
+    for split in ("train", "val", "test"):
+        (root / f"{split}_list.txt").write_text("images/a.jpg labels/a.png\n")
+    return root
+
+
+def test_edge_maps_are_written_beside_images_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = _list_folder(tmp_path / "set")
+    options = ["--dataset", "list", "--data", str(root), "--labels", "lapa", "--split", "train"]
+    assert write_edges([*options, "--out", str(root / "edges")]) == 0
+    assert capsys.readouterr().out == f"1 edge maps in {root / 'edges'}\n"
+    picture = np.asarray(Image.open(root / "edges" / "a.png"))
+    assert sorted(np.unique(picture)) == [0, 255]
+    assert (picture == 255).sum() == 2 * 20 + 2 * 15 - 1
+    assert picture[10, 9] == picture[10, 10] == picture[4, 20] == picture[5, 20] == 255
+    assert write_edges([*options, "--out", str(root / "edges")]) == 0  # again: nothing to do
+    with pytest.raises(InputError, match="holds something else"):
+        write_edges([*options, "--out", str(root / "labels")])
+    assert np.asarray(Image.open(root / "labels" / "a.png")).max() == 1

@@ -1,0 +1,74 @@
+"""Writes the edges between the labels of a data set as pictures: python -m tools.edges --dataset list --data DIR
+--labels lapa --out DIR/edges. An edge's pixels, on both of its sides, are 255, all others 0. train_eagrnet.py finds
+edges by itself; the files are for other programs, such as its authors' code, which reads them from edges/ beside
+images/ and labels/."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from data.datasets.celebamask import PARTITIONS
+from data.edges import edges
+from data.labels import LABEL_SETS
+from data.listing import SPLITS
+from data.source import DATASETS, FaceData, open_source
+from utils import files
+from utils.cli import Parser
+from utils.errors import InputError
+from utils.runtime import run_main
+from utils.visualize import encode
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _parse(argv)
+    data = FaceData(options.dataset, options.data, options.partition, label_set=options.labels)
+    written = write_edges(data, options.split or SPLITS, options.out)
+    print(f"{written} edge maps in {options.out}")
+    return 0
+
+
+def write_edges(data: FaceData, splits: tuple[str, ...], folder: Path) -> int:
+    """Write <name>.png for each face of the splits; returns how many there are.
+
+    Files of an earlier, interrupted call stay. Raises InputError for bad data, for a folder that cannot be written,
+    and where a file lies there that holds something else.
+    """
+    count = 0
+    for split in splits:
+        source = open_source(data, split)
+        for sample in tqdm(source.samples, desc=split, disable=None, leave=False):
+            labels_1HW = torch.from_numpy(source.read(sample)[1])[None]
+            picture = encode(Image.fromarray(edges(labels_1HW)[0].numpy().astype("uint8") * 255), "PNG")
+            path = folder / f"{sample.name}.png"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if not path.exists():
+                    files.write_bytes(path, picture)
+                elif files.read_bytes(path) != picture:
+                    raise InputError(f"--out {path} holds something else: name another folder, or remove the file")
+            except OSError as error:
+                raise InputError(
+                    f"--out {folder} cannot be written ({error.strerror or error}): name another"
+                ) from error
+            count += 1
+    return count
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.prog = "python -m tools.edges"
+    parser.add_argument("--dataset", required=True, choices=tuple(DATASETS))
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set (none for synthetic)")
+    parser.add_argument("--split", nargs="+", choices=SPLITS, help="default: all three")
+    parser.add_argument("--partition", choices=PARTITIONS, help="of the official CelebAMask-HQ layout")
+    parser.add_argument("--labels", choices=tuple(LABEL_SETS), help="what the ids of --dataset list mean")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the edge maps")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
