@@ -94,9 +94,13 @@ def add_guest_recipe_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
 def add_machine_options(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device_option(group)
     group.add_argument(
         "--workers",
         type=int,
