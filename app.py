@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             page.launch(
-                server_name=args.host,
+                server_name=f"[{args.host}]" if ":" in args.host else args.host,
                 server_port=args.port,
                 prevent_thread_lock=True,
                 quiet=True,
