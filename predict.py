@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data.batches import photo_batch
 from data.images import PHOTO_SUFFIXES, natural_key, read_photo
-from data.labels import LabelSet
+from data.labels import LABEL_SETS, LabelSet
 from faces import video
 from faces.detect import Detection, Detector
 from faces.scene import WHICH, Face, SceneParser
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     done = 0
     started = time.monotonic()
     if files:
-        parser = load_for_inference(options.checkpoints(args), machine.device, args.crops, args.mirror)
+        parser = load_for_inference(options.checkpoints(args), machine.device, args.crops, args.mirror, args.labels)
         scenes = None if args.faces == "none" else SceneParser(parser, Detector(), args.faces, machine.amp)
         how = Labelling(parser, scenes, machine, args.batch_size, args.probabilities, args.windows)
         started = time.monotonic()
@@ -162,6 +162,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "inputs", nargs="+", metavar="INPUT", help="photos, videos, folders of them, or globs in quotes"
     )
     options.add_checkpoint_option(parser)
+    parser.add_argument(
+        "--labels",
+        choices=tuple(LABEL_SETS),
+        help="what to label; celebamask: all 19 classes, for STN-iCNN with the parser of the whole face that ships; "
+        "default: the labels of the checkpoint",
+    )
     parser.add_argument(
         "--faces",
         choices=FACES,

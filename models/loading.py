@@ -10,6 +10,7 @@ from data.labels import CELEBAMASK, NINE, label_set
 from models import deeplab, eagrnet
 from models.deeplab import DeepLab, DeepLabConfig
 from models.eagrnet import EAGRNetConfig, EAGRNetParser
+from models.fused import FusedParser
 from models.parser import FaceParser, Weights, check_types
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.released import from_released
@@ -17,7 +18,9 @@ from utils import checkpoint
 from utils.errors import InputError
 
 KINDS: dict[str, type[FaceParser]] = {parser.kind: parser for parser in (STNiCNN, DeepLab, EAGRNetParser)}
-SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "stn_icnn.pt"
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+SHIPPED_WEIGHTS = CHECKPOINTS / "stn_icnn.pt"
+SHIPPED_WHOLE = CHECKPOINTS / "deeplab.pt"  # of all 19 labels of CelebAMask-HQ
 
 
 def read_weights(path: Path) -> Weights:
@@ -55,27 +58,50 @@ def read_weights(path: Path) -> Weights:
     return Weights(kind, held, checked, modules, path)
 
 
-def load_parser(paths: Sequence[Path], crops: str = "predicted") -> FaceParser:
+def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | None = None) -> FaceParser:
     """The parser that one checkpoint holds, or several together (the last one wins), on the CPU, in evaluation mode.
 
-    crops: for STN-iCNN, where its windows come from (see ``models.stn_icnn.model.CROPS``).
-    Raises InputError for files that hold different parsers, and for weights that are missing or do not fit.
+    Checkpoints of STN-iCNN and of one parser of the whole face are fused, see ``models.fused``.
+    crops: for STN-iCNN, where its windows come from (see ``models.stn_icnn.model.CROPS``). labels: the name of the
+    label set that is wanted, default the parser's own; where it is CelebAMask-HQ's, an STN-iCNN is fused with the
+    parser of the whole face that ships.
+    Raises InputError for files that hold other different parsers, for weights that are missing or do not fit, and for
+    a parser of another label set than is wanted.
     """
-    found = [read_weights(path) for path in paths]
-    if len({weights.kind for weights in found}) > 1:
-        told = " and ".join(f"{weights.path} holds {weights.kind}" for weights in found)
-        raise InputError(f"{told}: name checkpoints of one parser")
-    return KINDS[found[0].kind].from_weights(found, crops)
+    found: dict[str, list[Weights]] = {}
+    for path in paths:
+        weights = read_weights(path)
+        found.setdefault(weights.kind, []).append(weights)
+    if labels == CELEBAMASK.name and found.keys() == {STNiCNN.kind}:
+        if not SHIPPED_WHOLE.is_file():
+            raise InputError(
+                f"--labels {labels}: no weights of the whole face lie at {SHIPPED_WHOLE}; name a checkpoint"
+            )
+        found[DeepLab.kind] = [read_weights(SHIPPED_WHOLE)]
+    kinds = sorted(found, key=STNiCNN.kind.__eq__)  # the parser of the parts is the last one
+    if len(kinds) > 2 or (len(kinds) == 2 and kinds[-1] != STNiCNN.kind):
+        told = " and ".join(f"{weights.path} holds {kind}" for kind in kinds for weights in found[kind][:1])
+        raise InputError(f"{told}: name checkpoints of one parser, or of {STNiCNN.kind} and one of the whole face")
+    parsers = [KINDS[kind].from_weights(found[kind], crops if kind == kinds[-1] else "predicted") for kind in kinds]
+    parser = parsers[0] if len(parsers) == 1 else FusedParser(*parsers).eval()
+    if labels is not None and parser.labels.name != labels:
+        files = ", ".join(str(path) for path in paths)
+        raise InputError(f"--labels {labels}: {files} labels {parser.labels.name}; name a checkpoint of {labels}")
+    return parser
 
 
 def load_for_inference(
-    paths: Sequence[Path], device: torch.device, crops: str = "predicted", mirror: bool = False
+    paths: Sequence[Path],
+    device: torch.device,
+    crops: str = "predicted",
+    mirror: bool = False,
+    labels: str | None = None,
 ) -> FaceParser:
     """``load_parser``, then all that makes labelling fast: batch norm folded, channels last, on the device.
 
     mirror: average with the mirrored photo.
     """
-    parser = load_parser(paths, crops)
+    parser = load_parser(paths, crops, labels)
     parser.fold()
     if mirror:
         parser = parser.mirrored()

@@ -1,0 +1,93 @@
+"""Two parsers as one: the whole face by one network, with the parts that another labels more finely drawn into it."""
+
+from torch import Tensor
+
+from data.batches import Batch
+from data.labels import NO_ID
+from models.geometry import Patch
+from models.parser import FaceParser, Parsed
+
+
+class FusedParser(FaceParser):
+    """All labels of ``whole``: those that ``parts`` has too as it sees them; what it leaves to the background is
+    divided among the others as ``whole`` sees them.
+
+    Raises InputError where ``whole`` cannot tell the labels of ``parts``.
+    """
+
+    kind = "fused"
+    networks = ()
+
+    def __init__(self, whole: FaceParser, parts: FaceParser) -> None:
+        super().__init__(None, whole.labels)
+        self.whole, self.parts = whole, parts
+        ids = whole.labels.map_to(parts.labels)
+        self.drawn = [(label, int(ids[label])) for label in range(len(whole.labels)) if ids[label] not in (0, NO_ID)]
+
+    def fuse(self, whole_KN: Tensor, parts_JN: Tensor) -> Tensor:
+        """Probabilities, labels first, of both parsers for the same pixels: those of ``labels``, of the same shape."""
+        parts_JN = parts_JN / parts_JN.sum(0)  # where windows overlap, the sum is more than 1
+        fused_KN = whole_KN.clone()
+        own, theirs = ([pair[k] for pair in self.drawn] for k in (0, 1))
+        fused_KN[own] = 0
+        fused_KN = fused_KN * (parts_JN[0] / fused_KN.sum(0).clamp(min=1e-9))
+        fused_KN[own] = parts_JN[theirs]
+        return fused_KN
+
+    def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        whole_BKHW, _ = self.whole.probabilities(batch)
+        parts_BJHW, theta_BP23 = self.parts.probabilities(batch)
+        return self._fuse_batch(whole_BKHW, parts_BJHW), theta_BP23
+
+    def parse(self, batch: Batch) -> Parsed:
+        fused_BKHW, theta_BP23 = self.probabilities(batch)
+        labels_BHW = fused_BKHW.argmax(1).byte()
+        for labels_HW, (height, width) in zip(labels_BHW, batch.sizes_B2.tolist(), strict=True):
+            labels_HW[height:], labels_HW[:, width:] = 0, 0
+        return Parsed(labels_BHW, theta_BP23)
+
+    def patches(self, batch: Batch, keep_probs: bool = False) -> list[tuple[Patch, Tensor]]:
+        """See ``FaceParser.patches``; the only window is that of the whole face."""
+        fused = []
+        both = zip(self.whole.patches(batch, True), self.parts.patches(batch, True), strict=True)
+        for (whole, theta_P23), (parts, _) in both:
+            assert whole.probs_KYX is not None
+            probs_KYX = self.fuse(whole.probs_KYX, _moved(parts, whole))
+            confidence_YX, labels_YX = probs_KYX.max(0)
+            patch = whole._replace(
+                labels_YX=labels_YX.byte(),
+                confidence_YX=confidence_YX,
+                probs_KYX=probs_KYX if keep_probs else None,
+            )
+            fused.append((patch, theta_P23))
+        return fused
+
+    def forward(self, photos_BHW3: Tensor) -> Tensor:
+        return self._fuse_batch(self.whole(photos_BHW3), self.parts(photos_BHW3))
+
+    def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
+        framed = (parser.forward_framed(photos_1HW3, frames_F23) for parser in (self.whole, self.parts))
+        return self._fuse_batch(*framed)
+
+    def fold(self) -> None:
+        self.whole.fold()
+        self.parts.fold()
+
+    def _fuse_batch(self, whole_BKHW: Tensor, parts_BJHW: Tensor) -> Tensor:
+        return self.fuse(whole_BKHW.transpose(0, 1), parts_BJHW.transpose(0, 1)).transpose(0, 1)
+
+
+def _moved(patch: Patch, box: Patch) -> Tensor:
+    """A patch's probabilities on the pixels of another's box, background where it has none."""
+    assert patch.probs_KYX is not None
+    height, width = box.labels_YX.shape
+    moved_KYX = patch.probs_KYX.new_zeros(len(patch.probs_KYX), height, width)
+    moved_KYX[0] = 1
+    down, right = patch.top - box.top, patch.left - box.left
+    (top, bottom), (left, right_end) = (
+        [min(max(edge, 0), length) for edge in (offset, offset + reach)]
+        for offset, length, reach in zip((down, right), (height, width), patch.labels_YX.shape, strict=True)
+    )
+    part_KYX = patch.probs_KYX[:, top - down : bottom - down, left - right : right_end - right]
+    moved_KYX[:, top:bottom, left:right_end] = part_KYX
+    return moved_KYX
