@@ -1,7 +1,11 @@
-"""DeepLabV3+ with a thinned MobileNetV2: stretched photo -> all labels of the data set's own set."""
+"""DeepLabV3+ with a thinned MobileNetV2: stretched photo -> all labels of the data set's own set.
+
+With --self-distill N, what the network is sure of after N epochs replaces training labels, and training goes on with
+those. They are written into the run's folder, and the data set stays as it is.
+"""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -9,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.batches import Batch
+from data.batches import Batch, open_faces
 from data.view import Augmentation, View
 from models.deeplab import DeepLab
 from models.loading import read_weights
-from utils import distributed, options
-from utils.engine import Optimisation, fit
+from utils import checkpoint, distributed, options
+from utils.engine import Optimisation, Run, fit
 from utils.errors import InputError
 from utils.losses import batch_dice_loss, focal_loss, segmentation_loss
+from utils.relabel import Rule, add_rule_options, refuse_inside, relabel, table
 from utils.runtime import run_main
 from utils.training import GuestRecipes, ParserTask, Plan, Recipe
 
@@ -57,18 +62,58 @@ def seed_loss(logits_BKHW: Tensor, targets_BHW: Tensor, epoch: int) -> Tensor:
     return loss if epoch < DICE_FROM else 0.4 * loss + 0.6 * batch_dice_loss(logits_BKHW, targets_BHW)
 
 
+@dataclass(frozen=True)
+class SelfDistillation:
+    """After how many epochs the network's own labels replace training labels, and which ones."""
+
+    after: int
+    rule: Rule
+
+
 class TrainDeepLab(ParserTask):
-    """The loss on the grid of the stretched photo; mean F1 of the labels decides."""
+    """The loss on the grid of the stretched photo; mean F1 of the labels decides.
+
+    distillation: None to train on the data set's labels throughout. The new labels go into ``labels/`` of the run's
+    folder, beside ``labeller.pt``, the weights that gave them.
+    """
 
     stage = "deeplab"
     model: DeepLab
     epoch = 0
+    distillation: SelfDistillation | None = None
+    distilled = False
+
+    @property
+    def run(self) -> Run:
+        run = super().run
+        asked = asdict(self.distillation) if self.distillation else None
+        return replace(run, description={**run.description, "self_distillation": asked})
 
     def batches(self, epoch: int) -> DataLoader:
         self.epoch = epoch
+        if self.distillation and epoch >= self.distillation.after and not self.distilled:
+            self.distil(self.distillation, epoch)
         key = (self.plan.seed, epoch, distributed.rank())
         torch.manual_seed(int(np.random.default_rng(key).integers(2**63)))  # of the dropout
         return super().batches(epoch)
+
+    def distil(self, how: SelfDistillation, epoch: int) -> None:
+        """From now on, train on the labels that the network gave after ``how.after`` epochs; what an interrupted run
+        has written of them is kept. epoch: that is about to begin."""
+        plan, faces = self.plan, self.train_faces
+        labeller, folder = plan.folder / "labeller.pt", plan.folder / "labels"
+        if epoch == how.after and distributed.rank() == 0:
+            modules = {name: network.state_dict() for name, network in self.networks.items()}
+            checkpoint.save(labeller, {"stage": self.stage, **self.run.description, "modules": modules})
+        distributed.barrier()
+        record = relabel([labeller], faces, folder, how.rule, plan.machine)
+        if distributed.rank() == 0:
+            print(
+                f"{self.stage}: {record['changed']} pixels of {len(faces)} faces relabelled, {folder}\n{table(record)}"
+            )
+        data = replace(plan.data, train_labels=folder)
+        self.train_faces = open_faces(data, "train", self.model.labels, faces.with_photos, plan.machine.threads)
+        self.distilled = True
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, size = self.plan.recipe, self.model.config.size
@@ -80,18 +125,30 @@ class TrainDeepLab(ParserTask):
         return {"segmentation": segmentation_loss(logits_BKSS, targets_BSS, recipe.dice)}
 
 
-def build(plan: Plan) -> TrainDeepLab:
+def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeepLab:
     """The task of a plan. plan.start: "init_from", a checkpoint of DeepLab, ours or the authors', to start from.
 
-    Raises InputError for a single face a batch, of which the pooled features have no variance.
+    Raises InputError for a single face a batch, of which the pooled features have no variance, and for labels that
+    could not be distilled.
     """
     if plan.recipe.batch_size < 2:
         raise InputError("--batch-size 1: DeepLab's batch normalisation of pooled features needs at least 2")
+    if distillation:
+        last = plan.recipe.optimisation.epochs - 1
+        if not 1 <= distillation.after <= last:
+            raise InputError(
+                f"--self-distill {distillation.after}: must be between 1 and {last}, before the last epoch"
+            )
+        refuse_inside(plan.folder, plan.data.root, "--run-dir")
+        if not plan.resume and (plan.folder / "labels").exists():
+            raise InputError(f"{plan.folder / 'labels'} is there already: name another --run-dir")
     torch.manual_seed(plan.seed)
     model = DeepLab(plan.config(DeepLab), plan.data.labels)
     if path := plan.start.get("init_from"):
         model.load(read_weights(path), model.networks)
-    return TrainDeepLab(plan, model, model.networks, photos=View.needs_photos(model.config.size))
+    task = TrainDeepLab(plan, model, model.networks, photos=View.needs_photos(model.config.size))
+    task.distillation = distillation
+    return task
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,8 +160,20 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="side of the stretched photo, pixels; default: 512, on a CPU try 256",
     )
+    group = parser.add_argument_group("self-distilled labels")
+    group.add_argument(
+        "--self-distill",
+        type=int,
+        metavar="N",
+        help="after N epochs, let the labels of which the network is sure replace those of the training data",
+    )
+    add_rule_options(group)
     args = parser.parse_args(argv)
-    task = build(options.plan(args, RECIPES, ("init_from",), size=args.input_size))
+    rule = Rule(args.threshold, args.rare)
+    if args.self_distill is None and rule != Rule():
+        raise InputError("--threshold and --rare say what --self-distill N replaces: add it, or leave them out")
+    distillation = None if args.self_distill is None else SelfDistillation(args.self_distill, rule)
+    task = build(options.plan(args, RECIPES, ("init_from",), size=args.input_size), distillation)
     fit(task, task.run)
     return 0
 

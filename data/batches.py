@@ -247,6 +247,8 @@ def open_faces(data: FaceData, split: str, labels: LabelSet, photos: bool = True
     where = f"{data.root.resolve() if data.root else ''}|{data.partition}|{data.face_size}"
     if data.label_set:
         where += f"|{data.label_set}"
+    if data.train_labels and split == "train":
+        where += f"|{data.train_labels.resolve()}"
     folder = data.cache / f"{data.dataset}-{split}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}"
     build_cache(source, folder, threads)
     names = [sample.name for sample in source.samples]

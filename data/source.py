@@ -12,6 +12,7 @@ import numpy as np
 from data.datasets import celebamask, helen, merged, synthetic
 from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet, label_set
 from data.listing import SPLITS, Listing, Read, Sample, Source, read_face
+from data.relabelled import relabelled
 from utils.errors import InputError
 
 
@@ -24,6 +25,7 @@ class FaceData:
     are drawn so (default ``data.datasets.synthetic.SIZE``), photos and label maps are resized (default: as they are).
     max_images: the first so many faces of each split; of synthetic faces as many are drawn to train on.
     cache: the folder of all caches. label_set: for data sets whose files may follow any, the name of theirs.
+    train_labels: a folder whose label maps replace those of the training split, see ``data.relabelled``.
     """
 
     dataset: str = "synthetic"
@@ -33,6 +35,7 @@ class FaceData:
     max_images: int | None = None
     cache: Path = Path("cache")
     label_set: str | None = None
+    train_labels: Path | None = None
 
     @property
     def labels(self) -> LabelSet:
@@ -68,14 +71,15 @@ def open_source(data: FaceData, split: str) -> Source:
     """Opens one split, as far as ``data.max_images`` goes.
 
     Raises InputError for an unknown data set or split, a missing or empty folder, a layout that is not the expected
-    one, and photos without mask or masks without photo. ``read`` raises InputError for damaged files, sizes that
-    differ and unknown ids.
+    one, photos without mask or masks without photo, and a folder of ``train_labels`` that does not fit. ``read`` raises
+    InputError for damaged files, sizes that differ and unknown ids.
     """
     listing = find(data, split)
     if listing.problems:
         more = f"; {len(listing.problems) - 1} more: run python -m data.check" if len(listing.problems) > 1 else ""
         raise InputError(listing.problems[0] + more)
-    return Source(data.labels, listing.samples[: data.max_images], reader(data, listing), listing.version)
+    source = Source(data.labels, listing.samples[: data.max_images], reader(data, listing), listing.version)
+    return relabelled(source, data.train_labels) if data.train_labels and split == "train" else source
 
 
 def reader(data: FaceData, listing: Listing) -> Read:

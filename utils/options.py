@@ -141,6 +141,13 @@ def training_parser(
         group.add_argument(
             flag, type=float, dest=f"lr_{name}", metavar="X", help=f"learning rate of {name}; default: the recipe's"
         )
+    group.add_argument(
+        "--train-labels",
+        type=Path,
+        metavar="DIR",
+        help="train on the label maps of this folder, which python -m tools.relabel has written, in place of the data "
+        "set's own; validation keeps its own",
+    )
     for flag, what in needs.items():
         group.add_argument(flag, type=Path, metavar="FILE", help=what)
     group.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="where this run's files go")
@@ -206,7 +213,10 @@ def _blocked(flag: str, folder: Path) -> list[str]:
 
 def face_data(args: argparse.Namespace) -> FaceData:
     """Which faces the options name."""
-    return FaceData(args.dataset, args.data, args.partition, args.face_size, args.max_images, args.cache, args.labels)
+    relabelled = getattr(args, "train_labels", None)
+    return FaceData(
+        args.dataset, args.data, args.partition, args.face_size, args.max_images, args.cache, args.labels, relabelled
+    )
 
 
 def machine(args: argparse.Namespace) -> Machine:

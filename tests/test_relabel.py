@@ -1,0 +1,305 @@
+"""Self-distilled labels: the original's numbers, rare labels, each data set's PNGs, one run, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train_deeplab
+from data.batches import open_faces
+from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet
+from data.source import FaceData, open_source
+from models.loading import KINDS
+from tests.fixtures import (
+    TO_CELEBAMASK,
+    draw_faces,
+    write_celebamask_official,
+    write_challenge,
+    write_helen,
+    write_helen_merged,
+    write_lapa,
+    write_list,
+)
+from tests.test_deeplab import GOLDEN, _indices, assert_golden, labels19
+from tests.tiny_parser import TinyConfig, TinyParser
+from tools import relabel as script
+from utils import checkpoint, relabel
+from utils.errors import InputError
+from utils.relabel import Rule, merge
+
+FACES = draw_faces(train=3, val=2, test=1)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[LabelSet], Path]:
+    """Writes a checkpoint of the tiny parser that calls everything nose."""
+    monkeypatch.setitem(KINDS, "tiny", TinyParser)
+
+    def write(labels: LabelSet) -> Path:
+        torch.manual_seed(0)
+        parser = TinyParser(TinyConfig(), labels)
+        torch.nn.init.zeros_(parser.network[-1].weight)
+        parser.network[-1].bias.data = 10.0 * (torch.arange(len(labels)) == labels.names.index("nose"))
+        state = {"network": parser.network.state_dict()}
+        described = {"parser": "tiny", "labels": labels.name, "config": {"size": 32, "channels": 8}}
+        checkpoint.save(tmp_path / f"{labels.name}.pt", {"stage": "tiny", **described, "modules": state})
+        return tmp_path / f"{labels.name}.pt"
+
+    return write
+
+
+def snapshot(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_merged_labels_are_those_of_the_original() -> None:
+    b, k, y, x = _indices(2, 19, 16, 16)
+    step = ((x + 2 * y) % 12) * (k == (x // 2 + y + b) % 19)
+    logits = (2 * torch.sin(0.31 * x + 0.17 * y + 0.9 * k + 1.3 * b) + step).float()
+    labels, golden = labels19(2, 16, 16).byte(), GOLDEN["pseudo labels"]
+    probabilities = logits.softmax(1)
+    merged = merge(probabilities, labels, 0.95, torch.zeros(19, dtype=torch.bool))
+    sure = probabilities.amax(1) > 0.95
+    assert sure.sum((1, 2)).tolist() == golden["confident pixels of each image"]
+    assert (merged != labels).sum((1, 2)).tolist() == golden["changed pixels of each image"]
+    indices = (merged != labels).flatten().nonzero().flatten().tolist()
+    assert indices == golden["flat indices (over both images) of the changed pixels"]
+    counts = merged.flatten().long().bincount(minlength=19).tolist()
+    assert counts == golden["pixels of each of the 19 ids after the merge"]
+    assert_golden(merged.double(), golden["merged map"])
+
+
+def test_the_threshold_itself_is_not_above_it() -> None:
+    probabilities = torch.tensor([0.25, 0.75]).reshape(1, 2, 1, 1)
+    labels, none = torch.zeros(1, 1, 1, dtype=torch.uint8), torch.zeros(2, dtype=torch.bool)
+    assert merge(probabilities, labels, 0.75, none).item() == 0
+    assert merge(probabilities, labels, 0.74, none).item() == 1
+
+
+def test_pixels_of_rare_labels_keep_them_and_others_may_become_rare() -> None:
+    kept = torch.from_numpy(Rule(rare=0.1).keeps(np.array([80, 9, 11])))
+    assert kept.tolist() == [False, True, False]
+    probabilities = torch.tensor([[0.0, 1, 0], [1, 0, 0], [1, 0, 0]]).T.reshape(1, 3, 1, 3)
+    labels = torch.tensor([0, 1, 2], dtype=torch.uint8).reshape(1, 1, 3)
+    assert merge(probabilities, labels, 0.95, kept).flatten().tolist() == [1, 1, 0]
+    assert not Rule(rare=0).keeps(np.array([5, 0])).any()
+
+
+LAYOUTS = {
+    "challenge": (write_challenge, "celebamask", CELEBAMASK, ()),
+    "official": (lambda root, faces: write_celebamask_official(root, faces), "celebamask", CELEBAMASK, ()),
+    "helen": (write_helen, "helen", HELEN, ()),
+    "merged": (lambda root, faces: write_helen_merged(root, faces, first_is_left=False), "helen", HELEN, ()),
+    "lapa": (lambda root, faces: write_lapa(root, faces, first_is_left=False), "lapa", LAPA, ()),
+    "list": (
+        lambda root, faces: write_list(root, faces, TO_CELEBAMASK),
+        "list",
+        CELEBAMASK,
+        ("--labels", "celebamask"),
+    ),
+    "synthetic": (None, "synthetic", HELEN, ("--face-size", "48", "--max-images", "3")),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_data_set_is_relabelled_into_a_folder_of_its_own_and_trained_on(
+    layout: str, tiny: Callable[[LabelSet], Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write, dataset, labels, more = LAYOUTS[layout]
+    root, out, cache = tmp_path / "data", tmp_path / "new", tmp_path / "cache"
+    words = ["--dataset", dataset, "--cache", str(cache), "--device", "cpu", *more]
+    if write:
+        write(root, FACES)
+        words += ["--data", str(root)]
+    before = snapshot(root) if write else {}
+    assert script.main([*words, "--checkpoint", str(tiny(labels)), "--rare", "0.02", "--out", str(out)]) == 0
+    assert "| nose |" in capsys.readouterr().out
+    assert (snapshot(root) if write else {}) == before
+
+    label_set = "celebamask" if layout == "list" else None
+    drawn = (48, 3) if layout == "synthetic" else (None, None)
+    data = FaceData(dataset, root if write else None, None, *drawn, cache, label_set)
+    old = open_faces(data, "train", labels)
+    own = FaceData(dataset, root if write else None, None, *drawn, cache, label_set, out)
+    new = open_faces(own, "train", labels)
+    record = json.loads((out / "relabel.json").read_text())
+    nose, counts = labels.names.index("nose"), np.zeros((2, len(labels)), np.int64)
+    rare = [labels.names.index(name) for name in record["kept"]]
+    assert sorted(old.names) == sorted(new.names) == sorted(path.stem for path in out.glob("*.png"))
+    for i, name in enumerate(old.names):
+        wanted = np.where(np.isin(old.ids(i), rare), old.ids(i), nose)
+        assert np.array_equal(new.ids(i), wanted)
+        assert np.array_equal(np.array(Image.open(out / f"{name}.png")), wanted)
+        assert np.array_equal(new.photo(i), old.photo(i))
+        counts += [np.bincount(maps.ids(i).ravel(), minlength=len(labels)) for maps in (old, new)]
+    shares = counts[0] / counts[0].sum()
+    assert set(rare) == set(np.flatnonzero(shares < 0.02))
+    assert {0, labels.names.index("skin")}.isdisjoint(rare)
+    assert any(counts[0][rare])
+    assert list(record["pixels before and after"].values()) == counts.T.tolist()
+    assert np.array_equal(open_faces(own, "val", labels).ids(0), open_faces(data, "val", labels).ids(0))
+
+
+def challenge(tmp_path: Path) -> list[str]:
+    write_challenge(tmp_path / "data", FACES)
+    folders = ["--data", str(tmp_path / "data"), "--cache", str(tmp_path / "cache")]
+    return ["--dataset", "celebamask", *folders, "--device", "cpu"]
+
+
+def test_an_interrupted_call_keeps_what_is_there(tiny: Callable[[LabelSet], Path], tmp_path: Path) -> None:
+    words = [*challenge(tmp_path), "--checkpoint", str(tiny(CELEBAMASK)), "--out", str(tmp_path / "new")]
+    script.main(words)
+    whole = snapshot(tmp_path / "new")
+    (tmp_path / "new" / "1.png").unlink()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "new").glob("*.png")}
+    script.main(words)
+    assert snapshot(tmp_path / "new") == whole
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1", "1.5", "nan"])
+def test_a_threshold_out_of_range_is_refused(value: str, tmp_path: Path) -> None:
+    words = ["--device", "cpu", "--out", str(tmp_path / "new")]
+    with pytest.raises(InputError, match="--threshold"):
+        script.main([*words, "--threshold", value])
+    with pytest.raises(InputError, match="--rare 2"):
+        script.main([*words, "--rare", "2"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny: Callable[[LabelSet], Path], tmp_path: Path) -> None:
+    words, weights = challenge(tmp_path), tiny(CELEBAMASK)
+    before = snapshot(tmp_path / "data")
+    with pytest.raises(InputError, match="labels in helen, the data set in celebamask"):
+        script.main([*words, "--checkpoint", str(tiny(HELEN)), "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+    for inside in ("train/train_mask", "val/val_mask", "train/merged_labels", ""):
+        with pytest.raises(InputError, match="lies in the data set"):
+            script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / "data" / inside)])
+    (tmp_path / "link").symlink_to(tmp_path / "data" / "train" / "train_mask")
+    with pytest.raises(InputError, match="lies in the data set"):
+        script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / "link")])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "0.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match="not empty"):
+        script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / "mine")])
+    assert (tmp_path / "mine" / "0.png").read_bytes() == b"mine"
+    out = ["--checkpoint", str(weights), "--out", str(tmp_path / "new")]
+    script.main([*words, *out])
+    with pytest.raises(InputError, match=r"threshold 0.95, not 0.9"):
+        script.main([*words, *out, "--threshold", "0.9"])
+    assert snapshot(tmp_path / "data") == before
+
+
+def test_a_folder_of_labels_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+    write_challenge(tmp_path / "data", FACES)
+    folder = tmp_path / "new"
+    data = FaceData("celebamask", tmp_path / "data", cache=tmp_path / "cache", train_labels=folder)
+
+    def refused(match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            open_faces(data, "train", CELEBAMASK)
+
+    refused("is not a folder")
+    folder.mkdir()
+    refused(r"lacks 3 \(0.png, 1.png, 2.png\)")
+    for name in "012":
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / f"{name}.png")
+    (folder / "relabel.json").write_text('{"labels": "helen"}')
+    refused("holds ids of helen, the data set those of celebamask")
+    (folder / "relabel.json").unlink()
+    Image.fromarray(np.full((64, 64), 19, np.uint8)).save(folder / "1.png")
+    refused(r"unknown ids in mask .*new/1.png: 1 .19.")
+    Image.fromarray(np.zeros((32, 64), np.uint8)).save(folder / "1.png")
+    refused("sizes differ: .*64×32.*64×64")
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / "1.png")
+    assert open_faces(data, "train", CELEBAMASK).ids(1).max() == 0
+    assert open_source(data, "val").samples[0].masks[0].parent.name == "val_mask"
+
+
+def _train(folder: Path, *more: str) -> int:
+    data = ["--face-size", "48", "--max-images", "4", "--cache", str(folder / "cache"), "--device", "cpu"]
+    how = ["--input-size", "48", "--batch-size", "2", "--epochs", "3", "--self-distill", "1"]
+    return train_deeplab.main([*data, *how, *more])
+
+
+@pytest.mark.parametrize("place", ["relabelling", "later"])
+def test_one_command_trains_relabels_and_goes_on_however_it_is_interrupted(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = ["--threshold", "0.05", "--rare", "0.001"]
+    _train(tmp_path, *rule, "--run-dir", str(tmp_path / "whole"))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    maps = sorted((whole / "labels").glob("*.png"))
+    assert len(maps) == 4
+    assert json.loads((whole / "labels" / "relabel.json").read_text())["changed"] > 0
+    assert json.loads((whole / "config.json").read_text())["self_distillation"]["after"] == 1
+
+    written, write = [], relabel._write
+
+    def interrupted(task: object) -> None:
+        raise KeyboardInterrupt
+
+    def write_one(path: Path, label_map: np.ndarray, labels: LabelSet) -> None:
+        written.append(path)
+        if len(written) > 1:
+            raise KeyboardInterrupt
+        write(path, label_map, labels)
+
+    with monkeypatch.context() as patch:
+        if place == "relabelling":
+            patch.setattr(relabel, "_write", write_one)
+        else:
+            validate = train_deeplab.TrainDeepLab.validate
+            patch.setattr(
+                train_deeplab.TrainDeepLab,
+                "validate",
+                lambda task: (interrupted if task.epoch == 2 else validate)(task),
+            )
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path, *rule, "--run-dir", str(parts))
+    assert len(list((parts / "labels").glob("*.png"))) == (1 if place == "relabelling" else 4)
+    with pytest.raises(InputError, match="self_distillation"):
+        _train(tmp_path, "--threshold", "0.5", "--run-dir", str(parts), "--resume")
+    _train(tmp_path, *rule, "--run-dir", str(parts), "--resume")
+    assert [path.read_bytes() for path in sorted((parts / "labels").glob("*.png"))] == [p.read_bytes() for p in maps]
+    losses = [
+        [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()] for run in (whole, parts)
+    ]
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_new_labels_are_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    loss = train_deeplab.segmentation_loss
+
+    def look(logits: torch.Tensor, targets: torch.Tensor, dice: float) -> torch.Tensor:
+        seen.append(int(targets.max()))
+        return loss(logits, targets, dice)
+
+    def all_skin(*args: object) -> torch.Tensor:
+        return torch.ones_like(args[1])  # type: ignore[call-overload]
+
+    monkeypatch.setattr(train_deeplab, "segmentation_loss", look)
+    monkeypatch.setattr(relabel, "merge", all_skin)
+    _train(tmp_path, "--run-dir", str(tmp_path / "run"))
+    assert seen == [10, 10, 1, 1, 1, 1]  # hair, of the data set; then skin alone
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--self-distill", "3"], "--self-distill 3: must be between 1 and 2"),
+        (["--self-distill", "0"], "--self-distill 0"),
+        (["--threshold", "1"], "--threshold 1.0"),
+    ],
+)
+def test_a_run_that_cannot_distil_is_refused_before_it_begins(options: list[str], match: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=match):
+        _train(tmp_path, "--run-dir", str(tmp_path / "run"), *options)
+    assert not (tmp_path / "run").exists()

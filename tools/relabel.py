@@ -1,0 +1,45 @@
+"""Self-distilled labels: where a parser is sure, its label replaces that of the training data, in a folder of new PNGs.
+
+Writes DIR/<name>.png for each training face, and DIR/relabel.json with the pixels of each label before and after. The
+data set stays as it is; train_deeplab.py --train-labels DIR trains on the new maps, and its --self-distill does all of
+it in one run.
+"""
+
+import sys
+from pathlib import Path
+
+from data.batches import open_faces
+from data.relabelled import RECORD
+from models.loading import load_parser
+from utils import distributed, options
+from utils.relabel import BATCH_SIZE, Rule, add_rule_options, refuse_inside, relabel, require_labels, table
+from utils.runtime import run_main
+
+INTERRUPTED = "interrupted: the label maps that are there are whole, and the same command goes on with the others"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = options.base_parser(__doc__, batch_size=BATCH_SIZE)
+    group = parser.add_argument_group("relabelling")
+    options.add_checkpoint_option(group)
+    add_rule_options(group)
+    group.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the label maps")
+    args = parser.parse_args(argv)
+    options.check(args)
+    rule, data, machine = Rule(args.threshold, args.rare), options.face_data(args), options.machine(args)
+    refuse_inside(args.out, data.root, "--out")
+    checkpoints = options.checkpoints(args)
+    labels = load_parser(checkpoints).labels
+    require_labels(labels.name, data.labels.name, checkpoints)  # before the faces are decoded
+    distributed.start_processes(args.device)
+    with distributed.told_when_lost():
+        faces = open_faces(data, "train", labels, threads=machine.threads)
+        record = relabel(checkpoints, faces, args.out, rule, machine, args.batch_size)
+    if distributed.rank() == 0:
+        print(f"\n{table(record)}\n{record['changed']} pixels of {len(faces)} faces changed")
+        print(f"written: {args.out}, {RECORD}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, INTERRUPTED))

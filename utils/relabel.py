@@ -1,0 +1,204 @@
+"""Self-distilled labels: where a parser is sure, its label takes the place of the training label, unless that is rare.
+
+A team of the CelebAMask challenge regularises its training so, without the exception: a model that has not yet learnt
+earrings or necklaces is often sure of what lies behind them, and would erase them.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import images
+from data.batches import Faces
+from data.relabelled import RECORD
+from models.loading import load_for_inference, read_weights
+from utils import distributed, files, runtime
+from utils.errors import InputError
+from utils.tables import markdown
+from utils.training import Machine
+from utils.visualize import encode_labels
+
+BATCH_SIZE = 8  # faces at once
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which training labels are replaced.
+
+    threshold: where the most probable label's probability is above it, in [0, 1). rare: a label with a smaller share of
+    the training pixels, in [0, 1], keeps its pixels whatever the parser says; 0: none does, as in the team's code.
+    Raises InputError for values out of range.
+    """
+
+    threshold: float = 0.95
+    rare: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise InputError(f"--threshold {self.threshold}: must be at least 0 and below 1")
+        if not 0 <= self.rare <= 1:
+            raise InputError(f"--rare {self.rare}: must be between 0 and 1")
+
+    def keeps(self, pixels_K: np.ndarray) -> np.ndarray:
+        """Which labels keep their pixels: bool (K,). pixels_K: how many of the training pixels have each."""
+        return pixels_K < self.rare * pixels_K.sum()
+
+
+def add_rule_options(parser: argparse._ActionsContainer) -> None:
+    """``--threshold`` and ``--rare``, the fields of ``Rule``."""
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=Rule.threshold,
+        metavar="P",
+        help="probability above which a predicted label replaces that of the training data",
+    )
+    parser.add_argument(
+        "--rare",
+        type=float,
+        default=Rule.rare,
+        metavar="SHARE",
+        help="labels with a smaller share of the training pixels keep their pixels; 0: none do",
+    )
+
+
+def merge(probs_BKHW: Tensor, labels_BHW: Tensor, threshold: float, kept_K: Tensor) -> Tensor:
+    """Label maps (uint8, B, H, W) with the most probable label where its probability is above the threshold, but for
+    pixels whose own label is one of ``kept_K`` (bool)."""
+    probability_BHW, ids_BHW = probs_BKHW.max(1)
+    replaced_BHW = (probability_BHW > threshold) & ~kept_K[labels_BHW.long()]
+    return torch.where(replaced_BHW, ids_BHW.to(labels_BHW.dtype), labels_BHW)
+
+
+def refuse_inside(folder: Path, root: Path | None, flag: str) -> None:
+    """Raises InputError for a folder inside a data set, in which nothing is ever written."""
+    if root is not None and folder.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{flag} {folder} lies in the data set {root}, whose files stay as they are: name another")
+
+
+def relabel(
+    checkpoints: Sequence[Path], faces: Faces, folder: Path, rule: Rule, machine: Machine, batch_size: int = BATCH_SIZE
+) -> dict[str, Any]:
+    """Write ``<name>.png`` for each face into a folder, together with the other processes, and last the record.
+
+    checkpoints: of a parser of the faces' own label set. faces: the training split. What an interrupted call with the
+    same arguments has written is kept. Returns the record: what the maps come from, which labels kept their pixels,
+    and how many pixels each label has before and after.
+    Raises InputError for a parser of other labels, for a folder that holds anything else, and where it cannot be
+    written.
+    """
+    parser, labels = load_for_inference(checkpoints, machine.device), faces.data_labels
+    require_labels(parser.labels.name, labels.name, checkpoints)
+    before_K = faces.records["count"].sum(0)
+    kept_K = rule.keeps(before_K)
+    record = {
+        "parser": parser.kind,
+        "weights": weights_fingerprint(checkpoints),
+        "labels": labels.name,
+        "data": faces.fingerprint,
+        "faces": len(faces),
+        **asdict(rule),
+        "kept": [name for name, kept in zip(labels.names, kept_K, strict=True) if kept],
+    }
+    if distributed.rank() == 0:
+        _claim(folder, record)
+    distributed.barrier()
+    paths = [folder / f"{name}.png" for name in faces.names]
+    todo = [i for i in range(distributed.rank(), len(faces), distributed.world_size()) if not paths[i].is_file()]
+    kept = torch.from_numpy(kept_K).to(machine.device)
+    bar = tqdm(range(0, len(todo), batch_size), "relabel", disable=None if distributed.rank() == 0 else True)
+    with ThreadPoolExecutor(machine.threads) as pool:
+        for start in bar:
+            chosen = todo[start : start + batch_size]
+            batch = faces.collate([faces[i, (0, 0, i)] for i in chosen]).to(machine.device)
+            with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
+                probs_BKHW, _ = parser.probabilities(batch)
+                probs_BKHW = probs_BKHW.float()
+                probs_BKHW /= probs_BKHW.sum(1, keepdim=True)  # where windows overlap, the sum is more than 1
+                merged_BHW = merge(probs_BKHW, batch.labels_BHW, rule.threshold, kept).cpu().numpy()
+            maps = [ids_HW[:h, :w] for ids_HW, (h, w) in zip(merged_BHW, batch.sizes_B2.tolist(), strict=True)]
+            list(pool.map(partial(_write, labels=labels), [paths[i] for i in chosen], maps))
+    distributed.barrier()
+    if distributed.rank() == 0:
+        after_K, changed = np.zeros_like(before_K), 0
+        for i, path in enumerate(paths):
+            old_HW, new_HW = faces.ids(i), images.read_labels(path)
+            if old_HW.shape != new_HW.shape or new_HW.max() >= len(labels):
+                raise InputError(f"{path} is not what was written there: remove it and start again")
+            after_K += np.bincount(new_HW.ravel(), minlength=len(labels))
+            changed += int((old_HW != new_HW).sum())
+        pixels = {name: [int(b), int(a)] for name, b, a in zip(labels.names, before_K, after_K, strict=True)}
+        record |= {"changed": changed, "pixels before and after": pixels}
+        _write_record(folder, record)
+    distributed.barrier()
+    return record
+
+
+def require_labels(held: str, needed: str, checkpoints: Sequence[Path]) -> None:
+    """Raises InputError where a parser labels with another set than that of the data."""
+    if held != needed:
+        names = ", ".join(map(str, checkpoints))
+        raise InputError(f"--checkpoint {names} labels in {held}, the data set in {needed}: name one that fits it")
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown: the share of each label before and after, and how much it gained."""
+    pixels = record["pixels before and after"]
+    whole = sum(before for before, _ in pixels.values())
+    rows = [
+        [name, before / whole, after / whole, (after - before) / before if before else None, name in record["kept"]]
+        for name, (before, after) in pixels.items()
+    ]
+    rows = [[*row, "yes" if kept else ""] for *row, kept in rows]
+    return markdown(["label", "share before", "after", "change", "kept, as it is rare"], rows, 5)
+
+
+def weights_fingerprint(checkpoints: Sequence[Path]) -> str:
+    """SHA-256 (hexadecimal) of the networks' names and values: equal for files that hold the same weights."""
+    digest = hashlib.sha256()
+    for path in checkpoints:
+        for network, state in sorted(read_weights(path).modules.items()):
+            for key, value in sorted(state.items()):
+                digest.update(f"{network}.{key}\0".encode())
+                digest.update(value.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _claim(folder: Path, record: dict[str, Any]) -> None:
+    """Note in an empty folder what its maps will come from; raises InputError for one that holds anything else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}): name another folder") from error
+    if empty:
+        _write_record(folder, record)
+    elif not (folder / RECORD).is_file():
+        raise InputError(f"{folder} is not empty, and its files are not replaced: name a new folder")
+    elif changed := distributed.difference(files.read_json(folder / RECORD, "record"), record):
+        raise InputError(f"{folder} holds labels made with {changed}: name a new folder")
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    try:
+        files.write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}): make room or name another folder") from error
+
+
+def _write(path: Path, label_map: np.ndarray, labels: Any) -> None:
+    try:
+        files.write_bytes(path, encode_labels(np.ascontiguousarray(label_map), labels))
+    except OSError as error:
+        raise InputError(f"{path} could not be written ({error.strerror}): make room, then start again") from error
