@@ -24,6 +24,7 @@ import reproduce
 from data.listing import SPLITS
 from experiments import (
     ablation,
+    class_imbalance,
     coarse_size,
     common,
     crop_parity,
@@ -68,6 +69,7 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Fi
     "kinds": ("Kinds of faces", kinds.table, kinds.draw),
     "scenes": ("Scenes of several faces", scenes.table, scenes.draw),
     "helen68": ("Photos that nobody aligned", helen68.table, helen68.draw),
+    "class_imbalance": ("How rare the classes are", class_imbalance.table, class_imbalance.draw),
     "ablation": ("What each change of the recipe brings", ablation.table, ablation.draw),
 }
 LOWER_IS_BETTER = ("theta_loss",)

@@ -18,8 +18,19 @@ import train_stage1
 import train_stage2
 from data.batches import Faces
 from data.cache import label_geometry, part_geometry
-from data.labels import HELEN, NINE
-from experiments import ablation, coarse_size, common, crop_parity, few_images, hidden_parts, kinds, robustness
+from data.labels import CELEBAMASK, HELEN, NINE
+from data.source import FaceData, open_source
+from experiments import (
+    ablation,
+    class_imbalance,
+    coarse_size,
+    common,
+    crop_parity,
+    few_images,
+    hidden_parts,
+    kinds,
+    robustness,
+)
 from models import loading
 from models.geometry import window_theta
 from models.stn_icnn.baseline import part_boxes
@@ -398,3 +409,29 @@ def test_hidden_parts_refuses_a_parser_without_windows_in_one_line(options: list
     message = r"--checkpoint \S+tiny.pt holds tiny, but this experiment compares windows of stn_icnn$"
     with pytest.raises(InputError, match=message):
         hidden_parts.main([*options, "--checkpoint", str(other_parser)])
+
+
+def test_class_imbalance_counts_every_pixel_of_the_masks(options: list[str], helen_root: Path, results: Path) -> None:
+    assert class_imbalance.main(options) == 0
+    result = read(results, "class_imbalance")
+    source = open_source(FaceData("helen", helen_root), "train")
+    maps = [source.read(sample)[1] for sample in source.samples]
+    whole = np.concatenate([ids.ravel() for ids in maps])
+    assert (result["faces"], result["split"]) == (len(maps), "train")
+    shares = [row["share"] for row in result["rows"]]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1)
+    for row in result["rows"]:
+        label = HELEN.names.index(row["label"])
+        assert row["pixels"] == (whole == label).sum()
+        assert row["faces"] == np.mean([(ids == label).any() for ids in maps])
+    assert len(result["rows"]) == len(HELEN)
+
+
+def test_the_measured_shares_are_those_of_the_original_s_training_faces() -> None:
+    root = Path(__file__).resolve().parent
+    pixels = json.loads((root / "golden_side.json").read_text())["deeplab"]["training pixels"]
+    result = json.loads((root.parent / "results" / "experiments" / "class_imbalance.json").read_text())
+    found = {row["label"]: row["share"] for row in result["rows"]}
+    for name, count in zip(CELEBAMASK.names, pixels, strict=True):  # other faces of the same data set
+        assert found[name] == pytest.approx(count / sum(pixels), rel=0.04), name

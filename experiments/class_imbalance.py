@@ -1,0 +1,85 @@
+"""How rare the classes are: each label's share of all pixels of a split, and of the faces that show it.
+
+Counted in the data set's own masks, at their own size; photos are not read and no cache is made.
+"""
+
+import sys
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from data.listing import Sample, id_problem
+from data.source import FaceData, find
+from experiments import common
+from utils import options
+from utils.errors import InputError
+from utils.runtime import run_main
+from utils.tables import markdown
+
+NAME = "class_imbalance"
+
+
+def count_pixels(data: FaceData, split: str, threads: int) -> np.ndarray:
+    """How many pixels of each face have each id of the data set: int64 (N, K). threads: that read masks.
+
+    Raises InputError for a bad data folder, and for masks that cannot be read or hold other ids.
+    """
+    listing, labels = find(data, split), data.labels
+    if listing.problems:
+        raise InputError(f"{listing.problems[0]}: see python -m data.check")
+    samples = listing.samples[: data.max_images]
+
+    def count(sample: Sample) -> np.ndarray:
+        ids = listing.read_labels(sample)
+        if problem := id_problem(labels, sample, ids):
+            raise InputError(problem)
+        return np.bincount(ids.ravel(), minlength=len(labels))
+
+    with ThreadPool(threads) as pool:
+        return np.array(list(tqdm(pool.imap(count, samples), f"{split} masks", len(samples), disable=None)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = common.parser(__doc__)
+    made.set_defaults(split="train")
+    args = common.parse(made, argv)
+    data = options.face_data(args)
+    pixels_NK = count_pixels(data, args.split, options.machine(args).threads)
+    pixels_K, faces_K = pixels_NK.sum(0), (pixels_NK > 0).sum(0)
+    order = np.argsort(-pixels_K, kind="stable")
+    rows = [
+        {
+            "label": data.labels.names[k],
+            "pixels": int(pixels_K[k]),
+            "share": pixels_K[k] / pixels_K.sum(),
+            "faces": faces_K[k] / len(pixels_NK),
+        }
+        for k in order.tolist()
+    ]
+    common.write(NAME, NAME, args, argv, {"faces": len(pixels_NK), "split": args.split, "rows": rows}, draw, table)
+    return 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: one line for each label, the most frequent first."""
+    rows = [[row["label"], row["pixels"], f"{row['share']:.5f}", f"{row['faces']:.3f}"] for row in result["rows"]]
+    return markdown(["label", "pixels", "share of pixels", "share of faces"], rows)
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """A bar for each label's share of the pixels, the highest first."""
+    names, shares = [row["label"] for row in result["rows"]], [row["share"] for row in result["rows"]]
+    figure, (ax,) = common.panels(1)
+    figure.set_size_inches(9.2, 3.6)
+    bars = ax.bar(names, shares, color="skyblue")
+    ax.bar_label(bars, [f"{share:.2g}" for share in shares], fontsize=7)
+    ax.tick_params(axis="x", rotation=45)
+    ax.set(ylabel="share of all pixels", title=f"{result['faces']} faces, {result['split']} split")
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
