@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from utils.errors import InputError
 from utils.files import write_whole
 from utils.runtime import is_out_of_memory, printable, run_main
 from utils.training import Machine
-from utils.visualize import draw_outlines, encode, encode_labels, overlay, window_corners
+from utils.visualize import colour, draw_outlines, encode, encode_labels, overlay, window_corners
 
 SUFFIXES = (*PHOTO_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp", *video.SUFFIXES)  # looked for in folders and globs
 FACES = (*WHICH, "none")
@@ -47,7 +48,7 @@ INTERRUPTED = "interrupted: the results that are there are whole, and the same c
 
 
 class Job(NamedTuple):
-    """A photo and the files to write for it: kind ("labels", "overlay", "faces" or "probabilities") -> path."""
+    """A photo and the files to write for it: kind -> path, of "labels", "overlay", "coloured", "faces", "probabilities"."""
 
     photo: Path
     outputs: dict[str, Path]
@@ -137,7 +138,9 @@ def main(argv: list[str] | None = None) -> int:
         how = Labelling(parser, scenes, machine, args.batch_size, args.probabilities, args.windows)
         started = time.monotonic()
         if todo or clips:
-            make_folder(args.out)
+            make_folder(args.out, "--out")
+        if todo and args.coloured:
+            make_folder(args.coloured, "--coloured")
         if todo:
             unlabelled, faceless = label_photos(how, todo)
             done = len(todo) - len(unlabelled)
@@ -188,6 +191,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--probabilities", action="store_true", help="also save them: float16 (labels, height, width) in .npz"
     )
     group.add_argument("--windows", action="store_true", help="draw the parser's windows into the overlay")
+    group.add_argument(
+        "--coloured",
+        type=Path,
+        metavar="DIR",
+        help="another folder, for the label maps as pictures in the colours of the data set's authors",
+    )
     group.add_argument("--no-overlay", action="store_true", help="write no overlay")
     group.add_argument("--frame-labels", action="store_true", help="also write a label map for each frame of a video")
     options.add_machine_options(parser, batch_size=8)
@@ -195,6 +204,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.check(args)
     if args.windows and args.no_overlay:
         raise InputError("--windows are drawn into the overlay: leave out --no-overlay")
+    if args.coloured and os.path.realpath(args.coloured) == os.path.realpath(args.out):
+        raise InputError(f"--coloured {args.coloured} holds the label maps themselves: name another folder than --out")
     return args
 
 
@@ -277,6 +288,8 @@ def plan(photos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[
         outputs = {"labels": args.out / f"{name}.png"}
         if not args.no_overlay:
             outputs["overlay"] = args.out / f"{name}_overlay.jpg"
+        if args.coloured:
+            outputs["coloured"] = args.coloured / f"{name}.png"
         if args.faces != "none":
             outputs["faces"] = args.out / f"{name}_faces.json"
         if args.probabilities:
@@ -354,11 +367,11 @@ def not_written(photo: Path, error: Exception) -> str:
     return f"{photo}: its results could not be written ({reason})"
 
 
-def make_folder(out: Path) -> None:
+def make_folder(folder: Path, flag: str) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {out} cannot be made ({error.strerror}): name another folder") from error
+        raise InputError(f"{flag} {folder} cannot be made ({error.strerror}): name another folder") from error
 
 
 def label_photos(how: Labelling, jobs: list[Job]) -> tuple[list[str], list[Path]]:
@@ -463,18 +476,26 @@ def write(job: Job, photo: np.ndarray, result: Result, labels: LabelSet, windows
             for corners_P42 in result.windows:
                 shown = draw_outlines(shown, corners_P42, labels)
         made["overlay"] = partial(put, encode(Image.fromarray(shown), "JPEG", quality=92))
+    if "coloured" in job.outputs:
+        picture = Image.fromarray(colour(result.labels_HW, labels, published=True))
+        made["coloured"] = partial(put, encode(picture, "PNG"))
     if "faces" in job.outputs and result.faces is not None:
         found = {"labels": labels.name, "faces": [face.report() for face in result.faces]}
         made["faces"] = partial(put, (json.dumps(found, indent=1) + "\n").encode())
     if "probabilities" in job.outputs and result.probabilities_KHW is not None:
         made["probabilities"] = partial(np.savez_compressed, probabilities=result.probabilities_KHW)
     placed: list[Path] = []
-    with tempfile.TemporaryDirectory(prefix=".", dir=next(iter(job.outputs.values())).parent) as folder:
+    with ExitStack() as folders:
+        parents = {job.outputs[kind].parent for kind in made}
+        beside = {
+            parent: folders.enter_context(tempfile.TemporaryDirectory(prefix=".", dir=parent)) for parent in parents
+        }
+        parts = {kind: Path(beside[job.outputs[kind].parent], kind) for kind in made}
         for kind, save in made.items():
-            write_whole(Path(folder, kind), save)
+            write_whole(parts[kind], save)
         try:
             for kind in made:
-                os.replace(Path(folder, kind), job.outputs[kind])
+                os.replace(parts[kind], job.outputs[kind])
                 placed.append(job.outputs[kind])
         except OSError:
             for path in placed:

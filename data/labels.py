@@ -38,7 +38,8 @@ class LabelSet:
     name: what checkpoints and scores.json call it. names: position = id; 0 is background. colours: RGB, 0 to 255.
     pairs: labels that change places once a photo is mirrored. groups: columns of the paper's F1 table, each with the
     labels that it pools; empty for sets that the paper has no table for. shared: own name -> the name that other sets
-    have for the same label, where it differs. Raises ValueError where these do not fit each other.
+    have for the same label, where it differs. published: RGB of the labels in the pictures of the data set's own
+    authors; empty where there is no such palette. Raises ValueError where these do not fit each other.
     """
 
     name: str
@@ -47,12 +48,15 @@ class LabelSet:
     pairs: tuple[tuple[str, str], ...] = ()
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    published: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.names) <= NO_ID or len(set(self.names)) < len(self.names):
             raise ValueError(f"label set {self.name}: needs 2 to {NO_ID} different names")
         if len(self.colours) != len(self.names):
             raise ValueError(f"label set {self.name}: {len(self.names)} names, but {len(self.colours)} colours")
+        if self.published and len(self.published) != len(self.names):
+            raise ValueError(f"label set {self.name}: {len(self.names)} names, but {len(self.published)} colours")
         used = {*sum(self.pairs, ()), *sum(self.groups.values(), ()), *self.shared}
         if unknown := used - set(self.names):
             raise ValueError(f"label set {self.name} has no {', '.join(sorted(unknown))}")
@@ -230,6 +234,27 @@ CELEBAMASK = LabelSet(
     ),
     (("l_eye", "r_eye"), ("l_brow", "r_brow"), ("l_ear", "r_ear")),
     shared=_CELEBAMASK_SHARED,
+    published=(
+        (0, 0, 0),
+        (204, 0, 0),
+        (76, 153, 0),
+        (204, 204, 0),
+        (51, 51, 255),
+        (204, 0, 204),
+        (51, 255, 255),
+        (247, 206, 205),
+        (102, 51, 0),
+        (255, 0, 0),
+        (102, 204, 0),
+        (255, 255, 0),
+        (0, 0, 153),
+        (0, 0, 204),
+        (255, 51, 153),
+        (0, 204, 204),
+        (0, 51, 0),
+        (255, 153, 51),
+        (0, 204, 0),
+    ),
 )
 
 LABEL_SETS = {labels.name: labels for labels in (NINE, HELEN, LAPA, CELEBAMASK)}

@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -268,6 +269,39 @@ def test_a_parser_of_other_labels_writes_them_with_its_own_colours(monkeypatch, 
     assert (saved.shape, saved.dtype) == ((19, 48, 64), np.float16)
     chosen = np.take_along_axis(saved, labels[None].astype(int), 0)[0]
     assert (chosen >= saved.max(0)).all()
+
+
+def test_coloured_pictures_have_the_palette_of_the_data_set_s_authors(monkeypatch, tmp_path):
+    golden = json.loads((Path(__file__).parent / "golden_side.json").read_text())["deeplab"]["colours"]
+    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
+    save_photo(tmp_path / "face.png", photo(48, 64))
+    out, coloured = tmp_path / "predictions", tmp_path / "colored_predictions"
+    argv = [str(tmp_path / "face.png"), "--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--device", "cpu"]
+    argv += ["--out", str(out), "--amp", "off", "--faces", "none", "--no-overlay", "--coloured", str(coloured)]
+    assert predict.main(argv) == 0
+    assert names(out) == names(coloured) == ["face.png"]
+    labels, picture = read_labels(out / "face.png"), Image.open(coloured / "face.png")
+    assert picture.mode == "RGB"
+    assert len(np.unique(labels)) > 1
+    np.testing.assert_array_equal(np.array(picture), np.array(golden)[labels])
+    assert CELEBAMASK.published == tuple(map(tuple, golden))
+    sets = ["--ids", "celebamask", "--labels", "celebamask", "--device", "cpu"]
+    assert evaluate.main(["--predictions", str(out), "--truth", str(out), *sets]) == 0
+
+
+def test_coloured_pictures_never_replace_label_maps_or_photos(run, tmp_path, capsys):
+    save_photo(tmp_path / "a.png", photo(32))
+    with pytest.raises(InputError, match="name another folder than --out"):
+        run(tmp_path / "a.png", "--coloured", tmp_path / "out")
+    with pytest.raises(InputError, match="its results would replace it"):
+        run(tmp_path / "a.png", "--coloured", tmp_path)
+    with pytest.raises(InputError, match=r"--coloured .* cannot be made"):
+        run(tmp_path / "a.png", "--coloured", tmp_path / "a.png")
+    assert run(tmp_path / "a.png", "--coloured", tmp_path / "new") == 0
+    np.testing.assert_array_equal(  # labels that nobody has published colours of: their own
+        np.array(Image.open(tmp_path / "new" / "a.png")),
+        np.array(NINE.colours)[read_labels(tmp_path / "out" / "a.png")],
+    )
 
 
 def test_a_parser_without_windows_or_crops_says_so(monkeypatch, tmp_path):

@@ -15,14 +15,15 @@ from data.labels import NUM_PARTS, LabelSet
 LINE_WIDTH = 1 / 200  # of the photo's shorter side
 
 
-def colour(label_map: np.ndarray, labels: LabelSet) -> np.ndarray:
+def colour(label_map: np.ndarray, labels: LabelSet, published: bool = False) -> np.ndarray:
     """Paint a label map, integer (any shape), in the colours of its label set: uint8 (..., 3).
 
-    Raises ValueError for ids that the label set does not have.
+    published: in those of the data set's own authors, where there are any. Raises ValueError for ids that the label set
+    does not have.
     """
     if label_map.size and (label_map.min() < 0 or label_map.max() >= len(labels)):
         raise ValueError(f"label ids {label_map.min()}..{label_map.max()} are not 0..{len(labels) - 1} ({labels.name})")
-    return np.array(labels.colours, np.uint8)[label_map]
+    return np.array((labels.published if published else ()) or labels.colours, np.uint8)[label_map]
 
 
 def overlay(photo: np.ndarray, label_map: np.ndarray, labels: LabelSet, alpha: float = 0.5) -> np.ndarray:
