@@ -48,7 +48,10 @@ INTERRUPTED = "interrupted: the results that are there are whole, and the same c
 
 
 class Job(NamedTuple):
-    """A photo and the files to write for it: kind -> path, of "labels", "overlay", "coloured", "faces", "probabilities"."""
+    """A photo and the files to write for it.
+
+    outputs: kind ("labels", "overlay", "coloured", "faces" or "probabilities") -> path.
+    """
 
     photo: Path
     outputs: dict[str, Path]
