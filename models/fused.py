@@ -31,20 +31,21 @@ class FusedParser(FaceParser):
         own, theirs = ([pair[k] for pair in self.drawn] for k in (0, 1))
         fused_KN[own] = 0
         fused_KN = fused_KN * (parts_JN[0] / fused_KN.sum(0).clamp(min=1e-9))
+        fused_KN[0] += (parts_JN[0] - fused_KN.sum(0)).clamp(min=0)  # all of it, where the other labels have nothing
         fused_KN[own] = parts_JN[theirs]
         return fused_KN
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         whole_BKHW, _ = self.whole.probabilities(batch)
         parts_BJHW, theta_BP23 = self.parts.probabilities(batch)
-        return self._fuse_batch(whole_BKHW, parts_BJHW), theta_BP23
+        fused_BKHW = self._fuse_batch(whole_BKHW, parts_BJHW)
+        for fused_KHW, (height, width) in zip(fused_BKHW, batch.sizes_B2.tolist(), strict=True):
+            fused_KHW[:, height:], fused_KHW[:, :, width:] = 0, 0  # windows may reach into the padding
+        return fused_BKHW, theta_BP23
 
     def parse(self, batch: Batch) -> Parsed:
         fused_BKHW, theta_BP23 = self.probabilities(batch)
-        labels_BHW = fused_BKHW.argmax(1).byte()
-        for labels_HW, (height, width) in zip(labels_BHW, batch.sizes_B2.tolist(), strict=True):
-            labels_HW[height:], labels_HW[:, width:] = 0, 0
-        return Parsed(labels_BHW, theta_BP23)
+        return Parsed(fused_BKHW.argmax(1).byte(), theta_BP23)
 
     def patches(self, batch: Batch, keep_probs: bool = False) -> list[tuple[Patch, Tensor]]:
         """See ``FaceParser.patches``; the only window is that of the whole face."""

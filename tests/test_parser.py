@@ -18,12 +18,15 @@ from data.images import read_labels
 from data.labels import CELEBAMASK, NINE
 from data.source import FaceData
 from data.view import Augmentation, View
+from models.deeplab import DeepLab, DeepLabConfig
+from models.fused import FusedParser
 from models.loading import KINDS, load_for_inference, load_parser
 from models.parser import FaceParser
 from models.stn_icnn.icnn import ICNN
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests import tiny_parser
 from tests.fixtures import draw_faces, write_challenge
+from tests.test_evaluate import save_parser
 from tests.test_resume import assert_same_run, interrupt, log_of
 from tests.test_view import batch_of
 from tests.tiny_parser import TinyConfig, TinyParser
@@ -37,6 +40,7 @@ PARSERS: dict[str, Callable[[], FaceParser]] = {
     "tiny": lambda: TinyParser(TinyConfig(), CELEBAMASK),
     "tiny above 128": lambda: TinyParser(TinyConfig(size=160), CELEBAMASK),
 }
+PARSERS["fused"] = lambda: FusedParser(PARSERS["tiny"](), PARSERS["stn_icnn"]())
 SIZES = ((120, 90), (80, 140), (300, 280))
 
 
@@ -58,7 +62,8 @@ def lively(parser: FaceParser) -> FaceParser:
         blocks_BHW3 = torch.randint(256, (8, 6, 6, 3), dtype=torch.uint8)
         parser.train()(blocks_BHW3.repeat_interleave(20, 1).repeat_interleave(20, 2))
         heads = [net.head[2] for net in parser.modules() if isinstance(net, ICNN)]
-        for head in heads or [parser.network[-1]]:
+        heads += [net.network[-1] for net in parser.modules() if isinstance(net, TinyParser)]
+        for head in heads:
             head.weight *= 20
             head.bias.zero_()
     return parser.eval().requires_grad_(False)
@@ -337,15 +342,17 @@ def test_what_the_guest_lacks_is_one_line(
 
 
 def test_checkpoints_of_different_parsers_do_not_go_together(
-    challenge: Path, machine: list[str], trained: Path, nine: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    challenge: Path, machine: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     best = trained / "best.pt"
     argv = [*FACES, str(challenge), *machine, "--out", str(tmp_path / "out"), "--checkpoint"]
-    line = one_line(lambda: evaluate.main([*argv, str(nine), str(best)]), capsys)
-    assert line == f"error: {nine} holds stn_icnn and {best} holds tiny: name checkpoints of one parser"
+    save_parser(deeplab := tmp_path / "deeplab.pt", DeepLab(DeepLabConfig(64), CELEBAMASK), DeepLab.networks, "deeplab")
+    line = one_line(lambda: evaluate.main([*argv, str(best), str(deeplab)]), capsys)
+    told = f"error: {best} holds tiny and {deeplab} holds deeplab: name checkpoints of one parser"
+    assert line == f"{told}, or of stn_icnn and one of the whole face"
     line = one_line(lambda: evaluate.main([*argv, str(best), str(best)]), capsys)
     assert line == f"error: {best} and {best}: name one checkpoint of tiny"
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["deeplab.pt"]
 
 
 def test_nine_labels_are_scored_on_data_of_nineteen(
