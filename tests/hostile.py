@@ -34,6 +34,7 @@ NAMES = (
     "download",
     "data.check",
     "tools.export",
+    "tools.relabel",
     "tools.release",
     "experiments.report",
     "hubconf",

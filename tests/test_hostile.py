@@ -111,6 +111,7 @@ USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train_stage2": ("stage2", ("--init-from", "w.pt", *SMALL, *TRAINING)),
     "train_end2end": ("end2end", ("--init-from", "w.pt", *SMALL, *TRAINING)),
     "tools.export": ("end2end", ("--checkpoint", "w.pt", "--program", "new.pt2")),
+    "tools.relabel": ("end2end", ("--checkpoint", "w.pt", "--out", "out", "--max-images", "1", *SMALL, *MACHINE)),
 }
 WRITTEN = ("out", "new.pt", "run", "cache")  # where a checkpoint is good enough after all
 MAY_BE_GOOD = ("bytes before it", "bits flipped at its start", "last byte lost")
@@ -1136,6 +1137,14 @@ LINES: tuple[tuple[str, str], ...] = (
     ("tools.release", "--checkpoint w.pt --out good.jpg/new.pt"),
     ("tools.release", "--checkpoint w.pt --out . --overwrite"),
     ("tools.release", "--checkpoint none.pt --out new.pt"),
+    ("tools.relabel", ""),
+    ("tools.relabel", "--checkpoint w.pt --threshold 1 --out new"),
+    ("tools.relabel", "--checkpoint w.pt --rare -1 --out new"),
+    ("tools.relabel", "--checkpoint w.pt --out good.jpg"),
+    ("tools.relabel", "--checkpoint w.pt --out good.jpg/new"),
+    ("tools.relabel", "--checkpoint w.pt --dataset celebamask --data . --out new"),
+    ("predict", "good.jpg --checkpoint w.pt --coloured out"),
+    ("predict", "good.jpg --checkpoint w.pt --coloured good.jpg/out"),
     ("experiments.report", "--results none"),
     ("experiments.report", "--results good.jpg"),
     ("experiments.report", "--results . extra"),

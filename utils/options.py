@@ -194,7 +194,7 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
         device = runtime.pick_device(args.device)
     except InputError as error:
         problems.append(str(error))
-    for name in ("run_dir", "out"):
+    for name in ("run_dir", "out", "coloured"):
         if folder := getattr(args, name, None):
             problems += _blocked(f"--{name.replace('_', '-')} {folder}", folder)
     if problems:
