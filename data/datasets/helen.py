@@ -8,6 +8,7 @@ The label maps follow the convention of ``data.labels``: brow1 and eye1 lie on t
 """
 
 import os
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -45,15 +46,12 @@ def find(root: Path, split: str) -> Listing:
     if maps := images.list_files(root / "labels", images.MASK_SUFFIXES):
         return _find_merged(root, split, names, photos, maps)
     samples, problems = _complete(root, split, names, photos)
+    problems += _listed_again(root, split, names)
     if not samples:
         return Listing(samples, problems, read_labels)
     voters = samples
     if split != "train" and os.path.lexists(root / LISTS["train"]):
-        train_names = _read_list(root / LISTS["train"])
-        voters = _complete(root, "train", train_names, photos)[0] or samples
-        shared = sorted(set(names) & set(train_names))
-        if shared:
-            problems.append(f"names both in {LISTS[split]} and {LISTS['train']} of {root}: {images.shorten(shared)}")
+        voters = _complete(root, "train", _read_list(root / LISTS["train"]), photos)[0] or samples
     swap = not _first_is_left(voters, root)
     return Listing(samples, problems, partial(read_labels, swap=swap), version="first right" if swap else "first left")
 
@@ -66,6 +64,7 @@ def _find_merged(root: Path, split: str, names: list[str], photos: dict[str, Pat
         else:
             bare.append(name)
     problems = [f"listed faces without photo or label map in split {split}: {images.shorten(bare)}"] if bare else []
+    problems += _listed_again(root, split, names)
     everybody = [Sample(name, photos[name], (path,)) for name, path in maps.items() if name in photos]
     return merged.listing(samples, problems, HELEN, root, everybody)
 
@@ -102,6 +101,18 @@ def _read_list(path: Path) -> list[str]:
     return names
 
 
+def _listed_again(root: Path, split: str, names: list[str]) -> list[str]:
+    """One line for names that the split's list holds twice, and one for those that it shares with the training list."""
+    problems = []
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        problems.append(f"names listed twice: {images.shorten(twice)} in {root / LISTS[split]}")
+    if split != "train" and os.path.lexists(root / LISTS["train"]):
+        shared = sorted(set(names) & set(_read_list(root / LISTS["train"])))
+        if shared:
+            problems.append(f"names both in {LISTS[split]} and {LISTS['train']} of {root}: {images.shorten(shared)}")
+    return problems
+
+
 def _is_file_name(name: str) -> bool:
     """Whether a listed name stays in its folder and is short enough for a file."""
     return name not in ("", ".", "..") and not set("/\0") & set(name) and len(name.encode()) <= LONGEST_NAME
@@ -122,12 +133,10 @@ def _complete(root: Path, split: str, names: list[str], photos: dict[str, Path])
             some_masks.append(missing[0])
         elif name in photos:
             samples.append(Sample(name, photos[name], tuple(folder / file for file in files)))
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     told = (
         (no_photo, f"masks without photo in split {split}", root / "images"),
         (no_masks, f"photos without mask in split {split}", root / "labels"),
         (some_masks, f"faces without all of their {NUM_MASKS} masks in split {split}", root / "labels"),
-        (twice, "names listed twice", root / LISTS[split]),
     )
     return samples, [f"{what}: {images.shorten(bad)} in {where}" for bad, what, where in told if bad]
 

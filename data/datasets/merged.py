@@ -16,6 +16,7 @@ from data.listing import Listing, Sample, a_few, pair
 from utils.errors import InputError
 from utils.files import read_text
 
+LONGEST_NAME = 255  # bytes that file systems take
 LAPA_LAYOUT = "expected LaPa's layout: train/images/<name>.jpg, train/labels/<name>.png, val/…, test/…"
 LIST_LAYOUT = (
     "expected lists train_list.txt, val_list.txt, test_list.txt with lines `images/<name>.jpg labels/<name>.png`"
@@ -51,7 +52,7 @@ def find_list(root: Path, split: str, labels: LabelSet) -> Listing:
         words = line.split()
         if not words:
             continue
-        if len(words) != 2 or any(word.startswith("/") or ".." in Path(word).parts or "\0" in word for word in words):
+        if len(words) != 2 or not all(map(_is_inside, words)):
             shown = line.strip()[:60]
             raise InputError(f"{path} line {number}: expected `images/<name>.jpg labels/<name>.png`, found `{shown}`")
         photo, mask = (root / word for word in words)
@@ -67,6 +68,13 @@ def find_list(root: Path, split: str, labels: LabelSet) -> Listing:
     if not samples and not problems:
         raise InputError(f"list {path} is empty: {LIST_LAYOUT}")
     return listing(list(samples.values()), problems, labels, root)
+
+
+def _is_inside(word: str) -> bool:
+    """Whether a listed path stays in its folder and is short enough for a file."""
+    parts = Path(word).parts
+    short = all(len(part.encode()) <= LONGEST_NAME for part in parts)
+    return short and not word.startswith("/") and ".." not in parts and "\0" not in word
 
 
 def listing(
