@@ -20,6 +20,7 @@ from utils.metrics import headline, scores
 from utils.visualize import progress_picture
 
 SHOWN_FACES = 8  # in the pictures of an epoch
+OPTIONS = {"size": "input-size"}  # what options call a field of a parser's ``Config``, where that differs
 EVAL_BATCH = 16  # faces at once in validation, for each process
 
 
@@ -127,7 +128,8 @@ class Plan:
         try:
             return kind.Config(**{**self.recipe.model, **self.model, **settled})
         except ValueError as error:
-            flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.model.items())
+            options = {name: OPTIONS.get(name, name.replace("_", "-")) for name in self.model}
+            flags = " ".join(f"--{options[name]} {value}" for name, value in self.model.items())
             raise InputError(f"{flags}: {error}" if flags else str(error)) from error
 
 
