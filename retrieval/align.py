@@ -6,6 +6,7 @@ one. An interrupted run goes on where it stopped. Photos without a face are kept
 
 import json
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,8 +25,8 @@ from data.images import read_photo, shorten, warp_frame
 from faces.align import frame_of
 from faces.detect import Detection, Detector
 from faces.mtcnn import Mtcnn
-from retrieval.people import CROP, list_people
-from utils import files, locks
+from retrieval.people import CROP, list_people, require_outside
+from utils import checkpoint, files, locks
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import printable, run_main
@@ -111,8 +112,12 @@ def align_photo(path: Path, target: Path, cut: Cut) -> dict[str, Any]:
 def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any]]:
     """Align all photos; returns the rows of the record in order. Raises InputError."""
     people = list_people(source)
+    if taken := sorted({RECORD, SETTINGS} & set(people.names)):
+        raise InputError(f"{source / taken[0]} has the name of a file in OUT: rename that folder")
     with locks.one_run(out, "OUT"):
-        _settle(out, cut)
+        _settle(out, {"source": os.path.realpath(source), **asdict(cut)})
+        if files_there := [name for name in people.names if os.path.lexists(out / name) and not (out / name).is_dir()]:
+            raise InputError(f"{out / files_there[0]} is a file, where a person's faces belong: remove it")
         done = _done(out)
         names = [f"{path.parent.name}/{path.name}" for path in people.files]
         targets = [out / path.parent.name / f"{path.stem}.png" for path in people.files]
@@ -149,25 +154,27 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _settle(out: Path, cut: Cut) -> None:
-    """Write down how faces are cut out. Raises InputError where the folder holds others."""
+def _settle(out: Path, settings: dict[str, Any]) -> None:
+    """Write down of which folder faces are cut out, and how. Raises InputError where the folder holds others."""
     path = out / SETTINGS
     if path.exists():
-        if (held := files.read_json(path, "settings")) != asdict(cut):
-            changed = next((f"{key} {held.get(key)}" for key in asdict(cut) if held.get(key) != asdict(cut)[key]), "")
+        held = files.read_json(path, "settings")
+        if changed := [
+            f"{key} {checkpoint.shown(held.get(key))}" for key in settings if held.get(key) != settings[key]
+        ]:
             raise InputError(
-                f"{out} holds faces cut out otherwise ({changed}): repeat its options, or name another OUT"
+                f"{out} holds faces cut out otherwise ({changed[0]}): repeat its IN and options, or name another OUT"
             )
         return
     if any(entry.name != ".lock" for entry in out.iterdir()):
         raise InputError(f"{out} holds other files: name a new folder")
-    files.write_text(path, json.dumps(asdict(cut), indent=1) + "\n")
+    files.write_text(path, json.dumps(settings, indent=1) + "\n")
 
 
 def _done(out: Path) -> dict[str, dict[str, Any]]:
     """The rows of an interrupted run, of which the last may be cut off."""
     path = out / RECORD
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     *lines, rest = files.read_text(path, "record").split("\n")
     if rest:
@@ -200,10 +207,9 @@ def main(argv: list[str] | None = None) -> int:
     ):
         if not low <= value <= high:
             problems.append(f"{flag} {value}: must be between {low} and {high}")
-    if args.out.resolve().is_relative_to(args.source.resolve()):
-        problems.append(f"OUT {args.out} lies in IN: name a folder beside it")
     if problems:
         raise InputError("; ".join(problems))
+    require_outside("OUT", args.out, args.source)
     cut = Cut(args.detector, args.image_size, args.margin, args.upright)
     DETECTORS[cut.detector]()  # its weights are missed before anything is written
     rows = align(args.source, args.out, cut, args.workers)

@@ -44,11 +44,12 @@ class People:
 def list_people(folder: Path) -> People:
     """The people of a folder; files that lie beside their folders are left alone.
 
-    Raises InputError for a folder that is missing or holds no people, and for people without photos.
+    Raises InputError for a folder that is missing or holds no people, for people without photos, and for names that
+    do not fit into a line of UTF-8.
     """
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            names = sorted(entry.name for entry in entries if os.path.isdir(entry) and not entry.name.startswith("."))
     except OSError as error:
         raise InputError(f"cannot list folder {folder}: {error.strerror}") from error
     if not names:
@@ -56,9 +57,28 @@ def list_people(folder: Path) -> People:
     photos = {name: list(list_files(folder / name, PHOTO_SUFFIXES).values()) for name in names}
     if empty := [name for name, files in photos.items() if not files]:
         raise InputError(f"{folder}: people without photos: {shorten(empty)}; add photos or remove their folders")
+    known = [f"{name}/{file.name}" for name, files in photos.items() for file in files]
+    if odd := [name for name in known if not _is_line(name)]:
+        raise InputError(f"{folder}: names that are no line of UTF-8: {shorten(odd)}; rename them")
     counts = [len(files) for files in photos.values()]
     files = tuple(file for files in photos.values() for file in files)
     return People(tuple(names), files, np.repeat(np.arange(len(names)), counts))
+
+
+def _is_line(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8
+        return False
+    return name.splitlines() == [name]
+
+
+def require_outside(flag: str, folder: Path, people: Path) -> None:
+    """Raises InputError for a folder to write into that lies in a folder of people: it would be taken for a person.
+
+    flag: the option that names it."""
+    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(people)):
+        raise InputError(f"{flag} {folder} lies in {people}, whose folders are people: name one beside it")
 
 
 def read_crops(files: Sequence[Path]) -> np.ndarray:

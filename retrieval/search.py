@@ -18,7 +18,7 @@ from torch import nn
 from data.images import read_photo, shorten
 from retrieval.index import INDEXES
 from retrieval.network import InceptionResnetV1, load_network
-from retrieval.people import People, list_people, read_crops
+from retrieval.people import People, list_people, read_crops, require_outside
 from retrieval.ranking import NEAREST, Accuracy, Found, accuracy, directions, embed, ranked
 from utils import files, locks, options
 from utils.cli import Parser
@@ -64,7 +64,7 @@ class Embeddings(NamedTuple):
 def embeddings_of(path: Path, cached: Path, network: nn.Module, key: str, device: torch.device) -> Embeddings:
     """The embeddings of a folder, from the file where they are its own, else made and written there.
 
-    Raises InputError for a folder that cannot be used.
+    Raises InputError for a folder that cannot be used, and for embeddings that are not finite.
     """
     people = list_people(path)
     photos = people.fingerprint()
@@ -73,6 +73,8 @@ def embeddings_of(path: Path, cached: Path, network: nn.Module, key: str, device
         if held.photos == photos:
             return Embeddings(people, held.rows_NE, photos)
     rows_NE = embed(network, read_crops(people.files), device)
+    if not np.isfinite(rows_NE).all():
+        raise InputError(f"{path}: embeddings that are not finite: name another --checkpoint")
     paths = np.array([str(file.resolve()) for file in people.files])
     content: dict[str, Any] = {
         "names": np.array(people.names),
@@ -93,8 +95,9 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
         try:
             with np.load(file, allow_pickle=False) as stored:
                 held, photos = str(stored["checkpoint"]), str(stored["photos"])
-                names, paths = tuple(stored["names"].tolist()), tuple(map(Path, stored["paths"].tolist()))
+                texts = {name: stored[name].astype(str).tolist() for name in ("names", "paths")}
                 labels_N, rows_NE = stored["labels"], stored["embeddings"]
+            names, paths = tuple(texts["names"]), tuple(map(Path, texts["paths"]))
             sound = (
                 rows_NE.ndim == 2 and rows_NE.dtype == np.float32 and len(rows_NE) == len(labels_N) == len(paths) > 0
             )
@@ -176,6 +179,8 @@ def main(argv: list[str] | None = None) -> int:
     options.add_machine_options(parser)
     args = parser.parse_args(argv)
     options.check(args)
+    for people in (args.gallery, args.queries):
+        require_outside("--out", args.out, people)
     device = pick_device(args.device)
     network, key = network_of(args.checkpoint, device)
     with locks.one_run(args.out, "--out"):
@@ -188,12 +193,15 @@ def main(argv: list[str] | None = None) -> int:
         queries, asked_QE, _ = embeddings_of(args.queries, args.out / "queries.npz", network, key, device)
         if strangers := sorted(set(queries.names) - set(gallery.names)):
             raise InputError(f"{args.queries}: people who are not in {args.gallery}: {shorten(strangers)}; remove them")
+        if known_GE.shape[1] != asked_QE.shape[1]:
+            sizes = f"{known_GE.shape[1]} and {asked_QE.shape[1]}"
+            raise InputError(f"embeddings of {sizes} numbers do not compare: remove {args.out}, name folders of faces")
         mean_E = known_GE.mean(0)
         known_GE, asked_QE = directions(known_GE, mean_E), directions(asked_QE, mean_E)
         found = ranked(known_GE, asked_QE, INDEXES[args.index](known_GE)(asked_QE))
         scores = accuracy(found, gallery, queries)
+        picture = Image.fromarray(sheet(found, gallery, queries))  # before anything is written: photos may have gone
         files.write_bytes(args.out / "predictions.txt", predictions(found, gallery, queries, scores).encode())
-        picture = Image.fromarray(sheet(found, gallery, queries))
         files.write_bytes(args.out / "sheet.jpg", encode(picture, "JPEG", quality=90))
         result = {
             "top1": scores.top1,

@@ -22,8 +22,8 @@ from data.labels import NINE
 from data.view import NO_AUGMENTATION, Augmentation, View
 from retrieval.losses import Head, centre_loss, weight_penalty
 from retrieval.network import KIND, EmbeddingConfig, InceptionResnetV1, load_published, read_checkpoint
-from retrieval.people import People, list_people, read_crops
-from retrieval.ranking import accuracy, embed, search
+from retrieval.people import People, list_people, read_crops, require_outside
+from retrieval.ranking import NEAREST, accuracy, embed, search
 from utils import batchnorm, checkpoint, distributed, files, options
 from utils.cli import Parser
 from utils.engine import Optimisation, Run, Scores, Task, fit, refuse_used
@@ -125,6 +125,7 @@ class Identity(Task):
 
     def __init__(self, plan: Plan) -> None:
         recipe, people = plan.recipe, plan.people
+        known, asked = split(people, recipe.batch_size)
         embedding = InceptionResnetV1(plan.config, recipe.dropout)
         head = Head(len(people.names), recipe.scale, recipe.margin, recipe.dropout)
         super().__init__({"embedding": embedding, "head": head}, recipe.optimisation)
@@ -135,12 +136,8 @@ class Identity(Task):
         for name, weights in plan.start.items():
             self.networks[name].load_state_dict(weights)
         head.centres.zero_()
-        held_N = held_out(people)
-        self.known, self.asked = people.keep(~held_N), people.keep(held_N)
-        if not len(self.asked):
-            raise InputError("no person has two photos: there is nobody to look for in validation; add photos")
-        require_batch(len(self.known), recipe.batch_size)
-        self.known_crops, self.asked_crops = read_crops(self.known.files), read_crops(self.asked.files)
+        self.known, self.asked = known, asked
+        self.known_crops, self.asked_crops = read_crops(known.files), read_crops(asked.files)
 
     @property
     def run(self) -> Run:
@@ -227,6 +224,20 @@ class Epoch:
         return replace(batch, index_B=torch.from_numpy(index_B), keys_B3=keys_B3)
 
 
+def split(people: People, batch_size: int) -> tuple[People, People]:
+    """The photos to train on and those that are looked for among them. Raises InputError where they are too few."""
+    if len(people.names) < 2:
+        raise InputError(f"one person only ({people.names[0]}): there is nobody to tell apart; add people")
+    held_N = held_out(people)
+    known, asked = people.keep(~held_N), people.keep(held_N)
+    if not len(asked):
+        raise InputError("no person has two photos: there is nobody to look for in validation; add photos")
+    require_batch(len(known), batch_size)
+    if len(known) < NEAREST:
+        raise InputError(f"{len(known)} photos to train on: {NEAREST} or more are needed, add photos")
+    return known, asked
+
+
 def held_out(people: People) -> np.ndarray:
     """Which photos are left out for validation (bool): the last of every fourth person with several photos."""
     counts_K = np.bincount(people.labels_N, minlength=len(people.names))
@@ -273,6 +284,9 @@ def plan(args: argparse.Namespace) -> Plan:
         batch_size=args.batch_size or recipe.batch_size,
     )
     options.require_shares(recipe.batch_size)
+    if recipe.batch_size < 2:
+        raise InputError("--batch-size 1: the batch normalisation of embeddings needs at least 2")
+    require_outside("--run-dir", args.run_dir, args.data)
     where = options.machine(args)
     people = list_people(args.data)
     torch.manual_seed(args.seed)

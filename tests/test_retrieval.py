@@ -375,7 +375,7 @@ def test_align_refuses_bad_input(tmp_path, capsys):
     people = write_people(tmp_path / "in", {"a": 1, "b": 1}, 48)
     out = tmp_path / "out"
     assert "no face in any" in error_of(capsys, align.main, people, out, "--workers", "1")
-    assert "lies in IN" in error_of(capsys, align.main, people, people / "out")
+    assert "whose folders are people" in error_of(capsys, align.main, people, people / "out")
     (people / "c").mkdir()
     assert "without photos: 1 (c)" in error_of(capsys, align.main, people, tmp_path / "new", "--workers", "1")
     assert not (tmp_path / "new").exists()
