@@ -15,9 +15,12 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +42,7 @@ NAMES = (
     "experiments.report",
     "hubconf",
 )
+GUESTS = ("train_deeplab", "retrieval.align", "retrieval.train", "retrieval.search")
 SECONDS = 20  # for one call: a hundred times what it takes, since other tests run beside it
 
 
@@ -46,9 +50,9 @@ SECONDS = 20  # for one call: a hundred times what it takes, since other tests r
 class Call:
     """One call of a script.
 
-    script: of ``NAMES``; the arguments of "hubconf" are those of ``hubconf.stn_icnn``. folder: where it runs.
-    memory: bytes that it may take beside what is taken when it starts. file_size: of the largest file that it may
-    write, as on a full disk. seconds: its time limit.
+    script: of ``NAMES`` or ``GUESTS``; the arguments of "hubconf" are those of ``hubconf.stn_icnn``. folder: where it
+    runs. memory: bytes that it may take beside what is taken when it starts. file_size: of the largest file that it
+    may write, as on a full disk. seconds: its time limit.
     """
 
     script: str
@@ -102,7 +106,7 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    modules = {name: importlib.import_module(name) for name in NAMES}
+    modules = {name: importlib.import_module(name) for name in (*NAMES, *GUESTS)}
     for line in sys.stdin:
         call = Call(**json.loads(line))
         pipes = os.pipe(), os.pipe()
@@ -177,6 +181,16 @@ def wait(process: int, outputs: list[int], seconds: int) -> Ended:
         os.killpg(process, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     return Ended(None if hangs else status, *(bytes(text).decode("utf-8", "replace") for text in texts.values()))
+
+
+@contextmanager
+def case_folder() -> Iterator[Path]:
+    """A folder for a case alone, removed at once: beside it lies a file that no script may touch."""
+    with tempfile.TemporaryDirectory(prefix="hostile") as root:
+        (Path(root) / "case").mkdir()
+        (Path(root) / "outside").mkdir()
+        (Path(root) / "outside" / "sentinel.txt").write_text("not yours\n")
+        yield Path(root) / "case"
 
 
 def snapshot(root: Path) -> dict[str, tuple[Any, ...]]:
