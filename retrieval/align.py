@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from retrieval.people import CROP, list_people, require_outside
 from utils import checkpoint, files, locks
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.runtime import printable, run_main
+from utils.runtime import is_out_of_memory, printable, run_main
 from utils.visualize import encode
 
 DETECTORS = {"yunet": Detector, "mtcnn": Mtcnn}
@@ -99,11 +100,15 @@ def align_photo(path: Path, target: Path, cut: Cut) -> dict[str, Any]:
     row: dict[str, Any] = {"photo": f"{path.parent.name}/{path.name}"}
     try:
         photo_HW3 = read_photo(path)
+        faces = _finder(cut.detector).find(photo_HW3)
+        face = choose(faces, *photo_HW3.shape[:2])
+        picture = photo_HW3 if face is None else cut_out(photo_HW3, face, cut)
     except InputError as error:
         return {**row, "failed": str(error)}
-    faces = _finder(cut.detector).find(photo_HW3)
-    face = choose(faces, *photo_HW3.shape[:2])
-    picture = photo_HW3 if face is None else cut_out(photo_HW3, face, cut)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return {**row, "failed": f"too little memory for the faces of {path}: save it smaller"}
     target.parent.mkdir(exist_ok=True)
     files.write_bytes(target, encode(Image.fromarray(picture), "PNG"))
     return {**row, "faces": len(faces), "box": None if face is None else [round(value, 2) for value in face.box]}
@@ -146,7 +151,13 @@ def _rows(todo: list[tuple[Path, Path]], cut: Cut, workers: int) -> Iterator[dic
     context = multiprocessing.get_context("spawn")  # OpenCV's and torch's threads do not survive a fork
     with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
         paths, targets = zip(*todo, strict=True)
-        yield from pool.map(align_photo, paths, targets, [cut] * len(todo), chunksize=8)
+        try:
+            yield from pool.map(align_photo, paths, targets, [cut] * len(todo), chunksize=8)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that aligned photos was ended, as for want of memory: lower --workers; "
+                "the same command goes on"
+            ) from error
 
 
 def _one_thread() -> None:

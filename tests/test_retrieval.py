@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -381,6 +382,17 @@ def test_align_refuses_bad_input(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
     assert "holds no people" in error_of(capsys, align.main, people / "c", tmp_path / "new")
     assert "--image-size 3" in error_of(capsys, align.main, people, out, "--image-size", 3)
+
+
+def test_alignment_says_so_when_one_of_its_processes_is_killed(tmp_path, capsys, monkeypatch):
+    people = write_people(tmp_path / "in", {"a": 2, "b": 2}, 48)
+
+    def lost(*arguments, **options):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(align.ProcessPoolExecutor, "map", lost)
+    line = error_of(capsys, align.main, people, tmp_path / "out", "--workers", "2")
+    assert "lower --workers" in line
 
 
 @pytest.fixture
