@@ -639,6 +639,15 @@ def search_cases() -> Iterator[Case]:
     for name in ("pipe", "link to itself", "folder"):
         place = searched(lambda path, name=name: (path.unlink(), damage.SPECIAL[name](path)))
         yield searching(f"kept embeddings, {name}", place, status=(0, 2))
+    place = replaced(("people", "asked"), "out/scores.json", damage.SPECIAL["folder"])
+    yield Case(
+        "retrieval.search: a folder in place of the scores",
+        "retrieval.search",
+        SEARCH,
+        place,
+        new=("out",),
+        says="out/scores.json",
+    )
     yield Case(
         "retrieval.search: full disk", "retrieval.search", SEARCH, holding("people", "asked"), new=("out",), file_size=0
     )

@@ -67,7 +67,7 @@ def explain(error: Exception) -> str:
     if is_out_of_memory(error):
         return f"too little memory{first_line(error)}: take smaller batches or faces, or a machine that has more"
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
-        return f"{error.filename or 'a file'} could not be read or written: {error.strerror}"
+        return f"{error.filename2 or error.filename or 'a file'} could not be read or written: {error.strerror}"
     if isinstance(error, RuntimeError) and str(error).startswith("CUDA error"):
         return f"the GPU failed{first_line(error)}: run it again, or with --device cpu"
     return ""
