@@ -42,7 +42,7 @@ NAMES = (
     "experiments.report",
     "hubconf",
 )
-GUESTS = ("train_deeplab", "retrieval.align", "retrieval.train", "retrieval.search")
+GUESTS = ("train_deeplab", "train_eagrnet", "tools.edges", "retrieval.align", "retrieval.train", "retrieval.search")
 SECONDS = 20  # for one call: a hundred times what it takes, since other tests run beside it
 
 

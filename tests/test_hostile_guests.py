@@ -231,6 +231,41 @@ def both_of(*makes: Make) -> Make:
     return make
 
 
+EAGRNET = ("--dataset", "lapa", "--data", "lapa", "--input-size", "65", *TRAINING)
+EDGES = ("--dataset", "lapa", "--data", "lapa", "--split", "train", "--out", "edges")
+
+
+def eagrnet_cases() -> Iterator[Case]:
+    for option, value in (("--input-size", "63"), ("--batch-size", "1"), ("--epochs", "0"), ("--recipe", "paper")):
+        arguments = (*EAGRNET, option, value)
+        yield Case(
+            f"train_eagrnet: {option} {value}", "train_eagrnet", arguments, holding("lapa"), new=("cache",), says=option
+        )
+    starts = {
+        "--init-from, pipe": (STARTS["pipe"], "w.pt"),
+        "--init-from of DeepLab": (weights("lapa", None, "lapa"), "w.pt"),
+        "--imagenet of DeepLab": (weights("lapa", None, "lapa"), "--imagenet w.pt"),
+        "--imagenet, text": (STARTS["text"], "--imagenet w.pt"),
+        "--imagenet, folder": (STARTS["folder"], "--imagenet w.pt"),
+    }
+    for name, (make, says) in starts.items():
+        arguments = (*EAGRNET, name.partition(" ")[0].rstrip(","), "w.pt")
+        yield Case(f"train_eagrnet: {name}", "train_eagrnet", arguments, make, new=("cache",), says=says)
+
+
+def edge_cases() -> Iterator[Case]:
+    def case(name: str, make: Make, *more: str, new: tuple[str, ...] = (), **about: Any) -> Case:
+        return Case(f"tools.edges: {name}", "tools.edges", (*EDGES, *more), make, new=new, **about)
+
+    yield case("no data", holding(), says="lapa does not exist")
+    yield case("out of other files", holding("lapa"), "--out", "lapa/train/labels", says="holds something else")
+    yield case("out is a file", replaced(("lapa",), "edges", text("1")), says="--out edges")
+    yield case("full disk", holding("lapa"), new=("edges",), says="--out edges", file_size=0)
+    strange = replaced(("lapa",), "lapa/train/labels/1.png", mask_of(11))
+    yield case("ids that are none", strange, new=("edges",), says="unknown ids")
+    yield case("list without labels", holding("list"), "--dataset", "list", "--data", "list", says="--labels")
+
+
 # layouts with one label map a face
 
 READERS: dict[str, tuple[str, ...]] = {
@@ -750,7 +785,16 @@ def halved(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def all_cases() -> list[Case]:
-    groups = (deeplab_cases, layout_cases, label_cases, align_cases, search_cases, train_cases)
+    groups = (
+        deeplab_cases,
+        eagrnet_cases,
+        edge_cases,
+        layout_cases,
+        label_cases,
+        align_cases,
+        search_cases,
+        train_cases,
+    )
     return [case for group in groups for case in group()]
 
 
