@@ -29,6 +29,7 @@ from experiments import (
     common,
     crop_parity,
     few_images,
+    fused,
     helen68,
     hidden_parts,
     kinds,
@@ -69,6 +70,7 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Fi
     "kinds": ("Kinds of faces", kinds.table, kinds.draw),
     "scenes": ("Scenes of several faces", scenes.table, scenes.draw),
     "helen68": ("Photos that nobody aligned", helen68.table, helen68.draw),
+    "fused": ("All labels: the whole face, the parts, and both as one", fused.table, fused.draw),
     "class_imbalance": ("How rare the classes are", class_imbalance.table, class_imbalance.draw),
     "ablation": ("What each change of the recipe brings", ablation.table, ablation.draw),
 }

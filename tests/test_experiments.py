@@ -27,6 +27,7 @@ from experiments import (
     common,
     crop_parity,
     few_images,
+    fused,
     hidden_parts,
     kinds,
     robustness,
@@ -409,6 +410,17 @@ def test_hidden_parts_refuses_a_parser_without_windows_in_one_line(options: list
     message = r"--checkpoint \S+tiny.pt holds tiny, but this experiment compares windows of stn_icnn$"
     with pytest.raises(InputError, match=message):
         hidden_parts.main([*options, "--checkpoint", str(other_parser)])
+
+
+def test_fused_compares_each_label_of_the_three_parsers(options: list[str], other_parser: Path, results: Path) -> None:
+    assert fused.main([*options, "--whole", str(other_parser)]) == 0
+    result = read(results, "fused")
+    rows = {row["label"]: row for row in result["rows"]}
+    assert list(rows) == list(HELEN.foreground)
+    assert rows["hair"]["f1"]["parts"] is None
+    assert rows["nose"]["f1"]["parts"] == pytest.approx(rows["nose"]["f1"]["fused"], abs=0.1)  # the same nose
+    assert result["means"]["miou"].keys() == {"whole face", "parts", "fused"}
+    assert "| mean_f1_inner8" in fused.table(result)
 
 
 def test_class_imbalance_counts_every_pixel_of_the_masks(options: list[str], helen_root: Path, results: Path) -> None:
