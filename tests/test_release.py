@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data.labels import CELEBAMASK
+from models.deeplab import DeepLab, DeepLabConfig
 from models.loading import KINDS, load_parser
 from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
@@ -109,3 +110,10 @@ def test_the_help_names_the_command_as_it_is_typed(
 def test_weights_beyond_half_precision_are_refused() -> None:
     with pytest.raises(InputError, match=r"coarse\.w does not fit"):
         release.halved({"coarse": {"w": torch.tensor([1e6])}})
+
+
+def test_two_parsers_are_not_released_as_one(trained: Path, tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), "deeplab")
+    with pytest.raises(InputError, match="are of two parsers"):
+        release.main(["--checkpoint", str(trained), str(whole), "--out", str(tmp_path / "shipped.pt")])
+    assert not (tmp_path / "shipped.pt").exists()

@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
 def release(checkpoints: list[Path], out: Path) -> None:
     """Write the parser that the checkpoints hold. Raises InputError for files that cannot be used or written."""
     parser = load_parser(checkpoints)
+    if not parser.networks:
+        raise InputError(f"--checkpoint {' '.join(map(str, checkpoints))} are of two parsers: release each by itself")
     state = checkpoint.load(checkpoints[-1])
     whole = {
         "stage": state["stage"] if len(checkpoints) == 1 else "end2end",  # STN-iCNN alone comes in several files
