@@ -4,9 +4,10 @@ The same promises and the same machinery as in ``tests.test_hostile``, with file
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -410,15 +411,7 @@ def layout_cases() -> Iterator[Case]:
         reader, more = ("data.check", ("--split", "val")) if "tuning" in name else (reader, READERS[reader])
         status = (1, 2) if reader == "data.check" else (2,)
         make = both_of(weights("end2end"), make)
-        yield Case(
-            f"{reader}: {name}",
-            reader,
-            (*data, *more),
-            make,
-            status,
-            ("cache", "run"),
-            says="" if reader == "data.check" else says,
-        )
+        yield Case(f"{reader}: {name}", reader, (*data, *more), make, status, ("cache", "run"), says)
 
 
 # --labels that a data set cannot serve
@@ -829,6 +822,9 @@ def test_bad_input_is_one_line_and_leaves_every_file_alone(case: Case, kit: Kit,
     before = snapshot(folder.parent)
     words = [*kit.words.get(case.arguments[:1], case.arguments[:1]), *case.arguments[1:]]
     ended = kit.scripts.run(Call(case.script, words, str(folder), case.memory, case.file_size))
+    told = ended.stdout + ended.stderr  # data.check prints its problems
+    if case.script == "data.check" and re.search(case.says, told):
+        case = replace(case, says="")
     found = faults(case, ended, before, snapshot(folder.parent))
     assert not found, f"{found} {ended}"
 
