@@ -1,4 +1,4 @@
-"""DeepLabV3+ with a thinned MobileNetV2: stretched photo -> all labels of the data set's own set.
+"""DeepLabV3+ with a thinned MobileNetV2: stretched photo -> all labels of the data set, or those of --labels.
 
 With --self-distill N, what the network is sure of after N epochs replaces training labels, and training goes on with
 those. They are written into the run's folder, and the data set stays as it is.
@@ -139,11 +139,13 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
             raise InputError(
                 f"--self-distill {distillation.after}: must be between 1 and {last}, before the last epoch"
             )
+        if plan.labels is not plan.data.labels:
+            raise InputError("--self-distill replaces labels of the data set's own set: leave out --labels")
         refuse_inside(plan.folder, plan.data.root, "--run-dir")
         if not plan.resume and (plan.folder / "labels").exists():
             raise InputError(f"{plan.folder / 'labels'} is there already: name another --run-dir")
     torch.manual_seed(plan.seed)
-    model = DeepLab(plan.config(DeepLab), plan.data.labels)
+    model = DeepLab(plan.config(DeepLab), plan.labels)
     if path := plan.start.get("init_from"):
         model.load(read_weights(path), model.networks)
     task = TrainDeepLab(plan, model, model.networks, photos=View.needs_photos(model.config.size))

@@ -1,4 +1,4 @@
-"""EAGRNet: stretched photo -> all labels of the data set's own set, and the edges between them."""
+"""EAGRNet: stretched photo -> all labels of the data set, or those of --labels, and the edges between them."""
 
 import sys
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def build(plan: Plan) -> TrainEAGRNet:
     if len(plan.start) > 1:
         raise InputError("--init-from, --imagenet: name one of them, the first replaces all that the second fills")
     torch.manual_seed(plan.seed)
-    model = EAGRNetParser(plan.config(EAGRNetParser), plan.data.labels)
+    model = EAGRNetParser(plan.config(EAGRNetParser), plan.labels)
     if path := plan.start.get("init_from"):
         model.load(read_weights(path), model.networks)
     if path := plan.start.get("imagenet"):

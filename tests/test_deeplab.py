@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import evaluate
 import train_deeplab
-from data.labels import CELEBAMASK, HELEN
+from data.labels import CELEBAMASK, HELEN, NINE
 from models.deeplab import DeepLab, DeepLabConfig, DeepLabV3Plus
 from models.loading import load_parser
 from tests.formula import assert_golden, formula_image, formula_state, indices, wave
@@ -253,3 +253,14 @@ def test_evaluating_folders_in_nineteen_labels_writes_the_challenge_files_too(tm
     assert "| neck" in (tmp_path / "out" / "scores.md").read_text()
     with pytest.raises(InputError, match="already holds"):
         evaluate.main([*folders, *sets, "--out", str(tmp_path / "out"), "--device", "cpu"])
+
+
+def test_fewer_labels_than_the_data_set_has_can_be_trained(tmp_path: Path) -> None:
+    _train(tmp_path, "--labels", "nine", "--epochs", "1", "--run-dir", str(tmp_path / "run"))
+    parser = load_parser([tmp_path / "run" / "best.pt"])
+    assert parser.labels is NINE
+    assert parser.network.classifier.classifier[-1].out_channels == 9
+    with pytest.raises(InputError, match="--labels celebamask: label set helen does not tell"):
+        _train(tmp_path, "--labels", "celebamask", "--run-dir", str(tmp_path / "other"))
+    with pytest.raises(InputError, match="leave out --labels"):
+        _train(tmp_path, "--labels", "nine", "--self-distill", "1", "--run-dir", str(tmp_path / "third"))

@@ -139,7 +139,7 @@ DEEPLAB_OPTIONS: tuple[tuple[str, str], ...] = (
     ("--epochs", "0"),
     ("--recipe", "paper"),
     ("--partition", "paper"),
-    ("--labels", "lapa"),
+    ("--labels", "celebamask"),
     ("--data", "nowhere"),
     ("--init-from", "none.pt"),
     ("--run-dir", "lapa/train/images/0.jpg"),
@@ -418,7 +418,7 @@ def layout_cases() -> Iterator[Case]:
 
 LABELS: tuple[tuple[str, str, str], ...] = (
     ("train_deeplab", "--dataset list --data list", "--labels is needed"),
-    ("train_deeplab", "--dataset synthetic --labels nine", "--labels nine"),
+    ("train_deeplab", "--dataset synthetic --labels celebamask", "--labels celebamask"),
     ("train_deeplab", "--dataset helen --data helen --labels celebamask", "--labels celebamask"),
     ("train_deeplab", "--dataset list --data list --labels eleven", "--labels"),
     ("train_stage1", "--dataset list --data list", "--labels is needed"),

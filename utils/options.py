@@ -31,7 +31,8 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
     group.add_argument(
         "--labels",
         choices=tuple(LABEL_SETS),
-        help="what the ids of --dataset list mean; of evaluate.py --predictions: the label set to compare in",
+        help="what the ids of --dataset list mean; of training the whole face: what to label, default all that the "
+        "data set does; of evaluate.py --predictions: the label set to compare in",
     )
     group.add_argument(
         "--face-size",
@@ -130,9 +131,10 @@ def training_parser(
     """A parser with the options of every training script.
 
     trained: networks with a learning rate. needs: checkpoint option -> what it holds. guest: with the recipes of
-    ``GuestRecipes`` in place of the paper's.
+    ``GuestRecipes`` in place of the paper's, and for any label set that the data set can serve.
     """
     parser = base_parser(description)
+    parser.set_defaults(any_labels=guest)
     group = parser.add_argument_group("training")
     (add_guest_recipe_option if guest else add_recipe_option)(group)
     group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
@@ -188,7 +190,7 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
         any_ids = DATASETS[dataset].labels is None
         if any_ids and args.labels is None:
             problems.append(f"--labels is needed for --dataset {dataset}: say what the ids of its label maps mean")
-        if args.labels and not any_ids and dataset != "synthetic":
+        if args.labels and not any_ids and dataset != "synthetic" and not getattr(args, "any_labels", False):
             problems.append(f"--labels {args.labels}: --dataset {dataset} has its own; leave it out")
     try:
         device = runtime.pick_device(args.device)
@@ -214,8 +216,10 @@ def _blocked(flag: str, folder: Path) -> list[str]:
 def face_data(args: argparse.Namespace) -> FaceData:
     """Which faces the options name."""
     relabelled = getattr(args, "train_labels", None)
+    chosen = getattr(args, "any_labels", False) and DATASETS[args.dataset].labels is not None  # of what is trained
+    ids = None if chosen else args.labels
     return FaceData(
-        args.dataset, args.data, args.partition, args.face_size, args.max_images, args.cache, args.labels, relabelled
+        args.dataset, args.data, args.partition, args.face_size, args.max_images, args.cache, ids, relabelled
     )
 
 
@@ -244,7 +248,13 @@ def plan(args: argparse.Namespace, recipes: Recipes | GuestRecipes, starts: Sequ
     distributed.start_processes(args.device)
     start = {name: path for name in starts if (path := getattr(args, name)) is not None}
     given = {name: value for name, value in model.items() if value is not None}
-    return Plan(face_data(args), recipe, where, args.run_dir, args.seed, args.resume, start, given)
+    data = face_data(args)
+    labels = LABEL_SETS[args.labels] if args.labels and args.any_labels else data.labels
+    try:
+        data.labels.map_to(labels)
+    except InputError as error:
+        raise InputError(f"--labels {args.labels}: {error}") from None
+    return Plan(data, recipe, where, args.run_dir, args.seed, args.resume, start, given, labels)
 
 
 def require_shares(batch_size: int) -> None:

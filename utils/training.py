@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.batches import Batch, evaluation_batches, open_faces, training_batches
+from data.labels import LabelSet
 from data.source import FaceData
 from data.view import NO_AUGMENTATION, WIDE_AUGMENTATION, Augmentation
 from models.parser import FaceParser, Parsed
@@ -109,6 +110,7 @@ class Plan:
     """One training of one stage.
 
     start: name of an option -> the checkpoint to start from. model: fields of the parser's ``Config`` that options set.
+    label_set: what a parser of the whole face labels; None: all that the data set does.
     """
 
     data: FaceData
@@ -119,6 +121,12 @@ class Plan:
     resume: bool = False
     start: dict[str, Path] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    label_set: LabelSet | None = None
+
+    @property
+    def labels(self) -> LabelSet:
+        """What a parser of the whole face labels."""
+        return self.label_set or self.data.labels
 
     def config(self, kind: type[FaceParser], **settled: Any) -> Any:
         """The parser's configuration: the recipe's fields, under those that options set, under ``settled`` ones.
