@@ -1,6 +1,6 @@
 """Write the tables and plots of the results again, from the files that the runs left behind.
 
-Reads from --results what is there of: <run>/command.txt, <run>/<stage>/{config.json,log.jsonl} and
+Reads from --results what is there of: <run>/command.txt, <run>/<training>/{config.json,log.jsonl} and
 <run>/scores/<split>/<row>/scores.json, all as reproduce.py leaves them, and experiments/<experiment>.json.
 Writes there: README.md, <run>/curves.png and experiments/<experiment>.png.
 
@@ -223,7 +223,8 @@ def read_scores(path: Path) -> Result:
 def read_run(folder: Path) -> Run | None:
     """A run folder; None for one without stages and scores. Raises InputError for damaged files."""
     stages = {}
-    for stage in reproduce.STAGES:
+    others = sorted(path.parent.name for path in folder.glob("*/log.jsonl") if path.parent.name not in reproduce.STAGES)
+    for stage in (*reproduce.STAGES, *others):
         config, log = folder / stage / "config.json", folder / stage / "log.jsonl"
         if config.exists() and log.exists():
             stages[stage] = Training(files.read_json(config, "config"), files.read_json_lines(log, "log"))
@@ -238,7 +239,7 @@ def read_run(folder: Path) -> Run | None:
     command = folder / "command.txt"
     if not stages and not scores:
         return None
-    for name in [folder.name, *(name for rows in scores.values() for name in rows)]:
+    for name in [folder.name, *stages, *(name for rows in scores.values() for name in rows)]:
         if not name.isprintable():
             raise InputError(f"{str(folder)!r}: {name!r} cannot be shown in a table; rename the folder")
     return Run(folder.name, stages, scores, files.read_text(command).strip() if command.exists() else "")
@@ -304,7 +305,9 @@ def trainings(run: Run) -> str:
 
 
 def windows(config: Result) -> str:
-    """Samples and size of the crops, by the parser's configuration."""
+    """Samples and size of the crops, by the parser's configuration; for parsers without crops, what they see."""
+    if "crop_size" not in config:
+        return f"none: whole photo, {config['size']} pixels"
     text = f"{config['crop_size']}, "
     text += f"margin {config['window_margin']:g}" if config["window_margin"] else "of their pixels"
     aspect = config.get("window_aspect", 1)  # square windows had none

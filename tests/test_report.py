@@ -70,6 +70,17 @@ def test_marked_tables_are_written_again_and_the_rest_of_a_text_stays() -> None:
         report.with_tables(text, {"b": ""}, Path("README.md"))
 
 
+def test_trainings_of_other_parsers_are_reported_by_the_names_of_their_folders(results: Path) -> None:
+    folder = results / "mine-seed0"
+    config = json.loads((folder / "stage1" / "config.json").read_text())
+    write_json(folder / "2-256px" / "config.json", {**config, "config": {"size": 256}})
+    shutil.copy(folder / "stage1" / "log.jsonl", folder / "2-256px")
+    assert report.main(["--results", str(results)]) == 0
+    text = (results / "README.md").read_text()
+    line = "| 2-256px | 4 | 2 of 2 | 2 | adam, 0.1, halve | none: whole photo, 256 pixels | f1 0.6000, epoch 2 |"
+    assert text.index("| stage1 | 4 |") < text.index(line)
+
+
 def test_runs_as_reproduce_leaves_them_make_tables_and_curves(results: Path) -> None:
     assert report.main(["--results", str(results)]) == 0
     text = (results / "README.md").read_text()
