@@ -24,7 +24,8 @@ from tests.fixtures import (
     write_lapa,
     write_list,
 )
-from tests.test_deeplab import GOLDEN, _indices, assert_golden, labels19
+from tests.formula import assert_golden, indices
+from tests.test_deeplab import GOLDEN, labels19
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import relabel as script
 from utils import checkpoint, relabel
@@ -57,7 +58,7 @@ def snapshot(root: Path) -> dict[Path, bytes]:
 
 
 def test_merged_labels_are_those_of_the_original() -> None:
-    b, k, y, x = _indices(2, 19, 16, 16)
+    b, k, y, x = indices(2, 19, 16, 16)
     step = ((x + 2 * y) % 12) * (k == (x // 2 + y + b) % 19)
     logits = (2 * torch.sin(0.31 * x + 0.17 * y + 0.9 * k + 1.3 * b) + step).float()
     labels, golden = labels19(2, 16, 16).byte(), GOLDEN["pseudo labels"]
