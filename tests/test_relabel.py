@@ -24,7 +24,7 @@ from tests.fixtures import (
     write_lapa,
     write_list,
 )
-from tests.formula import assert_golden, indices
+from tests.formula import assert_golden, indices, wave
 from tests.test_deeplab import GOLDEN, labels19
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import relabel as script
@@ -60,15 +60,15 @@ def snapshot(root: Path) -> dict[Path, bytes]:
 def test_merged_labels_are_those_of_the_original() -> None:
     b, k, y, x = indices(2, 19, 16, 16)
     step = ((x + 2 * y) % 12) * (k == (x // 2 + y + b) % 19)
-    logits = (2 * torch.sin(0.31 * x + 0.17 * y + 0.9 * k + 1.3 * b) + step).float()
+    logits = (wave(2, 19, 16, 16) + step).float()
     labels, golden = labels19(2, 16, 16).byte(), GOLDEN["pseudo labels"]
     probabilities = logits.softmax(1)
     merged = merge(probabilities, labels, 0.95, torch.zeros(19, dtype=torch.bool))
     sure = probabilities.amax(1) > 0.95
     assert sure.sum((1, 2)).tolist() == golden["confident pixels of each image"]
     assert (merged != labels).sum((1, 2)).tolist() == golden["changed pixels of each image"]
-    indices = (merged != labels).flatten().nonzero().flatten().tolist()
-    assert indices == golden["flat indices (over both images) of the changed pixels"]
+    changed = (merged != labels).flatten().nonzero().flatten().tolist()
+    assert changed == golden["flat indices (over both images) of the changed pixels"]
     counts = merged.flatten().long().bincount(minlength=19).tolist()
     assert counts == golden["pixels of each of the 19 ids after the merge"]
     assert_golden(merged.double(), golden["merged map"])
