@@ -41,19 +41,11 @@ def main(argv: list[str] | None = None) -> int:
         by_label = {measure: dict(zip(shared, found[measure].values(), strict=True)) for measure in ("f1", "iou")}
         means = {name: value for name, value in found.items() if name not in by_label}
         scores[title] = {**by_label, "means": means}
-    rows = [
-        {
-            "label": name,
-            **{
-                measure: {
-                    title: scores[title][measure].get(same) if same != "background" else None for title in PARSERS
-                }
-                for measure in ("f1", "iou")
-            },
-        }
-        for name in data.labels.foreground
-        for same in [data.labels.shared.get(name, name)]
-    ]
+    rows = []
+    for name in data.labels.foreground:
+        same = data.labels.shared.get(name, name)
+        measures = {m: {title: scores[title][m].get(same) for title in PARSERS} for m in ("f1", "iou")}
+        rows.append({"label": name, **measures})
     means = {name: {title: scores[title]["means"].get(name) for title in PARSERS} for name in scores["fused"]["means"]}
     numbers = {"faces": len(faces), "split": args.split, "rows": rows, "means": means}
     common.write(NAME, NAME, args, argv, numbers, draw, table)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from data.labels import LabelSet
 from models.parser import WholeFaceParser
+from utils import checkpoint
 from utils.errors import InputError
 
 STEM = 32
@@ -174,18 +175,13 @@ def _fold(units: nn.Sequential) -> None:
 
 def is_released(state: dict[str, Any]) -> bool:
     """Whether a file without our format may be a checkpoint of the challenge team: see ``from_released``."""
-    return any(str(name).removeprefix("module.").startswith("backbone.low_level") for name in _state_dict(state))
+    return any(name.startswith("backbone.low_level") for name in checkpoint.foreign_weights(state))
 
 
 def from_released(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict of ``DeepLabV3Plus`` in a file such as Deeplab_checkpoint_epoch_400.pt: bare or beside an
-    optimizer's, with or without the prefix of several GPUs. Raises InputError where a value is no tensor."""
-    found = {str(name).removeprefix("module."): value for name, value in _state_dict(state).items()}
+    """The state dict of ``DeepLabV3Plus`` in a file such as Deeplab_checkpoint_epoch_400.pt. Raises InputError where a
+    value is no tensor."""
+    found = checkpoint.foreign_weights(state)
     if strange := [name for name, value in found.items() if not isinstance(value, Tensor)]:
         raise InputError(f"{strange[0]} is no tensor: get the file again from its source")
     return found
-
-
-def _state_dict(state: dict[str, Any]) -> dict[str, Any]:
-    held = [state[name] for name in ("model_state_dict", "state_dict", "model_state", "model") if name in state]
-    return held[0] if held and isinstance(held[0], dict) else state

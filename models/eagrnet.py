@@ -18,6 +18,7 @@ from torchvision.models.resnet import Bottleneck
 
 from data.labels import CELEBAMASK, HELEN, LabelSet
 from models.parser import WholeFaceParser
+from utils import checkpoint
 from utils.errors import InputError
 
 # channels, blocks, stride of the first one and dilation of each of ResNet-101's four layers
@@ -229,7 +230,7 @@ def released_names(network: EAGRNet) -> dict[str, str]:
 
 def is_released(state: Mapping[str, Any]) -> bool:
     """Whether a file without our format may be a checkpoint of the authors: see ``from_released``."""
-    return any(str(name).removeprefix("module.").startswith("edge_layer.") for name in _state_dict(state))
+    return any(name.startswith("edge_layer.") for name in checkpoint.foreign_weights(state))
 
 
 def from_released(state: Mapping[str, Any]) -> tuple[LabelSet, dict[str, Tensor]]:
@@ -238,7 +239,7 @@ def from_released(state: Mapping[str, Any]) -> tuple[LabelSet, dict[str, Tensor]
     Their InPlaceABN multiplies by |weight| + 1e-5; here that is the weight itself. 11 classes are taken for HELEN's, 19
     for CelebAMask-HQ's. Raises InputError for other numbers of classes, and for values that are missing or unknown.
     """
-    found = {str(name).removeprefix("module."): value for name, value in _state_dict(state).items()}
+    found = checkpoint.foreign_weights(state)
     classes = getattr(found.get("layer6.conv4.bias"), "shape", (0,))[0]
     labels = {len(labels): labels for labels in (HELEN, CELEBAMASK)}.get(classes)
     if labels is None:
@@ -258,7 +259,7 @@ def imagenet_start(network: EAGRNet, state: Mapping[str, Any]) -> None:
 
     Raises InputError where the file lacks one of the backbone's values, or has another shape of it.
     """
-    found = {str(name).removeprefix("module."): value for name, value in _state_dict(state).items()}
+    found = checkpoint.foreign_weights(state)
     backbone = ("conv1.", "bn1.", "conv2.", "bn2.", "conv3.", "bn3.", *(f"layer{k}." for k in range(1, 5)))
     names = {ours: theirs for ours, theirs in released_names(network).items() if ours.startswith(backbone)}
     values = _renamed(network, names, found)
@@ -282,8 +283,3 @@ def _renamed(network: EAGRNet, names: Mapping[str, str], found: Mapping[str, Any
         if isinstance(module, ABN) and f"{name}.0.weight" in values:
             values[f"{name}.0.weight"] = values[f"{name}.0.weight"].abs() + EPS
     return values
-
-
-def _state_dict(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    held = state.get("state_dict")
-    return held if isinstance(held, dict) else state

@@ -16,6 +16,7 @@ from data.labels import CELEBAMASK, HELEN, NINE
 from models.deeplab import DeepLab, DeepLabConfig, DeepLabV3Plus
 from models.loading import load_parser
 from tests.formula import assert_golden, formula_image, formula_state, indices, wave
+from tests.test_resume import interrupt_at
 from train_deeplab import seed_loss
 from utils.engine import learning_rate_factor
 from utils.errors import InputError
@@ -164,16 +165,8 @@ def test_training_goes_on_where_it_was_interrupted(
     monkeypatch.setattr(train_deeplab, "DICE_FROM", 1)
     options = ["--recipe", recipe, "--epochs", "2"]
     _train(tmp_path, *options, "--run-dir", str(tmp_path / "whole"))
-    validate, calls = train_deeplab.TrainDeepLab.validate, []
-
-    def interrupted(self: train_deeplab.TrainDeepLab) -> dict[str, float]:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return validate(self)
-
     with monkeypatch.context() as patch:
-        patch.setattr(train_deeplab.TrainDeepLab, "validate", interrupted)
+        interrupt_at("last.pt", patch)
         with pytest.raises(KeyboardInterrupt):
             _train(tmp_path, *options, "--run-dir", str(tmp_path / "parts"))
     _train(tmp_path, *options, "--run-dir", str(tmp_path / "parts"), "--resume")

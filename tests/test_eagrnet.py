@@ -17,6 +17,7 @@ from models.eagrnet import EAGRNet, EAGRNetConfig, EAGRNetParser, imagenet_start
 from models.loading import load_parser
 from tests.formula import assert_golden, formula_image, formula_state, indices, wave
 from tests.test_distributed import torchrun
+from tests.test_resume import interrupt_at
 from tools.edges import main as write_edges
 from utils import checkpoint
 from utils.engine import learning_rate_factor
@@ -271,16 +272,8 @@ def test_training_goes_on_where_it_was_interrupted(
 ) -> None:
     options = ["--recipe", recipe, "--epochs", "2"]
     _train(tmp_path, *options, "--run-dir", str(tmp_path / "whole"))
-    validate, calls = train_eagrnet.TrainEAGRNet.validate, []
-
-    def interrupted(self: train_eagrnet.TrainEAGRNet) -> dict[str, float]:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return validate(self)
-
     with monkeypatch.context() as patch:
-        patch.setattr(train_eagrnet.TrainEAGRNet, "validate", interrupted)
+        interrupt_at("last.pt", patch)
         with pytest.raises(KeyboardInterrupt):
             _train(tmp_path, *options, "--run-dir", str(tmp_path / "parts"))
     _train(tmp_path, *options, "--run-dir", str(tmp_path / "parts"), "--resume")

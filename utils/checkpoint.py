@@ -4,6 +4,7 @@ import os
 import reprlib
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,6 +81,14 @@ def require(state: dict[str, Any], path: Path, stages: tuple[str, ...] | None = 
         raise InputError(f"{path} comes from stage {shown(stage)}{needed}")
     if number == 1:
         state.update(BEFORE_FORMAT_2)
+
+
+def foreign_weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a network in a file of other code, by name: it may hold them bare or beside an optimizer's state,
+    with or without the prefix of several GPUs."""
+    held = [state[name] for name in ("model_state_dict", "state_dict", "model_state", "model") if name in state]
+    values = held[0] if held and isinstance(held[0], dict) else state
+    return {str(name).removeprefix("module."): value for name, value in values.items()}
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
