@@ -35,6 +35,7 @@ from experiments import (
     kinds,
     robustness,
     scenes,
+    true_windows,
 )
 from utils import files
 from utils.cli import Parser
@@ -67,6 +68,7 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Fi
     "few_images": ("Drawn faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
     "training_images": ("Score over the number of training faces", few_images.table, few_images.draw_curve),
     "robustness": ("Photos of other kinds", robustness.table, robustness.draw),
+    "true_windows": ("What true windows give away", true_windows.table, true_windows.draw),
     "kinds": ("Kinds of faces", kinds.table, kinds.draw),
     "scenes": ("Scenes of several faces", scenes.table, scenes.draw),
     "helen68": ("Photos that nobody aligned", helen68.table, helen68.draw),

@@ -31,6 +31,7 @@ from experiments import (
     hidden_parts,
     kinds,
     robustness,
+    true_windows,
 )
 from models import loading
 from models.geometry import window_theta
@@ -236,6 +237,26 @@ def test_coarse_sizes_are_trained_once_and_compared(
     assert printed.count("finished already") == 4
     assert "epoch 1/1 " not in printed
     assert read(results, "coarse_size")["rows"] == rows
+
+
+def test_displaced_windows_are_off_as_those_of_the_face_before_that_has_the_part() -> None:
+    truth_NP23 = torch.tensor([[0.2, 0, 0.1, 0, 0.1, 0.0], [0.3, 0, 0.0, 0, 0.3, 0.0], [0.4, 0, -0.3, 0, 0.5, 0.2]])
+    found_NP23 = torch.tensor([[0.4, 0, 0.2, 0, 0.1, -0.1], [0.3, 0, 0.9, 0, 0.3, 0.9], [0.4, 0, -0.1, 0, 0.5, 0.2]])
+    truth_NP23, found_NP23 = (theta.view(3, 1, 2, 3) for theta in (truth_NP23, found_NP23))
+    made_NP23 = true_windows.displaced(truth_NP23, found_NP23, torch.tensor([[True], [False], [True]]))
+    # the first face's window is twice as wide as the true one and off by half its width and its whole height, the
+    # last one's by half its width; the second face lacks the part
+    expected = torch.tensor([[0.2, 0, 0.2, 0, 0.1, 0.0], [0.3, 0, 0.9, 0, 0.3, 0.9], [0.8, 0, -0.1, 0, 0.5, -0.3]])
+    torch.testing.assert_close(made_NP23, expected.view(3, 1, 2, 3))
+
+
+def test_true_windows_are_compared_with_windows_as_near(options: list[str], weights: Path, results: Path) -> None:
+    assert true_windows.main([*options, "--checkpoint", str(weights)]) == 0
+    rows = {row["windows"]: row for row in read(results, "true_windows")["rows"]}
+    assert len(rows) == 5
+    assert rows[true_windows.TRUE]["off"] == {"pixels": 0.0, "sides": 0.0}
+    assert rows[true_windows.LOCALIZER]["off"]["pixels"] > 0
+    assert all(row["f1"]["overall"] is not None for row in rows.values())
 
 
 def test_kinds_are_read_off_the_true_parts() -> None:

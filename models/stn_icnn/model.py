@@ -177,7 +177,10 @@ class STNiCNN(FaceParser):
         crops = crops or self.crops
         if crops == "none":
             return whole_look(self.rough_mask(batch))
-        theta_BP23 = self.windows_of(batch, crops)
+        return self.look_through(batch, self.windows_of(batch, crops))
+
+    def look_through(self, batch: Batch, theta_BP23: Tensor) -> Look:
+        """What the part networks see in given windows, which are in the frame of each photo of the batch's view."""
         return Look(_softmax(self.parts(View(batch).crops(theta_BP23, self.config.crop_size))), theta_BP23)
 
     @property
@@ -186,10 +189,15 @@ class STNiCNN(FaceParser):
 
     def parse(self, batch: Batch, crops: str | None = None) -> Parsed:
         """See ``FaceParser.parse``. crops: see ``look``."""
-        height, width = batch.labels_BHW.shape[1:]
         if (crops or self.crops) == "none":
+            height, width = batch.labels_BHW.shape[1:]
             return Parsed(enlarged_labels(self.rough_mask(batch), batch.sizes_B2, height, width), None)
-        probs, theta_BP23 = self.look(batch, crops)
+        return self.pasted(self.look(batch, crops), batch)
+
+    def pasted(self, look: Look, batch: Batch) -> Parsed:
+        """A look at whole photos, put back onto their grids."""
+        probs, theta_BP23 = look
+        height, width = batch.labels_BHW.shape[1:]
         padded_BP23 = compose(image_to_padded(batch.sizes_B2, height, width), theta_BP23)
         return Parsed(paste_labels(probs, padded_BP23, height, width, self.paste), theta_BP23)
 

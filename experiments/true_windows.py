@@ -1,0 +1,142 @@
+"""What windows around the true parts are worth, and why: do better windows help, or do the true ones tell the answer?
+
+A true window is 1.6 times the annotated part, so its edges say how far the annotation goes. Windows around the parts
+that a first look found lie nearer to the true ones than the localizer's, but tell nothing of the annotation. True
+windows that are off by what another face's are off by are as near, but tell it no more.
+"""
+
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from data.batches import Batch
+from data.view import Parts, View
+from experiments import common
+from models.stn_icnn.baseline import mask_geometry
+from models.stn_icnn.model import STNiCNN
+from models.stn_icnn.windows import target_theta
+from utils import runtime
+from utils.metrics import confusion_matrices, headline, scores
+from utils.runtime import run_main
+from utils.tables import markdown
+
+NAME = "true_windows"
+LOCALIZER, SECOND, TRUE = "of the localizer", "around the parts that a first look found", "around the true parts"
+ALIEN_LOCALIZER, ALIEN_SECOND = (
+    f"{TRUE}, off as another face's are {where}" for where in ("by the localizer", "by a first look")
+)
+
+
+def displaced(truth_NP23: Tensor, found_NP23: Tensor, present_NP: Tensor) -> Tensor:
+    """True windows of each face, off by what the found ones are off by in the face before it that has the part.
+
+    A window's offset is measured in sides of the true one, its size as a ratio. Windows of parts that a face lacks
+    (present_NP, bool) stay the found ones. theta_NP23: upright windows of the same faces, in the frame of each photo.
+    """
+    true_NP2, found_NP2 = (torch.diagonal(theta[..., :2], dim1=-2, dim2=-1) for theta in (truth_NP23, found_NP23))
+    offset_NP2, ratio_NP2 = (found_NP23 - truth_NP23)[..., 2] / true_NP2, found_NP2 / true_NP2
+    for part, present_N in enumerate(present_NP.T):
+        for off_NP2 in (offset_NP2, ratio_NP2):
+            off_NP2[present_N, part] = off_NP2[present_N, part].roll(1, 0)
+    centre_NP2 = truth_NP23[..., 2] + offset_NP2 * true_NP2
+    return torch.cat([torch.diag_embed(ratio_NP2 * true_NP2), centre_NP2.unsqueeze(-1)], -1)
+
+
+def distances(theta_NP23: Tensor, truth_NP23: Tensor, sizes_N2: Tensor, present_NP: Tensor) -> dict[str, float]:
+    """How far windows are off, means over the parts that are there: their centres in pixels of the photo, and their
+    sides as a share of the true ones."""
+    (centres, sides), (true_centres, true_sides) = (
+        common.window_boxes(theta, sizes_N2) for theta in (theta_NP23, truth_NP23)
+    )
+    pixels_NP = (centres - true_centres).norm(dim=-1)
+    share_NP = ((sides / true_sides).log().abs().exp() - 1).mean(-1)
+    return {
+        "pixels": round(float(pixels_NP[present_NP].mean()), 3),
+        "sides": round(float(share_NP[present_NP].mean()), 4),
+    }
+
+
+class Looks(NamedTuple):
+    """Windows of every face of a split, theta_NP23 by row of the table, and what they are compared by."""
+
+    theta_NP23: dict[str, Tensor]
+    sizes_N2: Tensor
+    present_NP: Tensor
+
+
+def find(model: STNiCNN, batches: Iterable[Batch]) -> Looks:
+    """All windows that are compared."""
+    found: dict[str, list[Tensor]] = {LOCALIZER: [], SECOND: [], TRUE: []}
+    sizes, present = [], []
+    for batch in batches:
+        labels_BHW, theta_BP23 = model.parse(batch, "predicted")
+        assert theta_BP23 is not None  # the localizer makes windows
+        found[LOCALIZER].append(theta_BP23.float())
+        found[SECOND].append(target_theta(Parts(*mask_geometry(labels_BHW)), batch.sizes_B2, model.config.windows))
+        found[TRUE].append(model.true_windows(View(batch)))
+        sizes.append(batch.sizes_B2)
+        present.append(batch.present_BP)
+    theta_NP23, present_NP = {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(present)
+    for alien, name in ((ALIEN_LOCALIZER, LOCALIZER), (ALIEN_SECOND, SECOND)):
+        theta_NP23[alien] = displaced(theta_NP23[TRUE], theta_NP23[name], present_NP)
+    return Looks(theta_NP23, torch.cat(sizes), present_NP)
+
+
+def score(model: STNiCNN, batches: Iterable[Batch], theta_NP23: Tensor) -> dict[str, float | None]:
+    """Both F1 of the part networks in the given windows."""
+    count = len(model.labels)
+    matrix_KK = np.zeros((count, count), np.int64)
+    for batch in batches:
+        labels_BHW, _ = model.pasted(model.look_through(batch, theta_NP23[batch.index_B]), batch)
+        counts_BKK, _ = confusion_matrices(labels_BHW, batch.labels_BHW, batch.sizes_B2, count)
+        matrix_KK += counts_BKK.sum(0).cpu().numpy()
+    return headline(scores(matrix_KK, model.labels))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = common.parse(common.checkpoint_parser(__doc__), argv)
+    model, faces, machine = common.load(args, STNiCNN)
+
+    def batches(title: str) -> Iterable[Batch]:
+        steps = -(-len(faces) // args.batch_size)
+        found = common.batches(faces, machine, args.batch_size)
+        return tqdm(found, desc=title, total=steps, disable=None, leave=False)
+
+    with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
+        looks = find(model, batches("first look"))
+        rows = []
+        for name, theta_NP23 in looks.theta_NP23.items():
+            off = distances(theta_NP23, looks.theta_NP23[TRUE], looks.sizes_N2, looks.present_NP)
+            rows.append({"windows": name, "off": off, "f1": score(model, batches(name), theta_NP23)})
+    common.write(NAME, NAME, args, argv, {"faces": len(faces), "split": args.split, "rows": rows}, draw, table)
+    return 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: one line for each kind of windows; "off by" of their centres in pixels, of their sides as a share."""
+    rows = [[row["windows"], *row["off"].values(), *row["f1"].values()] for row in result["rows"]]
+    return markdown(["windows", "off by, pixels", "sides off by", "overall", "strict"], rows, 4)
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Both F1 over the distance of the windows; a ring: those that tell of the annotation."""
+    figure, axes = common.panels(2)
+    for ax, key in zip(axes, ("overall", "strict"), strict=True):
+        for row in result["rows"]:
+            knows = row["windows"] == TRUE
+            ax.plot(
+                row["off"]["pixels"], row["f1"][key], "o", ms=8, label=row["windows"], mfc="none" if knows else None
+            )
+        ax.set(xlabel="centres off by, pixels", ylabel=f"{key} F1", title=key)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
