@@ -103,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.out:
         result = save(args.out, evaluation, args.worst)
         pictures = f", worst/ ({len(result['worst'])})" if result["worst"] else ""
-        print(f"written: {args.out / 'scores.json'}, scores.csv, scores.md{pictures}")
+        challenge = "".join(f", {name}" for name in CHALLENGE_FILES if evaluation.challenge())
+        print(f"written: {args.out / 'scores.json'}, scores.csv, scores.md{challenge}{pictures}")
     return 0
 
 

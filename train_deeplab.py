@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.batches import Batch, open_faces
+from data.batches import Batch, open_faces, require_pair
 from data.view import Augmentation, View
 from models.deeplab import DeepLab
 from models.loading import read_weights
@@ -131,8 +131,7 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
     Raises InputError for a single face a batch, of which the pooled features have no variance, and for labels that
     could not be distilled.
     """
-    if plan.recipe.batch_size < 2:
-        raise InputError("--batch-size 1: DeepLab's batch normalisation of pooled features needs at least 2")
+    require_pair(plan.recipe.batch_size, "pooled features")
     if distillation:
         last = plan.recipe.optimisation.epochs - 1
         if not 1 <= distillation.after <= last:

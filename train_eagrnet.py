@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batches import Batch
+from data.batches import Batch, require_pair
 from data.edges import edges
 from data.view import Augmentation, View
 from models.eagrnet import EAGRNetParser, imagenet_start
@@ -88,8 +88,7 @@ def build(plan: Plan) -> TrainEAGRNet:
 
     Raises InputError for both of them, and for a single face a batch, of which pooled features have no variance.
     """
-    if plan.recipe.batch_size < 2:
-        raise InputError("--batch-size 1: EAGRNet's batch normalisation of pooled features needs at least 2")
+    require_pair(plan.recipe.batch_size, "pooled features")
     if len(plan.start) > 1:
         raise InputError("--init-from, --imagenet: name one of them, the first replaces all that the second fills")
     torch.manual_seed(plan.seed)

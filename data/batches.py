@@ -332,6 +332,13 @@ def require_batch(count: int, batch_size: int) -> None:
         raise InputError(f"--batch-size {batch_size} is larger than the {count} faces of an epoch: lower it")
 
 
+def require_pair(batch_size: int, normalised: str) -> None:
+    """Raises InputError for a single face a batch, where a batch normalisation sees one value of each face and so no
+    variance. normalised: of what it is, for the message."""
+    if batch_size < 2:
+        raise InputError(f"--batch-size {batch_size}: the batch normalisation of {normalised} needs at least 2")
+
+
 def evaluation_batches(faces: Faces, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:
     """Every face once, in order. Each process takes every ``world``-th face; its share may be empty."""
     tickets = [(i, (0, 0, i)) for i in range(rank, len(faces), world)]

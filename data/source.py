@@ -1,17 +1,19 @@
 """Which faces: one way to name and open every data set. The only place that knows which data sets there are."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from data.datasets import celebamask, helen, merged, synthetic
 from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet, label_set
-from data.listing import SPLITS, Listing, Read, Sample, Source, read_face
+from data.listing import SPLITS, Listing, Read, Sample, Source, id_problem, read_face
 from data.relabelled import relabelled
 from utils.errors import InputError
 
@@ -74,12 +76,36 @@ def open_source(data: FaceData, split: str) -> Source:
     one, photos without mask or masks without photo, and a folder of ``train_labels`` that does not fit. ``read`` raises
     InputError for damaged files, sizes that differ and unknown ids.
     """
+    listing = _sound(data, split)
+    source = Source(data.labels, listing.samples, reader(data, listing), listing.version)
+    return relabelled(source, data.train_labels) if data.train_labels and split == "train" else source
+
+
+def label_maps(data: FaceData, split: str, threads: int = 2) -> Iterator[tuple[Sample, np.ndarray]]:
+    """Each face of a split with its own label map, uint8 (H, W) of ``data.labels``' ids, at its own size; photos are
+    not read. threads: that read masks.
+
+    Raises InputError as ``open_source`` does, while it goes for damaged masks and unknown ids.
+    """
+    listing, labels = _sound(data, split), data.labels
+
+    def read(sample: Sample) -> tuple[Sample, np.ndarray]:
+        ids = listing.read_labels(sample)
+        if problem := id_problem(labels, sample, ids):
+            raise InputError(problem)
+        return sample, ids
+
+    with ThreadPool(threads) as pool:
+        yield from tqdm(pool.imap(read, listing.samples), f"{split} masks", len(listing.samples), disable=None)
+
+
+def _sound(data: FaceData, split: str) -> Listing:
+    """The listing as far as ``data.max_images`` goes. Raises InputError for one with problems."""
     listing = find(data, split)
     if listing.problems:
         more = f"; {len(listing.problems) - 1} more: run python -m data.check" if len(listing.problems) > 1 else ""
         raise InputError(listing.problems[0] + more)
-    source = Source(data.labels, listing.samples[: data.max_images], reader(data, listing), listing.version)
-    return relabelled(source, data.train_labels) if data.train_labels and split == "train" else source
+    return listing._replace(samples=listing.samples[: data.max_images])
 
 
 def reader(data: FaceData, listing: Listing) -> Read:

@@ -4,42 +4,18 @@ Counted in the data set's own masks, at their own size; photos are not read and 
 """
 
 import sys
-from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from data.listing import Sample, id_problem
-from data.source import FaceData, find
+from data.source import label_maps
 from experiments import common
 from utils import options
-from utils.errors import InputError
 from utils.runtime import run_main
 from utils.tables import markdown
 
 NAME = "class_imbalance"
-
-
-def count_pixels(data: FaceData, split: str, threads: int) -> np.ndarray:
-    """How many pixels of each face have each id of the data set: int64 (N, K). threads: that read masks.
-
-    Raises InputError for a bad data folder, and for masks that cannot be read or hold other ids.
-    """
-    listing, labels = find(data, split), data.labels
-    if listing.problems:
-        raise InputError(f"{listing.problems[0]}: see python -m data.check")
-    samples = listing.samples[: data.max_images]
-
-    def count(sample: Sample) -> np.ndarray:
-        ids = listing.read_labels(sample)
-        if problem := id_problem(labels, sample, ids):
-            raise InputError(problem)
-        return np.bincount(ids.ravel(), minlength=len(labels))
-
-    with ThreadPool(threads) as pool:
-        return np.array(list(tqdm(pool.imap(count, samples), f"{split} masks", len(samples), disable=None)))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     made.set_defaults(split="train")
     args = common.parse(made, argv)
     data = options.face_data(args)
-    pixels_NK = count_pixels(data, args.split, options.machine(args).threads)
+    maps = label_maps(data, args.split, options.machine(args).threads)
+    pixels_NK = np.array([np.bincount(ids_HW.ravel(), minlength=len(data.labels)) for _, ids_HW in maps])
     pixels_K, faces_K = pixels_NK.sum(0), (pixels_NK > 0).sum(0)
     order = np.argsort(-pixels_K, kind="stable")
     rows = [

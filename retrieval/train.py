@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batches import Batch, photo_batch, require_batch
+from data.batches import Batch, photo_batch, require_batch, require_pair
 from data.labels import NINE
 from data.view import NO_AUGMENTATION, Augmentation, View
 from retrieval.losses import Head, centre_loss, weight_penalty
@@ -284,8 +284,7 @@ def plan(args: argparse.Namespace) -> Plan:
         batch_size=args.batch_size or recipe.batch_size,
     )
     options.require_shares(recipe.batch_size)
-    if recipe.batch_size < 2:
-        raise InputError("--batch-size 1: the batch normalisation of embeddings needs at least 2")
+    require_pair(recipe.batch_size, "embeddings")
     require_outside("--run-dir", args.run_dir, args.data)
     where = options.machine(args)
     people = list_people(args.data)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from data.datasets.celebamask import PARTITIONS
 from data.edges import edges
 from data.labels import LABEL_SETS
 from data.listing import SPLITS
-from data.source import DATASETS, FaceData, open_source
+from data.source import DATASETS, FaceData, label_maps
 from utils import files
 from utils.cli import Parser
 from utils.errors import InputError
@@ -39,10 +38,9 @@ def write_edges(data: FaceData, splits: tuple[str, ...], folder: Path) -> int:
     """
     count = 0
     for split in splits:
-        source = open_source(data, split)
-        for sample in tqdm(source.samples, desc=split, disable=None, leave=False):
-            labels_1HW = torch.from_numpy(source.read(sample)[1])[None]
-            picture = encode(Image.fromarray(edges(labels_1HW)[0].numpy().astype("uint8") * 255), "PNG")
+        for sample, labels_HW in label_maps(data, split):
+            edges_1HW = edges(torch.from_numpy(labels_HW)[None])
+            picture = encode(Image.fromarray(edges_1HW[0].numpy().astype("uint8") * 255), "PNG")
             path = folder / f"{sample.name}.png"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
