@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,8 @@ from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet, label_set
 from data.listing import SPLITS, Listing, Read, Sample, Source, id_problem, read_face
 from data.relabelled import relabelled
 from utils.errors import InputError
+
+READ_AHEAD = 64  # label maps
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,12 @@ def label_maps(data: FaceData, split: str, threads: int = 2) -> Iterator[tuple[S
             raise InputError(problem)
         return sample, ids
 
-    with ThreadPool(threads) as pool:
-        yield from tqdm(pool.imap(read, listing.samples), f"{split} masks", len(listing.samples), disable=None)
+    samples = listing.samples
+    with ThreadPoolExecutor(threads) as pool, tqdm(desc=f"{split} masks", total=len(samples), disable=None) as progress:
+        for start in range(0, len(samples), READ_AHEAD):  # not all at once: together they may not fit the memory
+            for sample_and_labels in pool.map(read, samples[start : start + READ_AHEAD]):
+                yield sample_and_labels
+                progress.update()
 
 
 def _sound(data: FaceData, split: str) -> Listing:
