@@ -119,9 +119,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: one line for each kind of windows; "off by" of their centres in pixels, of their sides as a share."""
-    rows = [[row["windows"], *row["off"].values(), *row["f1"].values()] for row in result["rows"]]
-    return markdown(["windows", "off by, pixels", "sides off by", "overall", "strict"], rows, 4)
+    """Markdown: one line for each kind of windows, how far they are off, and both F1."""
+    rows = [
+        [row["windows"], f"{row['off']['pixels']:.1f}", f"{row['off']['sides']:.0%}", *row["f1"].values()]
+        for row in result["rows"]
+    ]
+    return markdown(["windows", "centres off by, pixels", "sides off by", "overall", "strict"], rows, 4)
 
 
 def draw(result: dict[str, Any]) -> Figure:
