@@ -1136,6 +1136,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("tools.release", "--checkpoint w.pt --out good.jpg/new.pt"),
     ("tools.release", "--checkpoint w.pt --out . --overwrite"),
     ("tools.release", "--checkpoint none.pt --out new.pt"),
+    ("tools.release", "--checkpoint w.pt --average --out new.pt"),
     ("tools.relabel", ""),
     ("tools.relabel", "--checkpoint w.pt --threshold 1 --out new"),
     ("tools.relabel", "--checkpoint w.pt --rare -1 --out new"),

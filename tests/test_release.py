@@ -117,3 +117,39 @@ def test_two_parsers_are_not_released_as_one(trained: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match="are of two parsers"):
         release.main(["--checkpoint", str(trained), str(whole), "--out", str(tmp_path / "shipped.pt")])
     assert not (tmp_path / "shipped.pt").exists()
+
+
+def test_the_average_of_trainings_is_the_mean_of_weights_and_statistics(trained: Path, tmp_path: Path) -> None:
+    state, out = checkpoint.load(trained), tmp_path / "shipped.pt"
+    paths = [trained, tmp_path / "second.pt", tmp_path / "third.pt"]
+    for factor, path in zip((4, 7), paths[1:], strict=True):
+        modules = {
+            name: {key: value * factor if value.is_floating_point() else value for key, value in weights.items()}
+            for name, weights in state["modules"].items()
+        }
+        checkpoint.save(path, {**state, "modules": modules})
+    assert release.main(["--average", "--checkpoint", *map(str, paths), "--out", str(out)]) == 0
+    shipped = checkpoint.load(out, ("end2end",))
+    assert not shipped.keys() & {"seed", "epoch", "best", "optimizer"}  # of one training, not of three
+    for name, weights in state["modules"].items():
+        for key, value in weights.items():
+            mean = 4 * value if value.is_floating_point() else value
+            torch.testing.assert_close(shipped["modules"][name][key].to(value.dtype), mean, rtol=1e-3, atol=1e-4)
+
+
+def test_only_trainings_of_one_parser_are_averaged(trained: Path, tmp_path: Path) -> None:
+    def average(*paths: Path) -> None:
+        release.main(["--average", "--checkpoint", *map(str, paths), "--out", str(tmp_path / "shipped.pt")])
+
+    with pytest.raises(InputError, match="two checkpoints or more"):
+        average(trained)
+    other = save(tmp_path / "other.pt", STNiCNN(STNiCNNConfig(coarse_size=64, crop_size=17)), "end2end")
+    whole = save(tmp_path / "whole.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), "deeplab")
+    for path in (other, whole):
+        with pytest.raises(InputError, match=f"{path} holds another parser"):
+            average(trained, path)
+    state = checkpoint.load(trained)
+    checkpoint.save(tmp_path / "part.pt", {**state, "modules": {"coarse": state["modules"]["coarse"]}})
+    with pytest.raises(InputError, match=r"part\.pt"):
+        average(trained, tmp_path / "part.pt")
+    assert not (tmp_path / "shipped.pt").exists()

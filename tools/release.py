@@ -7,15 +7,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from models.loading import SHIPPED_WEIGHTS, load_parser
+from models.parser import FaceParser
 from utils import checkpoint, files
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import run_main
 
 # What is told of the training, from the last checkpoint; older ones lack some.
-KEPT = ("dataset", "partition", "face_size", "images", "seed", "recipe", "epoch", "best")
+KEPT = ("dataset", "partition", "face_size", "images", "recipe")
+KEPT_OF_ONE = ("seed", "epoch", "best")  # an average has none of its own
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +31,11 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="best.pt of a training, or several that hold the parser's networks between them (the last one wins)",
     )
+    options.add_argument(
+        "--average",
+        action="store_true",
+        help="release the mean of the checkpoints' weights: of trainings that started from the same weights",
+    )
     options.add_argument("--out", type=Path, default=SHIPPED_WEIGHTS, metavar="FILE", help="what to write")
     options.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     args = options.parse_args(argv)
@@ -35,25 +43,48 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"--out {args.out} is a folder: name a file")
     if os.path.exists(args.out) and not args.overwrite:
         raise InputError(f"{args.out} is there already: name another --out, or add --overwrite")
-    release(args.checkpoint, args.out)
+    release(args.checkpoint, args.out, args.average)
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, SHA-256 {files.sha256(args.out)}")
     return 0
 
 
-def release(checkpoints: list[Path], out: Path) -> None:
-    """Write the parser that the checkpoints hold. Raises InputError for files that cannot be used or written."""
-    parser = load_parser(checkpoints)
+def release(checkpoints: list[Path], out: Path, average: bool = False) -> None:
+    """Write the parser that the checkpoints hold, or the mean of theirs. Raises InputError for files that cannot be
+    used or written."""
+    parser = averaged(checkpoints) if average else load_parser(checkpoints)
     if not parser.networks:
         raise InputError(f"--checkpoint {' '.join(map(str, checkpoints))} are of two parsers: release each by itself")
     state = checkpoint.load(checkpoints[-1])
+    alone = len(checkpoints) == 1 or average
     whole = {
-        "stage": state["stage"] if len(checkpoints) == 1 else "end2end",  # STN-iCNN alone comes in several files
+        "stage": state["stage"] if alone else "end2end",  # STN-iCNN comes in several files
         "parser": parser.kind,
         "labels": parser.labels.name,
         "config": asdict(parser.config),
         "modules": halved({name: getattr(parser, name).state_dict() for name in parser.networks}),
     }
-    checkpoint.save(out, {**{key: state[key] for key in KEPT if key in state}, **whole})
+    kept = KEPT if average else KEPT + KEPT_OF_ONE
+    checkpoint.save(out, {**{key: state[key] for key in kept if key in state}, **whole})
+
+
+def averaged(checkpoints: list[Path]) -> FaceParser:
+    """A parser whose weights and batch statistics are the mean of the checkpoints', each of which holds all networks.
+
+    Trainings that start from the same weights end near each other, and their mean lies nearer to the middle of the
+    valley (Izmailov et al. 2018; Wortsman et al. 2022).
+    Raises InputError for a single checkpoint and for parsers that differ.
+    """
+    if len(checkpoints) < 2:
+        raise InputError("--average needs two checkpoints or more: name the others after --checkpoint")
+    parsers = [load_parser([path]) for path in checkpoints]
+    first = parsers[0]
+    mean = AveragedModel(first, use_buffers=True)
+    for path, parser in zip(checkpoints, parsers, strict=True):
+        if (parser.kind, parser.labels, parser.config) != (first.kind, first.labels, first.config):
+            raise InputError(f"--average: {path} holds another parser, label set or config than {checkpoints[0]}")
+        mean.update_parameters(parser)
+    assert isinstance(mean.module, FaceParser)
+    return mean.module
 
 
 def halved(modules: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
