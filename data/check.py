@@ -9,8 +9,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -95,8 +95,8 @@ def check_faces(
     """Reads up to ``most`` faces of a listing, evenly spread, and tells what is wrong with each. finds: is called from
     several threads."""
     samples = _spread(listing.samples, most)
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        faces = pool.imap(lambda sample: check_face(labels, listing, finds, sample), samples)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        faces = pool.map(lambda sample: check_face(labels, listing, finds, sample), samples)
         return list(tqdm(faces, title, len(samples), disable=not sys.stderr.isatty()))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,11 +99,10 @@ def label_maps(data: FaceData, split: str, threads: int = 2) -> Iterator[tuple[S
         return sample, ids
 
     samples = listing.samples
-    with ThreadPoolExecutor(threads) as pool, tqdm(desc=f"{split} masks", total=len(samples), disable=None) as progress:
-        for start in range(0, len(samples), READ_AHEAD):  # not all at once: together they may not fit the memory
-            for sample_and_labels in pool.map(read, samples[start : start + READ_AHEAD]):
-                yield sample_and_labels
-                progress.update()
+    with ThreadPoolExecutor(threads) as pool:
+        starts = range(0, len(samples), READ_AHEAD)  # not all at once: together they may not fit the memory
+        found = chain.from_iterable(pool.map(read, samples[start : start + READ_AHEAD]) for start in starts)
+        yield from tqdm(found, f"{split} masks", len(samples), disable=None)
 
 
 def _sound(data: FaceData, split: str) -> Listing:

@@ -37,7 +37,7 @@ def displaced(truth_NP23: Tensor, found_NP23: Tensor, present_NP: Tensor) -> Ten
     """True windows of each face, off by what the found ones are off by in the face before it that has the part.
 
     A window's offset is measured in sides of the true one, its size as a ratio. Windows of parts that a face lacks
-    (present_NP, bool) stay the found ones. theta_NP23: upright windows of the same faces, in the frame of each photo.
+    (present_NP, bool) stay the found ones. Both thetas are upright, in the frame of each photo.
     """
     true_NP2, found_NP2 = (torch.diagonal(theta[..., :2], dim1=-2, dim2=-1) for theta in (truth_NP23, found_NP23))
     offset_NP2, ratio_NP2 = (found_NP23 - truth_NP23)[..., 2] / true_NP2, found_NP2 / true_NP2

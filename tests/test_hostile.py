@@ -1175,7 +1175,7 @@ def option_cases() -> Iterator[Case]:
         yield Case(f"{script}: {line or 'no options'}", script, tuple(line.split()), make)
     sheet = ("--dataset", "synthetic", "--split", "test", "--max-images", "1", "--out", "sheet.png")
     yield Case("data.check: a sheet of drawn faces", "data.check", sheet, make, (0,), ("sheet.png",))
-    yield Case("data.check: full disk", "data.check", sheet, make, file_size=0)
+    yield Case("data.check: full disk", "data.check", sheet, make, says="sheet.png", file_size=0)
 
 
 def has_option(script: str, option: str) -> bool:
