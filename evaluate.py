@@ -17,15 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import images
-from data.batches import Faces, evaluation_batches, open_faces
 from data.labels import CELEBAMASK, LABEL_SETS, NINE, NO_ID, LabelSet
+from data.loaders import Faces, evaluation_batches, open_faces
 from data.source import FaceData
 from models.loading import load_for_inference
 from models.parser import FaceParser
 from models.stn_icnn.model import CROPS
-from utils import distributed, engine, files, options, runtime
-from utils.errors import InputError
-from utils.metrics import (
+from scoring import evaluation
+from scoring.metrics import (
     CHALLENGE_FILES,
     Scores,
     all_classes,
@@ -38,9 +37,11 @@ from utils.metrics import (
     table,
     to_csv,
 )
-from utils.runtime import run_main
-from utils.training import Machine
-from utils.visualize import colour, encode, face_pictures
+from scoring.pictures import colour, encode, face_pictures
+from training import options
+from utils import distributed, files, runtime
+from utils.errors import InputError
+from utils.runtime import Machine, run_main
 
 BATCH_SIZE = 8
 PICTURES = "[0-9]*_[01].[0-9]*_*.jpg"  # in worst/
@@ -80,7 +81,7 @@ class Evaluation(NamedTuple):
     picture: Callable[[int], np.ndarray]
 
     def scores(self) -> Scores:
-        """The scores of all faces together, see ``utils.metrics.scores``."""
+        """The scores of all faces together, see ``scoring.metrics.scores``."""
         return scores(self.matrices_NKK.sum(0), self.labels)
 
     def challenge(self) -> bool:
@@ -221,7 +222,7 @@ def score_faces(parser: FaceParser, faces: Faces, machine: Machine, batch_size: 
     batches = evaluation_batches(faces, batch_size, rank, world, machine.workers)
     bar = tqdm(batches, desc=f"{faces.split} split", disable=None if rank == 0 else True, leave=False)
     with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
-        index_N, matrices_NKK = engine.evaluate(parser.label, bar, machine.device, len(parser.labels))
+        index_N, matrices_NKK = evaluation.evaluate(parser.label, bar, machine.device, len(parser.labels))
     return gather(index_N, matrices_NKK, len(faces), machine.device)
 
 

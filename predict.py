@@ -24,21 +24,22 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.batches import photo_batch
+from data.batch import photo_batch
 from data.images import PHOTO_SUFFIXES, natural_key, read_photo
 from data.labels import LABEL_SETS, LabelSet
 from faces import video
 from faces.detect import Detection, Detector
 from faces.scene import WHICH, Face, SceneParser
+from geometry.theta import window_corners
 from models.loading import load_for_inference
 from models.parser import FaceParser
-from utils import options, runtime
+from scoring.pictures import colour, draw_outlines, encode, encode_labels, overlay
+from training import options
+from utils import runtime
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_whole
-from utils.runtime import is_out_of_memory, printable, run_main
-from utils.training import Machine
-from utils.visualize import colour, draw_outlines, encode, encode_labels, overlay, window_corners
+from utils.runtime import Machine, is_out_of_memory, printable, run_main
 
 SUFFIXES = (*PHOTO_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp", *video.SUFFIXES)  # looked for in folders and globs
 FACES = (*WHICH, "none")

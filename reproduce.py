@@ -13,16 +13,18 @@ import train_cropper
 import train_end2end
 import train_stage1
 import train_stage2
-from data.batches import open_faces, require_batch
 from data.labels import NINE, label_set
+from data.loaders import open_faces, require_batch
 from data.source import FaceData, open_source
 from models.stn_icnn.model import STNiCNN
-from utils import distributed, files, locks, options
-from utils.engine import fit
+from scoring.metrics import headline, table
+from training import options
+from training.engine import fit
+from training.recipes import Recipe
+from training.task import Plan
+from utils import distributed, files, locks
 from utils.errors import InputError
-from utils.metrics import headline, table
-from utils.runtime import run_main
-from utils.training import Machine, Plan, Recipe
+from utils.runtime import Machine, run_main
 
 
 class Stage(NamedTuple):

@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import Tensor
 
-from data.batches import Batch
+from data.batch import Batch
 from data.view import PAPER_AUGMENTATION, View
 from models.loading import read_weights
 from models.parser import Parsed, Weights
@@ -13,12 +13,14 @@ from models.stn_icnn.localizer import KINDS
 from models.stn_icnn.model import STNiCNN
 from train_stage1 import BEST as BEST_STAGE1
 from train_stage1 import PAPER_SHORT
-from utils import distributed, options
-from utils.engine import Optimisation, Scores, fit
+from training import options
+from training.engine import Optimisation, Scores, fit
+from training.losses import theta_loss
+from training.recipes import Recipe, Recipes
+from training.task import ParserTask, Plan
+from utils import distributed
 from utils.errors import InputError
-from utils.losses import theta_loss
 from utils.runtime import run_main
-from utils.training import ParserTask, Plan, Recipe, Recipes
 
 RECIPES = Recipes(
     paper_helen=Recipe(

@@ -13,17 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.batches import Batch, open_faces, require_pair
+from data.batch import Batch
+from data.loaders import open_faces, require_pair
 from data.view import Augmentation, View
 from models.deeplab import DeepLab
 from models.loading import read_weights
-from utils import checkpoint, distributed, options
-from utils.engine import Optimisation, Run, fit
+from training import options
+from training.engine import Optimisation, Run, fit
+from training.losses import batch_dice_loss, focal_loss, segmentation_loss
+from training.recipes import GuestRecipes, Recipe
+from training.relabel import Rule, add_rule_options, refuse_inside, relabel, table
+from training.task import ParserTask, Plan
+from utils import checkpoint, distributed
 from utils.errors import InputError
-from utils.losses import batch_dice_loss, focal_loss, segmentation_loss
-from utils.relabel import Rule, add_rule_options, refuse_inside, relabel, table
 from utils.runtime import run_main
-from utils.training import GuestRecipes, ParserTask, Plan, Recipe
 
 DICE_FROM = 21  # the epoch, from 0, in which the authors' loss takes in the Dice
 

@@ -8,18 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batches import Batch, require_pair
+from data.batch import Batch
 from data.edges import edges
+from data.loaders import require_pair
 from data.view import Augmentation, View
 from models.eagrnet import EAGRNetParser, imagenet_start
 from models.loading import read_weights
-from utils import checkpoint, options
-from utils.engine import Optimisation, fit
+from scoring.pictures import face_pictures, tile
+from training import options
+from training.engine import Optimisation, fit
+from training.losses import boundary_loss, edge_loss, segmentation_loss
+from training.recipes import GuestRecipes, Recipe
+from training.task import SHOWN_FACES, ParserTask, Plan
+from utils import checkpoint
 from utils.errors import InputError
-from utils.losses import boundary_loss, edge_loss, segmentation_loss
 from utils.runtime import run_main
-from utils.training import SHOWN_FACES, GuestRecipes, ParserTask, Plan, Recipe
-from utils.visualize import face_pictures, tile
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from data.batches import Batch
+from data.batch import Batch
 from data.view import PAPER_AUGMENTATION, Augmentation, View
 from models.loading import read_weights
 from models.parser import Parsed
 from models.stn_icnn.model import STNiCNN
-from utils import options
-from utils.engine import Optimisation, fit
-from utils.losses import segmentation_loss
+from training import options
+from training.engine import Optimisation, fit
+from training.losses import segmentation_loss
+from training.recipes import Recipe, Recipes
+from training.task import ParserTask, Plan
 from utils.runtime import run_main
-from utils.training import ParserTask, Plan, Recipe, Recipes
 
 PAPER_HELEN = Recipe(
     Optimisation(epochs=25, lr={"coarse": 0.0023}),

@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import Tensor
 
-from data.batches import Batch
+from data.batch import Batch
 from data.view import PAPER_AUGMENTATION
 from models.loading import read_weights
 from models.parser import Parsed
@@ -13,11 +13,12 @@ from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.parts import part_targets
 from train_stage1 import BEST as BEST_STAGE1
 from train_stage1 import PAPER_SHORT
-from utils import options
-from utils.engine import Optimisation, fit
-from utils.losses import parts_loss
+from training import options
+from training.engine import Optimisation, fit
+from training.losses import parts_loss
+from training.recipes import Recipe, Recipes
+from training.task import ParserTask, Plan
 from utils.runtime import run_main
-from utils.training import ParserTask, Plan, Recipe, Recipes
 
 RECIPES = Recipes(
     paper_helen=Recipe(

@@ -144,7 +144,7 @@ def _colours(names: Sequence[str], shared: Mapping[str, str], more: Mapping[str,
 _NINE = ("background", "brow1", "brow2", "eye1", "eye2", "nose", "upper_lip", "inner_mouth", "lower_lip")
 
 # What STN-iCNN labels (paper section 3.1); skin and hair count as background. Confusions inside a group of the F1
-# table count as correct (see utils.metrics).
+# table count as correct (see scoring.metrics).
 NINE = LabelSet(
     "nine",
     _NINE,

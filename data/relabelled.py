@@ -1,4 +1,4 @@
-"""Label maps that take the place of a training split's own, one PNG a face, as ``utils.relabel`` writes them."""
+"""Label maps that take the place of a training split's own, one PNG a face, as ``training.relabel`` writes them."""
 
 import os
 from functools import partial

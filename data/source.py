@@ -109,7 +109,7 @@ def _sound(data: FaceData, split: str) -> Listing:
     """The listing as far as ``data.max_images`` goes. Raises InputError for one with problems."""
     listing = find(data, split)
     if listing.problems:
-        more = f"; {len(listing.problems) - 1} more: run python -m data.check" if len(listing.problems) > 1 else ""
+        more = f"; {len(listing.problems) - 1} more: run python -m tools.check" if len(listing.problems) > 1 else ""
         raise InputError(listing.problems[0] + more)
     return listing._replace(samples=listing.samples[: data.max_images])
 

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batches import FRAME_SIDE, Batch
+from data.batch import FRAME_SIDE, Batch
 from data.images import THUMB
 from data.labels import MIRROR_PARTS
-from models.geometry import compose, crop, crop_labels, labels_at, stretch
+from geometry.sampling import crop, crop_labels, labels_at, stretch
+from geometry.theta import compose
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from evaluate import Request
 from experiments import common
 from models.loading import read_weights
 from models.stn_icnn.model import STNiCNN
-from utils.metrics import headline
+from scoring.metrics import headline
+from training.recipes import Recipe
+from training.task import Plan
 from utils.runtime import run_main
 from utils.tables import markdown
-from utils.training import Plan, Recipe
 
 NAME = "ablation"
 BASE, ALL = "paper-short", "all"

@@ -13,18 +13,19 @@ import torch
 from matplotlib.figure import Figure
 
 import reproduce
-from data.batches import open_faces
+from data.loaders import open_faces
 from data.view import View
 from evaluate import Request
 from experiments import common
 from models.loading import read_weights
 from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from utils import options, runtime
-from utils.metrics import headline
-from utils.runtime import run_main
+from scoring.metrics import headline
+from training import options
+from training.recipes import Recipe
+from utils import runtime
+from utils.runtime import Machine, run_main
 from utils.tables import markdown
-from utils.training import Machine, Recipe
 
 NAME = "coarse_size"
 STAGES = ("stage1", "cropper")

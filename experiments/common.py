@@ -17,16 +17,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import reproduce
-from data.batches import Batch, Faces, evaluation_batches, open_faces
+from data.batch import Batch
 from data.labels import NINE, NUM_PARTS
+from data.loaders import Faces, evaluation_batches, open_faces
 from models.loading import load_for_inference
 from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from utils import distributed, files, options, runtime
+from scoring.pictures import encode
+from training import options
+from training.recipes import Recipe
+from utils import distributed, files, runtime
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.training import Machine, Recipe
-from utils.visualize import encode
+from utils.runtime import Machine
 
 CROPPERS = {"old cropper": "baseline", "STN": "predicted"}  # title -> where its windows come from
 BATCH_SIZE = 8  # faces at once

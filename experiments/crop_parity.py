@@ -15,16 +15,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batches import open_faces
 from data.labels import NINE, NUM_PARTS, among
+from data.loaders import open_faces
 from data.view import View
 from experiments import common
-from models.geometry import compose, image_to_padded, paste_labels
+from geometry.paste import paste_labels
+from geometry.theta import compose, image_to_padded
 from models.stn_icnn.model import STNiCNNConfig
 from models.stn_icnn.parts import part_targets
 from models.stn_icnn.windows import target_theta
-from utils import options
-from utils.metrics import confusion_matrices, headline, scores
+from scoring.metrics import confusion_matrices, headline, scores
+from training import options
 from utils.runtime import run_main
 from utils.tables import markdown
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from data.images import read_photo
 from retrieval.align import RECORD
+from scoring.pictures import encode, tile
 from utils import files
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import run_main
-from utils.visualize import encode, tile
 
 AGREE = 0.4  # least overlap (intersection over union) of boxes of one face: the detectors draw them differently
 SHOWN = 24

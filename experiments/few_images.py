@@ -18,11 +18,11 @@ import reproduce
 from data.source import FaceData, open_source
 from evaluate import Request
 from experiments import common
+from scoring.metrics import headline
+from training.recipes import Recipe
 from utils.errors import InputError
-from utils.metrics import headline
 from utils.runtime import run_main
 from utils.tables import markdown
-from utils.training import Recipe
 
 NAME, CURVE = "few_images", "training_images"
 PAPER_IMAGES = 18_000

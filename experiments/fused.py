@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from data.batches import open_faces
+from data.loaders import open_faces
 from evaluate import score_faces
 from experiments import common
 from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE, load_for_inference
-from utils import options
-from utils.metrics import all_classes
+from scoring.metrics import all_classes
+from training import options
 from utils.runtime import run_main
 from utils.tables import markdown
 

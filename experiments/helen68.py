@@ -22,13 +22,14 @@ from faces.align import Frame, frame_of
 from faces.detect import Detector
 from faces.scene import Scene, SceneParser
 from models.loading import load_for_inference
-from utils import files, options
+from scoring.metrics import confusion_matrix, f1
+from scoring.pictures import overlay, tile
+from training import options
+from utils import files
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.metrics import confusion_matrix, f1
 from utils.runtime import run_main
 from utils.tables import markdown
-from utils.visualize import overlay, tile
 
 NAME = "helen68"
 ROWS = ("the photo is the face", "found faces", "true frames")

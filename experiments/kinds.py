@@ -10,12 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from data.batches import Faces
 from data.labels import PARTS
+from data.loaders import Faces
 from evaluate import score_faces
 from experiments import common
 from models.parser import FaceParser
-from utils.metrics import headline, scores
+from scoring.metrics import headline, scores
 from utils.runtime import run_main
 from utils.tables import markdown
 

@@ -37,10 +37,10 @@ from experiments import (
     scenes,
     true_windows,
 )
+from scoring.metrics import Scores, headline
 from utils import files
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.metrics import Scores, headline
 from utils.runtime import run_main
 from utils.tables import markdown
 

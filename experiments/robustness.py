@@ -12,8 +12,8 @@ from tqdm import tqdm
 from data.images import resize_labels, resize_photo
 from experiments import common
 from models.parser import FaceParser
+from scoring.metrics import confusion_matrix, headline, scores
 from utils import runtime
-from utils.metrics import confusion_matrix, headline, scores
 from utils.runtime import run_main
 from utils.tables import markdown
 

@@ -15,17 +15,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from data.batches import Faces
+from data.loaders import Faces
 from experiments import canvases, common
 from faces.align import Frame, square
 from faces.detect import Detection, Detector
 from faces.scene import SceneParser
 from models.parser import FaceParser
+from scoring.metrics import confusion_matrix, headline, scores
+from scoring.pictures import overlay
 from utils.errors import InputError
-from utils.metrics import confusion_matrix, headline, scores
 from utils.runtime import run_main
 from utils.tables import markdown
-from utils.visualize import overlay
 
 NAME = "scenes"
 ROWS = ("found faces", "true frames")

@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batches import Batch
+from data.batch import Batch
 from data.view import Parts, View
 from experiments import common
 from models.stn_icnn.baseline import mask_geometry
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.windows import target_theta
+from scoring.metrics import confusion_matrices, headline, scores
 from utils import runtime
-from utils.metrics import confusion_matrices, headline, scores
 from utils.runtime import run_main
 from utils.tables import markdown
 

@@ -11,16 +11,16 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.batches import framed_batch
+from data.batch import framed_batch
 from data.images import read_photo
 from data.labels import LabelSet
 from faces.align import Frame, frame_of, whole
 from faces.detect import Detection, Detector
-from models.geometry import Patch
+from geometry.paste import Patch
+from geometry.theta import window_corners
 from models.parser import FaceParser
 from utils import runtime
 from utils.errors import InputError
-from utils.visualize import window_corners
 
 WHICH = ("all", "largest")
 # A face that the detector is less sure of than DOUBTED counts only where the parser's certainty is UNSURE or more;

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from faces.detect import Detection
 from faces.scene import Scene, SceneParser
+from scoring.pictures import draw_outlines, encode_labels, overlay
 from utils.errors import InputError
 from utils.files import open_regular, write_bytes
-from utils.visualize import draw_outlines, encode_labels, overlay
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 CODEC = cv2.VideoWriter.fourcc(*"mp4v")  # the only one for mp4 that OpenCV's packages write everywhere

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from data.batches import Batch
+from data.batch import Batch
 from data.labels import NO_ID
-from models.geometry import Patch
+from geometry.paste import Patch
 from models.parser import FaceParser, Parsed
 
 

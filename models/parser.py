@@ -11,22 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.batches import FRAME_SIDE, Batch, photo_batch
+from data.batch import FRAME_SIDE, Batch, photo_batch
 from data.images import THUMB
 from data.labels import LabelSet
 from data.view import View, framed_images
-from models.geometry import (
-    Patch,
-    compose,
-    enlarge,
-    enlarged_labels,
-    frame_to_photo,
-    paste_any,
-    paste_turned,
-    stretch_alike,
-    stretch_by,
-    stretch_weights,
-)
+from geometry.paste import Patch, paste_any, paste_turned
+from geometry.sampling import enlarge, enlarged_labels, stretch_alike, stretch_by, stretch_weights
+from geometry.theta import compose, frame_to_photo
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -106,8 +97,9 @@ class FaceParser(nn.Module):
         raise NotImplementedError
 
     def patches(self, batch: Batch, keep_probs: bool = False) -> list[tuple[Patch, Tensor]]:
-        """Label faces framed in larger photos (``data.batches.framed_batch``): for each its patch, on the photo's own
-        pixel grid, and theta_P23 of its windows, in the frame of the photo. keep_probs: see ``geometry.paste_turned``.
+        """Label faces framed in larger photos (``data.batch.framed_batch``): for each its patch, on the photo's own
+        pixel grid, and theta_P23 of its windows, in the frame of the photo. keep_probs: see
+        ``geometry.paste.paste_turned``.
         """
         look = self.look(batch)
         source_BP23 = View(batch).source(look.theta_BP23.float())
@@ -132,7 +124,7 @@ class FaceParser(nn.Module):
     def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
         """``forward`` for faces that are framed in one larger photo; this is exported too.
 
-        photos_1HW3: uint8. frames_F23: float32, see ``data.batches.framed_batch``. Returns canvas_FKHW, on the photo's
+        photos_1HW3: uint8. frames_F23: float32, see ``data.batch.framed_batch``. Returns canvas_FKHW, on the photo's
         own pixel grid. Raises InputError where the parser cannot.
         """
         raise InputError(f"--framed: {self.kind} labels whole photos alone; leave it out")

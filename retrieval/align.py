@@ -27,11 +27,11 @@ from faces.align import frame_of
 from faces.detect import Detection, Detector
 from faces.mtcnn import Mtcnn
 from retrieval.people import CROP, list_people, require_outside
+from scoring.pictures import encode
 from utils import checkpoint, files, locks
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import is_out_of_memory, printable, run_main
-from utils.visualize import encode
 
 DETECTORS = {"yunet": Detector, "mtcnn": Mtcnn}
 RECORD, SETTINGS = "faces.jsonl", "align.json"

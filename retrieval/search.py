@@ -20,11 +20,12 @@ from retrieval.index import INDEXES
 from retrieval.network import InceptionResnetV1, load_network
 from retrieval.people import People, list_people, read_crops, require_outside
 from retrieval.ranking import NEAREST, Accuracy, Found, accuracy, directions, embed, ranked
-from utils import files, locks, options
+from scoring.pictures import encode, tile
+from training import options
+from utils import files, locks
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import pick_device, run_main
-from utils.visualize import encode, tile
 
 SHOWN = 12  # queries on the sheet: half of them hits, half misses
 CELL = 112  # side of a face on the sheet, pixels

@@ -17,19 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batches import Batch, photo_batch, require_batch, require_pair
+from data.batch import Batch, photo_batch
 from data.labels import NINE
+from data.loaders import require_batch, require_pair
 from data.view import NO_AUGMENTATION, Augmentation, View
 from retrieval.losses import Head, centre_loss, weight_penalty
 from retrieval.network import KIND, EmbeddingConfig, InceptionResnetV1, load_published, read_checkpoint
 from retrieval.people import People, list_people, read_crops, require_outside
 from retrieval.ranking import NEAREST, accuracy, embed, search
-from utils import batchnorm, checkpoint, distributed, files, options
+from training import batchnorm, options
+from training.engine import Optimisation, Run, Scores, Task, fit, refuse_used
+from utils import checkpoint, distributed, files
 from utils.cli import Parser
-from utils.engine import Optimisation, Run, Scores, Task, fit, refuse_used
 from utils.errors import InputError
-from utils.runtime import run_main
-from utils.training import Machine
+from utils.runtime import Machine, run_main
 
 EVERY = 4  # every fourth person with several photos has one in the validation split
 
@@ -141,7 +142,7 @@ class Identity(Task):
 
     @property
     def run(self) -> Run:
-        """How ``utils.engine.fit`` trains this task."""
+        """How ``training.engine.fit`` trains this task."""
         plan = self.plan
         description = {
             "parser": KIND,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.batches import Faces, open_faces
 from data.datasets.synthetic import draw_face
 from data.labels import NINE
+from data.loaders import Faces, open_faces
 from data.source import FaceData
 from tests.fixtures import write_helen
-from utils.engine import Optimisation, Run, Scores, Task, fit
+from training.engine import Optimisation, Run, Scores, Task, fit
 
 SIZES = {"train": (72, 80, 96, 80), "val": (80, 72, 80), "test": (80,)}
 
@@ -84,7 +84,7 @@ class TinyTask(Task):
 
 @pytest.fixture
 def tiny_fit() -> Callable[..., Scores]:
-    """``utils.engine.fit`` on a TinyTask; what the task is and does can be replaced by keyword."""
+    """``training.engine.fit`` on a TinyTask; what the task is and does can be replaced by keyword."""
 
     def run(
         folder: Path, lr: dict[str, float] | None = None, epochs: int = 3, resume: bool = False, **changed: Any

@@ -35,7 +35,7 @@ NAMES = (
     "evaluate",
     "predict",
     "download",
-    "data.check",
+    "tools.check",
     "tools.export",
     "tools.relabel",
     "tools.release",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils import batchnorm
+from training import batchnorm
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""``python -m data.check`` finds everything that is wrong, says where, and leaves good data alone."""
+"""``python -m tools.check`` finds everything that is wrong, says where, and leaves good data alone."""
 
 import subprocess
 import sys
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import check, oddities
-from data.check import main
 from data.datasets.synthetic import draw_face
 from tests import fixtures
+from tools import check, oddities
+from tools.check import main
 from utils.errors import InputError
 
 SIZE = 64
@@ -135,7 +135,7 @@ def test_bad_usage_is_refused_before_anything_is_read(tmp_path: Path) -> None:
 
 
 def test_as_a_command_it_ends_with_one_line_and_status_2(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "data.check", "--dataset", "helen", "--data", str(tmp_path / "absent")]
+    command = [sys.executable, "-m", "tools.check", "--dataset", "helen", "--data", str(tmp_path / "absent")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: data folder {tmp_path / 'absent'} does not exist\n"

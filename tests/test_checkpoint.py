@@ -15,7 +15,7 @@ import torch
 
 import train_cropper
 import train_stage1
-from data.batches import Batch
+from data.batch import Batch
 from data.labels import NINE
 from data.source import FaceData
 from data.view import Augmentation, View
@@ -23,10 +23,10 @@ from models.loading import KINDS, load_parser, read_weights
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.test_resume import assert_same, interrupt, log_of
 from tests.tiny_parser import TinyParser
+from training.task import Plan
 from utils import checkpoint
 from utils.errors import InputError
-from utils.runtime import run_main
-from utils.training import Machine, Plan
+from utils.runtime import Machine, run_main
 
 CONFIG = STNiCNNConfig(coarse_size=32, crop_size=33)
 

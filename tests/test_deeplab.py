@@ -15,13 +15,13 @@ import train_deeplab
 from data.labels import CELEBAMASK, HELEN, NINE
 from models.deeplab import DeepLab, DeepLabConfig, DeepLabV3Plus
 from models.loading import load_parser
+from scoring.metrics import all_classes, challenge_files, challenge_scores, confusion_matrix
 from tests.formula import assert_golden, formula_image, formula_state, indices, wave
 from tests.test_resume import interrupt_at
 from train_deeplab import seed_loss
-from utils.engine import learning_rate_factor
+from training.engine import learning_rate_factor
+from training.losses import batch_dice_loss, focal_loss
 from utils.errors import InputError
-from utils.losses import batch_dice_loss, focal_loss
-from utils.metrics import all_classes, challenge_files, challenge_scores, confusion_matrix
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_side.json").read_text())["deeplab"]
 

@@ -19,7 +19,8 @@ import train_end2end
 import train_stage1
 import train_stage2
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from utils import batchnorm, checkpoint, distributed
+from training import batchnorm
+from utils import checkpoint, distributed
 from utils.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -19,10 +19,10 @@ from tests.formula import assert_golden, formula_image, formula_state, indices, 
 from tests.test_distributed import torchrun
 from tests.test_resume import interrupt_at
 from tools.edges import main as write_edges
+from training.engine import learning_rate_factor
+from training.losses import boundary_loss, edge_loss, segmentation_loss
 from utils import checkpoint
-from utils.engine import learning_rate_factor
 from utils.errors import InputError
-from utils.losses import boundary_loss, edge_loss, segmentation_loss
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_side.json").read_text())["eagrnet"]
 THIN = ((4, 1, 1, 1), (4, 1, 2, 1), (8, 1, 1, 1), (8, 1, 1, 2))  # in place of ResNet-101's layers

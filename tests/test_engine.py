@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from models.stn_icnn.icnn import ICNN, ICNNConfig
+from scoring.evaluation import evaluate
+from training.engine import Optimisation, Run, Scores, Task, fit, learning_rate_factor
+from training.losses import segmentation_loss
 from utils.checkpoint import load
-from utils.engine import Optimisation, Run, Scores, Task, evaluate, fit, learning_rate_factor
 from utils.errors import InputError
-from utils.losses import segmentation_loss
 
 Fit = Callable[..., Scores]
 

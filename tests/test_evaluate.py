@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import evaluate
-from data.batches import evaluation_batches, open_faces
 from data.labels import CELEBAMASK, NINE
+from data.loaders import evaluation_batches, open_faces
 from data.source import FaceData
 from data.view import View
 from models.loading import KINDS, load_parser
@@ -24,10 +24,10 @@ from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import part_targets
 from tests.fixtures import TO_CELEBAMASK, draw_faces, save_palette, write_challenge
 from tests.tiny_parser import TinyConfig, TinyParser
-from utils import checkpoint, files, options
+from training import options
+from utils import checkpoint, files
 from utils.errors import InputError
-from utils.runtime import run_main
-from utils.training import Machine
+from utils.runtime import Machine, run_main
 
 ROOT = Path(evaluate.__file__).parent
 CONFIG = STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="bilinear")

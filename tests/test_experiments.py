@@ -16,9 +16,9 @@ import train_cropper
 import train_end2end
 import train_stage1
 import train_stage2
-from data.batches import Faces
 from data.cache import label_geometry, part_geometry
 from data.labels import CELEBAMASK, HELEN, NINE
+from data.loaders import Faces
 from data.source import FaceData, open_source
 from experiments import (
     ablation,
@@ -33,15 +33,15 @@ from experiments import (
     robustness,
     true_windows,
 )
+from geometry.theta import window_theta
 from models import loading
-from models.geometry import window_theta
 from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.test_evaluate import save_parser
 from tests.tiny_parser import TinyConfig, TinyParser
+from training.task import Plan
 from utils import checkpoint
 from utils.errors import InputError
-from utils.training import Plan
 
 SIZES_B2 = torch.tensor([[101, 201]])
 

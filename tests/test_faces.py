@@ -5,19 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-from data.batches import FRAME_SIDE, framed_batch, photo_batch
+from data.batch import FRAME_SIDE, framed_batch, photo_batch
 from data.datasets.synthetic import draw_face
 from data.images import make_thumb, warp_frame
 from data.labels import CELEBAMASK, NINE
 from data.view import View
 from faces.align import frame_of, square, whole
 from faces.scene import compose_scene, overlapping, window_distance
-from models.geometry import Patch, crop, paste, paste_any, paste_turned, window_theta
+from geometry.paste import Patch, paste, paste_any, paste_turned
+from geometry.sampling import crop
+from geometry.theta import window_corners, window_theta
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from models.parser import FaceParser
 from tests.tiny_parser import TinyConfig, TinyParser
 from utils.errors import InputError
-from utils.visualize import window_corners
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import evaluate
 import predict
-from data.batches import framed_batch
+from data.batch import framed_batch
 from data.images import read_labels
 from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
 from faces import load

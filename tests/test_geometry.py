@@ -8,19 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.labels import NINE
-from models import geometry
-from models.geometry import (
-    canvas_to_image,
-    compose,
-    crop_labels,
-    enlarge,
-    enlarged_labels,
-    image_to_padded,
-    paste,
-    stretch,
-    stretch_alike,
-    window_theta,
-)
+from geometry import sampling
+from geometry.paste import paste
+from geometry.sampling import crop_labels, enlarge, enlarged_labels, stretch, stretch_alike
+from geometry.theta import canvas_to_image, compose, image_to_padded, window_theta
 
 
 def sizes(*height_width: tuple[int, int]) -> Tensor:
@@ -28,7 +19,7 @@ def sizes(*height_width: tuple[int, int]) -> Tensor:
 
 
 def crop(photos_BCHW: Tensor, *arguments) -> Tensor:
-    return geometry.crop(photos_BCHW.permute(0, 2, 3, 1), *arguments)
+    return sampling.crop(photos_BCHW.permute(0, 2, 3, 1), *arguments)
 
 
 def windows(centres: list[tuple[float, float]], side: float, height: int, width: int) -> Tensor:
@@ -68,9 +59,9 @@ def test_with_an_odd_window_and_an_integer_centre_the_crop_equals_array_slicing_
 def test_bytes_are_cropped_as_the_photo_in_zero_to_one() -> None:
     photo = torch.randint(256, (2, 60, 80, 3), dtype=torch.uint8)
     theta = windows([(31.3, 20.9), (0, 55), (70, 58)], 23, 60, 80).expand(2, 3, 2, 3)
-    torch.testing.assert_close(geometry.crop(photo, theta, 31), geometry.crop(photo.float() / 255, theta, 31))
+    torch.testing.assert_close(sampling.crop(photo, theta, 31), sampling.crop(photo.float() / 255, theta, 31))
     centred = windows([(31, 20)], 23, 60, 80).expand(2, 1, 2, 3)
-    assert torch.equal(geometry.crop(photo, centred, 23)[1, 0], sliced(photo[1].permute(2, 0, 1), (31, 20), 23) / 255)
+    assert torch.equal(sampling.crop(photo, centred, 23)[1, 0], sliced(photo[1].permute(2, 0, 1), (31, 20), 23) / 255)
 
 
 def test_crops_are_those_of_torch_grid_sample() -> None:

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from data.labels import NINE
-from models.geometry import crop, paste, window_theta
+from geometry.paste import paste
+from geometry.sampling import crop
+from geometry.theta import window_theta
 from models.loading import read_weights
 from models.stn_icnn.icnn import ICNN, ICNNConfig
 from models.stn_icnn.localizer import ReleasedLocalizer, ResNetLocalizer
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.parts import PartNets
 from models.stn_icnn.released import convert, localizer_kind
+from scoring.metrics import confusion_matrix, f1
 from tests.formula import formula_image, formula_state
 from utils.errors import InputError
-from utils.metrics import confusion_matrix, f1
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 KEYS = GOLDEN["official_state_dict_keys"]

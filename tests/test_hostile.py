@@ -2,7 +2,7 @@
 
 Every case is made on the spot (``tests.damage``) and runs in a process of its own under a time limit
 (``tests.hostile``). What is promised: exit status 2 and one line ``error: …``; ``predict`` says ``failed: …`` for each
-photo that it could not label and goes on with the others (status 1), as ``data.check`` does with what it checks.
+photo that it could not label and goes on with the others (status 1), as ``tools.check`` does with what it checks.
 """
 
 import hashlib
@@ -312,7 +312,7 @@ CELEBAMASK = ("--dataset", "celebamask", "--data", "faces")
 READERS: dict[str, tuple[str, ...]] = {
     "evaluate": ("--checkpoint", "w.pt", *CELEBAMASK, "--split", "train", *MACHINE, "--cache", "cache"),
     "train_stage1": ("--coarse-size", "16", *CELEBAMASK, *TRAINING),
-    "data.check": CELEBAMASK,
+    "tools.check": CELEBAMASK,
     "train_stage2": ("--crop-size", "9", *CELEBAMASK, *TRAINING),
 }
 
@@ -356,9 +356,9 @@ def data_cases() -> Iterator[Case]:
     ):
         at = "train/train_image/0.jpg" if what == "photo" else "train/train_mask/0.png"
         for reader in dict.fromkeys(
-            (readers[turn % 4], "data.check") if name in damage.SPECIAL else readers[turn % 4 : turn % 4 + 1]
+            (readers[turn % 4], "tools.check") if name in damage.SPECIAL else readers[turn % 4 : turn % 4 + 1]
         ):
-            status = (1,) if reader == "data.check" else (2,)
+            status = (1,) if reader == "tools.check" else (2,)
             files = faces_with(at, make)
             yield Case(f"{reader}: {what}, {name}", reader, READERS[reader], files, status, ("cache", "run"))
     for stage, size in (("train_stage1", "--coarse-size"), ("train_stage2", "--crop-size")):
@@ -372,15 +372,17 @@ def data_cases() -> Iterator[Case]:
         )
     for folder in ("train", "train/train_image", "train/train_mask"):
         for name in ("missing", "pipe", "link to itself"):
-            for reader in ("evaluate", "data.check"):
+            for reader in ("evaluate", "tools.check"):
                 make = in_place_of(f"faces/{folder}", damage.SPECIAL[name])
-                arguments = (*READERS[reader], *(("--split", "train") if reader == "data.check" else ()))
+                arguments = (*READERS[reader], *(("--split", "train") if reader == "tools.check" else ()))
                 yield Case(f"{reader}: {folder}, {name}", reader, arguments, make, (1, 2), ("cache",))
     for name in ("missing", "pipe", "empty device", "link to itself"):
         make = in_place_of("faces", damage.SPECIAL[name])
         yield Case(f"evaluate: data folder, {name}", "evaluate", READERS["evaluate"], make)
-        yield Case(f"data.check: data folder, {name}", "data.check", READERS["data.check"], make)
-    yield Case("data.check: empty data folder", "data.check", READERS["data.check"], with_folder(link_weights, "faces"))
+        yield Case(f"tools.check: data folder, {name}", "tools.check", READERS["tools.check"], make)
+    yield Case(
+        "tools.check: empty data folder", "tools.check", READERS["tools.check"], with_folder(link_weights, "faces")
+    )
 
 
 def background(kit: Kit, folder: Path) -> None:
@@ -459,7 +461,7 @@ def list_cases() -> Iterator[Case]:
         if turn % 2 or name in damage.SPECIAL:
             yield Case(f"evaluate: list, {name}", "evaluate", (*scoring, *data), files, new=("cache",))
         if not turn % 2 or name in damage.SPECIAL:
-            yield Case(f"data.check: list, {name}", "data.check", data, files, (1, 2))
+            yield Case(f"tools.check: list, {name}", "tools.check", data, files, (1, 2))
     data = ("--dataset", "celebamask", "--data", "faces", "--split", "train")
     mappings: dict[str, Callable[[Path], object]] = {name: content(value) for name, value in MAPPINGS.items()}
     specials = {name: make for name, make in damage.SPECIAL.items() if name != "missing"}
@@ -468,14 +470,14 @@ def list_cases() -> Iterator[Case]:
         if turn % 2:
             yield Case(f"evaluate: mapping, {name}", "evaluate", (*scoring, *data), files, (2,), ("cache",))
         else:
-            yield Case(f"data.check: mapping, {name}", "data.check", data, files, (1, 2))
+            yield Case(f"tools.check: mapping, {name}", "tools.check", data, files, (1, 2))
     photos = f"{celebamask.PHOTO_FOLDER}/"
     for name, path in (("a face twice", f"{photos}0000.jpg"), ("a photo without number", f"{photos}x.jpg")):
         make = official_with(path, picture(damage.jpeg))
-        yield Case(f"data.check: {name}", "data.check", data, make, (1, 2))
+        yield Case(f"tools.check: {name}", "tools.check", data, make, (1, 2))
         yield Case(f"evaluate: {name}", "evaluate", (*scoring, *data), make, new=("cache",))
     make = official_with(f"{photos}0.jpg", picture(damage.GOOD_PICTURES["1 x 1"]))
-    yield Case("data.check: a photo of one pixel with a mask of 64 x 64", "data.check", data, make, (1,))
+    yield Case("tools.check: a photo of one pixel with a mask of 64 x 64", "tools.check", data, make, (1,))
     yield Case(
         "evaluate: a photo of one pixel with a mask of 64 x 64", "evaluate", (*scoring, *data), make, (2,), ("cache",)
     )
@@ -1110,18 +1112,18 @@ LINES: tuple[tuple[str, str], ...] = (
     ("download", "48fb8cd4 --out good.jpg/out"),
     ("download", "--list --manifest none.json"),
     ("download", "../../etc/passwd"),
-    ("data.check", ""),
-    ("data.check", "--dataset lfw"),
-    ("data.check", "--dataset helen"),
-    ("data.check", "--dataset helen --data ."),
-    ("data.check", "--dataset synthetic --data ."),
-    ("data.check", "--dataset synthetic --max-images 0"),
-    ("data.check", "--dataset synthetic --max-images x"),
-    ("data.check", "--dataset synthetic --split all"),
-    ("data.check", "--dataset synthetic --partition paper"),
-    ("data.check", "--dataset synthetic --max-images 1 --out good.jpg"),
-    ("data.check", "--dataset synthetic --max-images 1 --out sheet.txt"),
-    ("data.check", "--dataset synthetic --max-images 1 --split test --out good.jpg/sheet.png"),
+    ("tools.check", ""),
+    ("tools.check", "--dataset lfw"),
+    ("tools.check", "--dataset helen"),
+    ("tools.check", "--dataset helen --data ."),
+    ("tools.check", "--dataset synthetic --data ."),
+    ("tools.check", "--dataset synthetic --max-images 0"),
+    ("tools.check", "--dataset synthetic --max-images x"),
+    ("tools.check", "--dataset synthetic --split all"),
+    ("tools.check", "--dataset synthetic --partition paper"),
+    ("tools.check", "--dataset synthetic --max-images 1 --out good.jpg"),
+    ("tools.check", "--dataset synthetic --max-images 1 --out sheet.txt"),
+    ("tools.check", "--dataset synthetic --max-images 1 --split test --out good.jpg/sheet.png"),
     ("tools.export", ""),
     ("tools.export", "--checkpoint w.pt"),
     ("tools.export", "--checkpoint w.pt --program new.onnx"),
@@ -1174,8 +1176,8 @@ def option_cases() -> Iterator[Case]:
     for script, line in LINES:
         yield Case(f"{script}: {line or 'no options'}", script, tuple(line.split()), make)
     sheet = ("--dataset", "synthetic", "--split", "test", "--max-images", "1", "--out", "sheet.png")
-    yield Case("data.check: a sheet of drawn faces", "data.check", sheet, make, (0,), ("sheet.png",))
-    yield Case("data.check: full disk", "data.check", sheet, make, says="sheet.png", file_size=0)
+    yield Case("tools.check: a sheet of drawn faces", "tools.check", sheet, make, (0,), ("sheet.png",))
+    yield Case("tools.check: full disk", "tools.check", sheet, make, says="sheet.png", file_size=0)
 
 
 def has_option(script: str, option: str) -> bool:

@@ -277,7 +277,7 @@ def edge_cases() -> Iterator[Case]:
 
 READERS: dict[str, tuple[str, ...]] = {
     "train_deeplab": ("--input-size", "32", *TRAINING),
-    "data.check": ("--split", "train"),
+    "tools.check": ("--split", "train"),
     "evaluate": ("--checkpoint", "w.pt", "--split", "train", *MACHINE, "--cache", "cache"),
     "train_stage1": ("--coarse-size", "16", *TRAINING),
 }
@@ -408,8 +408,8 @@ def layout_cases() -> Iterator[Case]:
     quick = [reader for reader in READERS if reader != "evaluate"]
     for turn, (name, data, make, says) in enumerate(groups):
         reader = "evaluate" if turn % 7 == 6 else quick[turn % len(quick)]
-        reader, more = ("data.check", ("--split", "val")) if "tuning" in name else (reader, READERS[reader])
-        status = (1, 2) if reader == "data.check" else (2,)
+        reader, more = ("tools.check", ("--split", "val")) if "tuning" in name else (reader, READERS[reader])
+        status = (1, 2) if reader == "tools.check" else (2,)
         make = both_of(weights("end2end"), make)
         yield Case(f"{reader}: {name}", reader, (*data, *more), make, status, ("cache", "run"), says)
 
@@ -433,10 +433,10 @@ LABELS: tuple[tuple[str, str, str], ...] = (
     ("evaluate", "--dataset lapa --data lapa --labels helen", "--labels helen"),
     ("evaluate", "--predictions list/labels --truth list/labels --ids nine --labels celebamask", "does not tell"),
     ("evaluate", "--predictions list/labels --truth list/labels --ids helen --labels nineteen", "--labels"),
-    ("data.check", "--dataset list --data list", "--labels"),
-    ("data.check", "--dataset helen --data helen --labels nine", "--labels nine"),
-    ("data.check", "--dataset synthetic --labels nine --max-images 1", "--labels nine"),
-    ("data.check", "--dataset list --data list --labels 3", "--labels"),
+    ("tools.check", "--dataset list --data list", "--labels"),
+    ("tools.check", "--dataset helen --data helen --labels nine", "--labels nine"),
+    ("tools.check", "--dataset synthetic --labels nine --max-images 1", "--labels nine"),
+    ("tools.check", "--dataset list --data list --labels 3", "--labels"),
 )
 
 
@@ -446,9 +446,9 @@ def label_cases() -> Iterator[Case]:
         os.link(kit.weights["celebamask"], folder / "celebamask.pt")
 
     for script, line, says in LABELS:
-        own = {"data.check": (), "evaluate": MACHINE, "reproduce": ("--out", "out", *CPU)}
+        own = {"tools.check": (), "evaluate": MACHINE, "reproduce": ("--out", "out", *CPU)}
         machine = own.get(script, ("--max-images", "2", "--batch-size", "2", "--run-dir", "run", *MACHINE))
-        if script != "data.check":
+        if script != "tools.check":
             machine += ("--cache", "cache")
         yield Case(f"{script}: {line}", script, (*line.split(), *machine), make, new=("cache", "run"), says=says)
 
@@ -822,8 +822,8 @@ def test_bad_input_is_one_line_and_leaves_every_file_alone(case: Case, kit: Kit,
     before = snapshot(folder.parent)
     words = [*kit.words.get(case.arguments[:1], case.arguments[:1]), *case.arguments[1:]]
     ended = kit.scripts.run(Call(case.script, words, str(folder), case.memory, case.file_size))
-    told = ended.stdout + ended.stderr  # data.check prints its problems
-    if case.script == "data.check" and re.search(case.says, told):
+    told = ended.stdout + ended.stderr  # tools.check prints its problems
+    if case.script == "tools.check" and re.search(case.says, told):
         case = replace(case, says="")
     found = faults(case, ended, before, snapshot(folder.parent))
     assert not found, f"{found} {ended}"

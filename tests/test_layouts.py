@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 import evaluate
-from data.batches import open_faces
-from data.check import main as check
 from data.labels import HELEN, LAPA, NINE
 from data.listing import SPLITS
+from data.loaders import open_faces
 from data.source import FaceData, open_source
 from tests import fixtures
 from tests.test_check import draw_faces
+from tools.check import main as check
 from utils.errors import InputError
 
 WRITERS = {"lapa": fixtures.write_lapa, "helen": fixtures.write_helen_merged}

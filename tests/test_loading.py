@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data import batches, images, listing
-from data.batches import Faces, evaluation_batches, open_faces, training_batches
+from data import images, listing, loaders
 from data.cache import label_geometry, part_geometry
 from data.labels import CELEBAMASK, HELEN, NINE
+from data.loaders import Faces, evaluation_batches, open_faces, training_batches
 from data.source import FaceData, open_source
 from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
 from utils.errors import InputError
@@ -285,7 +285,7 @@ def test_one_cache_serves_every_label_set(tmp_path: Path, monkeypatch: pytest.Mo
     write_challenge(tmp_path / "faces", faces)
     data = FaceData("celebamask", tmp_path / "faces", cache=tmp_path / "cache")
     nine = open_faces(data, "train", NINE)
-    monkeypatch.setattr(batches, "build_cache", lambda *arguments: None)
+    monkeypatch.setattr(loaders, "build_cache", lambda *arguments: None)
     all_19 = open_faces(data, "train", CELEBAMASK)
     assert all_19.folder == nine.folder
     for k, (_, _, labels) in enumerate(faces["train"]):

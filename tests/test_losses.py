@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.labels import NINE
-from utils.losses import parts_loss, segmentation_loss, theta_loss
+from training.losses import parts_loss, segmentation_loss, theta_loss
 
 
 def test_cross_entropy_is_the_mean_over_pixels() -> None:

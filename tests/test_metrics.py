@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.labels import CELEBAMASK, NINE, LabelSet
-from utils.metrics import (
+from scoring.metrics import (
     confusion_matrices,
     confusion_matrix,
     f1,

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from data.batches import photo_batch
+from data.batch import photo_batch
 from data.cache import label_geometry, part_geometry
 from data.datasets.synthetic import draw_face
 from data.labels import HELEN, MIRROR_PARTS, NINE, NUM_PARTS
 from data.view import View
-from models.geometry import crop, window_theta
+from geometry.sampling import crop
+from geometry.theta import window_theta
 from models.parser import stretched
 from models.stn_icnn.baseline import baseline_theta, mask_geometry
 from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm

@@ -13,9 +13,10 @@ from torch import nn
 
 import evaluate
 import predict
-from data.batches import Batch, open_faces, photo_batch
+from data.batch import Batch, photo_batch
 from data.images import read_labels
 from data.labels import CELEBAMASK, NINE
+from data.loaders import open_faces
 from data.source import FaceData
 from data.view import Augmentation, View
 from models.deeplab import DeepLab, DeepLabConfig

@@ -16,7 +16,7 @@ import evaluate
 import predict
 from data.images import read_labels, read_photo
 from data.labels import CELEBAMASK, NINE
-from models.geometry import paste, paste_labels
+from geometry.paste import paste, paste_labels
 from models.loading import KINDS
 from tests.damage import BAD_PICTURES, GOOD_PICTURES, SPECIAL, png_of_size
 from tests.fixtures import draw_face, draw_faces, save_palette, save_photo, write_challenge

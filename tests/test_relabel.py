@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import train_deeplab
-from data.batches import open_faces
 from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet
+from data.loaders import open_faces
 from data.source import FaceData, open_source
 from models.loading import KINDS
 from tests.fixtures import (
@@ -28,9 +28,10 @@ from tests.formula import assert_golden, indices, wave
 from tests.test_deeplab import GOLDEN, labels19
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import relabel as script
-from utils import checkpoint, relabel
+from training import relabel
+from training.relabel import Rule, merge
+from utils import checkpoint
 from utils.errors import InputError
-from utils.relabel import Rule, merge
 
 FACES = draw_faces(train=3, val=2, test=1)
 

@@ -14,13 +14,12 @@ from PIL import Image
 
 import evaluate
 import reproduce
-from data.batches import open_faces
 from data.labels import NINE
+from data.loaders import open_faces
 from data.source import FaceData
 from tests.test_resume import another_run
 from utils.errors import InputError
-from utils.runtime import run_main
-from utils.training import Machine
+from utils.runtime import Machine, run_main
 
 TITLES = (
     "coarse mask enlarged",

@@ -18,11 +18,11 @@ import torch
 
 import train_end2end
 import train_stage1
-from data.batches import Batch
+from data.batch import Batch
 from data.view import Augmentation, View
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from training.engine import Scores
 from utils import checkpoint
-from utils.engine import Scores
 from utils.errors import InputError
 from utils.runtime import run_main
 

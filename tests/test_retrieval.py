@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data as skimage_data
 from torch import nn
 
-from data.batches import photo_batch
+from data.batch import photo_batch
 from data.labels import NINE
 from data.view import View
 from experiments import detectors, large_gallery
@@ -26,8 +26,8 @@ from retrieval.people import People, list_people, middle, read_crops
 from retrieval.ranking import Accuracy, accuracy, nearest
 from retrieval.ranking import search as search_rows
 from tests.formula import formula_image, formula_state
+from training.engine import Optimisation, _optimizer, learning_rate_factor
 from utils import checkpoint
-from utils.engine import Optimisation, _optimizer, learning_rate_factor
 from utils.errors import InputError
 from utils.runtime import run_main
 

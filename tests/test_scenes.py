@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.batches import Faces
 from data.datasets.synthetic import draw_face
 from data.labels import HELEN, NINE
+from data.loaders import Faces
 from experiments import canvases, helen68, scenes
 from faces.align import frame_of, square
 from faces.scene import Face, Scene

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from data.batches import Batch
+from data.batch import Batch
 from data.cache import label_geometry, part_geometry
 from data.images import make_thumb
 from data.labels import NINE, LabelSet
 from data.view import NO_AUGMENTATION, PAPER_AUGMENTATION, Augmentation, View
-from models.geometry import crop, crop_labels, window_theta
+from geometry.sampling import crop, crop_labels
+from geometry.theta import window_theta
 from models.stn_icnn.windows import Windows, target_theta
 
 ANY = Augmentation(rotation=15, shift=0.1, scale=(0.8, 1.25), stretch=0.3, mirror=0.5)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.batches import Batch
+from data.batch import Batch
 from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
-from utils.visualize import colour, draw_windows, face_pictures, legend, overlay, progress_picture, tile
+from scoring.pictures import colour, draw_windows, face_pictures, legend, overlay, progress_picture, tile
 
 COLOURS = np.array(NINE.colours, np.uint8)
 TWO = LabelSet("two", ("background", "face"), ((0, 0, 0), (255, 0, 0)))

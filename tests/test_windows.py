@@ -12,7 +12,7 @@ from data.labels import HELEN, NUM_PARTS
 from data.view import Parts
 from models.stn_icnn.localizer import FACE_LAYOUT, PART_SHAPES
 from models.stn_icnn.windows import Windows, complete, target_theta, window_sides
-from utils.losses import theta_loss
+from training.losses import theta_loss
 
 SIZES = torch.tensor([[200, 160]])
 

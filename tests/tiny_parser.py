@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batch
+from data.batch import Batch
 from data.labels import CELEBAMASK, LabelSet
 from data.view import Augmentation, View
 from models.parser import WholeFaceParser
-from utils import options
-from utils.engine import Optimisation, fit
-from utils.losses import segmentation_loss
-from utils.training import ParserTask, Plan, Recipe, Recipes
+from training import options
+from training.engine import Optimisation, fit
+from training.losses import segmentation_loss
+from training.recipes import Recipe, Recipes
+from training.task import ParserTask, Plan
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,18 @@ from PIL import Image
 
 import predict
 import reproduce
-from data.batches import open_faces
+from data.loaders import open_faces
 from data.source import FaceData
 from data.view import Augmentation
 from experiments import common, report
 from faces.detect import Detector
 from faces.scene import SceneParser
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
+from scoring.pictures import face_pictures, legend, tile
 from tools.portrait import portrait
 from utils import files, runtime
 from utils.cli import Parser
-from utils.runtime import run_main
-from utils.training import Machine
-from utils.visualize import face_pictures, legend, tile
+from utils.runtime import Machine, run_main
 
 DURATION = "about 5 minutes on two slow cores"
 # Small sizes, and few epochs with as much to see: 48 x 48 for the coarse look, crops of 25 samples.

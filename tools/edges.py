@@ -15,11 +15,11 @@ from data.edges import edges
 from data.labels import LABEL_SETS
 from data.listing import SPLITS
 from data.source import DATASETS, FaceData, label_maps
+from scoring.pictures import encode
 from utils import files
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import run_main
-from utils.visualize import encode
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from data.batches import framed_batch
+from data.batch import framed_batch
 from data.datasets.synthetic import draw_face
 from models.loading import load_parser
 from models.parser import FaceParser
-from utils import options
+from training import options
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_whole
@@ -61,7 +61,7 @@ class Labeller(nn.Module):
 
 
 class FramedLabeller(Labeller):
-    """photos_1HW3 (uint8), frames_F23 (float32, see ``data.batches.framed_batch``) -> labels_FHW (uint8)."""
+    """photos_1HW3 (uint8), frames_F23 (float32, see ``data.batch.framed_batch``) -> labels_FHW (uint8)."""
 
     axes: ClassVar = {"photos": {1: "height", 2: "width"}, "frames": {0: "faces"}}
     examples = (torch.zeros(1, 300, 280, 3, dtype=torch.uint8), torch.tensor([[[99.0, 9, 150], [-9, 99, 140]]] * 2))
@@ -85,7 +85,7 @@ class FramedLabeller(Labeller):
 
 def turned_faces(degrees: Sequence[float], height: int, width: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Drawn faces beside one another, each turned clockwise: (photo, uint8 (H, W, 3); matrix_23 of their frames, see
-    ``data.batches.framed_batch``)."""
+    ``data.batch.framed_batch``)."""
     photo = np.full((height, width, 3), 128, np.uint8)
     half = 0.45 * min(height, width / len(degrees))
     frames = []

@@ -11,10 +11,10 @@ from PIL import Image
 
 from data.datasets.synthetic import draw_face
 from faces import load
+from scoring.pictures import draw_outlines, encode, overlay
 from utils.cli import Parser
 from utils.files import write_bytes
 from utils.runtime import run_main
-from utils.visualize import draw_outlines, encode, overlay
 
 # Prints on the table: picture, centre (x, y), longer side in pixels, degrees clockwise.
 PRINTS = (

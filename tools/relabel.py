@@ -8,11 +8,12 @@ it in one run.
 import sys
 from pathlib import Path
 
-from data.batches import open_faces
+from data.loaders import open_faces
 from data.relabelled import RECORD
 from models.loading import load_parser
-from utils import distributed, options
-from utils.relabel import BATCH_SIZE, Rule, add_rule_options, refuse_inside, relabel, require_labels, table
+from training import options
+from training.relabel import BATCH_SIZE, Rule, add_rule_options, refuse_inside, relabel, require_labels, table
+from utils import distributed
 from utils.runtime import run_main
 
 INTERRUPTED = "interrupted: the label maps that are there are whole, and the same command goes on with the others"

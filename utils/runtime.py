@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -175,6 +176,20 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     """amp: "off", "bf16", or "auto" (bf16 where the hardware has it)."""
     enabled = amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a script runs. workers: loading processes. amp: "auto", "off" or "bf16" (see ``utils.runtime``)."""
+
+    device: torch.device
+    workers: int = 0
+    amp: str = "auto"
+
+    @property
+    def threads(self) -> int:
+        """How many threads decode and write photos."""
+        return max(2, self.workers)
 
 
 def git_revision() -> str:

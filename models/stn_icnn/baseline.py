@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from data.labels import NINE, among
-from models.geometry import window_theta
+from geometry.theta import window_theta
 from models.stn_icnn.windows import Windows, window_sides
 
 

@@ -6,19 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from data.batches import FRAME_SIDE, Batch
+from data.batch import FRAME_SIDE, Batch
 from data.labels import NINE
 from data.view import View
-from models.geometry import (
-    canvas_to_image,
-    compose,
-    crop,
-    enlarged_labels,
-    image_to_padded,
-    paste,
-    paste_any,
-    paste_labels,
-)
+from geometry.paste import paste, paste_any, paste_labels
+from geometry.sampling import crop, enlarged_labels
+from geometry.theta import canvas_to_image, compose, image_to_padded
 from models.parser import FaceParser, Look, Parsed, Weights, check_types, look_framed, stretched, whole_look
 from models.stn_icnn.baseline import baseline_theta
 from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm

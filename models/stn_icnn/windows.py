@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data.view import Parts
-from models.geometry import window_theta
+from geometry.theta import window_theta
 from models.stn_icnn.localizer import FACE_LAYOUT, PART_SHAPES
 
 
@@ -29,7 +29,7 @@ def target_theta(parts: Parts, sizes_B2: Tensor, windows: Windows) -> Tensor:
     """True windows, theta_BP23, in the frame of each photo.
 
     A part that is not there gets the window where the face's other parts presume it: it counts in no theta loss (see
-    ``utils.losses``), but a part network has to learn to label nothing there. The longer side of windows that follow
+    ``training.losses``), but a part network has to learn to label nothing there. The longer side of windows that follow
     their part is kept between 0.6 and 1.8 times what is usual for the face's size.
     """
     centres_BP2, usual_BP = complete(parts.centres_BP2, parts.present_BP, sizes_B2)

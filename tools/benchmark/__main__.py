@@ -16,7 +16,8 @@ import torch
 from tools.benchmark import inference, training
 from tools.benchmark.measure import Rounds, Table
 from tools.benchmark.setup import Setup
-from utils import files, options, runtime, tables
+from training import options
+from utils import files, runtime, tables
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import run_main

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.batches import Faces
 from data.cache import FILES, THUMB_BYTES, record_type
 from data.labels import HELEN, NINE
+from data.loaders import Faces
 from data.source import FaceData
 from models.loading import load_for_inference
 from tools.benchmark.measure import Row, peak_resident_bytes
+from training.task import Plan
 from utils import runtime
-from utils.training import Machine, Plan
+from utils.runtime import Machine
 
 
 def main(argv: list[str]) -> int:

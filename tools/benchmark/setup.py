@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.batches import photo_batch
+from data.batch import photo_batch
 from data.datasets.synthetic import draw_face
 from data.labels import HELEN
 from models.loading import load_for_inference, load_parser
@@ -23,7 +23,7 @@ from tools.benchmark.reference import Plain, load_plain
 from tools.portrait import portrait
 from utils import runtime
 from utils.errors import InputError
-from utils.training import Machine
+from utils.runtime import Machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 DISTINCT_FACES = 16

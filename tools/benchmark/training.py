@@ -23,8 +23,9 @@ import train_cropper
 import train_end2end
 import train_stage1
 import train_stage2
-from data.batches import Batch, open_faces
+from data.batch import Batch
 from data.labels import NINE, NUM_PARTS
+from data.loaders import open_faces
 from data.source import FaceData, open_source
 from tools.benchmark import reference
 from tools.benchmark.measure import (
@@ -40,11 +41,12 @@ from tools.benchmark.measure import (
     spread,
 )
 from tools.benchmark.setup import REPOSITORY, Setup, face_photos, helen_folder
+from training.engine import Scores, Task, fit
+from training.losses import parts_loss, segmentation_loss
+from training.task import ParserTask, Plan
 from utils import runtime
-from utils.engine import Scores, Task, fit
 from utils.errors import InputError
-from utils.losses import parts_loss, segmentation_loss
-from utils.training import Machine, ParserTask, Plan
+from utils.runtime import Machine
 
 STAGES: dict[str, ModuleType] = {
     "stage1": train_stage1,

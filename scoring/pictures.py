@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from data.batches import Batch
+from data.batch import Batch
 from data.labels import NUM_PARTS, LabelSet
+from geometry.theta import window_corners
 
 LINE_WIDTH = 1 / 200  # of the photo's shorter side
 
@@ -55,13 +56,6 @@ def draw_windows(photo: np.ndarray, theta_P23: np.ndarray | Tensor, labels: Labe
     if not labels.part_ids:
         raise ValueError(f"label set {labels.name} lacks a part that has a window")
     return draw_outlines(photo, window_corners(theta, photo.shape[:2]), labels)
-
-
-def window_corners(theta_P23: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """corners_P42 (x, y) of windows in pixels of a photo of ``size`` (height, width), clockwise from the windows' own
-    top left one."""
-    corners_34 = np.array([(-1, 1, 1, -1), (-1, -1, 1, 1), (1, 1, 1, 1)], np.float64)
-    return ((theta_P23 @ corners_34).swapaxes(1, 2) + 1) / 2 * (size[1] - 1, size[0] - 1)
 
 
 def draw_outlines(photo: np.ndarray, corners_N42: np.ndarray, labels: LabelSet) -> np.ndarray:

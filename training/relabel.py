@@ -20,14 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import images
-from data.batches import Faces
+from data.loaders import Faces
 from data.relabelled import RECORD
 from models.loading import load_for_inference, read_weights
+from scoring.pictures import encode_labels
 from utils import distributed, files, runtime
 from utils.errors import InputError
+from utils.runtime import Machine
 from utils.tables import markdown
-from utils.training import Machine
-from utils.visualize import encode_labels
 
 BATCH_SIZE = 8  # faces at once
 

@@ -11,11 +11,13 @@ from data.labels import LABEL_SETS
 from data.listing import SPLITS
 from data.source import DATASETS, FaceData
 from models.loading import SHIPPED_WEIGHTS
+from training.engine import refuse_used
+from training.recipes import GUEST_RECIPE_NAMES, RECIPE_NAMES, GuestRecipes, Recipes
+from training.task import Plan
 from utils import distributed, runtime
 from utils.cli import Parser
-from utils.engine import refuse_used
 from utils.errors import InputError
-from utils.training import GUEST_RECIPE_NAMES, RECIPE_NAMES, GuestRecipes, Machine, Plan, Recipes
+from utils.runtime import Machine
 
 
 def base_parser(description: str | None, splits: bool = False, batch_size: int | None = None) -> Parser:

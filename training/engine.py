@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from utils import batchnorm, checkpoint, distributed, files, locks, runtime
+from training import batchnorm
+from utils import checkpoint, distributed, files, locks, runtime
 from utils.errors import InputError
-from utils.metrics import confusion_matrices
 
 SCHEDULES = ("halve", "fifths", "onecycle", "restarts", "polynomial", "constant")
 Scores = dict[str, float]
@@ -370,26 +370,3 @@ def _read_log(path: Path) -> list[tuple[int, str]]:
             if number < len(lines):
                 raise InputError(f"{path}, line {number}: no row of a log; remove the line") from error
     return rows
-
-
-def evaluate(
-    label: Callable[[Any], Tensor], batches: Iterable[Any], device: torch.device, num_labels: int
-) -> tuple[Tensor, Tensor]:
-    """Label every face on its own photo's grid and count.
-
-    label: batch -> labels_BHW (uint8). Returns (index_N, matrices_NKK) on the CPU: position of each face in the split
-    and its int64 confusion matrix (rows: truth); over all processes the matrices' sum is the data set's.
-    Raises ValueError for ids that the label set does not have.
-    """
-    index, matrices, invalid = [], [], []
-    for batch in batches:
-        batch = batch.to(device)
-        counts_BKK, invalid_B = confusion_matrices(label(batch), batch.labels_BHW, batch.sizes_B2, num_labels)
-        index.append(batch.index_B)
-        matrices.append(counts_BKK)
-        invalid.append(invalid_B)
-    if not matrices:
-        return torch.zeros(0, dtype=torch.long), torch.zeros(0, num_labels, num_labels, dtype=torch.long)
-    if wrong := int(torch.cat(invalid).sum()):
-        raise ValueError(f"{wrong} pixels hold ids that are not 0..{num_labels - 1}")
-    return torch.cat(index).cpu(), torch.cat(matrices).cpu()

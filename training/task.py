@@ -1,108 +1,34 @@
-"""What the training of a face parser shares: recipes, one training as plain values, and the task itself."""
+"""One training as plain values, and what the training of a face parser shares."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
-from data.batches import Batch, evaluation_batches, open_faces, training_batches
+from data.batch import Batch
 from data.labels import LabelSet
+from data.loaders import evaluation_batches, open_faces, training_batches
 from data.source import FaceData
-from data.view import NO_AUGMENTATION, WIDE_AUGMENTATION, Augmentation
 from models.parser import FaceParser, Parsed
+from scoring.evaluation import evaluate
+from scoring.metrics import headline, scores
+from scoring.pictures import progress_picture
+from training.engine import Run, Scores, Task
+from training.recipes import Recipe
 from utils import distributed, files
-from utils.engine import Optimisation, Run, Scores, Task, evaluate
 from utils.errors import InputError
-from utils.metrics import headline, scores
-from utils.visualize import progress_picture
+from utils.runtime import Machine
 
 SHOWN_FACES = 8  # in the pictures of an epoch
+
+
 OPTIONS = {"size": "input-size"}  # what options call a field of a parser's ``Config``, where that differs
+
+
 EVAL_BATCH = 16  # faces at once in validation, for each process
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything a stage is trained with: the defaults of its options.
-
-    batch_size: over all processes. model: fields of the parser's ``Config`` that differ from its defaults.
-    dice, theta_beta, jitter, coarse_weight, theta_weight: see the stages that use them.
-    """
-
-    optimisation: Optimisation
-    batch_size: int
-    augmentation: Augmentation = NO_AUGMENTATION
-    model: dict[str, Any] = field(default_factory=dict)
-    dice: float = 0.0
-    theta_beta: float = 1.0
-    jitter: float = 0.0
-    coarse_weight: float = 0.0
-    theta_weight: float = 0.0
-
-    def changed(
-        self, epochs: int | None = None, batch_size: int | None = None, lr: dict[str, float] | None = None
-    ) -> "Recipe":
-        """The recipe with these values in place of its own; None leaves one as it is."""
-        optimisation = replace(
-            self.optimisation,
-            epochs=self.optimisation.epochs if epochs is None else epochs,
-            lr={**self.optimisation.lr, **(lr or {})},
-        )
-        return replace(self, optimisation=optimisation, batch_size=batch_size or self.batch_size)
-
-
-class Recipes(NamedTuple):
-    """A stage's recipes: the paper's for each of its data sets (synthetic faces use HELEN's), the paper's method in
-    few steps (one-cycle, each face once an epoch), and ours."""
-
-    paper_helen: Recipe
-    paper_celebamask: Recipe
-    paper_short: Recipe
-    best: Recipe
-
-    def choose(self, name: str, dataset: str) -> Recipe:
-        """The recipe of one of ``RECIPE_NAMES`` for a data set."""
-        return {
-            "paper": self.paper_celebamask if dataset == "celebamask" else self.paper_helen,
-            "paper-short": self.paper_short,
-            "best": self.best,
-            "wide": replace(self.best, augmentation=WIDE_AUGMENTATION),
-        }[name]
-
-
-RECIPE_NAMES = ("paper", "paper-short", "best", "wide")
-
-
-class GuestRecipes(NamedTuple):
-    """A guest's recipes: that of its authors' code, and ours; the same for every data set."""
-
-    seed: Recipe
-    best: Recipe
-
-    def choose(self, name: str, dataset: str) -> Recipe:
-        """The recipe of one of ``GUEST_RECIPE_NAMES``."""
-        return getattr(self, name)
-
-
-GUEST_RECIPE_NAMES = GuestRecipes._fields
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a script runs. workers: loading processes. amp: "auto", "off" or "bf16" (see ``utils.runtime``)."""
-
-    device: torch.device
-    workers: int = 0
-    amp: str = "auto"
-
-    @property
-    def threads(self) -> int:
-        """How many threads decode and write photos."""
-        return max(2, self.workers)
 
 
 @dataclass(frozen=True)
@@ -157,12 +83,12 @@ class ParserTask(Task):
         if not self.train_faces.count_labelled():
             raise InputError(
                 f"the {len(self.train_faces)} faces to train on have no label but background in label set "
-                f"{model.labels.name}: look at their masks with python -m data.check"
+                f"{model.labels.name}: look at their masks with python -m tools.check"
             )
 
     @property
     def run(self) -> Run:
-        """How ``utils.engine.fit`` trains this task."""
+        """How ``training.engine.fit`` trains this task."""
         plan, model = self.plan, self.model
         description = {
             "parser": model.kind,

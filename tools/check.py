@@ -1,4 +1,4 @@
-"""Tells what is wrong with a download: ``python -m data.check --dataset celebamask --data DIR --out sheet.png``.
+"""Tells what is wrong with a download: ``python -m tools.check --dataset celebamask --data DIR --out sheet.png``.
 
 Every problem is listed, then a summary. Exit status: 0 when all is well, 1 when problems were found, 2 for bad usage.
 What occurs in few faces, as annotators err and photos are odd, is noted and no problem.
@@ -22,10 +22,10 @@ from data import images
 from data.datasets.celebamask import PARTITIONS
 from data.labels import LABEL_SETS, PARTS, LabelSet, among
 from data.listing import SPLITS, Listing, Sample, id_problem, size_problem
-from data.oddities import Print, copies, far_parts, part_places, print_of
 from data.source import DATASETS, FaceData, find, reader
 from faces.detect import Detector
-from utils import visualize
+from scoring import pictures
+from tools.oddities import Print, copies, far_parts, part_places, print_of
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_whole
@@ -136,7 +136,7 @@ def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample)
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__.partition("\n")[0])
-    parser.prog = "python -m data.check"
+    parser.prog = "python -m tools.check"
     parser.add_argument("--dataset", required=True, choices=tuple(DATASETS))
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set (none for synthetic)")
     parser.add_argument("--split", choices=SPLITS, help="default: all three")
@@ -285,25 +285,25 @@ def _draw_sheet(data: FaceData, checked: list[tuple[Listing, list[Face]]], odd: 
     good = [(listing, face.sample) for listing, face in faces if not (face.problems or face.sample in odd)]
     chosen = _spread(bad, SHEET_FACES)
     chosen += _spread(good, SHEET_FACES - len(chosen))
-    pictures = []
+    shown = []
     for listing, sample in chosen:
         try:
             photo, ids = reader(data, listing)(sample)
         except InputError:
             continue  # listed among the problems
-        pictures.append(visualize.overlay(photo, ids, data.labels))
-    if not pictures:
+        shown.append(pictures.overlay(photo, ids, data.labels))
+    if not shown:
         print("\nno contact sheet: no face can be drawn")
         return
-    sheet = visualize.tile(pictures, SHEET_COLUMNS, SHEET_CELL)
+    sheet = pictures.tile(shown, SHEET_COLUMNS, SHEET_CELL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
-        encoded = visualize.encode(Image.fromarray(sheet), kind)
+        encoded = pictures.encode(Image.fromarray(sheet), kind)
         write_whole(path, lambda file: file.write(encoded))
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written: {error.strerror or error}") from error
-    print(f"\ncontact sheet of {len(pictures)} faces: {printable(str(path))}")
+    print(f"\ncontact sheet of {len(shown)} faces: {printable(str(path))}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What looks wrong in one face beside the others: parts in strange places, the same photo twice. For ``data.check``."""
+"""What looks wrong in one face beside the others: parts in strange places, a photo twice. For ``tools.check``."""
 
 from typing import NamedTuple
 

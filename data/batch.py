@@ -1,0 +1,107 @@
+"""Photos and their label maps in one batch."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.images import make_thumb, warp_frame
+from data.labels import LabelSet
+from geometry.theta import frame_to_photo
+
+Key = tuple[int, int, int]  # (seed, epoch, position in the epoch)
+
+
+FRAME_SIDE = 512  # pixels of the square in which a framed face is seen, as in CelebAMask-HQ; nothing is stored at it
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Photos of any size in one batch, padded with zeros at the right and bottom.
+
+    labels: what the label maps' ids mean. photos_BHW3: uint8, RGB. labels_BHW: uint8 ids. thumbs_BTT3: uint8, the
+    photos stretched to 256 x 256. sizes_B2: int64 (height, width). present_BP: bool; centres_BP2, extents_BP2: float32
+    pixels (x, y); of the six parts, P = 0 for label sets that lack some. index_B: int64 position in the split.
+    keys_B3: int64 (seed, epoch, position in the epoch), from which augmentation is drawn, whatever the batch size or
+    the number of processes.
+
+    Faces framed in larger photos (``framed_batch``) have no truth. frames_B33: float32, normalised coordinates of each
+    face's square (see ``FRAME_SIDE``) to those of its photo; photo_B: int64, which photo it is in, so that photos_BHW3
+    holds each photo once; thumbs_BTT3 are those of the squares, and sizes_B2 the sizes of the faces' photos. None: each
+    photo is a face.
+    """
+
+    labels: LabelSet
+    photos_BHW3: Tensor
+    labels_BHW: Tensor
+    thumbs_BTT3: Tensor
+    sizes_B2: Tensor
+    present_BP: Tensor
+    centres_BP2: Tensor
+    extents_BP2: Tensor
+    index_B: Tensor
+    keys_B3: Tensor
+    frames_B33: Tensor | None = None
+    photo_B: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._tensors().items()})
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; the DataLoader calls this."""
+        return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def photo_batch(photos: list[np.ndarray], labels: LabelSet) -> Batch:
+    """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth."""
+    count, (height, width) = len(photos), photos[0].shape[:2]
+    parts = len(labels.part_ids)
+    none_BP2 = torch.zeros(count, parts, 2)
+    return Batch(
+        labels=labels,
+        photos_BHW3=torch.from_numpy(np.stack(photos) if count > 1 else np.require(photos[0][None], requirements="W")),
+        labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
+        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo in photos])),
+        sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
+        present_BP=torch.zeros(count, parts, dtype=torch.bool),
+        centres_BP2=none_BP2,
+        extents_BP2=none_BP2,
+        index_B=torch.arange(count),
+        keys_B3=torch.zeros(count, 3, dtype=torch.long),
+    )
+
+
+def framed_batch(photos: list[np.ndarray], frames: list[list[np.ndarray]], labels: LabelSet) -> Batch:
+    """Faces in photos of one size, uint8 (H, W, 3), as a batch without truth.
+
+    frames: for each photo those of its faces: float64 (2, 3), a square's coordinates, -1 to 1 from edge to edge
+    (x, y), to pixels of the photo.
+    """
+    height, width = photos[0].shape[:2]
+    faces = [(index, matrix) for index, matrices in enumerate(frames) for matrix in matrices]
+    count, parts = len(faces), len(labels.part_ids)
+    none_BP2 = torch.zeros(count, parts, 2)
+    sizes_B2 = torch.tensor([[height, width]]).expand(count, 2)
+    frames_B23 = torch.from_numpy(np.stack([matrix for _, matrix in faces]))
+    thumbs = [warp_frame(photos[index], matrix) for index, matrix in faces]
+    return Batch(
+        labels=labels,
+        photos_BHW3=torch.from_numpy(np.stack(photos) if len(photos) > 1 else np.require(photos[0][None], None, "W")),
+        labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
+        thumbs_BTT3=torch.from_numpy(np.stack(thumbs)),
+        sizes_B2=sizes_B2,
+        present_BP=torch.zeros(count, parts, dtype=torch.bool),
+        centres_BP2=none_BP2,
+        extents_BP2=none_BP2,
+        index_B=torch.arange(count),
+        keys_B3=torch.zeros(count, 3, dtype=torch.long),
+        frames_B33=frame_to_photo(frames_B23, sizes_B2, FRAME_SIDE).float(),
+        photo_B=torch.tensor([index for index, _ in faces]),
+    )

@@ -1,0 +1,73 @@
+"""What a stage is trained with."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from data.view import NO_AUGMENTATION, WIDE_AUGMENTATION, Augmentation
+from training.engine import Optimisation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a stage is trained with: the defaults of its options.
+
+    batch_size: over all processes. model: fields of the parser's ``Config`` that differ from its defaults.
+    dice, theta_beta, jitter, coarse_weight, theta_weight: see the stages that use them.
+    """
+
+    optimisation: Optimisation
+    batch_size: int
+    augmentation: Augmentation = NO_AUGMENTATION
+    model: dict[str, Any] = field(default_factory=dict)
+    dice: float = 0.0
+    theta_beta: float = 1.0
+    jitter: float = 0.0
+    coarse_weight: float = 0.0
+    theta_weight: float = 0.0
+
+    def changed(
+        self, epochs: int | None = None, batch_size: int | None = None, lr: dict[str, float] | None = None
+    ) -> "Recipe":
+        """The recipe with these values in place of its own; None leaves one as it is."""
+        optimisation = replace(
+            self.optimisation,
+            epochs=self.optimisation.epochs if epochs is None else epochs,
+            lr={**self.optimisation.lr, **(lr or {})},
+        )
+        return replace(self, optimisation=optimisation, batch_size=batch_size or self.batch_size)
+
+
+class Recipes(NamedTuple):
+    """A stage's recipes: the paper's for each of its data sets (synthetic faces use HELEN's), the paper's method in
+    few steps (one-cycle, each face once an epoch), and ours."""
+
+    paper_helen: Recipe
+    paper_celebamask: Recipe
+    paper_short: Recipe
+    best: Recipe
+
+    def choose(self, name: str, dataset: str) -> Recipe:
+        """The recipe of one of ``RECIPE_NAMES`` for a data set."""
+        return {
+            "paper": self.paper_celebamask if dataset == "celebamask" else self.paper_helen,
+            "paper-short": self.paper_short,
+            "best": self.best,
+            "wide": replace(self.best, augmentation=WIDE_AUGMENTATION),
+        }[name]
+
+
+RECIPE_NAMES = ("paper", "paper-short", "best", "wide")
+
+
+class GuestRecipes(NamedTuple):
+    """A guest's recipes: that of its authors' code, and ours; the same for every data set."""
+
+    seed: Recipe
+    best: Recipe
+
+    def choose(self, name: str, dataset: str) -> Recipe:
+        """The recipe of one of ``GUEST_RECIPE_NAMES``."""
+        return getattr(self, name)
+
+
+GUEST_RECIPE_NAMES = GuestRecipes._fields
