@@ -6,8 +6,8 @@ Writes there: README.md, <run>/curves.png and experiments/<experiment>.png.
 
 For this repository's own results, the tables in README.md and docs/*.md are written too: each text between
 ``<!-- table: NAME -->`` and ``<!-- end -->`` becomes the table of that name. The names are
-<run>/<split>/paper, <run>/<split>/strict, <run>/trainings, <runs>/<split>/seeds and experiments/<experiment>.
-Runs whose names differ only in a suffix -seedN are one training with several seeds.
+<run>/<split>/paper, <run>/<split>/strict, <run>/trainings, <runs>/<split>/seeds, experiments/<experiment> and
+labels (the ids of every label set). Runs whose names differ only in a suffix -seedN are one training with several seeds.
 """
 
 import os
@@ -15,12 +15,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 import reproduce
+from data.labels import LABEL_SETS
 from data.listing import SPLITS
 from experiments import (
     ablation,
@@ -175,6 +177,8 @@ def write_plots(results: Path) -> None:
 def all_tables(runs: list[Run], experiments: dict[str, Result]) -> dict[str, str]:
     """Every table by its name, in Markdown."""
     tables = {f"experiments/{name}": EXPERIMENTS[name][1](result) for name, result in experiments.items()}
+    ids = zip_longest(*(labels.names for labels in LABEL_SETS.values()))
+    tables["labels"] = markdown(["id", *LABEL_SETS], [[i, *names] for i, names in enumerate(ids)])
     for name, group in by_seed(runs).items():
         tables |= {f"{name}/{split}/seeds": table for split, table in spread(group).items()}
     for run in runs:
