@@ -136,13 +136,12 @@ def gain(result: dict[str, Any], row: dict[str, Any], which: str) -> float | Non
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: one line for each change."""
-    header = ["change", "parameters", "GFLOP a face", "overall", "strict", "strict, gained"]
+    header = ["change", "overall", "strict", "strict, gained"]
     rows = []
     for row in result["rows"]:
         gained = gain(result, row, "strict")
         shown = None if row["change"] == BASE or gained is None else f"{gained:+.4f}"
-        cells = [title_of(row["change"]), f"{row['parameters']:,}", f"{row['gflop']:.2f}"]
-        rows.append([*cells, row["f1"]["overall"], row["f1"]["strict"], shown])
+        rows.append([title_of(row["change"]), row["f1"]["overall"], row["f1"]["strict"], shown])
     return markdown(header, rows)
 
 

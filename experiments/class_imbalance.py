@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: one line for each label, the most frequent first."""
-    rows = [[row["label"], row["pixels"], f"{row['share']:.5f}", f"{row['faces']:.3f}"] for row in result["rows"]]
-    return markdown(["label", "pixels", "share of pixels", "share of faces"], rows)
+    rows = [[row["label"], f"{row['share']:.5f}", f"{row['faces']:.3f}"] for row in result["rows"]]
+    return markdown(["label", "share of pixels", "share of faces"], rows)
 
 
 def draw(result: dict[str, Any]) -> Figure:

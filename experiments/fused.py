@@ -53,14 +53,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: F1 and IoU of each label, then the means."""
-    rows = [[row["label"], *(row[m][title] for m in ("f1", "iou") for title in PARSERS)] for row in result["rows"]]
-    means = result["means"]
-    for name, values in means.items():
-        shown = [values["whole face"], None, values["fused"]]  # the parts alone have other labels to average
-        rows.append([name, *(3 * [None] + shown if name == "miou" else shown + 3 * [None])])
-    columns = [f"{measure}, {title}" for measure in ("F1", "IoU") for title in PARSERS]
-    return markdown(["label", *columns], rows, 3)
+    """Markdown: F1 of each label, then the means."""
+    rows = [[row["label"], *(row["f1"][title] for title in PARSERS)] for row in result["rows"]]
+    for name, values in result["means"].items():
+        rows.append([name, values["whole face"], None, values["fused"]])  # the parts alone have other labels to average
+    return markdown(["F1", *PARSERS], rows, 3)
 
 
 def draw(result: dict[str, Any]) -> Figure:

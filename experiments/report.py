@@ -64,18 +64,18 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
 }
 Result = dict[str, Any]
 EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure]]] = {
-    "hidden_parts": ("Parts hidden in the photo (Fig. 5)", hidden_parts.table, hidden_parts.draw),
+    "hidden_parts": ("Hidden parts (Fig. 5)", hidden_parts.table, hidden_parts.draw),
     "coarse_size": ("Size of the coarse input (Fig. 6)", coarse_size.table, coarse_size.draw),
     "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, crop_parity.draw),
-    "few_images": ("Drawn faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
+    "few_images": ("Synthetic faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
     "training_images": ("Score over the number of training faces", few_images.table, few_images.draw_curve),
-    "robustness": ("Photos of other kinds", robustness.table, robustness.draw),
-    "true_windows": ("What true windows give away", true_windows.table, true_windows.draw),
+    "robustness": ("Robustness", robustness.table, robustness.draw),
+    "true_windows": ("Annotated windows leak the answer", true_windows.table, true_windows.draw),
     "kinds": ("Kinds of faces", kinds.table, kinds.draw),
     "scenes": ("Scenes of several faces", scenes.table, scenes.draw),
-    "helen68": ("Photos that nobody aligned", helen68.table, helen68.draw),
-    "fused": ("All labels: the whole face, the parts, and both as one", fused.table, fused.draw),
-    "class_imbalance": ("How rare the classes are", class_imbalance.table, class_imbalance.draw),
+    "helen68": ("Unaligned photos", helen68.table, helen68.draw),
+    "fused": ("All labels by two parsers", fused.table, fused.draw),
+    "class_imbalance": ("Class frequencies", class_imbalance.table, class_imbalance.draw),
     "ablation": ("What each change of the recipe brings", ablation.table, ablation.draw),
 }
 LOWER_IS_BETTER = ("theta_loss",)
