@@ -145,6 +145,7 @@ def read_results(results: Path) -> tuple[list[Run], dict[str, Result]]:
 def write_tables(results: Path, documents: Sequence[Path]) -> None:
     """Write README.md of the folder ``results``, and the marked tables of the documents (Markdown files).
 
+    Each table has one place: README.md leaves out what a document shows.
     Raises InputError as ``read_results`` does, and for a mark that names no table; nothing is written then.
     """
     runs, experiments = read_results(results)
@@ -152,6 +153,9 @@ def write_tables(results: Path, documents: Sequence[Path]) -> None:
     with told(results):
         tables = all_tables(runs, experiments)
         changed = {path: with_tables(text, tables, path) for path, text in texts.items()}
+        for name in {name for text in texts.values() for _, name, _ in MARKED.findall(text)}:
+            tables[name] = ""
+            experiments.pop(name.removeprefix("experiments/"), None)
         changed[results / "README.md"] = overview(runs, experiments, tables, sorted(results.glob("*/benchmark.md")))
     for path, text in changed.items():
         if texts.get(path) != text:
@@ -349,19 +353,20 @@ def curves(run: Run) -> Figure:
 
 
 def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, str], benchmarks: list[Path]) -> str:
-    """The report's README.md. benchmarks: files to link to, each in a folder beside it."""
+    """The report's README.md. benchmarks: files to link to, each in a folder beside it. Empty tables are left out."""
     parts = ["# Results", "Written by `python -m experiments.report`: edits get lost.", headline_table(runs)]
     for name in by_seed(runs):
         for key in [key for split in reversed(SPLITS) if (key := f"{name}/{split}/seeds") in tables][:1]:
-            parts += [f"{name}:", tables[key]]
+            parts += [f"{name}:", tables[key]] if tables[key] else []
     for run in runs:
         parts += [f"## {run.name}"]
         parts += [f"```bash\n{run.command}\n```"] if run.command else []
         parts += [tables[f"{run.name}/trainings"], f"![training curves]({run.name}/curves.png)"] if run.stages else []
         for split, rows in list(run.scores.items())[-1:]:  # the test split, where it was scored
-            faces = sorted({row["images"] for row in rows.values()})
-            parts += [f"{split.capitalize()} split, {' or '.join(map(str, faces))} faces:"]
-            parts += [tables.get(f"{run.name}/{split}/paper") or tables[f"{run.name}/{split}/strict"]]
+            key = f"{run.name}/{split}/paper"
+            if table := tables[key if key in tables else f"{run.name}/{split}/strict"]:
+                faces = sorted({row["images"] for row in rows.values()})
+                parts += [f"{split.capitalize()} split, {' or '.join(map(str, faces))} faces:", table]
     parts += ["## Experiments"] if experiments else []
     for name, result in experiments.items():
         title = EXPERIMENTS[name][0]
