@@ -7,7 +7,8 @@ Writes there: README.md, <run>/curves.png and experiments/<experiment>.png.
 For this repository's own results, the tables in README.md and docs/*.md are written too: each text between
 ``<!-- table: NAME -->`` and ``<!-- end -->`` becomes the table of that name. The names are
 <run>/<split>/paper, <run>/<split>/strict, <run>/trainings, <runs>/<split>/seeds, experiments/<experiment> and
-labels (the ids of every label set). Runs whose names differ only in a suffix -seedN are one training with several seeds.
+labels (the ids of every label set). Runs whose names differ only in a suffix -seedN are one training with several
+seeds.
 """
 
 import os
@@ -153,10 +154,9 @@ def write_tables(results: Path, documents: Sequence[Path]) -> None:
     with told(results):
         tables = all_tables(runs, experiments)
         changed = {path: with_tables(text, tables, path) for path, text in texts.items()}
-        for name in {name for text in texts.values() for _, name, _ in MARKED.findall(text)}:
-            tables[name] = ""
-            experiments.pop(name.removeprefix("experiments/"), None)
-        changed[results / "README.md"] = overview(runs, experiments, tables, sorted(results.glob("*/benchmark.md")))
+        tables |= {name: "" for text in texts.values() for _, name, _ in MARKED.findall(text)}
+        listed = {name: result for name, result in experiments.items() if tables[f"experiments/{name}"]}
+        changed[results / "README.md"] = overview(runs, listed, tables, sorted(results.glob("*/benchmark.md")))
     for path, text in changed.items():
         if texts.get(path) != text:
             files.write_text(path, text)
