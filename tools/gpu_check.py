@@ -40,6 +40,7 @@ from data.source import DATASETS, FaceData
 from data.view import View
 from models.eagrnet import EAGRNetParser
 from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE, load_for_inference
+from models.parser import FaceParser
 from models.stn_icnn.icnn import ICNN, ICNNConfig
 from models.stn_icnn.localizer import ReleasedLocalizer, ResNetLocalizer
 from models.stn_icnn.parts import PartNets
@@ -228,10 +229,12 @@ def parity(kind: str, check: Check, rows: list[Row]) -> str | None:
     photos = face_photos(2, side, side) + [draw_face(5, k, side)[0] for k in range(1 if setup.quick else 6)]
 
     def look(device: torch.device, mode: str) -> tuple[Tensor, Tensor | None]:
-        # For each mode a new one: a parser may keep weights or graphs from the mode before.
-        torch.manual_seed(0)
-        random = EAGRNetParser(EAGRNetParser.Config(size=64 if setup.quick else 473), CELEBAMASK).eval()
-        parser = random.to(device) if kind == "eagrnet" else load_for_inference([SHIPPED[kind]], device)
+        parser: FaceParser
+        if kind == "eagrnet":
+            torch.manual_seed(0)
+            parser = EAGRNetParser(EAGRNetParser.Config(size=64 if setup.quick else 473), CELEBAMASK).eval().to(device)
+        else:  # for each mode anew: a parser may keep weights or graphs from the mode before
+            parser = load_for_inference([SHIPPED[kind]], device)
         batch = photo_batch(photos, parser.labels).to(device)
         with arithmetic(device, mode):
             if isinstance(parser, EAGRNetParser):
