@@ -37,7 +37,7 @@ def test_a_quick_run_measures_every_section(tmp_path: Path) -> None:
     assert tables["Decoded photo to label map"][1]["labels equal %"] > 99
     assert [row["training"] for row in tables["Training"]] == ["stage1", "cropper", "stage2", "end2end"]
     assert all(row["faces/s with loader"] > 0 for row in tables["Training"])
-    assert tables["Cache and loader"][0]["MB a face"] == pytest.approx((96 * 96 * 4 + 256 * 256 * 3) / 1e6, rel=0.02)
+    assert tables["Cache and loader"][0]["MB of photos"] == pytest.approx(5 * 96 * 96 * 3 / 1e6)
     assert 0 < tables["Peak memory"][0]["libraries MB"] < tables["Peak memory"][0]["peak MB"]
     assert len(tables["predict.py"]) == 2
     assert tables["Exported graph, one photo, CPU, fp32"][0]["labels equal %"] > 99

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import Dataset
 
 from data.batch import Batch
-from data.labels import NINE
-from data.loaders import Faces, open_faces, training_batches
+from data.loaders import Faces
 from data.source import FaceData
 from tools.benchmark.measure import Row, Table, clock
 from tools.benchmark.setup import Setup, drawn_faces
@@ -39,7 +38,9 @@ class Case(NamedTuple):
 
 
 class Repeated(Dataset):
-    """A split whose faces come up ``times`` times in an epoch."""
+    """A split whose faces come up ``times`` times in an epoch. loader: see ``data.loaders``."""
+
+    loader: Any = None
 
     def __init__(self, faces: Faces, times: int) -> None:
         self.faces, self.times, self.collate = faces, times, faces.collate
@@ -133,16 +134,16 @@ def schedule(rows: list[Row]) -> str:
 
 
 def measure_cache(setup: Setup) -> list[Table]:
-    """How fast faces are decoded into a cache, and loaded from it."""
-    data, threads, target = drawn_faces(setup), setup.machine.threads, setup.scratch / "new-cache"
+    """How fast faces are decoded into a cache, and loaded from it with their photos."""
+    data, workers, target = drawn_faces(setup), setup.machine.workers, setup.scratch / "new-cache"
+    case = Case("stage2", "paper", "off", 2 if setup.quick else 32)
     started = time.perf_counter()
-    faces = open_faces(replace(data, cache=target), "train", NINE, threads=threads)
+    task = build_task(setup, case, replace(data, cache=target))
     built = time.perf_counter()
-    size = min(32, len(faces))
-    loaded = sum(len(batch.index_B) for batch in training_batches(faces, size, 0, 0, 5, workers=setup.machine.workers))
-    ended = time.perf_counter()
-    megabytes = sum(path.stat().st_size for path in target.rglob("*.bin")) / 1e6
-    row: Row = {"faces": len(faces), "size": setup.face_size, "MB a face": megabytes / len(faces)}
-    row |= {"cached faces/s": len(faces) / (built - started), "loaded faces/s": loaded / (ended - built)}
-    note = f"A JPEG and a PNG each; {threads} threads decode, {setup.machine.workers} processes load batches of {size}."
+    loaded = sum(len(batch.index_B) for batch in task.batches(0))
+    ended, faces = time.perf_counter(), len(task.train_faces)
+    megabytes = sum(path.stat().st_size for path in target.rglob("photos.bin")) / 1e6
+    row: Row = {"faces": faces, "size": setup.face_size, "MB of photos": megabytes}
+    row |= {"cached faces/s": faces / (built - started), "loaded faces/s": loaded / (ended - built)}
+    note = f"A JPEG and a PNG each; {setup.machine.threads} threads decode, {workers} processes load."
     return [Table("Cache and loader", [row], note)]
