@@ -6,12 +6,14 @@ import json
 import os
 import pickle
 import random
+import resource
 import socket
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -477,3 +479,14 @@ def save(value: Any, path: Path) -> None:
 
 def load(path: Path) -> Any:
     return torch.load(path, weights_only=True)
+
+
+@contextmanager
+def little_room(size: int) -> Iterator[None]:
+    """Lets this process write files of so many bytes at most, as a disk that fills up does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

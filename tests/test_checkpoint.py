@@ -389,17 +389,6 @@ def test_a_refused_module_leaves_the_model_as_it_was(model: STNiCNN, tmp_path: P
     assert all(torch.equal(before[key], value) for key, value in model.coarse.state_dict().items())
 
 
-@contextmanager
-def little_room(size: int) -> Iterator[None]:
-    """Lets this process write files of so many bytes at most, as a disk that fills up does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_leaves_the_old_checkpoint_whole_and_no_litter(model: STNiCNN, whole: Path) -> None:
     before = whole.read_bytes()
     line = r"whole.pt could not be saved \(.*\); an older checkpoint there is untouched"
