@@ -197,7 +197,7 @@ def test_a_run_resumed_on_other_faces_of_equal_count_is_refused_in_one_line(
 HOLDER = """
 import fcntl, os, sys
 number = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
-fcntl.lockf(number, fcntl.LOCK_EX)
+fcntl.flock(number, fcntl.LOCK_EX)
 print("locked", flush=True)
 sys.stdin.read()
 """
