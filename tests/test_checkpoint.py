@@ -2,10 +2,8 @@
 
 import os
 import pickle
-import resource
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from data.source import FaceData
 from data.view import Augmentation, View
 from models.loading import KINDS, load_parser, read_weights
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.damage import little_room
 from tests.test_resume import assert_same, interrupt, log_of
 from tests.tiny_parser import TinyParser
 from training.task import Plan

@@ -1,13 +1,29 @@
-"""A lock on the folder of a run: two runs that write the same files would mix them."""
+"""Locks: two processes that write the same files would mix them."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from utils import distributed
 from utils.errors import InputError
+
+PATIENCE = 5.0  # seconds of waiting in silence
+
+
+def held(path: Path, what: str) -> AcquireReturnProxy:
+    """A context that holds the lock on a file; it waits as long as another process holds it, and says so.
+
+    what: it is that the lock is for, for the message. Raises OSError where the file cannot be made.
+    """
+    lock = FileLock(path)
+    try:
+        return lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        print(f"{what} is in use by another process: waiting for its end", file=sys.stderr, flush=True)
+        return lock.acquire()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,10 @@ def sparse_faces(folder: Path, count: int, size: int) -> Faces:
     records = np.zeros(count, record_type(len(HELEN)))
     records["height"] = records["width"] = size
     records["offset"] = np.arange(count) * size * size
+    lengths = (size * size * 3, size * size, THUMB_BYTES)
+    records["checksum"] = [zlib.crc32(bytes(length)) for length in lengths]
     records.tofile(folder / "records.bin")
-    for name, length in zip(FILES, (size * size * 3, size * size, THUMB_BYTES), strict=True):
+    for name, length in zip(FILES, lengths, strict=True):
         with open(folder / f"{name}.bin", "wb") as file:
             file.truncate(count * length)
     with open(folder / "hole.bin", "wb") as file:
