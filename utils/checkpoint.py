@@ -3,10 +3,9 @@
 import os
 import reprlib
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +85,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         most = _UNPACKED * os.fstat(file.fileno()).st_size + 2**20
         try:
             if file.read(4) == b"PK\3\4":  # the format of torch since 1.6
-                _check_archive(file, path, most)
+                files.check_zip(file, path, most)  # torch itself compares no checksums
             file.seek(0)
             with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -107,16 +106,6 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"{path} is no checkpoint: it holds {_article(type(state).__name__)}; {_MEND}")
     return _plain(state, path, most)
-
-
-def _check_archive(file: BinaryIO, path: Path, most: int) -> None:
-    """Raises InputError for a zip archive of more than ``most`` bytes, BadZipFile where a checksum is wrong: torch
-    itself compares none."""
-    with zipfile.ZipFile(file) as archive:
-        if (size := sum(entry.file_size for entry in archive.infolist())) > most:
-            raise InputError(f"{path} would unpack to {size:,} bytes, far more than a checkpoint of its size: not read")
-        if archive.testzip():
-            raise zipfile.BadZipFile
 
 
 def _plain(state: Any, path: Path, most: int) -> Any:
