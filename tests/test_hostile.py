@@ -1,0 +1,431 @@
+"""Hostile input to the scripts, end to end: one line and an exit status, no traceback, no hang, and no file changed.
+
+What the readers do with damaged files is tested with each of them; ``tests.damage`` makes the files.
+"""
+
+import importlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.labels import CELEBAMASK
+from models.deeplab import DeepLab, DeepLabConfig
+from tests import damage, fixtures
+from tests.damage import BAD_PICTURES, BAD_VIDEOS, GOOD_PICTURES, SPECIAL, little_room
+from tests.test_evaluate import save_models, save_parser
+from tests.test_report import write_run
+from tests.test_resume import REPOSITORY, another_run
+from tests.test_retrieval import write_people
+from utils.runtime import printable, run_main
+
+SECONDS = 120  # after which a call hangs
+RESULTS = ("cache", "run", "out", "edges", "new.pt")  # what a call may leave, besides nothing
+CPU = "--device cpu --amp off"
+MACHINE = f"{CPU} --workers 0 --cache cache --batch-size 2"
+TRAIN = f"{MACHINE} --epochs 1 --max-images 2 --run-dir run"
+FACES, LAPA = "--dataset celebamask --data faces", "--dataset lapa --data lapa"
+LIST, PEOPLE = "--dataset list --data list", f"--data people {CPU} --workers 0 --batch-size 2 --epochs 1 --run-dir run"
+SEARCH = f"people asked --out out {CPU} --workers 0"
+LABEL_MAPS = f"--predictions maps --truth maps {CPU}"
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of good files, and two that are none: bad.pt, bad.jpg."""
+    root = tmp_path_factory.mktemp("kit") / "case"
+    root.mkdir()
+    (root.parent / "outside.txt").write_text("not yours\n")
+    faces = fixtures.draw_faces(train=2, val=1, test=1)
+    fixtures.write_challenge(root / "faces", faces)
+    fixtures.write_lapa(root / "lapa", faces)
+    fixtures.write_list(root / "list", faces)
+    fixtures.write_helen_merged(root / "helen", faces)
+    save_models(root)
+    save_parser(root / "w19.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), ("network",), "deeplab")
+    write_people(root / "people", {"ann": 3, "bob": 3})
+    write_people(root / "asked", {"ann": 1, "bob": 1})
+    (root / "maps").mkdir()
+    for name in "ab":
+        fixtures.save_palette(root / "maps" / f"{name}.png", np.minimum(fixtures.draw_face(64)[1], 8))
+    write_run(root / "results" / "mine", 0, 0.9)
+    (root / "results" / "experiments").mkdir()
+    (root / "end2end.pt").rename(root / "w.pt")
+    (root / "good.jpg").write_bytes(damage.jpeg())
+    (root / "bad.pt").write_bytes(b"These are no weights.\n")
+    return root
+
+
+@pytest.fixture
+def here(kit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The kit, as the working folder. Whatever a test does, its files are as before, and no call takes too long."""
+
+    def contents() -> dict[str, bytes | str]:
+        paths = [kit.parent / "outside.txt", *(path for path in kit.rglob("*") if path.suffix != ".bin")]
+        found = {str(path): path.read_bytes() if path.is_file() else "no file" for path in paths}
+        return {name: held for name, held in found.items() if Path(name).relative_to(kit.parent).parts[1:2] not in OWN}
+
+    monkeypatch.chdir(kit)
+    before = contents()
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("a call hangs"))
+    signal.alarm(SECONDS)
+    yield kit
+    signal.alarm(0)
+    for name in RESULTS:
+        remove(kit / name)
+    assert contents() == before
+
+
+OWN = [(name,) for name in RESULTS]
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        for inner in path.iterdir():
+            remove(inner)
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+
+
+def call(line: str) -> int:
+    """Runs a script as from the command line; returns its exit status."""
+    script, *arguments = shlex.split(line)
+    module = importlib.import_module(script)
+
+    def hub() -> int:
+        module.stn_icnn(*arguments)
+        return 0
+
+    return run_main(hub if script == "hubconf" else lambda: module.main(arguments))
+
+
+def refused(line: str, capture: pytest.CaptureFixture) -> str:
+    """The one line on stderr with which a call ends."""
+    capture.readouterr()
+    assert call(line) == 2
+    told = capture.readouterr().err
+    assert told.startswith("error: ")
+    assert told.endswith("\n")
+    assert told[:-1].isprintable()  # no second line, no escape sequences
+    assert len(told) < 600
+    return told
+
+
+LINES: tuple[tuple[str, str], ...] = (
+    # no checkpoint, for every script that reads one
+    (f"predict good.jpg --checkpoint bad.pt --out out {CPU}", r"bad.pt"),
+    (f"evaluate --checkpoint bad.pt {FACES} {MACHINE}", "bad.pt"),
+    ("hubconf bad.pt", "bad.pt"),
+    ("tools.release --checkpoint bad.pt --out new.pt", "bad.pt"),
+    ("tools.export --checkpoint bad.pt --program new.pt2", "bad.pt"),
+    (f"tools.relabel --checkpoint bad.pt --out out {FACES} {CPU} --workers 0", "bad.pt"),
+    *(
+        (f"{script} {FACES} --init-from bad.pt {TRAIN}", "bad.pt")
+        for script in ("train_stage1", "train_cropper", "train_stage2", "train_end2end")
+    ),
+    (f"train_deeplab {LAPA} --input-size 32 --init-from bad.pt {TRAIN}", "bad.pt"),
+    (f"train_eagrnet {LAPA} --input-size 65 --init-from bad.pt {TRAIN}", "bad.pt"),
+    (f"train_eagrnet {LAPA} --input-size 65 --imagenet bad.pt {TRAIN}", "bad.pt"),
+    (f"retrieval.train {PEOPLE} --init-from bad.pt", "bad.pt"),
+    (f"retrieval.train {PEOPLE} --pretrained bad.pt", "bad.pt"),
+    (f"retrieval.search {SEARCH} --checkpoint bad.pt", "bad.pt"),
+    # a good checkpoint of another kind
+    (f"train_deeplab {LAPA} --input-size 32 --init-from w.pt {TRAIN}", "w.pt"),
+    (f"train_deeplab {LAPA} --input-size 32 --init-from w19.pt {TRAIN}", "w19.pt"),
+    (f"train_eagrnet {LAPA} --input-size 65 --init-from w19.pt {TRAIN}", "w19.pt"),
+    (f"train_eagrnet {LAPA} --input-size 65 --imagenet w19.pt {TRAIN}", "--imagenet"),
+    (f"retrieval.train {PEOPLE} --init-from w.pt", "not an identity embedding"),
+    (f"retrieval.train {PEOPLE} --pretrained w.pt", "--init-from"),
+    (f"retrieval.search {SEARCH} --checkpoint w.pt", "not an identity embedding"),
+    (f"train_end2end {FACES} --init-from-cropper w.pt {TRAIN}", "--init-from"),
+    # options
+    (f"predict --out out {CPU}", "INPUT"),
+    ("predict good.jpg --windows --no-overlay", "--no-overlay"),
+    ("predict good.jpg --checkpoint w.pt --out good.jpg", "--out"),
+    ("predict good.jpg --checkpoint w.pt --out good.jpg/out", "--out"),
+    ("predict good.jpg --checkpoint", "--checkpoint"),
+    ("predict good.jpg --mirror 3", "3"),
+    ("predict good.jpg --faces some", "--faces"),
+    ("predict good.jpg --checkpoint w.pt --coloured good.jpg/out", "good.jpg"),
+    (f"predict good.jpg --checkpoint {'w' * 300}.pt --out out", "too long"),
+    ("evaluate --predictions maps", "--truth"),
+    ("evaluate --predictions maps --truth maps --checkpoint w.pt", "--checkpoint"),
+    ("evaluate --predictions maps --truth maps --partition paper", "--partition"),
+    (f"evaluate --checkpoint w.pt {FACES} {MACHINE} --out good.jpg/out", "--out"),
+    (f"evaluate --checkpoint w.pt {FACES} {CPU} --cache good.jpg", "good.jpg"),
+    (f"evaluate --worst 2 --checkpoint w.pt {FACES}", "--worst"),
+    ("evaluate --checkpoint", "--checkpoint"),
+    (f"evaluate {LIST} --checkpoint w.pt", "--labels is needed"),
+    (f"evaluate {LIST} --labels nine --checkpoint w.pt {MACHINE}", "unknown ids"),
+    (f"evaluate {LIST} --labels helen --checkpoint w19.pt {MACHINE}", "does not tell eye_g"),
+    ("evaluate --predictions maps --truth maps --ids nine --labels celebamask", "does not tell"),
+    ("train_stage1", "--run-dir"),
+    ("train_stage1 --run-dir run extra", "extra"),
+    ("train_stage1 --run-di run", "--run-di"),
+    (f"train_stage1 --run-dir run --epochs {'9' * 5000}", "--epochs"),
+    ("train_stage1 --run-dir good.jpg/run", "--run-dir"),
+    ("train_stage1 --run-dir run --dataset helen --data . --partition paper", "--partition"),
+    (f"train_stage1 --labels lapa {LAPA} {TRAIN}", "--labels lapa"),
+    ("train_cropper --run-dir run", "--init-from"),
+    ("train_end2end --run-dir run --init-from w.pt --init-from-stage2 w.pt", "--init-from"),
+    (f"train_deeplab {LIST} {TRAIN}", "--labels is needed"),
+    (f"train_deeplab --dataset helen --data helen --labels celebamask {TRAIN}", "--labels celebamask"),
+    *(
+        (f"train_deeplab {LAPA} {TRAIN} {option}", option.split()[0])
+        for option in ("--input-size 31", "--batch-size 1", "--lr nan", "--recipe paper", "--crop-size 32")
+    ),
+    (f"train_eagrnet {LAPA} {TRAIN} --input-size 63", "--input-size"),
+    ("reproduce", "--out"),
+    ("reproduce --out out --epochs 1 1 1", "--epochs"),
+    ("reproduce --out good.jpg", "--out"),
+    (f"reproduce {LIST} --out out", "--labels is needed"),
+    ("tools.check", "--dataset"),
+    ("tools.check --dataset helen", "--data"),
+    ("tools.check --dataset synthetic --max-images x", "--max-images"),
+    ("tools.check --dataset synthetic --max-images 1 --out good.jpg", "good.jpg"),
+    ("tools.check --dataset synthetic --max-images 1 --out sheet.txt", "--out"),
+    ("tools.check --dataset helen --data helen --labels nine", "--labels nine"),
+    ("tools.export --checkpoint w.pt", "--program"),
+    ("tools.export --checkpoint w.pt --program none/new.pt2", "none"),
+    ("tools.export --checkpoint w.pt --program w.pt", "w.pt"),
+    ("tools.release --checkpoint w.pt --out w.pt", "w.pt"),
+    ("tools.release --checkpoint w.pt --out none/new.pt", "none"),
+    ("tools.release --checkpoint w.pt --out . --overwrite", "--out . is a folder"),
+    ("tools.release --checkpoint w.pt --average --out new.pt", "--average"),
+    ("tools.relabel --checkpoint w.pt --threshold 1 --out new", "--threshold"),
+    ("tools.relabel --checkpoint w.pt --out good.jpg/new", "good.jpg"),
+    (f"tools.edges --split train --out edges {LIST}", "--labels"),
+    (f"tools.edges --split train --out lapa/train/labels {LAPA}", "holds something else"),
+    (f"tools.edges --split train --out good.jpg {LAPA}", "--out good.jpg"),
+    ("experiments.report --results none", "none"),
+    ("experiments.report --results good.jpg", "good.jpg"),
+    ("hubconf none.pt", "none.pt"),
+    ("hubconf w.pt cuda:99", "cuda:99"),
+    ("retrieval.align people out --image-size 15", "--image-size 15"),
+    ("retrieval.align people out --workers 0", "--workers 0"),
+    ("retrieval.align people people/ann/out", "whose folders"),
+    ("retrieval.align people .", "holds other files"),
+    ("retrieval.align people/ann out", "holds no people"),
+    ("retrieval.align good.jpg out", "cannot list"),
+    (f"retrieval.train {PEOPLE} --step 3", "--step"),
+    (f"retrieval.train {PEOPLE} --run-dir people/run", "--run-dir people/run"),
+    (f"retrieval.train {PEOPLE} --pretrained w.pt --init-from w.pt", "give one"),
+    (f"retrieval.train {PEOPLE} --data people/ann", "holds no people"),
+    (f"retrieval.search people none --out out --checkpoint raw {CPU}", "none"),
+    (f"retrieval.search people asked --out people/out --checkpoint raw {CPU}", "--out people/out"),
+    (f"retrieval.search good.jpg asked --out out --checkpoint raw {CPU}", "no file of embeddings"),
+)
+
+
+@pytest.mark.parametrize(("line", "said"), LINES, ids=[f"{line[:60]} {k}" for k, (line, _) in enumerate(LINES)])
+def test_a_call_that_cannot_be_right_is_one_line(
+    line: str, said: str, here: Path, capfd: pytest.CaptureFixture
+) -> None:
+    assert said in refused(line, capfd)
+
+
+ODD_NAMES = (
+    *("n" * 236, "n" * 246, "n" * 251, "a\nfailed: b", "a\x1b[31mred", os.fsdecode(b"caf\xe9")),
+    *("é漢字🙂", "  a  b  ", "[a-z]*", "%s%d{0}", ".."),
+)
+
+
+def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others(
+    here: Path, capfd: pytest.CaptureFixture
+) -> None:
+    bad, good = here / "out" / "bad", here / "out" / "good"
+    bad.mkdir(parents=True)
+    good.mkdir()
+    makers: dict[str, Callable[[Path], object]] = {
+        **{
+            f"{k}.jpg": lambda path, make=make: path.write_bytes(make()) for k, make in enumerate(BAD_PICTURES.values())
+        },
+        **{
+            f"clip{k}.mp4": lambda path, make=make: path.write_bytes(make())
+            for k, make in enumerate(BAD_VIDEOS.values())
+        },
+        **{f"special{k}.jpg": make for k, make in enumerate(SPECIAL.values())},
+        **{f"special_clip{k}.mp4": make for k, make in enumerate(SPECIAL.values())},
+        **{f"{name}.jpg": lambda path: path.write_bytes(b"no picture") for name in ODD_NAMES},
+    }
+    for name, make in makers.items():
+        make(bad / name)
+        if name.startswith("special"):
+            (bad / "pipe").unlink(missing_ok=True)  # where a link to one leads: the next one makes its own
+    for name in (*ODD_NAMES, "last"):
+        (good / f"{name}.jpg").write_bytes(damage.jpeg())
+    os.mkfifo(bad / "pipe")
+    arguments = [str(path) for path in (*(bad / name for name in makers), good)]
+    arguments += ["none.jpg", "*.xyz", "good.jpg/x.jpg"]
+    line = shlex.join(["predict", *arguments, "--checkpoint", "w.pt", "--out", "out/maps", *CPU.split()])
+    for _ in range(2):
+        assert call(line) == 1
+        told = capfd.readouterr().err.splitlines()
+        told = [row for row in told if not row.startswith("[")]  # FFmpeg's own words, where the file was loaded early
+        assert all(row.startswith("failed: ") for row in told), told
+        assert all(row.isprintable() and len(row) < 900 for row in told), told
+        named = [sum(printable(str(bad / name)) in row for row in told) for name in makers]
+        assert 0 not in named, [name for name, count in zip(makers, named, strict=True) if not count]
+        assert len(told) <= len(makers) + 3 + len(ODD_NAMES)  # an odd name stands in both folders
+        maps = {path.name for path in (here / "out" / "maps").iterdir()}
+        assert {"last.png", "last_overlay.jpg", "é漢字🙂.png", "[a-z]*.png"} <= maps
+        assert not [name for name in maps if name.endswith(".part")]
+
+
+def test_predict_labels_photos_of_every_mode_and_with_strange_metadata(
+    here: Path, capfd: pytest.CaptureFixture
+) -> None:
+    (here / "out").mkdir()
+    for k, make in enumerate(GOOD_PICTURES.values()):
+        (here / "out" / f"{k}.jpg").write_bytes(make())
+    assert call(f"predict out --checkpoint w.pt --out out/maps {CPU}") == 0
+    assert capfd.readouterr().err == ""
+    assert len(list((here / "out" / "maps").glob("*.png"))) == len(GOOD_PICTURES)
+
+
+LITTLE = """
+import resource, sys
+import predict
+from utils.runtime import printable, run_main
+
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (700 << 20),) * 2)
+sys.exit(run_main(lambda: predict.main(sys.argv[1:])))
+"""
+
+
+def test_a_photo_that_is_too_large_for_the_memory_fails_alone(here: Path) -> None:
+    (here / "out").mkdir()
+    Image.new("L", (12_000, 12_000), 99).save(here / "out" / "big.jpg")
+    options = ["good.jpg", "out/big.jpg", "--checkpoint", "w.pt", "--out", "out", "--faces", "none", *CPU.split()]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(
+        [sys.executable, "-c", LITTLE, *options], capture_output=True, text=True, env=environment, timeout=SECONDS
+    )
+    assert ended.returncode == 1, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line == "failed: too little memory to read image out/big.jpg: save it smaller"
+    assert (here / "out" / "good.png").is_file()
+
+
+MASKS: dict[str, np.ndarray] = {
+    "colours": fixtures.draw_face(64)[0],
+    "unknown ids": np.full((64, 64), 99, np.uint8),
+    "16 bits": np.full((64, 64), 40_000, np.uint16),
+    "another size": np.zeros((32, 32), np.uint8),
+    "one pixel": np.zeros((1, 1), np.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", ["pictures", "masks", "special", "names"])
+def test_folders_of_label_maps_with_a_bad_one_are_one_line(kind: str, here: Path, capfd: pytest.CaptureFixture) -> None:
+    def saved(ids: np.ndarray) -> Callable[[Path], object]:
+        return lambda path: Image.fromarray(ids).save(path)
+
+    makers: dict[str, list[Callable[[Path], object]]] = {
+        "pictures": [lambda path, make=make: path.write_bytes(make()) for make in BAD_PICTURES.values()],
+        "masks": [saved(ids) for ids in MASKS.values()],
+        "special": list(SPECIAL.values()),
+        "names": [
+            lambda path, name=name: path.with_name(name).write_bytes((here / "maps" / "a.png").read_bytes())
+            for name in ("c.png", os.fsdecode(b"\xe9.png"), "a\nb.png")
+        ],
+    }
+    for make in makers[kind]:
+        remove(here / "out")
+        (here / "out").mkdir()
+        (here / "out" / "b.png").write_bytes((here / "maps" / "b.png").read_bytes())
+        make(here / "out" / "a.png")
+        refused(f"evaluate --predictions out --truth maps {CPU}", capfd)
+
+
+IN_PLACE: tuple[tuple[str, str], ...] = (
+    (f"train_stage2 --crop-size 9 {FACES} {TRAIN}", "run"),
+    (f"train_stage2 --crop-size 9 {FACES} {TRAIN}", "cache"),
+    (f"retrieval.train {PEOPLE}", "run"),
+    ("retrieval.align people out --workers 1", "out"),
+    (f"retrieval.search {SEARCH} --checkpoint raw", "out"),
+    (f"tools.edges --split train --out edges {LAPA}", "edges"),
+    (f"predict good.jpg --checkpoint w.pt --out out {CPU}", "out"),
+    (f"evaluate {LABEL_MAPS} --out out", "out"),
+    (f"reproduce {FACES} {MACHINE} --out out", "out"),
+)
+
+
+@pytest.mark.parametrize(("line", "name"), IN_PLACE, ids=[f"{line.split()[0]} {name}" for line, name in IN_PLACE])
+def test_what_is_no_folder_in_the_place_of_one_is_left_alone(
+    line: str, name: str, here: Path, capfd: pytest.CaptureFixture
+) -> None:
+    for kind, make in SPECIAL.items():
+        if kind not in ("missing", "folder", "link to nothing"):
+            make(here / name)
+            about = os.lstat(here / name)
+            assert name in refused(line, capfd)
+            assert os.path.samestat(about, os.lstat(here / name))
+            for path in (here / name, here / "pipe"):
+                path.unlink(missing_ok=True)
+            for result in RESULTS:
+                remove(here / result)
+
+
+@pytest.mark.parametrize("file", ["good.png", "good_overlay.jpg", "good.npz"])
+def test_a_folder_in_the_place_of_a_result_is_left_alone(file: str, here: Path, capfd: pytest.CaptureFixture) -> None:
+    (here / "out" / file / "mine").mkdir(parents=True)
+    assert call(f"predict good.jpg --checkpoint w.pt --out out --overwrite --probabilities {CPU}") == 2
+    (line,) = [row for row in capfd.readouterr().err.splitlines() if row.startswith("failed: ")]
+    assert line.startswith("failed: good.jpg")
+    assert (here / "out" / file / "mine").is_dir()
+
+
+FULL: tuple[tuple[str, str], ...] = (
+    (f"predict good.jpg --checkpoint w.pt --out out {CPU}", ""),
+    (f"evaluate {LABEL_MAPS} --out out --worst 1 --overwrite", "out/scores.csv"),
+    (f"train_stage2 --crop-size 9 {FACES} {TRAIN}", ""),
+    (f"retrieval.train {PEOPLE}", ""),
+    ("retrieval.align people out --workers 1", ""),
+    (f"retrieval.search {SEARCH} --checkpoint raw", ""),
+    (f"tools.edges --split train --out edges {LAPA}", ""),
+    ("tools.release --checkpoint w.pt --out new.pt --overwrite", "new.pt"),
+    ("tools.check --dataset synthetic --split test --max-images 1 --out out.png", ""),
+    ("experiments.report --results results", ""),
+)
+
+
+@pytest.mark.parametrize(("line", "older"), FULL, ids=[line.split()[0] for line, _ in FULL])
+def test_a_full_disk_is_one_line_and_older_files_stay(
+    line: str, older: str, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    if older:
+        (here / older).parent.mkdir(exist_ok=True)
+        (here / older).write_bytes(b"mine")
+    with little_room(0):
+        assert call(line) == 2
+    told = [row for row in capsys.readouterr().err.splitlines() if not row.startswith("failed: ")]
+    assert [row[:7] for row in told] == ["error: "]
+    assert not older or (here / older).read_bytes() == b"mine"
+    assert not list(here.rglob(".*.part"))
+
+
+BUSY = (
+    f"train_deeplab {LAPA} --input-size 32 {TRAIN}",
+    f"retrieval.train {PEOPLE}",
+    "retrieval.align people out --workers 1",
+    f"retrieval.search {SEARCH} --checkpoint raw",
+)
+
+
+@pytest.mark.parametrize("line", BUSY, ids=[line.split()[0] for line in BUSY])
+def test_a_folder_that_another_run_writes_is_left_alone(line: str, here: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = here / ("run" if "--run-dir" in line else "out")
+    folder.mkdir()
+    with another_run(folder):
+        assert "is in use by another run" in refused(line, capfd)
+        assert [path.name for path in folder.iterdir()] == [".lock"]
