@@ -254,7 +254,7 @@ def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others
         },
         **{f"special{k}.jpg": make for k, make in enumerate(SPECIAL.values())},
         **{f"special_clip{k}.mp4": make for k, make in enumerate(list(SPECIAL.values())[:4])},
-        **{f"{name}.jpg": lambda path: path.write_bytes(b"no picture") for name in ODD_NAMES},
+        **{f"{name[1:]}x.jpg": lambda path: path.write_bytes(b"no picture") for name in ODD_NAMES},
     }
     for name, make in makers.items():
         make(bad / name)
@@ -274,7 +274,7 @@ def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others
         assert all(row.isprintable() and len(row) < 900 for row in told), told
         named = [sum(printable(str(bad / name)) in row for row in told) for name in makers]
         assert 0 not in named, told
-        assert len(told) <= len(makers) + 3 + len(ODD_NAMES)  # an odd name stands in both folders
+        assert len(told) <= len(makers) + 3 + 3  # good photos whose results have too long a name
         maps = {path.name for path in (here / "out" / "maps").iterdir()}
         assert {"last.png", "last_overlay.jpg", "é漢字🙂.png", "[a-z]*.png"} <= maps
         assert not [name for name in maps if name.endswith(".part")]
