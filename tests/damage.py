@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from tests.fixtures import draw_face
+from utils.errors import InputError
 
 
 class Runs:
@@ -229,6 +230,15 @@ JSON_BYTES: dict[str, bytes] = {
     "an empty dict": b"{}",
     "a list of dicts": b"[{}]",
 }
+
+
+def line_of(call: Callable[[], object]) -> str:
+    """The line that a call is refused with; empty where it is not."""
+    try:
+        call()
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 @contextmanager

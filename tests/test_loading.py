@@ -18,7 +18,7 @@ from data.cache import label_geometry, part_geometry
 from data.labels import CELEBAMASK, HELEN, NINE
 from data.loaders import Faces, evaluation_batches, open_faces, training_batches
 from data.source import FaceData, open_source
-from tests.damage import little_room
+from tests.damage import SPECIAL, line_of, little_room
 from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
 from utils import locks
 from utils.errors import InputError
@@ -156,6 +156,18 @@ def test_a_second_process_waits_for_the_cache_and_says_so(
     waiting.join(60)
     assert not waiting.is_alive()
     assert capfd.readouterr().err == f"the cache {folder} is in use by another process: waiting for its end\n"
+
+
+@pytest.mark.parametrize("file", ["lock", "photos.bin", "labels.bin", "thumbs.bin", "records.bin"])
+def test_what_is_no_file_in_the_place_of_the_cache_s_is_one_line_or_made_anew(file: str, root: Path) -> None:
+    (root / "outside").write_text("mine")
+    for kind in ("folder", "pipe", "endless device", "link to itself", "outside"):
+        folder = open_train(root).folder
+        (folder / file).unlink()
+        (folder / file).symlink_to(root / "outside") if kind == "outside" else SPECIAL[kind](folder / file)
+        assert "\n" not in line_of(lambda: assert_holds_the_files(open_train(root), root))
+        assert (root / "outside").read_text() == "mine"
+        shutil.rmtree(folder)
 
 
 def test_faces_that_nobody_holds_keep_no_file_open(root: Path) -> None:

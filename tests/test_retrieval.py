@@ -5,6 +5,7 @@ import json
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -498,6 +499,41 @@ def test_search_refuses_bad_input(tmp_path, capsys):
     assert not (tmp_path / "out" / "predictions.txt").exists()
     assert search.main([str(a) for a in (many, many, *raw)]) == 0
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["top1"] == 1.0
+
+
+ARRAYS: dict[str, Any] = {
+    "another checkpoint": lambda held: {"checkpoint": np.array("f" * 64)},
+    "no matrix": lambda held: {"embeddings": held["embeddings"].ravel()},
+    "fewer faces": lambda held: {"embeddings": held["embeddings"][:2]},
+    "no faces": lambda held: {name: held[name][:0] for name in ("embeddings", "labels", "paths")},
+    "labels in a column": lambda held: {"labels": held["labels"][:, None]},
+    "names in a row": lambda held: {"names": held["names"][None]},
+    "double precision": lambda held: {"embeddings": held["embeddings"].astype(float)},
+    "NaN": lambda held: {"embeddings": held["embeddings"] * np.float32(np.nan)},
+    "huge values": lambda held: {"embeddings": held["embeddings"] * np.float32(1e38)},
+    "labels outside": lambda held: {"labels": held["labels"] + 9},
+    "objects": lambda held: {"names": np.array([None, 3], object)},
+}
+
+
+@pytest.mark.filterwarnings("error")
+def test_embeddings_that_no_search_wrote_are_one_line(tmp_path):
+    people = write_people(tmp_path / "people", {"a": 3, "b": 2})
+    path = tmp_path / "gallery.npz"
+    search.embeddings_of(people, path, search.Raw(), "key", torch.device("cpu"))
+    assert len(search.read_embeddings(path, "key").rows_NE) == 5
+    good = path.read_bytes()
+    with np.load(path) as stored:
+        held = dict(stored)
+    for change in ARRAYS.values():
+        np.savez(path, **{**held, **change(held)})
+        with pytest.raises(InputError, match=r"^.*gallery\.npz (is no file of emb|holds embeddings of another).*$"):
+            search.read_embeddings(path, "key")
+    np.savez_compressed(path, **{**held, "embeddings": np.zeros((100_000, 512), np.float32)})
+    for content in (path.read_bytes(), b"", good[:-9], good[: len(good) // 2], b"PK\3\4"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"^.*gallery\.npz is no file of emb.*$"):
+            search.read_embeddings(path, "key")
 
 
 def test_published_weights_are_loaded_strictly(tmp_path, network, capsys):
