@@ -211,15 +211,12 @@ def test_scores_of_other_faces_do_not_pass_for_those_asked_for(
     assert not reproduce.is_scored(file, replace(request, crops="truth"))
 
 
-@pytest.mark.parametrize("kind", [*JSON_BYTES, "pipe", "folder", "endless device"])
+@pytest.mark.parametrize("kind", [*sorted(JSON_BYTES.keys() - {"an empty dict"}), "pipe", "folder", "endless device"])
 def test_damaged_scores_are_named(kind: str, chain: list[str], tmp_path: Path) -> None:
     file = tmp_path / "scores.json"
     SPECIAL[kind](file) if kind in SPECIAL else file.write_bytes(JSON_BYTES[kind])
     machine = Machine(torch.device("cpu"))
     request = evaluate.Request([Path(chain[-1]) / "end2end" / "best.pt"], FaceData("helen", Path("faces")), machine)
-    if kind == "an empty dict":
-        assert not reproduce.is_scored(file, request)
-        return
     with pytest.raises(InputError, match=r"^.*scores\.json.*$"):
         reproduce.is_scored(file, request)
 
