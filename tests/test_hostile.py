@@ -52,6 +52,9 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_parser(root / "w19.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), ("network",), "deeplab")
     write_people(root / "people", {"ann": 3, "bob": 3})
     write_people(root / "asked", {"ann": 1, "bob": 1})
+    write_people(root / "faceless", {"a": 1, "b": 1}, 48)
+    write_people(root / "empty", {"a": 1, "b": 1}, 48)
+    (root / "empty" / "c").mkdir()
     (root / "maps").mkdir()
     for name in "ab":
         fixtures.save_palette(root / "maps" / f"{name}.png", np.minimum(fixtures.draw_face(64)[1], 8))
@@ -156,7 +159,19 @@ LINES: tuple[tuple[str, str], ...] = (
     ("predict good.jpg --faces some", "--faces"),
     ("predict good.jpg --checkpoint w.pt --coloured good.jpg/out", "good.jpg"),
     (f"predict good.jpg --checkpoint {'w' * 300}.pt --out out", "too long"),
-    ("evaluate --predictions maps", "--truth"),
+    ("predict good.jpg --device cuda:99", "CUDA"),
+    ("predict good.jpg --batch-size 0", "--batch-size 0"),
+    ("predict good.jpg --crops truth", "invalid choice"),
+    ("evaluate --predictions maps", "belong together"),
+    ("evaluate --predictions maps --truth maps --mirror --face-size 64", "leave out --mirror, --face-size"),
+    ("evaluate --ids helen", "leave them out"),
+    ("evaluate --partition paper", "--partition paper: there is but one way"),
+    ("evaluate --dataset helen", "--data is needed"),
+    ("evaluate --split nothing", "invalid choice"),
+    ("evaluate --worst -1", "at least 0"),
+    ("evaluate --batch-size 0", "--batch-size 0"),
+    ("evaluate --device cpu:99", "--device cpu:99"),
+    ("evaluate --checkpoint none.pt", "no such checkpoint"),
     ("evaluate --predictions maps --truth maps --checkpoint w.pt", "--checkpoint"),
     ("evaluate --predictions maps --truth maps --partition paper", "--partition"),
     (f"evaluate --checkpoint w.pt {FACES} {MACHINE} --out good.jpg/out", "--out"),
@@ -174,6 +189,10 @@ LINES: tuple[tuple[str, str], ...] = (
     ("train_stage1 --run-dir good.jpg/run", "--run-dir"),
     ("train_stage1 --run-dir run --dataset helen --data . --partition paper", "--partition"),
     (f"train_stage1 --labels lapa {LAPA} {TRAIN}", "--labels lapa"),
+    (
+        f"train_stage2 --crop-size 9 {FACES} {TRAIN} --batch-size 3",
+        "--batch-size 3 is larger than the 2 faces of an epoch",
+    ),
     ("train_cropper --run-dir run", "--init-from"),
     ("train_end2end --run-dir run --init-from w.pt --init-from-stage2 w.pt", "--init-from"),
     (f"train_deeplab {LIST} {TRAIN}", "--labels is needed"),
@@ -189,6 +208,10 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"reproduce {LIST} --out out", "--labels is needed"),
     ("tools.check", "--dataset"),
     ("tools.check --dataset helen", "--data"),
+    ("tools.check --dataset mine", "invalid choice: 'mine'"),
+    (f"tools.check {FACES} --max-images 0", "--max-images 0"),
+    (f"tools.check {FACES} --partition paper", "partition paper"),
+    ("tools.check --dataset helen --data none", "does not exist"),
     ("tools.check --dataset synthetic --max-images x", "--max-images"),
     ("tools.check --dataset synthetic --max-images 1 --out good.jpg", "good.jpg"),
     ("tools.check --dataset synthetic --max-images 1 --out sheet.txt", "--out"),
@@ -215,6 +238,10 @@ LINES: tuple[tuple[str, str], ...] = (
     ("retrieval.align people .", "holds other files"),
     ("retrieval.align people/ann out", "holds no people"),
     ("retrieval.align good.jpg out", "cannot list"),
+    ("retrieval.align faceless out --workers 1", "no face in any"),
+    ("retrieval.align empty out --workers 1", "without photos: 1 (c)"),
+    (f"retrieval.train {PEOPLE} --data asked", "no person has two photos"),
+    (f"retrieval.train {PEOPLE} --batch-size 64", "--batch-size 64 is larger than the 5"),
     (f"retrieval.train {PEOPLE} --step 3", "--step"),
     (f"retrieval.train {PEOPLE} --run-dir people/run", "--run-dir people/run"),
     (f"retrieval.train {PEOPLE} --pretrained w.pt --init-from w.pt", "give one"),

@@ -373,18 +373,6 @@ def test_a_folder_is_aligned_and_goes_on_where_it_stopped(tmp_path, capsys, astr
     assert "cut out otherwise (margin 32)" in line
 
 
-def test_align_refuses_bad_input(tmp_path, capsys):
-    people = write_people(tmp_path / "in", {"a": 1, "b": 1}, 48)
-    out = tmp_path / "out"
-    assert "no face in any" in error_of(capsys, align.main, people, out, "--workers", "1")
-    assert "whose folders are people" in error_of(capsys, align.main, people, people / "out")
-    (people / "c").mkdir()
-    assert "without photos: 1 (c)" in error_of(capsys, align.main, people, tmp_path / "new", "--workers", "1")
-    assert not (tmp_path / "new").exists()
-    assert "holds no people" in error_of(capsys, align.main, people / "c", tmp_path / "new")
-    assert "--image-size 3" in error_of(capsys, align.main, people, out, "--image-size", 3)
-
-
 def test_alignment_says_so_when_one_of_its_processes_is_killed(tmp_path, capsys, monkeypatch):
     people = write_people(tmp_path / "in", {"a": 2, "b": 2}, 48)
 
@@ -470,21 +458,6 @@ def test_training_in_two_steps_resumes_to_the_same_weights_and_searches(tmp_path
     other = [*call[1:3], str(runs / "one" / "best.pt"), *call[4:]]
     assert "another checkpoint" in error_of(capsys, search.main, found / "gallery.npz", *other)
     assert (found / "predictions.txt").read_bytes() == text
-
-
-def test_training_refuses_bad_input(tmp_path, capsys):
-    alone = write_people(tmp_path / "alone", {"a": 1, "b": 1})
-    run = ["--run-dir", tmp_path / "run", *CPU]
-    assert "no person has two photos" in error_of(capsys, train.main, "--data", alone, *run)
-    pair = ["--data", write_people(tmp_path / "pair", {"a": 2, "b": 2}), *run]
-    assert "--batch-size 64 is larger than the 3" in error_of(capsys, train.main, *pair)
-    assert "--pretrained and --init-from" in error_of(
-        capsys, train.main, *pair, "--pretrained", "x", "--init-from", "y"
-    )
-    parser = Path(__file__).parent.parent / "checkpoints" / "stn_icnn.pt"
-    assert "not an identity embedding" in error_of(capsys, train.main, *pair, "--init-from", parser)
-    assert "give it as --init-from" in error_of(capsys, train.main, *pair, "--pretrained", parser)
-    assert not (tmp_path / "run").exists()
 
 
 def test_search_refuses_bad_input(tmp_path, capsys):
