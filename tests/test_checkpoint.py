@@ -15,15 +15,12 @@ import pytest
 import torch
 
 import train_cropper
-import train_stage1
-from data.batch import Batch
 from data.labels import NINE
 from data.source import FaceData
-from data.view import Augmentation, View
 from models.loading import KINDS, load_parser, read_weights
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import SPECIAL, Runs, little_room
-from tests.test_resume import assert_same, interrupt, log_of
+from tests.test_resume import assert_same_run, interrupt_at
 from tests.tiny_parser import TinyParser
 from training.task import Plan
 from utils import checkpoint
@@ -419,25 +416,18 @@ def test_a_checkpoint_of_format_1_is_an_stn_icnn_of_nine_labels(whole: Path, tmp
 
 
 def test_a_run_of_format_1_resumes_bit_for_bit(
-    tiny_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ["--recipe", "best", "--batch-size", "2", "--max-images", "2", "--coarse-size", "32", "--epochs", "2"]
-    options = [*tiny_options, *small, "--run-dir"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert train_stage1.main([*options, str(whole)]) == 0
-    view = Augmentation.view
-
-    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
-        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
-
+    tiny_fit(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(Augmentation, "view", view_or_stop)
-        assert run_main(lambda: train_stage1.main([*options, str(broken)])) == 130
+        interrupt_at("best.pt", patch)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_fit(broken)
     for name in ("last.pt", "best.pt"):
         torch.save(in_format_1(checkpoint.read_tensors(broken / name)), broken / name)
-    assert train_stage1.main([*options, str(broken), "--resume"]) == 0
-    assert_same(*(checkpoint.read_tensors(run_dir / "last.pt") for run_dir in (whole, broken)), "last.pt")
-    assert log_of(broken) == log_of(whole)
+    tiny_fit(broken, resume=True)
+    assert_same_run(broken, whole)
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,18 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert log_of(one) == log_of(two)
 
 
+def interrupted_in_the_second_epoch(main: Callable[[], int]) -> bool:
+    """Whether a training ends as Ctrl-C ends it, when its second epoch begins."""
+    view = Augmentation.view
+
+    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
+        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Augmentation, "view", view_or_stop)
+        return run_main(main) == 130
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -141,24 +153,15 @@ def save_model(path: Path) -> Path:
 
 
 def end2end_options(tiny_options: list[str], start: Path) -> list[str]:
-    small = ["--recipe", "best", "--batch-size", "2", "--max-images", "2", "--epochs", "3"]
+    small = ["--recipe", "best", "--batch-size", "2", "--max-images", "2", "--epochs", "2"]
     return [*tiny_options, *small, "--init-from", str(start)]
 
 
-def test_end_to_end_resumes_bit_for_bit(
-    tiny_options: list[str], whole_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_end_to_end_resumes_bit_for_bit(tiny_options: list[str], whole_model: Path, tmp_path: Path) -> None:
     options = end2end_options(tiny_options, whole_model)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_end2end.main([*options, "--run-dir", str(whole)]) == 0
-    view = Augmentation.view
-
-    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
-        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Augmentation, "view", view_or_stop)
-        assert run_main(lambda: train_end2end.main([*options, "--run-dir", str(broken)])) == 130
+    assert interrupted_in_the_second_epoch(lambda: train_end2end.main([*options, "--run-dir", str(broken)]))
     assert log_of(broken) == log_of(whole)[:1]
     assert train_end2end.main([*options, "--run-dir", str(broken), "--resume"]) == 0
     assert_same_run(whole, broken)
