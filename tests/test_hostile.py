@@ -190,7 +190,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("train_stage1 --run-dir run --dataset helen --data . --partition paper", "--partition"),
     (f"train_stage1 --labels lapa {LAPA} {TRAIN}", "--labels lapa"),
     (
-        f"train_stage2 --crop-size 9 {FACES} {TRAIN} --batch-size 3",
+        f"train_stage1 --coarse-size 16 --recipe best {FACES} {TRAIN} --batch-size 3",
         "--batch-size 3 is larger than the 2 faces of an epoch",
     ),
     ("train_cropper --run-dir run", "--init-from"),
