@@ -1,12 +1,11 @@
 """Cached faces, and the batches that come out of them."""
 
 import hashlib
+import math
 import mmap
 import os
-import sys
 import zlib
-from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,17 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from data.batch import Batch, Key
-from data.cache import FILES, THUMB_BYTES, build_cache, decode, part_geometry, record_type
+from data.cache import FILES, THUMB_BYTES, build_cache, part_geometry, record_type
 from data.images import THUMB
 from data.labels import LabelSet, among
-from data.listing import Source
 from data.source import FaceData, open_source
 from utils.errors import InputError
 
 
 class DamagedCache(InputError):
-    """A face of the cache is damaged and cannot be decoded again.
+    """A face of the cache is damaged.
 
     A process that loads faces hands on an exception with its whole traceback as the message; the last line is ours.
     """
@@ -41,8 +38,7 @@ class Faces(Dataset):
 
     labels: of the batches' label maps. data_labels: of the cached ones. photos: False leaves the photos of batches
     empty, for those who look at the thumbs alone.
-    source: opens the split that the cache was made from. With it, what is read is compared with the cache's checksums,
-    once for each face, and decoded again where it was damaged; without it, it is taken as it is.
+    What is read is compared with the checksums of its record, once for each face: raises InputError where it differs.
     Raises InputError where ``labels`` cannot be told from ``data_labels``.
     """
 
@@ -54,10 +50,8 @@ class Faces(Dataset):
         labels: LabelSet,
         split: str,
         photos: bool = True,
-        source: Callable[[], Source] | None = None,
     ) -> None:
         self.folder, self.names, self.split, self.with_photos = folder, names, split, photos
-        self.source = source
         self.data_labels, self.labels = data_labels, labels
         self.lut = data_labels.map_to(labels)
         self.records = np.fromfile(folder / "records.bin", record_type(len(data_labels)), len(names))
@@ -66,10 +60,14 @@ class Faces(Dataset):
         self._open()
 
     def _open(self) -> None:
-        self.files = {name: os.open(self.folder / f"{name}.bin", os.O_RDWR) for name in FILES}
+        self.files = {name: os.open(self.folder / f"{name}.bin", os.O_RDONLY) for name in FILES}
         shape = (len(self.names), len(FILES))
         memory = mmap.mmap(-1, shape[0] * shape[1])  # shared with the processes that load faces
         self._compared = np.frombuffer(memory, np.uint8).reshape(shape)  # which pieces of which faces
+
+    def __del__(self) -> None:
+        for number in vars(self).get("files", {}).values():
+            os.close(number)
 
     def __getstate__(self) -> dict[str, Any]:  # neither means anything in another process
         return {name: value for name, value in vars(self).items() if name not in ("files", "_compared")}
@@ -94,40 +92,21 @@ class Faces(Dataset):
         foreground = np.flatnonzero(self.lut[: len(self.data_labels)])
         return int(self.records["count"][:, foreground].sum())
 
-    def _place(self, name: str, index: int) -> tuple[int, tuple[int, ...]]:
-        """Where a face's bytes begin in one of ``FILES``, and the shape of its array."""
-        if name == "thumbs":
-            return index * THUMB_BYTES, (THUMB, THUMB, 3)
-        offset, height, width = (int(self.records[index][field]) for field in ("offset", "height", "width"))
-        return (offset * 3, (height, width, 3)) if name == "photos" else (offset, (height, width))
-
     def _read(self, name: str, index: int) -> np.ndarray:
         # pread rather than a memory map: mapped pages would count as this process's memory as the epoch goes on
-        offset, shape = self._place(name, index)
-        data = os.pread(self.files[name], int(np.prod(shape)), offset)
-        piece = FILES.index(name)
-        if self.source is not None and not self._compared[index, piece]:
-            if zlib.crc32(data) != self.records["checksum"][index, piece]:
-                data = self._decode_again(index)[piece]
+        record, piece = self.records[index], FILES.index(name)
+        pixels, (height, width) = int(record["offset"]), (int(record["height"]), int(record["width"]))
+        offset, shape = {
+            "photos": (pixels * 3, (height, width, 3)),
+            "labels": (pixels, (height, width)),
+            "thumbs": (index * THUMB_BYTES, (THUMB, THUMB, 3)),
+        }[name]
+        data = os.pread(self.files[name], math.prod(shape), offset)
+        if not self._compared[index, piece]:
+            if zlib.crc32(data) != record["checksum"][piece]:
+                raise DamagedCache(f"the cache {self.folder} is damaged at {self.names[index]}: remove the folder")
             self._compared[index, piece] = 1
         return np.frombuffer(data, np.uint8).reshape(shape)
-
-    def _decode_again(self, index: int) -> list[bytes]:
-        """Puts a damaged face right in all files; returns its bytes. Raises InputError where it is another one now."""
-        assert self.source is not None
-        face, reason = self.names[index], "its files have changed since"
-        try:
-            source = self.source()
-            found = [decode(source, sample) for sample in source.samples if sample.name == face]
-        except InputError as error:
-            found, reason = [], str(error)
-        if not found or (found[0][-1]["checksum"] != self.records["checksum"][index]).any():
-            raise DamagedCache(f"the cache {self.folder} is damaged at {face}, and {reason}: remove the folder")
-        tqdm.write(f"cache {self.folder}: {face} was damaged, decoded again", file=sys.stderr)
-        pieces = [array.tobytes() for array in found[0][:-1]]
-        for name, piece in zip(FILES, pieces, strict=True):
-            os.pwrite(self.files[name], piece, self._place(name, index)[0])
-        return pieces
 
     def photo(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3), RGB."""
@@ -205,7 +184,7 @@ def open_faces(data: FaceData, split: str, labels: LabelSet, photos: bool = True
     folder = data.cache / f"{data.dataset}-{split}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}"
     build_cache(source, folder, threads)
     names = [sample.name for sample in source.samples]
-    return Faces(folder, names, data.labels, labels, split, photos, partial(open_source, data, split))
+    return Faces(folder, names, data.labels, labels, split, photos)
 
 
 def training_batches(

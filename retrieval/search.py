@@ -5,6 +5,7 @@ Writes predictions.txt, scores.json, a sheet of hits and misses, and the embeddi
 """
 
 import json
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -94,16 +95,15 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
     """
     with files.open_regular(path, "file of embeddings") as file:
         try:
+            files.check_zip(file, path, os.fstat(file.fileno()).st_size)  # we pack nothing
             with np.load(file, allow_pickle=False) as stored:
                 held, photos = str(stored["checkpoint"]), str(stored["photos"])
-                texts = {name: stored[name].astype(str).tolist() for name in ("names", "paths")}
+                names_P, paths_N = (stored[name].astype(str) for name in ("names", "paths"))
                 labels_N, rows_NE = stored["labels"], stored["embeddings"]
-            names, paths = tuple(texts["names"]), tuple(map(Path, texts["paths"]))
-            sound = (
-                rows_NE.ndim == 2 and rows_NE.dtype == np.float32 and len(rows_NE) == len(labels_N) == len(paths) > 0
-            )
-            sound = sound and labels_N.dtype == np.int64 and 0 <= labels_N.min() <= labels_N.max() < len(names)
-            sound = sound and bool(np.isfinite(rows_NE).all())
+            sound = names_P.ndim == 1 and rows_NE.ndim == 2 and rows_NE.dtype == np.float32
+            sound = sound and rows_NE.shape[:1] == labels_N.shape == paths_N.shape and labels_N.dtype == np.int64
+            sound = sound and 0 <= labels_N.min() <= labels_N.max() < len(names_P)
+            sound = sound and bool(np.abs(rows_NE).max() < 1.01)  # of length 1; false for NaN
         except Exception:  # NumPy and zipfile raise many kinds for damaged bytes
             sound = False
     if not sound:
@@ -112,7 +112,7 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
         raise InputError(
             f"{path} holds embeddings of another checkpoint ({held[:12]}, not {key[:12]}): name its folder of faces"
         )
-    return Embeddings(People(names, paths, labels_N), rows_NE, photos)
+    return Embeddings(People(tuple(names_P.tolist()), tuple(map(Path, paths_N.tolist())), labels_N), rows_NE, photos)
 
 
 def predictions(found: Found, gallery: People, queries: People, scores: Accuracy) -> str:

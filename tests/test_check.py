@@ -13,7 +13,6 @@ from data.datasets.synthetic import draw_face
 from tests import fixtures
 from tools import check, oddities
 from tools.check import main
-from utils.errors import InputError
 
 SIZE = 64
 
@@ -114,24 +113,6 @@ def test_a_split_without_masks_is_a_problem_and_the_others_are_still_checked(tmp
     told = capsys.readouterr().out
     assert "problem: no masks for split test" in told
     assert "1 problem in 5 faces" in told
-
-
-def test_bad_usage_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    fixtures.write_challenge(tmp_path / "data", draw_faces())
-    good = ["--dataset", "celebamask", "--data", str(tmp_path / "data")]
-    (tmp_path / "there.png").write_text("mine")
-    for extra, words in (
-        (["--max-images", "0"], "--max-images 0"),
-        (["--out", str(tmp_path / "sheet.txt")], "must end in"),
-        (["--out", str(tmp_path / "there.png")], "exists already"),
-        (["--partition", "paper"], "partition paper"),
-        (["--data", str(tmp_path / "absent")], "does not exist"),
-    ):
-        with pytest.raises(InputError, match=words):
-            main(good + extra)
-    assert (tmp_path / "there.png").read_text() == "mine"
-    with pytest.raises(InputError, match="invalid choice: 'mine'"):
-        main(["--dataset", "mine"])
 
 
 def test_as_a_command_it_ends_with_one_line_and_status_2(tmp_path: Path) -> None:

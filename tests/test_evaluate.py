@@ -1,7 +1,6 @@
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -245,33 +244,6 @@ def test_a_missing_module_is_named(world, checkpoints, crops, line):
     _, models, _ = world
     with pytest.raises(InputError, match=line):
         evaluate.main(["--crops", crops, "--checkpoint", *(models[name] for name in checkpoints)])
-
-
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
-        (["--checkpoint", "nowhere.pt"], "no such checkpoint"),
-        (["--device", "cuda"], "no usable CUDA|CUDA device"),
-        (["--worst", "-1"], "at least 0"),
-        (["--worst", "3"], "--out"),
-        (["--batch-size", "0"], "--batch-size 0"),
-        (["--dataset", "helen"], "--data is needed"),
-        (["--predictions", "x"], "belong together"),
-        (["--predictions", "x", "--truth", "y", "--checkpoint", "z"], "leave out"),
-        (["--predictions", "x", "--truth", "y", "--mirror", "--face-size", "64"], "leave out --mirror, --face-size"),
-        (["--ids", "helen"], "leave them out"),
-        (["--partition", "paper"], "--partition paper: there is but one way"),
-        (["--device", "cpu:99"], "--device cpu:99"),
-        (["--split", "nothing"], "invalid choice"),
-    ],
-)
-def test_bad_options_are_one_line_and_status_2(argv, line, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run_main(lambda: evaluate.main(argv)) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    assert re.search(line, told)
 
 
 @pytest.mark.parametrize("name", ["scores.json", "scores.csv", "scores.md", "worst/001_0.5000_mine.jpg"])

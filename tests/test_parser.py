@@ -28,7 +28,7 @@ from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests import tiny_parser
 from tests.fixtures import draw_faces, write_challenge
 from tests.test_evaluate import save_parser
-from tests.test_resume import assert_same_run, interrupt, log_of
+from tests.test_resume import assert_same_run, interrupted_in_the_second_epoch, log_of
 from tests.test_view import batch_of
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import export
@@ -225,17 +225,10 @@ def test_the_guest_s_checkpoint_says_what_it_is(trained: Path) -> None:
 
 
 def test_an_interrupted_guest_resumes_bit_for_bit(
-    challenge: Path, machine: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    challenge: Path, machine: list[str], trained: Path, tmp_path: Path
 ) -> None:
     options = [*FACES, str(challenge), *machine, "--run-dir", str(tmp_path / "run")]
-    view = Augmentation.view
-
-    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
-        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Augmentation, "view", view_or_stop)
-        assert run_main(lambda: tiny_parser.main(options)) == 130
+    assert interrupted_in_the_second_epoch(lambda: tiny_parser.main(options))
     assert len(log_of(tmp_path / "run")) == 1
     assert tiny_parser.main([*options, "--resume"]) == 0
     assert_same_run(tmp_path / "run", trained)

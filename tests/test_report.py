@@ -12,6 +12,7 @@ import pytest
 import reproduce
 from data.labels import NINE
 from experiments import report
+from tests.damage import JSON_BYTES, SPECIAL
 from utils.errors import InputError
 
 HOME = report.HOME
@@ -175,15 +176,28 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_a_damaged_file_is_named(results: Path) -> None:
-    (results / "mine-seed0" / "stage1" / "log.jsonl").write_text('{"epoch": 0')
-    with pytest.raises(InputError, match=r"mine-seed0/stage1/log.jsonl, line 1, is damaged"):
-        report.main(["--results", str(results)])
-    scores = next((results / "mine-seed1").rglob("scores.json"))
-    (results / "mine-seed0" / "stage1" / "log.jsonl").write_text("")
-    scores.write_text("{")
-    with pytest.raises(InputError, match=r"scores.json is damaged"):
-        report.main(["--results", str(results)])
+FILES = (
+    "mine-seed0/stage1/log.jsonl",
+    "mine-seed0/stage1/config.json",
+    "mine-seed0/scores.json",
+    "experiments/fused.json",
+)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_named(file: str, results: Path) -> None:
+    path = next((results / "mine-seed0").rglob("scores.json")) if file.endswith("scores.json") else results / file
+    for name, value in JSON_BYTES.items():
+        if name not in ("an empty dict", "empty"):
+            path.write_bytes(value)
+            with pytest.raises(InputError, match=rf"^.*{path.name}.*$"):
+                report.main(["--results", str(results)])
+    for kind in ("pipe", "endless device", "folder"):
+        path.unlink(missing_ok=True)
+        SPECIAL[kind](path)
+        with pytest.raises(InputError, match=rf"^.*{path.name}.*$"):
+            report.main(["--results", str(results)])
+        path.rmdir() if kind == "folder" else path.unlink()
 
 
 def changed(path: Path, *keys: Any, value: Any) -> None:
@@ -220,13 +234,7 @@ def test_values_of_another_type_are_one_line_and_nothing_is_written(kind: str, r
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
 
 
-def test_pipes_and_folders_in_the_place_of_files_are_one_line(results: Path) -> None:
-    log = results / "mine-seed0" / "stage1" / "log.jsonl"
-    log.unlink()
-    os.mkfifo(log)
-    with pytest.raises(InputError, match=r"log\.jsonl is a pipe, not a file"):
-        report.main(["--results", str(results)])
-    log.unlink()
+def test_a_folder_in_the_place_of_the_report_is_one_line(results: Path) -> None:
     (results / "README.md").mkdir()
     with pytest.raises(InputError, match=r"README\.md could not be read or written \(Is a directory\)"):
         report.main(["--results", str(results)])

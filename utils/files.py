@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import stat
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +43,16 @@ def open_regular(path: Path, what: str = "file") -> BinaryIO:
         os.close(number)
         raise InputError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'special')}, not a file: name a {what}")
     return os.fdopen(number, "rb")
+
+
+def check_zip(file: BinaryIO, path: Path, most: int) -> None:
+    """Raises InputError for a zip archive of more than ``most`` bytes unpacked, and BadZipFile for a damaged one."""
+    with zipfile.ZipFile(file) as archive:
+        if (size := sum(entry.file_size for entry in archive.infolist())) > most:
+            raise InputError(f"{path} would unpack to {size:,} bytes, far more than its size promises: not read")
+        if archive.testzip():
+            raise zipfile.BadZipFile
+    file.seek(0)
 
 
 def read_bytes(path: Path, what: str = "file") -> bytes:

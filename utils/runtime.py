@@ -196,8 +196,10 @@ def git_revision() -> str:
     """Commit of the code, with "+" where the tree has changes; "unknown" outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+        head, dirty = (
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+            for words in (["rev-parse", "HEAD"], ["--no-optional-locks", "status", "--porcelain"])  # git writes nothing
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
