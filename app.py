@@ -21,7 +21,7 @@ from faces.detect import Detector
 from faces.scene import Face, SceneParser
 from models.loading import load_for_inference
 from predict import Job, Result, write
-from training import options
+from scoring import options
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import explain, pick_device, printable, run_main

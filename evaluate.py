@@ -23,7 +23,7 @@ from data.source import FaceData
 from models.loading import load_for_inference
 from models.parser import FaceParser
 from models.stn_icnn.model import CROPS
-from scoring import evaluation
+from scoring import evaluation, options
 from scoring.metrics import (
     CHALLENGE_FILES,
     Scores,
@@ -38,7 +38,6 @@ from scoring.metrics import (
     to_csv,
 )
 from scoring.pictures import colour, encode, face_pictures
-from training import options
 from utils import distributed, files, runtime
 from utils.errors import InputError
 from utils.runtime import Machine, run_main

@@ -33,8 +33,8 @@ from faces.scene import WHICH, Face, SceneParser
 from geometry.theta import window_corners
 from models.loading import load_for_inference
 from models.parser import FaceParser
+from scoring import options
 from scoring.pictures import colour, draw_outlines, encode, encode_labels, overlay
-from training import options
 from utils import runtime
 from utils.cli import Parser
 from utils.errors import InputError

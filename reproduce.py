@@ -17,9 +17,10 @@ from data.labels import NINE, label_set
 from data.loaders import open_faces, require_batch
 from data.source import FaceData, open_source
 from models.stn_icnn.model import STNiCNN
+from scoring import options
 from scoring.metrics import headline, table
-from training import options
 from training.engine import fit
+from training.options import add_recipe_option, require_shares
 from training.recipes import Recipe
 from training.task import Plan
 from utils import distributed, files, locks
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
     parser = options.base_parser(__doc__, splits=True)
-    options.add_recipe_option(parser)
+    add_recipe_option(parser)
     parser.add_argument(
         "--epochs", type=int, nargs=4, metavar="N", help=f"of {', '.join(STAGES)}; default: the recipe's"
     )
@@ -148,7 +149,7 @@ def plan_stage(
     stage = STAGES[name]
     sizes = {size: value for size in stage.sizes if (value := setup.sizes.get(size)) is not None}
     sources = {key: best[source] for key, source in stage.sources.items()} | dict(start or {})
-    options.require_shares(recipe.batch_size)
+    require_shares(recipe.batch_size)
     plan = Plan(setup.data, recipe, setup.machine, folder, setup.seed, True, sources, sizes)
     plan.config(STNiCNN)
     return plan

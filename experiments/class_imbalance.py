@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from data.source import label_maps
 from experiments import common
-from training import options
+from scoring import options
 from utils.runtime import run_main
 from utils.tables import markdown
 

@@ -20,8 +20,9 @@ from experiments import common
 from models.loading import read_weights
 from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from scoring import options
 from scoring.metrics import headline
-from training import options
+from training.options import add_recipe_option
 from training.recipes import Recipe
 from utils import runtime
 from utils.runtime import Machine, run_main
@@ -33,7 +34,7 @@ STAGES = ("stage1", "cropper")
 
 def main(argv: list[str] | None = None) -> int:
     parser = common.parser(__doc__)
-    options.add_recipe_option(parser)
+    add_recipe_option(parser)
     common.add_training_options(parser, "stage 1 and of the cropper", 2)
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[64, 128], metavar="N", help="sides of the stretched photo, pixels"

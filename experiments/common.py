@@ -23,8 +23,8 @@ from data.loaders import Faces, evaluation_batches, open_faces
 from models.loading import load_for_inference
 from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from scoring import options
 from scoring.pictures import encode
-from training import options
 from training.recipes import Recipe
 from utils import distributed, files, runtime
 from utils.cli import Parser

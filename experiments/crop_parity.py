@@ -24,8 +24,8 @@ from geometry.theta import compose, image_to_padded
 from models.stn_icnn.model import STNiCNNConfig
 from models.stn_icnn.parts import part_targets
 from models.stn_icnn.windows import target_theta
+from scoring import options
 from scoring.metrics import confusion_matrices, headline, scores
-from training import options
 from utils.runtime import run_main
 from utils.tables import markdown
 

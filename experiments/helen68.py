@@ -22,9 +22,9 @@ from faces.align import Frame, frame_of
 from faces.detect import Detector
 from faces.scene import Scene, SceneParser
 from models.loading import load_for_inference
+from scoring import options
 from scoring.metrics import confusion_matrix, f1
 from scoring.pictures import overlay, tile
-from training import options
 from utils import files
 from utils.cli import Parser
 from utils.errors import InputError

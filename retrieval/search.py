@@ -20,8 +20,8 @@ from retrieval.index import INDEXES
 from retrieval.network import InceptionResnetV1, load_network
 from retrieval.people import People, list_people, read_crops, require_outside
 from retrieval.ranking import NEAREST, Accuracy, Found, accuracy, directions, embed, ranked
+from scoring import options
 from scoring.pictures import encode, tile
-from training import options
 from utils import files, locks
 from utils.cli import Parser
 from utils.errors import InputError

@@ -22,9 +22,9 @@ from models.loading import KINDS, load_parser
 from models.parser import Look
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import part_targets
+from scoring import options
 from tests.fixtures import TO_CELEBAMASK, draw_faces, save_palette, write_challenge
 from tests.tiny_parser import TinyConfig, TinyParser
-from training import options
 from utils import checkpoint, files
 from utils.errors import InputError
 from utils.runtime import Machine, run_main

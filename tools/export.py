@@ -27,7 +27,7 @@ from data.batch import framed_batch
 from data.datasets.synthetic import draw_face
 from models.loading import load_parser
 from models.parser import FaceParser
-from training import options
+from scoring import options
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_whole

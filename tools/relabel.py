@@ -11,7 +11,7 @@ from pathlib import Path
 from data.loaders import open_faces
 from data.relabelled import RECORD
 from models.loading import load_parser
-from training import options
+from scoring import options
 from training.relabel import BATCH_SIZE, Rule, add_rule_options, refuse_inside, relabel, require_labels, table
 from utils import distributed
 from utils.runtime import run_main

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from scoring import options
 from tools.benchmark import inference, training
 from tools.benchmark.measure import Rounds, Table
 from tools.benchmark.setup import Setup
-from training import options
 from utils import files, runtime, tables
 from utils.cli import Parser
 from utils.errors import InputError
