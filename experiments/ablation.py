@@ -14,10 +14,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 import reproduce
-from evaluate import Request
 from experiments import common
 from models.loading import read_weights
 from models.stn_icnn.model import STNiCNN
+from scoring.evaluation import Request
 from scoring.metrics import headline
 from training.recipes import Recipe
 from training.task import Plan

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 import reproduce
 from data.loaders import open_faces
 from data.view import View
-from evaluate import Request
 from experiments import common
 from models.loading import read_weights
 from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from scoring import options
+from scoring.evaluation import Request
 from scoring.metrics import headline
 from training.options import add_recipe_option
 from training.recipes import Recipe

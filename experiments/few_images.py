@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 import reproduce
 from data.source import FaceData, open_source
-from evaluate import Request
 from experiments import common
+from scoring.evaluation import Request
 from scoring.metrics import headline
 from training.recipes import Recipe
 from utils.errors import InputError

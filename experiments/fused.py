@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data.loaders import open_faces
-from evaluate import score_faces
 from experiments import common
 from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE, load_for_inference
 from scoring import options
+from scoring.evaluation import score_faces
 from scoring.metrics import all_classes
 from utils.runtime import run_main
 from utils.tables import markdown

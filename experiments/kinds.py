@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from data.labels import PARTS
 from data.loaders import Faces
-from evaluate import score_faces
 from experiments import common
 from models.parser import FaceParser
+from scoring.evaluation import score_faces
 from scoring.metrics import headline, scores
 from utils.runtime import run_main
 from utils.tables import markdown
