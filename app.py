@@ -18,9 +18,9 @@ import numpy as np
 from data.images import read_labels, read_photo
 from data.labels import LabelSet
 from faces.detect import Detector
+from faces.results import Job, Result, write
 from faces.scene import Face, SceneParser
 from models.loading import load_for_inference
-from predict import Job, Result, write
 from scoring import options
 from utils.cli import Parser
 from utils.errors import InputError

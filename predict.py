@@ -16,7 +16,7 @@ from faces import video
 from faces.detect import Detector
 from faces.inputs import SUFFIXES, find_photos, is_video
 from faces.labelling import Labelling, label_photos
-from faces.results import Job, not_written, plan, plan_videos
+from faces.results import Job, Wanted, not_written, plan
 from faces.scene import WHICH, SceneParser
 from models.loading import load_for_inference
 from scoring import options
@@ -35,29 +35,38 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
     files, failed = find_photos(args.inputs)
     videos = [file for file in files if is_video(file)]
-    photos = [file for file in files if not is_video(file)]
-    jobs, unplanned = plan(photos, args)
-    clips, undone = plan_videos(videos, args)
+    if videos and args.faces == "none":
+        raise InputError(f"--faces none: the faces of {videos[0]} have to be found; say --faces all or largest")
+    wanted = Wanted(
+        args.out,
+        not args.no_overlay,
+        args.coloured,
+        args.faces != "none",
+        args.probabilities,
+        args.frame_labels,
+        args.overwrite,
+    )
+    jobs, unplanned = plan(files, wanted)
     failed += unplanned
-    todo = [job for job in jobs if job.outputs]
+    photos = [job for job in jobs if job.outputs and "video" not in job.outputs]
+    clips = [job for job in jobs if "video" in job.outputs]
     faceless: list[Path] = []
-    done = 0
+    labelled = shown = 0
     started = time.monotonic()
     if files:
         parser = load_for_inference(options.checkpoints(args), machine.device, args.crops, args.mirror, args.labels)
         scenes = None if args.faces == "none" else SceneParser(parser, Detector(), args.faces, machine.amp)
         how = Labelling(parser, scenes, machine, args.batch_size, args.probabilities, args.windows)
         started = time.monotonic()
-        if todo or clips:
+        if photos or clips:
             make_folder(args.out, "--out")
-        if todo and args.coloured:
+        if photos and args.coloured:
             make_folder(args.coloured, "--coloured")
-        if todo:
-            unlabelled, faceless = label_photos(how, todo)
-            done = len(todo) - len(unlabelled)
+        if photos:
+            unlabelled, faceless = label_photos(how, photos)
+            labelled = len(photos) - len(unlabelled)
             failed += unlabelled
     seconds = time.monotonic() - started
-    shown = 0
     for job in clips:
         assert scenes is not None
         try:
@@ -65,8 +74,8 @@ def main(argv: list[str] | None = None) -> int:
             shown += 1
         except InputError as error:
             failed.append(str(error))
-    skipped = [job.photo for job in jobs if not job.outputs] + undone
-    return report(args, done, shown, skipped, faceless, failed, seconds)
+    skipped = [job.photo for job in jobs if not job.outputs]
+    return report(args, labelled, shown, skipped, faceless, failed, seconds)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

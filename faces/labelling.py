@@ -67,7 +67,7 @@ class Labelling:
             else:
                 labels_BHW, theta_BP23 = parser.parse(batch)
         if self.windows and theta_BP23 is None:
-            raise InputError(f"--windows: {parser.kind} has no windows to draw; leave it out")
+            raise InputError(f"windows: {parser.kind} has none to draw; leave them out")
         size = photos[0].shape[:2]
         windows: list[list[np.ndarray]] = [[] for _ in photos]
         if theta_BP23 is not None:

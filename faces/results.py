@@ -3,11 +3,11 @@
 import errno
 import json
 import os
-import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data.labels import LabelSet
+from faces.inputs import is_video
 from faces.scene import Face
 from scoring.pictures import colour, draw_outlines, encode, encode_labels, overlay
 from utils.errors import InputError
@@ -24,13 +25,46 @@ from utils.runtime import is_out_of_memory
 
 
 class Job(NamedTuple):
-    """A photo and the files to write for it.
+    """A photo or video and the files to write for it.
 
-    outputs: kind ("labels", "overlay", "coloured", "faces" or "probabilities") -> path.
+    outputs: kind ("labels", "overlay", "coloured", "faces" or "probabilities"; of a video "video" or "frames") -> path.
     """
 
     photo: Path
     outputs: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which results are written, and where.
+
+    out: the folder of all but ``coloured``, which is one of its own. frames: a label map for each frame of a video.
+    overwrite: replace results that exist already.
+    """
+
+    out: Path
+    overlay: bool = True
+    coloured: Path | None = None
+    faces: bool = True
+    probabilities: bool = False
+    frames: bool = False
+    overwrite: bool = False
+
+    def outputs(self, file: Path, name: str) -> dict[str, Path]:
+        """The results of a photo or video, as in ``Job``. name: what they are called after."""
+        if is_video(file):
+            frames = {"frames": self.out / f"{name}_labels"} if self.frames else {}
+            return {"video": self.out / f"{name}_overlay.mp4", **frames}
+        found = {"labels": self.out / f"{name}.png"}
+        if self.overlay:
+            found["overlay"] = self.out / f"{name}_overlay.jpg"
+        if self.coloured:
+            found["coloured"] = self.coloured / f"{name}.png"
+        if self.faces:
+            found["faces"] = self.out / f"{name}_faces.json"
+        if self.probabilities:
+            found["probabilities"] = self.out / f"{name}.npz"
+        return found
 
 
 class Result(NamedTuple):
@@ -43,81 +77,46 @@ class Result(NamedTuple):
     probabilities_KHW: np.ndarray | None
 
 
-def plan(photos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[str]]:
-    """What to write for each photo, and one line for each whose results would have another photo's name or cannot be
-    written.
+def plan(files: list[Path], wanted: Wanted) -> tuple[list[Job], list[str]]:
+    """What to write for each photo and video, and one line for each whose results would have another one's name or
+    cannot be written.
 
-    Results are named after the photo's stem, or after its whole file name where several photos share a stem. Files
-    that exist already are left out unless --overwrite. Raises InputError where a result would replace a photo.
+    Results are named after the file's stem, or after its whole name where several photos, or videos, share a stem.
+    Results that exist already are left out unless ``wanted.overwrite``, those of a video all or none. Raises InputError
+    where a result would replace one of the files.
     """
-    stems = Counter(photo.stem for photo in photos)
-    given = {os.path.realpath(photo) for photo in photos}
-    taken: dict[str, Path] = {}
+    stems = Counter((file.stem, is_video(file)) for file in files)
+    given = {os.path.realpath(file) for file in files}
+    taken: dict[tuple[str, bool], Path] = {}
     jobs, failed = [], []
-    for photo in photos:
-        name = photo.stem if stems[photo.stem] == 1 else photo.name
-        if name in taken:
-            failed.append(f"{photo}: its results would be named like those of {taken[name]}: it needs another --out")
+    for file in files:
+        name = file.stem if stems[file.stem, is_video(file)] == 1 else file.name
+        if (other := taken.setdefault((name, is_video(file)), file)) != file:
+            failed.append(f"{file}: its results would be named like those of {other}: it needs another folder for them")
             continue
-        taken[name] = photo
-        outputs = {"labels": args.out / f"{name}.png"}
-        if not args.no_overlay:
-            outputs["overlay"] = args.out / f"{name}_overlay.jpg"
-        if args.coloured:
-            outputs["coloured"] = args.coloured / f"{name}.png"
-        if args.faces != "none":
-            outputs["faces"] = args.out / f"{name}_faces.json"
-        if args.probabilities:
-            outputs["probabilities"] = args.out / f"{name}.npz"
+        outputs = wanted.outputs(file, name)
         for path in outputs.values():
             if os.path.realpath(path) in given:
-                raise InputError(f"{path} is a photo to label, and its results would replace it: name another --out")
+                raise InputError(f"{path} is to be parsed, and its results would replace it: name another folder")
         try:
-            there = {kind for kind, path in outputs.items() if is_result(path)}
+            there = {kind for kind, path in outputs.items() if is_result(path, kind)}
         except OSError as error:
-            failed.append(not_written(photo, error))
+            failed.append(not_written(file, error))
             continue
-        jobs.append(Job(photo, {kind: outputs[kind] for kind in outputs if args.overwrite or kind not in there}))
+        if there and is_video(file):
+            there = set(outputs)
+        jobs.append(Job(file, {kind: outputs[kind] for kind in outputs if wanted.overwrite or kind not in there}))
     return jobs, failed
 
 
-def plan_videos(videos: list[Path], args: argparse.Namespace) -> tuple[list[Job], list[Path]]:
-    """What to write for each video, and those whose results are there already. Raises InputError for videos that would
-    be replaced, whose results would have the same name, or that --faces none cannot parse."""
-    if videos and args.faces == "none":
-        raise InputError(f"--faces none: the faces of {videos[0]} have to be found; say --faces all or largest")
-    jobs: list[Job] = []
-    skipped: list[Path] = []
-    taken: dict[Path, Path] = {}
-    for file in videos:
-        outputs = {"video": args.out / f"{file.stem}_overlay.mp4"}
-        if args.frame_labels:
-            outputs["frames"] = args.out / f"{file.stem}_labels"
-        if other := taken.get(outputs["video"]):
-            raise InputError(f"{file}: its results would be named like those of {other}: it needs another --out")
-        taken[outputs["video"]] = file
-        if any(os.path.realpath(path) == os.path.realpath(given) for path in outputs.values() for given in videos):
-            raise InputError(
-                f"{outputs['video']} is a video to parse, and its results would replace it: name another --out"
-            )
-        if not args.overwrite and any(os.path.lexists(path) for path in outputs.values()):
-            skipped.append(file)
-        else:
-            jobs.append(Job(file, outputs))
-    return jobs, skipped
-
-
-def is_result(path: Path) -> bool:
+def is_result(path: Path, kind: str) -> bool:
     """Whether a result is there already. Raises OSError where none can be written, as its name is too long or
     something else has it."""
     try:
-        mode = os.lstat(path).st_mode
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-    ):  # as yet; ``make_folder`` tells where no folder can be made
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):  # as yet; whoever makes the folder tells where none can be
         return False
-    if stat.S_ISREG(mode) or os.path.isfile(path):
+    if os.path.isdir(path) if kind == "frames" else os.path.isfile(path):
         return True
     raise OSError(errno.EEXIST, f"{path} is there and is no file")
 

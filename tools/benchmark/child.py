@@ -39,13 +39,14 @@ def main(argv: list[str]) -> int:
 
 def _predict(options: dict[str, Any], machine: Machine) -> int:
     """Label one photo; returns the resident bytes before."""
-    import predict
+    from faces.labelling import Labelling, label_photos
+    from faces.results import Job
 
     before = peak_resident_bytes()
     photo = Path(options["photo"])
     outputs = {"labels": photo.with_suffix(".png"), "overlay": photo.with_name(f"{photo.stem}_overlay.jpg")}
     parser = load_for_inference([Path(path) for path in options["checkpoints"]], machine.device)
-    failed, _ = predict.label_photos(predict.Labelling(parser, None, machine, 1), [predict.Job(photo, outputs)])
+    failed, _ = label_photos(Labelling(parser, None, machine, 1), [Job(photo, outputs)])
     if failed:
         raise RuntimeError(failed[0])
     return before

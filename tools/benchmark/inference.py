@@ -16,8 +16,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-import predict
 from data.images import read_photo
+from faces.labelling import BATCH_PIXELS, Labelling, label_photos
+from faces.results import Job, Result, write
 from models.loading import load_for_inference
 from models.stn_icnn.model import STNiCNN
 from tools.benchmark.measure import (
@@ -136,10 +137,10 @@ def _steps_of(setup: Setup, model: STNiCNN, plain: Plain, height: int, width: in
 
     alternate({"ours": ours, "reference": reference}, setup.device, setup.rounds)
     marks["ours"].forget()
-    result = predict.Result(parse_photos(model, [photo], setup.device, "fp32")[0], [], None, None)
+    result = Result(parse_photos(model, [photo], setup.device, "fp32")[0], [], None, None)
 
     def encode() -> None:
-        predict.write(predict.Job(out, {"labels": out}), photo, result, model.labels, windows=False)
+        write(Job(out, {"labels": out}), photo, result, model.labels, windows=False)
 
     files = alternate({"decode": lambda: read_photo(path), "encode": encode}, torch.device("cpu"), setup.rounds)
     rows = []
@@ -270,13 +271,13 @@ def measure_predict(setup: Setup) -> list[Table]:
     photos = [read_photo(file) for file in files]
     model = setup.load_ours()
     precision = setup.precisions[-1]
-    jobs = [predict.Job(f, {"labels": out / f"{f.stem}.png", "overlay": out / f"{f.stem}_overlay.jpg"}) for f in files]
-    most = max(1, min(8, predict.BATCH_PIXELS // (side * side)))
-    how = predict.Labelling(model, None, setup.machine, 8)
-    results: list[predict.Result] = []
+    jobs = [Job(f, {"labels": out / f"{f.stem}.png", "overlay": out / f"{f.stem}_overlay.jpg"}) for f in files]
+    most = max(1, min(8, BATCH_PIXELS // (side * side)))
+    how = Labelling(model, None, setup.machine, 8)
+    results: list[Result] = []
 
     def whole() -> None:
-        failed, _ = predict.label_photos(how, jobs)
+        failed, _ = label_photos(how, jobs)
         if failed:
             raise RuntimeError(failed[0])
 
@@ -284,9 +285,9 @@ def measure_predict(setup: Setup) -> list[Table]:
         results.clear()
         for start in range(0, count, most):
             labels_BHW = parse_photos(model, photos[start : start + most], device, precision)
-            results.extend(predict.Result(labels, [], None, None) for labels in labels_BHW)
+            results.extend(Result(labels, [], None, None) for labels in labels_BHW)
 
-    encode = partial(predict.write, labels=model.labels, windows=False)
+    encode = partial(write, labels=model.labels, windows=False)
 
     def threads(function: Callable[..., Any], *columns: list[Any]) -> None:
         with ThreadPoolExecutor(setup.machine.threads) as pool:
