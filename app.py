@@ -136,8 +136,8 @@ def found(faces: Sequence[Face]) -> str:
     return f"{len(faces)} face{'s' * (len(faces) > 1)} found."
 
 
-def told(error: Exception, photo: Path) -> str:
-    """The line that predict.py would tell of an error, with the name of the photo alone; empty for a defect of ours."""
+def message(error: Exception, photo: Path) -> str:
+    """What predict.py would print of an error, with the name of the photo alone; empty for a defect of ours."""
     return printable(explain(error).replace(str(photo), photo.name))
 
 
@@ -164,17 +164,20 @@ def build_page(gradio: Any, parse: SceneParser, folder: Path) -> Any:
         return {photo: None, **attempt(work, Path(file))}  # ready for the next one
 
     def switch(job: Job | None, shown: list[int]) -> dict[Any, Any]:
+        if job is None:
+            return gradio.skip()
+
         def work() -> dict[Any, Any]:
             overlay = repaint(job, shown)
             return {picture: overlay, overlay_button: overlay}
 
-        return gradio.skip() if job is None else attempt(work, job.photo)
+        return attempt(work, job.photo)
 
     def attempt(work: Callable[[], dict[Any, Any]], path: Path) -> dict[Any, Any]:
         try:
             return work()
         except Exception as error:
-            line = told(error, path)
+            line = message(error, path)
             if not line:
                 raise
             return outcome(f'<span class="failed">{html.escape(line)}</span>')

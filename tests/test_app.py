@@ -102,8 +102,8 @@ def test_what_is_no_photo_is_told_by_its_name_alone(parse: SceneParser, tmp_path
     path.write_text("no photo")
     with pytest.raises(InputError) as caught:
         app.label(parse, path, tmp_path)
-    assert app.told(caught.value, path).startswith("cannot read image notes.txt: no JPEG, PNG")
-    assert app.told(ZeroDivisionError("a defect"), path) == ""
+    assert app.message(caught.value, path).startswith("cannot read image notes.txt: no JPEG, PNG")
+    assert app.message(ZeroDivisionError("a defect"), path) == ""
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
