@@ -311,7 +311,7 @@ def test_a_parser_without_windows_or_crops_says_so(monkeypatch, tmp_path):
     save_photo(tmp_path / "face.png", photo(16))
     argv = [str(tmp_path / "face.png"), "--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--device", "cpu"]
     argv += ["--out", str(tmp_path / "out"), "--faces", "none"]
-    with pytest.raises(InputError, match="--windows: tiny has no windows to draw; leave it out"):
+    with pytest.raises(InputError, match="windows: tiny has none to draw; leave them out"):
         predict.main([*argv, "--windows"])
     with pytest.raises(InputError, match=r"--crops baseline: .* holds tiny, which has no crops"):
         predict.main([*argv, "--crops", "baseline"])
