@@ -200,7 +200,7 @@ def test_a_parser_of_other_labels_without_windows_is_scored_in_its_own_labels(wo
     assert "paper" not in (tmp_path / "out" / "scores.md").read_text()
     (picture,) = (tmp_path / "out" / "worst").iterdir()
     assert Image.open(picture).size == (3 * 64, 64)
-    with pytest.raises(InputError, match=r"--crops truth: .* holds tiny, which has no crops"):
+    with pytest.raises(InputError, match=r"crops truth: .* holds tiny, which has no crops"):
         evaluate.main([*argv, "--overwrite", "--crops", "truth"])
 
 

@@ -215,7 +215,7 @@ def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser: FacePars
 
 
 def test_a_parser_without_frames_says_so() -> None:
-    with pytest.raises(InputError, match="--framed: tiny labels whole photos alone"):
+    with pytest.raises(InputError, match="framed: tiny labels whole photos alone"):
         FaceParser.forward_framed(TinyParser(TinyConfig(), CELEBAMASK), torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, 3))
 
 

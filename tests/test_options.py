@@ -116,7 +116,7 @@ def test_missing_empty_and_foreign_data_folders_are_named(refusal: Refusal, tmp_
 
 
 def test_synthetic_faces_take_no_folder(refusal: Refusal, tmp_path: Path) -> None:
-    assert "leave --data out" in refusal(common=["--dataset", "synthetic", "--data", str(tmp_path)])
+    assert "leave the folder out" in refusal(common=["--dataset", "synthetic", "--data", str(tmp_path)])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -313,7 +313,7 @@ def test_a_parser_without_windows_or_crops_says_so(monkeypatch, tmp_path):
     argv += ["--out", str(tmp_path / "out"), "--faces", "none"]
     with pytest.raises(InputError, match="windows: tiny has none to draw; leave them out"):
         predict.main([*argv, "--windows"])
-    with pytest.raises(InputError, match=r"--crops baseline: .* holds tiny, which has no crops"):
+    with pytest.raises(InputError, match=r"crops baseline: .* holds tiny, which has no crops"):
         predict.main([*argv, "--crops", "baseline"])
 
 
