@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 import reproduce
 from data.labels import LABEL_SETS
 from data.listing import SPLITS
+from experiments.common import Result
 from experiments import (
     ablation,
     class_imbalance,
@@ -49,7 +50,7 @@ from utils.tables import markdown
 
 HOME = Path(__file__).resolve().parent.parent
 TITLES = (*reproduce.ROWS, "STN-iCNN, mirrored too")  # rows in the order of the tables; others follow them
-# The paper's tables 1 and 2, test split, in the order of the columns of data.labels.NINE.groups.
+# The paper's tables 2 and 3, test split, in the order of the columns of data.labels.NINE.groups.
 PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
     "helen": {
         "iCNN (Zhou 2015)": (0.778, 0.863, 0.920, 0.777, 0.824, 0.808, 0.889, 0.845),
@@ -63,7 +64,6 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
         "STN-iCNN": (0.900, 0.851, 0.943, 0.917, 0.877, 0.893, 0.948, 0.924),
     },
 }
-Result = dict[str, Any]
 EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure]]] = {
     "hidden_parts": ("Hidden parts (Fig. 5)", hidden_parts.table, hidden_parts.draw),
     "coarse_size": ("Size of the coarse input (Fig. 6)", coarse_size.table, coarse_size.draw),
