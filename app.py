@@ -73,14 +73,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = Parser(__doc__)
-    options.add_checkpoint_option(parser)
-    options.add_device_option(parser)
-    parser.add_argument(
+    cli = Parser(__doc__)
+    options.add_checkpoint_option(cli)
+    options.add_device_option(cli)
+    cli.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: other machines may use the page too"
     )
-    parser.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on")
-    args = parser.parse_args(argv)
+    cli.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on")
+    args = cli.parse_args(argv)
     if not 1 <= args.port <= 65535:
         raise InputError(f"--port {args.port}: must be between 1 and 65535")
     for host in (args.host, "127.0.0.1"):  # gradio wants the port there too

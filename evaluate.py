@@ -49,8 +49,8 @@ def score(args: argparse.Namespace, machine: Machine) -> Evaluation:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = options.base_parser(__doc__, splits=True, batch_size=BATCH_SIZE)
-    group = parser.add_argument_group("what is scored")
+    cli = options.base_parser(__doc__, splits=True, batch_size=BATCH_SIZE)
+    group = cli.add_argument_group("what is scored")
     options.add_checkpoint_option(group)
     group.add_argument(
         "--crops",
@@ -66,11 +66,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--truth", type=Path, metavar="DIR", help="true label PNGs with the same stems and sizes")
     group.add_argument("--ids", choices=tuple(LABEL_SETS), default=NINE.name, help="label set of --predictions")
     group.add_argument("--truth-ids", choices=tuple(LABEL_SETS), help="label set of --truth; default: that of --ids")
-    group = parser.add_argument_group("output")
+    group = cli.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="DIR", help="folder for scores.json, scores.csv and scores.md")
     group.add_argument("--overwrite", action="store_true", help="replace the scores in --out")
     group.add_argument("--worst", type=int, default=0, metavar="N", help="also save pictures of the N worst faces")
-    args = parser.parse_args(argv)
+    args = cli.parse_args(argv)
     options.check(args)
     if (args.predictions is None) != (args.truth is None):
         raise InputError("--predictions and --truth belong together: name both folders")

@@ -80,31 +80,29 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = Parser(__doc__)
-    parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="photos, videos, folders of them, or globs in quotes"
-    )
-    options.add_checkpoint_option(parser)
-    parser.add_argument(
+    cli = Parser(__doc__)
+    cli.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, videos, folders of them, or globs in quotes")
+    options.add_checkpoint_option(cli)
+    cli.add_argument(
         "--labels",
         choices=tuple(LABEL_SETS),
         help="what to label; celebamask: all 19 classes, for STN-iCNN with the parser of the whole face that ships; "
         "default: the labels of the checkpoint",
     )
-    parser.add_argument(
+    cli.add_argument(
         "--faces",
         choices=FACES,
         default="all",
         help="which faces of a photo to find and parse; none: the photo is itself one upright face that fills it",
     )
-    parser.add_argument(
+    cli.add_argument(
         "--crops",
         choices=CROPS,
         default="predicted",
         help="for STN-iCNN: windows from the localizer, or from the old cropper",
     )
-    options.add_mirror_option(parser)
-    group = parser.add_argument_group("output")
+    options.add_mirror_option(cli)
+    group = cli.add_argument_group("output")
     group.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the results")
     group.add_argument("--overwrite", action="store_true", help="replace results that exist already")
     group.add_argument(
@@ -119,8 +117,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--no-overlay", action="store_true", help="write no overlay")
     group.add_argument("--frame-labels", action="store_true", help="also write a label map for each frame of a video")
-    options.add_machine_options(parser, batch_size=8)
-    args = parser.parse_args(inputs_first(sys.argv[1:] if argv is None else argv))
+    options.add_machine_options(cli, batch_size=8)
+    args = cli.parse_args(inputs_first(sys.argv[1:] if argv is None else argv))
     options.check(args)
     if args.windows and args.no_overlay:
         raise InputError("--windows are drawn into the overlay: leave out --no-overlay")

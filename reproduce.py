@@ -92,15 +92,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = options.base_parser(__doc__, splits=True)
-    add_recipe_option(parser)
-    parser.add_argument(
-        "--epochs", type=int, nargs=4, metavar="N", help=f"of {', '.join(STAGES)}; default: the recipe's"
-    )
-    parser.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
-    parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
-    args = parser.parse_args(argv)
+    cli = options.base_parser(__doc__, splits=True)
+    add_recipe_option(cli)
+    cli.add_argument("--epochs", type=int, nargs=4, metavar="N", help=f"of {', '.join(STAGES)}; default: the recipe's")
+    cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
+    cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples")
+    cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
+    args = cli.parse_args(argv)
     options.check(args)
     distributed.start_processes(args.device)
     return args

@@ -63,12 +63,12 @@ def drawn(photo_HW3: np.ndarray, boxes: list[list[float] | None]) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("photos", type=Path, help="the folder of people")
-    parser.add_argument("one", type=Path, help="what retrieval.align made of it with one detector")
-    parser.add_argument("other", type=Path, help="and with another")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="a PNG of the photos that they disagree about")
-    args = parser.parse_args(argv)
+    cli = Parser(__doc__)
+    cli.add_argument("photos", type=Path, help="the folder of people")
+    cli.add_argument("one", type=Path, help="what retrieval.align made of it with one detector")
+    cli.add_argument("other", type=Path, help="and with another")
+    cli.add_argument("--sheet", type=Path, metavar="FILE", help="a PNG of the photos that they disagree about")
+    args = cli.parse_args(argv)
     one, other = (files.read_json_lines(folder / RECORD, "record") for folder in (args.one, args.other))
     if [row["photo"] for row in one] != [row["photo"] for row in other]:
         raise InputError(f"{args.one} and {args.other} are of different photos: align the same folder with both")

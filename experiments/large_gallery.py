@@ -29,11 +29,11 @@ def memory() -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("--index", choices=tuple(INDEXES), default="faiss", help="which of them")
-    parser.add_argument("--gallery", type=int, default=1_000_000, metavar="N", help="directions")
-    parser.add_argument("--queries", type=int, default=200, metavar="N", help="directions to look for")
-    args = parser.parse_args(argv)
+    cli = Parser(__doc__)
+    cli.add_argument("--index", choices=tuple(INDEXES), default="faiss", help="which of them")
+    cli.add_argument("--gallery", type=int, default=1_000_000, metavar="N", help="directions")
+    cli.add_argument("--queries", type=int, default=200, metavar="N", help="directions to look for")
+    args = cli.parse_args(argv)
     if args.gallery < 5 or args.queries < 1:
         raise InputError("--gallery must be at least 5 and --queries at least 1")
     gallery_GE, queries_QE = random_directions(args.gallery, 0), random_directions(args.queries, 1)

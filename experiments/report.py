@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 import reproduce
 from data.labels import LABEL_SETS
 from data.listing import SPLITS
-from experiments.common import Result
 from experiments import (
     ablation,
     class_imbalance,
@@ -41,6 +40,7 @@ from experiments import (
     scenes,
     true_windows,
 )
+from experiments.common import Result
 from scoring.metrics import Scores, headline
 from utils import files
 from utils.cli import Parser
@@ -106,15 +106,15 @@ class Run(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument(
+    cli = Parser(__doc__)
+    cli.add_argument(
         "--results",
         type=Path,
         default=HOME / "results",
         metavar="DIR",
         help="folder of the runs; the report goes there",
     )
-    args = parser.parse_args(argv)
+    args = cli.parse_args(argv)
     if not os.path.isdir(args.results):
         raise InputError(f"--results {args.results} is not a folder: name the one that holds the runs")
     own = args.results.resolve() == HOME / "results"
@@ -135,10 +135,10 @@ def read_results(results: Path) -> tuple[list[Run], dict[str, Result]]:
     if not runs and not experiments:
         raise InputError(f"--results {results} holds neither runs nor experiments")
     for run in runs:
-        with told(results / run.name):
+        with blamed(results / run.name):
             overview([run], {}, all_tables([run], {}), [])
     for name, result in experiments.items():
-        with told(paths[name]):
+        with blamed(paths[name]):
             overview([], {name: result}, all_tables([], {name: result}), [])
     return runs, experiments
 
@@ -151,7 +151,7 @@ def write_tables(results: Path, documents: Sequence[Path]) -> None:
     """
     runs, experiments = read_results(results)
     texts = {path: files.read_text(path) for path in documents}
-    with told(results):
+    with blamed(results):
         tables = all_tables(runs, experiments)
         changed = {path: with_tables(text, tables, path) for path, text in texts.items()}
         tables |= {name: "" for text in texts.values() for _, name, _ in MARKED.findall(text)}
@@ -168,12 +168,12 @@ def write_plots(results: Path) -> None:
     runs, experiments = read_results(results)
     for run in runs:
         if run.stages:
-            with told(results / run.name):
+            with blamed(results / run.name):
                 figure = curves(run)
             common.save_figure(figure, results / run.name / "curves.png")
     for name, result in experiments.items():
         path = results / "experiments" / f"{name}.json"
-        with told(path):
+        with blamed(path):
             figure = EXPERIMENTS[name][2](result)
         common.save_figure(figure, path.with_suffix(".png"))
 
@@ -209,7 +209,7 @@ def with_tables(text: str, tables: dict[str, str], path: Path) -> str:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def blamed(path: Path) -> Iterator[None]:
     """What is done inside trusts the values of a file or of a folder; where it fails, InputError names them."""
     try:
         yield

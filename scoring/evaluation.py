@@ -197,8 +197,8 @@ def score_folders(
     def picture(index: int) -> np.ndarray:
         return np.hstack([colour(label_map, labels) for label_map in read(index)])
 
-    whole_NKK = gather(torch.tensor(list(own), dtype=torch.long), matrices_NKK, len(pairs), machine.device)
-    return Evaluation(runtime.printable(predictions.resolve().name), about, labels, names, whole_NKK, picture)
+    all_NKK = gather(torch.tensor(list(own), dtype=torch.long), matrices_NKK, len(pairs), machine.device)
+    return Evaluation(runtime.printable(predictions.resolve().name), about, labels, names, all_NKK, picture)
 
 
 def pair_folders(predictions: Path, truth: Path) -> list[tuple[str, Path, Path]]:
@@ -235,6 +235,6 @@ def gather(index_N: Tensor, matrices_NKK: Tensor, count: int, device: torch.devi
 
     index_N, matrices_NKK: this process's faces and their matrices, on the CPU. device: where processes exchange data.
     """
-    whole_NKK = torch.zeros(count, *matrices_NKK.shape[1:], dtype=torch.long)
-    whole_NKK[index_N] = matrices_NKK
-    return distributed.sum_over_processes(whole_NKK.to(device)).cpu().numpy()
+    all_NKK = torch.zeros(count, *matrices_NKK.shape[1:], dtype=torch.long)
+    all_NKK[index_N] = matrices_NKK
+    return distributed.sum_over_processes(all_NKK.to(device)).cpu().numpy()

@@ -53,7 +53,7 @@ def save(out: Path, evaluation: Evaluation, worst: int = 0) -> dict[str, Any]:
     result, total_KK = evaluation.scores(), evaluation.matrices_NKK.sum(0)
     ranked = worst_faces(evaluation, worst)
     found = all_classes(total_KK, evaluation.labels)
-    whole = {
+    content = {
         **result,
         **found,
         "iou": {**found["iou"], "mean": result["iou"]["mean"]},
@@ -72,10 +72,10 @@ def save(out: Path, evaluation: Evaluation, worst: int = 0) -> dict[str, Any]:
             for name, text in challenge_files(total_KK).items():
                 files.write_text(out / name, text)
         save_pictures(out / "worst", evaluation, ranked)
-        files.write_text(out / "scores.json", json.dumps(whole, indent=1) + "\n")
+        files.write_text(out / "scores.json", json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"{out} could not be written ({error.strerror or error})") from error
-    return whole
+    return content
 
 
 def written_before(out: Path) -> list[Path]:

@@ -18,21 +18,13 @@ from utils.runtime import Machine
 
 
 def base_parser(description: str | None, splits: bool = False, batch_size: int | None = None) -> Parser:
-    """A parser with the options of every script that reads a data set.
+    """The command line of every script that reads a data set.
 
     splits: with --split. batch_size: the default; None: the recipe's.
     """
-    parser = Parser(description)
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=tuple(DATASETS), default="synthetic", help="which data set")
-    group.add_argument("--data", type=Path, metavar="DIR", help="its folder; synthetic faces need none")
-    group.add_argument("--partition", choices=PARTITIONS, help="how to split CelebAMask-HQ's official layout")
-    group.add_argument(
-        "--labels",
-        choices=tuple(LABEL_SETS),
-        help="what the ids of --dataset list mean; of training the whole face: what to label, default all that the "
-        "data set does; of evaluate.py --predictions: the label set to compare in",
-    )
+    cli = Parser(description)
+    group = cli.add_argument_group("data")
+    add_data_options(group)
     group.add_argument(
         "--face-size",
         type=int,
@@ -48,12 +40,26 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
     )
     if splits:
         group.add_argument("--split", choices=SPLITS, default="test", help="which part of the data set")
-    add_machine_options(parser, batch_size)
-    return parser
+    add_machine_options(cli, batch_size)
+    return cli
 
 
-def add_checkpoint_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
+def add_data_options(cli: argparse._ActionsContainer, required: bool = False) -> None:
+    """``--dataset``, ``--data``, ``--partition`` and ``--labels``. required: a data set has to be named."""
+    default = None if required else "synthetic"
+    cli.add_argument("--dataset", choices=tuple(DATASETS), required=required, default=default, help="which data set")
+    cli.add_argument("--data", type=Path, metavar="DIR", help="its folder; synthetic faces need none")
+    cli.add_argument("--partition", choices=PARTITIONS, help="how to split CelebAMask-HQ's official layout")
+    cli.add_argument(
+        "--labels",
+        choices=tuple(LABEL_SETS),
+        help="what the ids of --dataset list mean; of training the whole face: what to label, default all that the "
+        "data set does; of evaluate.py --predictions: the label set to compare in",
+    )
+
+
+def add_checkpoint_option(cli: argparse._ActionsContainer) -> None:
+    cli.add_argument(
         "--checkpoint",
         type=Path,
         action="extend",
@@ -63,8 +69,8 @@ def add_checkpoint_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_mirror_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
+def add_mirror_option(cli: argparse._ActionsContainer) -> None:
+    cli.add_argument(
         "--mirror", action="store_true", help="label the mirrored photo too and average: about 1.5 times the time"
     )
 
@@ -78,12 +84,12 @@ def checkpoints(args: argparse.Namespace) -> list[Path]:
     raise InputError(f"--checkpoint FILE is needed: no weights lie at {SHIPPED_WEIGHTS}")
 
 
-def add_device_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+def add_device_option(cli: argparse._ActionsContainer) -> None:
+    cli.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
-def add_machine_options(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
-    group = parser.add_argument_group("machine")
+def add_machine_options(cli: argparse.ArgumentParser, batch_size: int | None = None) -> None:
+    group = cli.add_argument_group("machine")
     add_device_option(group)
     group.add_argument(
         "--workers",

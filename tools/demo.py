@@ -48,9 +48,9 @@ PURPOSES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where everything goes")
-    out = parser.parse_args(argv).out
+    cli = Parser(__doc__)
+    cli.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where everything goes")
+    out = cli.parse_args(argv).out
     print(
         f"This draws {FACES} faces, trains STN-iCNN on them in {len(PURPOSES)} stages at a small size, scores the\n"
         f"rows of the paper's table on other drawn faces, and makes pictures: {DURATION}.\n"

@@ -15,8 +15,8 @@ from utils.cli import Parser
 from utils.errors import InputError
 
 
-def add_recipe_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
+def add_recipe_option(cli: argparse._ActionsContainer) -> None:
+    cli.add_argument(
         "--recipe",
         choices=RECIPE_NAMES,
         default="paper",
@@ -25,8 +25,8 @@ def add_recipe_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_guest_recipe_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
+def add_guest_recipe_option(cli: argparse._ActionsContainer) -> None:
+    cli.add_argument(
         "--recipe", choices=GUEST_RECIPE_NAMES, default="best", help="the authors' hyperparameters, or ours"
     )
 
@@ -34,14 +34,14 @@ def add_guest_recipe_option(parser: argparse._ActionsContainer) -> None:
 def training_parser(
     description: str | None, trained: Sequence[str], needs: dict[str, str], guest: bool = False
 ) -> Parser:
-    """A parser with the options of every training script.
+    """The command line of every training script.
 
     trained: networks with a learning rate. needs: checkpoint option -> what it holds. guest: with the recipes of
     ``GuestRecipes`` in place of the paper's, and for any label set that the data set can serve.
     """
-    parser = base_parser(description)
-    parser.set_defaults(any_labels=guest)
-    group = parser.add_argument_group("training")
+    cli = base_parser(description)
+    cli.set_defaults(any_labels=guest)
+    group = cli.add_argument_group("training")
     (add_guest_recipe_option if guest else add_recipe_option)(group)
     group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
     for name in trained:
@@ -60,7 +60,7 @@ def training_parser(
         group.add_argument(flag, type=Path, metavar="FILE", help=what)
     group.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="where this run's files go")
     group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
-    return parser
+    return cli
 
 
 def plan(args: argparse.Namespace, recipes: Recipes | GuestRecipes, starts: Sequence[str] = (), **model: Any) -> Plan:

@@ -55,16 +55,16 @@ class Rule:
         return pixels_K < self.rare * pixels_K.sum()
 
 
-def add_rule_options(parser: argparse._ActionsContainer) -> None:
+def add_rule_options(cli: argparse._ActionsContainer) -> None:
     """``--threshold`` and ``--rare``, the fields of ``Rule``."""
-    parser.add_argument(
+    cli.add_argument(
         "--threshold",
         type=float,
         default=Rule.threshold,
         metavar="P",
         help="probability above which a predicted label replaces that of the training data",
     )
-    parser.add_argument(
+    cli.add_argument(
         "--rare",
         type=float,
         default=Rule.rare,
