@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         result = common.score(setup, best, crops, folder, args.split, title_of(change))
         row = {"change": change, "f1": headline(result), "strict": result["strict"]}
         rows.append({**row, **common.cost(read_weights(best).config, networks)})
-    return common.write(NAME, args, argv, {"stage": args.stage, "rows": rows}, draw, table)
+    return common.write(NAME, args, argv, {"stage": args.stage, "rows": rows}, table, draw)
 
 
 def plan_changes(args: argparse.Namespace, stages: Sequence[str], setup: reproduce.Setup) -> dict[str, dict[str, Plan]]:

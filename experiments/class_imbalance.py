@@ -6,7 +6,6 @@ Counted in the data set's own masks, at their own size; photos are not read and 
 import sys
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from data.source import label_maps
 from experiments import common
@@ -35,25 +34,13 @@ def main(argv: list[str] | None = None) -> int:
         }
         for k in np.argsort(-pixels_K, kind="stable").tolist()
     ]
-    return common.write(NAME, args, argv, {"faces": len(pixels_NK), "rows": rows}, draw, table)
+    return common.write(NAME, args, argv, {"faces": len(pixels_NK), "rows": rows}, table)
 
 
 def table(result: Result) -> str:
     """Markdown: one line for each label, the most frequent first."""
     rows = [[row["label"], f"{row['share']:.5f}", f"{row['faces']:.3f}"] for row in result["rows"]]
     return markdown(["label", "share of pixels", "share of faces"], rows)
-
-
-def draw(result: Result) -> Figure:
-    """A bar for each label's share of the pixels, the highest first."""
-    names, shares = [row["label"] for row in result["rows"]], [row["share"] for row in result["rows"]]
-    figure, (ax,) = common.panels(1)
-    figure.set_size_inches(9.2, 3.6)
-    bars = ax.bar(names, shares, color="skyblue")
-    ax.bar_label(bars, [f"{share:.2g}" for share in shares], fontsize=7)
-    ax.tick_params(axis="x", rotation=45)
-    ax.set(ylabel="share of all pixels", title=common.where(result))
-    return figure
 
 
 if __name__ == "__main__":

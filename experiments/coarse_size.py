@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     common.configs_of_sizes("coarse_size", args.sizes)
     recipes = common.recipes_of_stages(args, STAGES)
     rows = [score_size(size, recipes, args) for size in args.sizes]
-    return common.write(NAME, args, argv, {"rows": rows}, draw, table)
+    return common.write(NAME, args, argv, {"rows": rows}, table, draw)
 
 
 def score_size(size: int, recipes: dict[str, Recipe], args: argparse.Namespace) -> dict[str, Any]:
@@ -97,13 +97,16 @@ def draw(result: Result) -> Figure:
     figure, (f1, off) = common.panels(2)
     rows = result["rows"]
     names = [str(row["size"]) for row in rows]
-    common.grouped(f1, names, {which: [row["f1"][which] for row in rows] for which in common.HEADLINES})
-    distances = {name: [(row["windows"][name] or {}).get("pixels_mean") for row in rows] for name in common.CROPPERS}
-    off.set_prop_cycle(color=common.COLOURS)
-    common.grouped(off, names, distances)
+    ticks = np.arange(len(rows))
+    for k, which in enumerate(common.HEADLINES):
+        f1.bar(ticks + 0.4 * k - 0.2, [row["f1"][which] or 0 for row in rows], 0.38, label=which)
+    for k, (name, colour) in enumerate(zip(common.CROPPERS, common.COLOURS, strict=True)):
+        distances = [(row["windows"][name] or {}).get("pixels_mean", 0) for row in rows]
+        off.bar(ticks + 0.4 * k - 0.2, distances, 0.38, label=name, color=colour)
     f1.set(title="coarse mask enlarged", ylabel="F1")
     off.set(title="centres of the windows", ylabel="off by, pixels of the photo, mean")
     for ax in (f1, off):
+        ax.set_xticks(ticks, names)
         ax.set_xlabel("side of the coarse input, pixels")
         ax.margins(y=0.25)
         ax.legend(fontsize=8, ncols=2)

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -307,49 +307,6 @@ def panels(count: int, height: float = 3.6) -> tuple[Figure, list[Any]]:
     return figure, axes
 
 
-def grouped(
-    ax: Any, names: Sequence[str], series: Mapping[str, Sequence[float | None]], lying: bool = False, **how: Any
-) -> None:
-    """Bars of several series side by side, in groups with these names; what is missing has none. lying: from the left,
-    the first name on top. how: for matplotlib."""
-    places = np.arange(len(names))[:: -1 if lying else 1]
-    width = 0.8 / len(series)
-    for k, (label, values) in enumerate(series.items()):
-        offset = (k - (len(series) - 1) / 2) * width
-        heights = [value or 0 for value in values]
-        if lying:
-            ax.barh(places - offset, heights, 0.95 * width, label=label, **how)
-        else:
-            ax.bar(places + offset, heights, 0.95 * width, label=label, **how)
-    (ax.set_yticks if lying else ax.set_xticks)(places, names)
-
-
-def bars(result: Result, titles: Sequence[str]) -> Figure:
-    """Bars of both F1 of each of the result's rows, under these titles."""
-    return chart(result, titles, {key: [row["f1"][key] for row in result["rows"]] for key in HEADLINES}, lying=True)
-
-
-def where(result: Result) -> str:
-    """On which faces a result was measured, for a plot."""
-    return ", ".join([f"{result['faces']} faces", *([f"{result['split']} split"] if "split" in result else [])])
-
-
-def chart(
-    result: Result,
-    names: Sequence[str],
-    series: Mapping[str, Sequence[float | None]],
-    lying: bool = False,
-    side: float = 5,
-) -> Figure:
-    """One plot of F1 in groups of bars, see ``grouped``. side: its height, for standing bars its width, inches."""
-    figure, (ax,) = panels(1)
-    figure.set_size_inches(*((4.6, side) if lying else (side, 3.6)))
-    grouped(ax, names, series, lying)
-    ax.set(title=where(result), **{"xlabel" if lying else "ylabel": "F1"})
-    figure.legend(loc="outside lower center", ncols=len(series))
-    return figure
-
-
 def save_figure(figure: Figure, path: Path) -> None:
     """PNG without the date or version of what wrote it: the same numbers give the same bytes. Raises OSError."""
     files.write_whole(path, partial(figure.savefig, format="png", dpi=110, metadata={"Software": None}))
@@ -367,13 +324,14 @@ def write(
     args: argparse.Namespace,
     argv: list[str] | None,
     numbers: Result,
-    draw: Callable[[Result], Figure],
     table: Callable[[Result], str],
+    draw: Callable[[Result], Figure] | None = None,
     script: str | None = None,
 ) -> int:
-    """Write NAME.json (command, options, split, numbers) and NAME.png into ``--out``; print the table. Returns 0.
+    """Write NAME.json (command, options, split, numbers) and, with ``draw``, NAME.png into ``--out``; print the table.
 
-    script: the experiment's module, where that has another name. Raises InputError where the files cannot be written.
+    script: the experiment's module, where that has another name. Returns 0. Raises InputError where the files cannot be
+    written.
     """
     words = sys.argv[1:] if argv is None else argv
     settings = {key: value for key, value in sorted(vars(args).items()) if "Path(" not in repr(value)}
@@ -386,9 +344,10 @@ def write(
         **numbers,
     }
     with refused(f"--out {args.out} could not be written"):
-        save_figure(draw(result), args.out / f"{name}.png")
+        if draw:
+            save_figure(draw(result), args.out / f"{name}.png")
         files.write_text(args.out / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    print("\n" + table(result) + f"\nwritten: {args.out / name}.json, .png")
+    print("\n" + table(result) + f"\nwritten: {args.out / name}.json{', .png' if draw else ''}")
     return 0
 
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from data.labels import NINE, NUM_PARTS, among
@@ -93,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         mean = float(np.mean(errors[size])) if errors[size] else None
         row = {"size": size, "error": mean, "worst": worst[size], "f1": tallies[size].f1()}
         rows.append({**row, "strict": tallies[size].scores()["strict"]})
-    return common.write(NAME, args, argv, {"faces": len(faces), "parts": NUM_PARTS, "rows": rows}, draw, table)
+    return common.write(NAME, args, argv, {"faces": len(faces), "parts": NUM_PARTS, "rows": rows}, table)
 
 
 def table(result: Result) -> str:
@@ -104,21 +103,6 @@ def table(result: Result) -> str:
         for row in result["rows"]
     ]
     return markdown(header, rows)
-
-
-def draw(result: Result) -> Figure:
-    """Bars for each size: error against slicing, F1 of labels pasted back."""
-    figure, (off, f1) = common.panels(2)
-    rows = result["rows"]
-    names = [str(row["size"]) for row in rows]
-    colours = ["tab:blue" if row["size"] % 2 else "tab:orange" for row in rows]
-    off.bar(names, [row["error"] or 0 for row in rows], color=colours)
-    off.set(title="crop against array slicing", ylabel="mean difference, of 255", xlabel="crop size (blue: odd)")
-    means = [row["f1"]["strict"] or 0 for row in rows]
-    f1.bar(names, means, color=colours)
-    f1.set(title="true labels cropped and pasted back", ylabel="strict mean F1", xlabel="crop size (blue: odd)")
-    f1.set_ylim(max(0.0, min(means) - 0.02), 1.0)
-    return figure
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         rows.append(row)
     numbers: dict[str, Any] = {"stage": args.stage, "rows": rows}
     if args.scratch_only:
-        return common.write(CURVE, args, argv, {**numbers, "fit": fit(rows)}, draw_curve, table, NAME)
-    return common.write(NAME, args, argv, numbers, draw, table)
+        return common.write(CURVE, args, argv, {**numbers, "fit": fit(rows)}, table, draw_curve, NAME)
+    return common.write(NAME, args, argv, numbers, table, draw)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

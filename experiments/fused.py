@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from experiments import common
 from experiments.common import Result
 from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE, load_for_inference
@@ -46,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         measures = {m: {title: scores[title][m].get(same) for title in PARSERS} for m in ("f1", "iou")}
         rows.append({"label": name, **measures})
     means = {name: {title: scores[title]["means"].get(name) for title in PARSERS} for name in scores["fused"]["means"]}
-    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows, "means": means}, draw, table)
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows, "means": means}, table)
 
 
 def table(result: Result) -> str:
@@ -55,15 +53,6 @@ def table(result: Result) -> str:
     for name, values in result["means"].items():
         rows.append([name, values["whole face"], None, values["fused"]])  # the parts alone have other labels to average
     return markdown(["F1", *PARSERS], rows, 3)
-
-
-def draw(result: Result) -> Figure:
-    """Bars of the F1 of each label for the three parsers."""
-    rows = result["rows"]
-    series = {title: [row["f1"][title] for row in rows] for title in PARSERS}
-    figure = common.chart(result, [row["label"] for row in rows], series, side=9.2)
-    figure.axes[0].tick_params(axis="x", rotation=45)
-    return figure
 
 
 if __name__ == "__main__":

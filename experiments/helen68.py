@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from skimage.draw import polygon
 from tqdm import tqdm
 
@@ -125,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         pictures.sort(key=lambda item: item[0])
         cells = [cell for _, shown in pictures[:SHOWN] for cell in shown]
         common.save_picture(args.sheet, tile(cells, COLUMNS, CELL))
-    return common.write(NAME, args, argv, numbers, draw, table)
+    return common.write(NAME, args, argv, numbers, table)
 
 
 def table(result: Result) -> str:
@@ -136,12 +135,6 @@ def table(result: Result) -> str:
         for row in result["rows"]
     ]
     return markdown(["faces", "found", *GROUPS], rows)
-
-
-def draw(result: Result) -> Figure:
-    """Bars of F1 for each way to the face."""
-    series = {row["way"]: [row["f1"][group] for group in GROUPS] for row in result["rows"]}
-    return common.chart(result, list(GROUPS), series)
 
 
 def _scores(matrix_KK: np.ndarray) -> dict[str, float | None]:

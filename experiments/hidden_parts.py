@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
             missed = common.join(found[k, name])
             summaries = {"all": common.summary(missed, present_NP), "hidden_only": common.summary(missed, hidden_NP)}
             rows.append({"hidden": k, "cropper": name, **summaries, "f1": tallies[k, name].f1()})
-    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, draw, table)
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table, draw)
 
 
 def table(result: Result) -> str:

@@ -7,7 +7,6 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.labels import PARTS
@@ -102,18 +101,13 @@ def main(argv: list[str] | None = None) -> int:
         f1 = {**headline(result), **{group: result["paper"].get(group) for group in SHOWN}}
         rows.append({"kind": kind, "faces": int(chosen_N.sum()), "f1": f1})
     rows = [row for row in rows if row["faces"]]
-    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, draw, table)
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table)
 
 
 def table(result: Result) -> str:
     """Markdown: one line for each kind."""
     rows = [[row["kind"], row["faces"], *row["f1"].values()] for row in result["rows"]]
     return markdown(["kind of face", "faces", *common.HEADLINES, *SHOWN], rows, 3)
-
-
-def draw(result: Result) -> Figure:
-    """Bars of both F1 for each kind."""
-    return common.bars(result, [f"{row['kind']} ({row['faces']})" for row in result["rows"]])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Reads from --results what is there of: <run>/command.txt, <run>/<training>/{config.json,log.jsonl} and
 <run>/scores/<split>/<row>/scores.json, all as reproduce.py leaves them, and experiments/<experiment>.json.
-Writes there: README.md, <run>/curves.png and experiments/<experiment>.png.
+Writes there: README.md, <run>/curves.png and, for some, experiments/<experiment>.png.
 
 For this repository's own results, the tables in README.md and docs/*.md are written too: each text between
 ``<!-- table: NAME -->`` and ``<!-- end -->`` becomes the table of that name. The names are
@@ -64,19 +64,19 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
         "STN-iCNN": (0.900, 0.851, 0.943, 0.917, 0.877, 0.893, 0.948, 0.924),
     },
 }
-EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure]]] = {
+EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure] | None]] = {
     "hidden_parts": ("Hidden parts (Fig. 5)", hidden_parts.table, hidden_parts.draw),
     "coarse_size": ("Size of the coarse input (Fig. 6)", coarse_size.table, coarse_size.draw),
-    "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, crop_parity.draw),
+    "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, None),
     "few_images": ("Synthetic faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
     "training_images": ("Score over the number of training faces", few_images.table, few_images.draw_curve),
-    "robustness": ("Robustness", robustness.table, robustness.draw),
+    "robustness": ("Robustness", robustness.table, None),
     "true_windows": ("Annotated windows leak the answer", true_windows.table, true_windows.draw),
-    "kinds": ("Kinds of faces", kinds.table, kinds.draw),
-    "scenes": ("Scenes of several faces", scenes.table, scenes.draw),
-    "helen68": ("Unaligned photos", helen68.table, helen68.draw),
-    "fused": ("All labels by two parsers", fused.table, fused.draw),
-    "class_imbalance": ("Class frequencies", class_imbalance.table, class_imbalance.draw),
+    "kinds": ("Kinds of faces", kinds.table, None),
+    "scenes": ("Scenes of several faces", scenes.table, None),
+    "helen68": ("Unaligned photos", helen68.table, None),
+    "fused": ("All labels by two parsers", fused.table, None),
+    "class_imbalance": ("Class frequencies", class_imbalance.table, None),
     "ablation": ("What each change of the recipe brings", ablation.table, ablation.draw),
 }
 LOWER_IS_BETTER = ("theta_loss",)
@@ -173,9 +173,10 @@ def write_plots(results: Path) -> None:
             common.save_figure(figure, results / run.name / "curves.png")
     for name, result in experiments.items():
         path = results / "experiments" / f"{name}.json"
-        with blamed(path):
-            figure = EXPERIMENTS[name][2](result)
-        common.save_figure(figure, path.with_suffix(".png"))
+        if draw := EXPERIMENTS[name][2]:
+            with blamed(path):
+                figure = draw(result)
+            common.save_figure(figure, path.with_suffix(".png"))
 
 
 def all_tables(runs: list[Run], experiments: dict[str, Result]) -> dict[str, str]:
@@ -369,8 +370,9 @@ def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, 
                 parts += [f"{split.capitalize()} split, {' or '.join(map(str, faces))} faces:", table]
     parts += ["## Experiments"] if experiments else []
     for name, result in experiments.items():
-        title = EXPERIMENTS[name][0]
-        parts += [f"**{title}** ([plot](experiments/{name}.png)): {described(result)}"]
+        title, _, draw = EXPERIMENTS[name]
+        plot = f" ([plot](experiments/{name}.png))" if draw else ""
+        parts += [f"**{title}**{plot}: {described(result)}"]
         parts += [f"```bash\n{result['command']}\n```"]
     parts += ["## Speed"] if benchmarks else []
     parts += ["\n".join(f"- [{path.parent.name}]({path.parent.name}/{path.name})" for path in benchmarks)]

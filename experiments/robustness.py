@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.images import resize_labels, resize_photo
@@ -109,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
                 photo, true = change((faces.photo(k).copy(), faces.label_map(k)), rng)
                 tallies[name].add(model.label_photos([photo])[0], true)
     rows = [{"condition": name, "f1": tally.f1()} for name, tally in tallies.items()]
-    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, draw, table)
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table)
 
 
 def table(result: Result) -> str:
@@ -117,11 +116,6 @@ def table(result: Result) -> str:
     return markdown(
         ["photo", *common.HEADLINES], [[row["condition"], *row["f1"].values()] for row in result["rows"]], 3
     )
-
-
-def draw(result: Result) -> Figure:
-    """Bars of both F1 for each condition."""
-    return common.bars(result, [row["condition"] for row in result["rows"]])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.loaders import Faces
@@ -221,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         "labelled": labelled,
         "rows": [{"frames": row, "scores": tally.scores()} for row, tally in tallies.items()],
     }
-    return common.write(NAME, args, argv, numbers, draw, table)
+    return common.write(NAME, args, argv, numbers, table)
 
 
 def table(result: Result) -> str:
@@ -233,12 +232,6 @@ def table(result: Result) -> str:
         rows.append([row["frames"], result["scenes"], result["faces"], *cells, *headline(row["scores"]).values()])
     header = ["frames", "scenes", "faces", "found", "false faces", "pictures left empty", *common.HEADLINES]
     return markdown(header, rows)
-
-
-def draw(result: Result) -> Figure:
-    """Bars of F1 of each label, for found faces and for true frames."""
-    f1 = {row["frames"]: {**row["scores"]["paper"], **row["scores"]["strict"]} for row in result["rows"]}
-    return common.chart(result, list(f1[ROWS[0]]), {row: list(values.values()) for row, values in f1.items()}, True)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, theta_NP23 in looks.theta_NP23.items():
             off = distances(theta_NP23, looks.theta_NP23[TRUE], looks.sizes_N2, looks.present_NP)
             rows.append({"windows": name, "off": off, "f1": score(model, batches(name), theta_NP23)})
-    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, draw, table)
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table, draw)
 
 
 def table(result: Result) -> str:
