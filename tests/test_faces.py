@@ -10,6 +10,7 @@ from data.datasets.synthetic import draw_face
 from data.images import make_thumb, warp_frame
 from data.labels import CELEBAMASK, NINE
 from data.view import View
+from faces import load
 from faces.align import frame_of, square, whole
 from faces.scene import compose_scene, overlapping, window_distance
 from geometry.paste import Patch, paste, paste_any, paste_turned
@@ -261,3 +262,8 @@ def test_corners_and_distances_of_a_turned_window_by_hand() -> None:
     assert distance[4, 4] == 0
     assert distance[4, 6] == 2
     assert np.isinf(distance[4, 7])
+
+
+def test_an_empty_list_of_checkpoints_is_bad_input():
+    with pytest.raises(InputError, match="the list of checkpoints is empty"):
+        load([])
