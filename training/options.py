@@ -8,7 +8,7 @@ from typing import Any
 from data.labels import LABEL_SETS
 from scoring.options import base_parser, check, face_data, machine
 from training.engine import refuse_used
-from training.recipes import GUEST_RECIPE_NAMES, RECIPE_NAMES, GuestRecipes, Recipes
+from training.recipes import RECIPE_NAMES, WHOLE_FACE_RECIPE_NAMES, Recipes, WholeFaceRecipes
 from training.task import Plan
 from utils import distributed
 from utils.cli import Parser
@@ -25,24 +25,24 @@ def add_recipe_option(cli: argparse._ActionsContainer) -> None:
     )
 
 
-def add_guest_recipe_option(cli: argparse._ActionsContainer) -> None:
+def add_whole_face_recipe_option(cli: argparse._ActionsContainer) -> None:
     cli.add_argument(
-        "--recipe", choices=GUEST_RECIPE_NAMES, default="best", help="the authors' hyperparameters, or ours"
+        "--recipe", choices=WHOLE_FACE_RECIPE_NAMES, default="best", help="the authors' hyperparameters, or ours"
     )
 
 
 def training_parser(
-    description: str | None, trained: Sequence[str], needs: dict[str, str], guest: bool = False
+    description: str | None, trained: Sequence[str], needs: dict[str, str], whole_face: bool = False
 ) -> Parser:
     """The command line of every training script.
 
-    trained: networks with a learning rate. needs: checkpoint option -> what it holds. guest: with the recipes of
-    ``GuestRecipes`` in place of the paper's, and for any label set that the data set can serve.
+    trained: networks with a learning rate. needs: checkpoint option -> what it holds. whole_face: with the recipes of
+    ``WholeFaceRecipes`` in place of the paper's, and for any label set that the data set can serve.
     """
     cli = base_parser(description)
-    cli.set_defaults(any_labels=guest)
+    cli.set_defaults(any_labels=whole_face)
     group = cli.add_argument_group("training")
-    (add_guest_recipe_option if guest else add_recipe_option)(group)
+    (add_whole_face_recipe_option if whole_face else add_recipe_option)(group)
     group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
     for name in trained:
         flag = "--lr" if len(trained) == 1 else f"--lr-{name}"
@@ -63,7 +63,9 @@ def training_parser(
     return cli
 
 
-def plan(args: argparse.Namespace, recipes: Recipes | GuestRecipes, starts: Sequence[str] = (), **model: Any) -> Plan:
+def plan(
+    args: argparse.Namespace, recipes: Recipes | WholeFaceRecipes, starts: Sequence[str] = (), **model: Any
+) -> Plan:
     """Check a training script's options, join the other processes, and settle recipe and device.
 
     starts: the options that name a checkpoint to start from. model: fields of the parser's ``Config`` that options set
