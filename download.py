@@ -106,19 +106,19 @@ def download(entry: Entry, out: Path, force: bool = False) -> tuple[Path, bool]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("Download a checkpoint that the STN-iCNN authors published.")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="which checkpoint; --list shows the names")
-    parser.add_argument("--list", action="store_true", help="show names, sizes and contents, and download nothing")
-    parser.add_argument("--out", type=Path, default=CHECKPOINTS, metavar="DIR", help="folder to write to")
-    parser.add_argument("--force", action="store_true", help="replace a different file of the same name")
-    parser.add_argument(
+    cli = Parser("Download a checkpoint that the STN-iCNN authors published.")
+    cli.add_argument("name", nargs="?", metavar="NAME", help="which checkpoint; --list shows the names")
+    cli.add_argument("--list", action="store_true", help="show names, sizes and contents, and download nothing")
+    cli.add_argument("--out", type=Path, default=CHECKPOINTS, metavar="DIR", help="folder to write to")
+    cli.add_argument("--force", action="store_true", help="replace a different file of the same name")
+    cli.add_argument(
         "--manifest",
         type=Path,
         default=CHECKPOINTS / "manifest.json",
         metavar="FILE",
         help="JSON list of the files",
     )
-    args = parser.parse_args(argv)
+    args = cli.parse_args(argv)
 
     entries, licence = read_manifest(args.manifest)
     if args.list:

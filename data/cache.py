@@ -98,7 +98,7 @@ def build_cache(source: Source, folder: Path, threads: int) -> None:
                 _append(source, folder, known, threads)
     except OSError as error:
         raise InputError(
-            f"the cache {folder} could not be written ({error.strerror}): make room or name another folder with --cache"
+            f"the cache {folder} could not be written ({error.strerror}): make room or name another folder for it"
         ) from error
 
 

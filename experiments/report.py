@@ -2,7 +2,7 @@
 
 Reads from --results what is there of: <run>/command.txt, <run>/<training>/{config.json,log.jsonl} and
 <run>/scores/<split>/<row>/scores.json, all as reproduce.py leaves them, and experiments/<experiment>.json.
-Writes there: README.md, <run>/curves.png and experiments/<experiment>.png.
+Writes there: README.md, <run>/curves.png and, for some, experiments/<experiment>.png.
 
 For this repository's own results, the tables in README.md and docs/*.md are written too: each text between
 ``<!-- table: NAME -->`` and ``<!-- end -->`` becomes the table of that name. The names are
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -40,6 +40,7 @@ from experiments import (
     scenes,
     true_windows,
 )
+from experiments.common import Result
 from scoring.metrics import Scores, headline
 from utils import files
 from utils.cli import Parser
@@ -49,7 +50,7 @@ from utils.tables import markdown
 
 HOME = Path(__file__).resolve().parent.parent
 TITLES = (*reproduce.ROWS, "STN-iCNN, mirrored too")  # rows in the order of the tables; others follow them
-# The paper's tables 1 and 2, test split, in the order of the columns of data.labels.NINE.groups.
+# The paper's tables 2 and 3, test split, in the order of the columns of data.labels.NINE.groups.
 PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
     "helen": {
         "iCNN (Zhou 2015)": (0.778, 0.863, 0.920, 0.777, 0.824, 0.808, 0.889, 0.845),
@@ -63,20 +64,19 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
         "STN-iCNN": (0.900, 0.851, 0.943, 0.917, 0.877, 0.893, 0.948, 0.924),
     },
 }
-Result = dict[str, Any]
-EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure]]] = {
+EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure] | None]] = {
     "hidden_parts": ("Hidden parts (Fig. 5)", hidden_parts.table, hidden_parts.draw),
     "coarse_size": ("Size of the coarse input (Fig. 6)", coarse_size.table, coarse_size.draw),
-    "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, crop_parity.draw),
+    "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, None),
     "few_images": ("Synthetic faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
     "training_images": ("Score over the number of training faces", few_images.table, few_images.draw_curve),
-    "robustness": ("Robustness", robustness.table, robustness.draw),
+    "robustness": ("Robustness", robustness.table, None),
     "true_windows": ("Annotated windows leak the answer", true_windows.table, true_windows.draw),
-    "kinds": ("Kinds of faces", kinds.table, kinds.draw),
-    "scenes": ("Scenes of several faces", scenes.table, scenes.draw),
-    "helen68": ("Unaligned photos", helen68.table, helen68.draw),
-    "fused": ("All labels by two parsers", fused.table, fused.draw),
-    "class_imbalance": ("Class frequencies", class_imbalance.table, class_imbalance.draw),
+    "kinds": ("Kinds of faces", kinds.table, None),
+    "scenes": ("Scenes of several faces", scenes.table, None),
+    "helen68": ("Unaligned photos", helen68.table, None),
+    "fused": ("All labels by two parsers", fused.table, None),
+    "class_imbalance": ("Class frequencies", class_imbalance.table, None),
     "ablation": ("What each change of the recipe brings", ablation.table, ablation.draw),
 }
 LOWER_IS_BETTER = ("theta_loss",)
@@ -106,15 +106,15 @@ class Run(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument(
+    cli = Parser(__doc__)
+    cli.add_argument(
         "--results",
         type=Path,
         default=HOME / "results",
         metavar="DIR",
         help="folder of the runs; the report goes there",
     )
-    args = parser.parse_args(argv)
+    args = cli.parse_args(argv)
     if not os.path.isdir(args.results):
         raise InputError(f"--results {args.results} is not a folder: name the one that holds the runs")
     own = args.results.resolve() == HOME / "results"
@@ -135,10 +135,10 @@ def read_results(results: Path) -> tuple[list[Run], dict[str, Result]]:
     if not runs and not experiments:
         raise InputError(f"--results {results} holds neither runs nor experiments")
     for run in runs:
-        with told(results / run.name):
+        with blamed(results / run.name):
             overview([run], {}, all_tables([run], {}), [])
     for name, result in experiments.items():
-        with told(paths[name]):
+        with blamed(paths[name]):
             overview([], {name: result}, all_tables([], {name: result}), [])
     return runs, experiments
 
@@ -151,7 +151,7 @@ def write_tables(results: Path, documents: Sequence[Path]) -> None:
     """
     runs, experiments = read_results(results)
     texts = {path: files.read_text(path) for path in documents}
-    with told(results):
+    with blamed(results):
         tables = all_tables(runs, experiments)
         changed = {path: with_tables(text, tables, path) for path, text in texts.items()}
         tables |= {name: "" for text in texts.values() for _, name, _ in MARKED.findall(text)}
@@ -168,14 +168,15 @@ def write_plots(results: Path) -> None:
     runs, experiments = read_results(results)
     for run in runs:
         if run.stages:
-            with told(results / run.name):
+            with blamed(results / run.name):
                 figure = curves(run)
             common.save_figure(figure, results / run.name / "curves.png")
     for name, result in experiments.items():
         path = results / "experiments" / f"{name}.json"
-        with told(path):
-            figure = EXPERIMENTS[name][2](result)
-        common.save_figure(figure, path.with_suffix(".png"))
+        if draw := EXPERIMENTS[name][2]:
+            with blamed(path):
+                figure = draw(result)
+            common.save_figure(figure, path.with_suffix(".png"))
 
 
 def all_tables(runs: list[Run], experiments: dict[str, Result]) -> dict[str, str]:
@@ -209,7 +210,7 @@ def with_tables(text: str, tables: dict[str, str], path: Path) -> str:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def blamed(path: Path) -> Iterator[None]:
     """What is done inside trusts the values of a file or of a folder; where it fails, InputError names them."""
     try:
         yield
@@ -369,8 +370,9 @@ def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, 
                 parts += [f"{split.capitalize()} split, {' or '.join(map(str, faces))} faces:", table]
     parts += ["## Experiments"] if experiments else []
     for name, result in experiments.items():
-        title = EXPERIMENTS[name][0]
-        parts += [f"**{title}** ([plot](experiments/{name}.png)): {described(result)}"]
+        title, _, draw = EXPERIMENTS[name]
+        plot = f" ([plot](experiments/{name}.png))" if draw else ""
+        parts += [f"**{title}**{plot}: {described(result)}"]
         parts += [f"```bash\n{result['command']}\n```"]
     parts += ["## Speed"] if benchmarks else []
     parts += ["\n".join(f"- [{path.parent.name}]({path.parent.name}/{path.name})" for path in benchmarks)]

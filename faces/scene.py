@@ -14,7 +14,7 @@ from torch import Tensor
 from data.batch import framed_batch
 from data.images import read_photo
 from data.labels import LabelSet
-from faces.align import Frame, frame_of, whole
+from faces.align import Frame, frame_of, whole_photo
 from faces.detect import Detection, Detector
 from geometry.paste import Patch
 from geometry.theta import window_corners
@@ -133,7 +133,7 @@ class SceneParser:
 
     def _without_detection(self, photo: np.ndarray, keep_probs: bool) -> Scene:
         """A photo without a detected face: empty, unless it is plainly a face from edge to edge."""
-        frame, labels = whole(*photo.shape[:2]), self.parser.labels
+        frame, labels = whole_photo(*photo.shape[:2]), self.parser.labels
         ((found,),) = self._patches([photo], [[frame]], keep_probs)
         if certainty(found[0], labels) < SURE:
             return compose_scene(labels, photo.shape[:2], [], [], [])

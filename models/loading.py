@@ -74,9 +74,7 @@ def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | N
         found.setdefault(weights.kind, []).append(weights)
     if labels == CELEBAMASK.name and found.keys() == {STNiCNN.kind}:
         if not SHIPPED_WHOLE.is_file():
-            raise InputError(
-                f"--labels {labels}: no weights of the whole face lie at {SHIPPED_WHOLE}; name a checkpoint"
-            )
+            raise InputError(f"labels {labels}: no weights of the whole face lie at {SHIPPED_WHOLE}; name a checkpoint")
         found[DeepLab.kind] = [read_weights(SHIPPED_WHOLE)]
     kinds = sorted(found, key=STNiCNN.kind.__eq__)  # the parser of the parts is the last one
     if len(kinds) > 2 or (len(kinds) == 2 and kinds[-1] != STNiCNN.kind):
@@ -86,7 +84,7 @@ def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | N
     parser = parsers[0] if len(parsers) == 1 else FusedParser(*parsers).eval()
     if labels is not None and parser.labels.name != labels:
         files = ", ".join(str(path) for path in paths)
-        raise InputError(f"--labels {labels}: {files} labels {parser.labels.name}; name a checkpoint of {labels}")
+        raise InputError(f"labels {labels}: {files} labels {parser.labels.name}; name a checkpoint of {labels}")
     return parser
 
 

@@ -127,11 +127,11 @@ class FaceParser(nn.Module):
         photos_1HW3: uint8. frames_F23: float32, see ``data.batch.framed_batch``. Returns canvas_FKHW, on the photo's
         own pixel grid. Raises InputError where the parser cannot.
         """
-        raise InputError(f"--framed: {self.kind} labels whole photos alone; leave it out")
+        raise InputError(f"framed: {self.kind} labels whole photos alone; leave it out")
 
     def mirrored(self) -> "FaceParser":
         """This parser, changed in place to average with the mirrored photo. Raises InputError where it cannot."""
-        raise InputError(f"--mirror: {self.kind} has no test-time mirroring; leave it out")
+        raise InputError(f"mirror: {self.kind} has no test-time mirroring; leave it out")
 
     def fold(self) -> None:
         """Change in place what only training needs, such as batch normalisation, for faster inference."""
@@ -153,7 +153,7 @@ class FaceParser(nn.Module):
         Raises InputError for more than one checkpoint, and for weights that are missing or do not fit.
         """
         if crops != "predicted":
-            raise InputError(f"--crops {crops}: {found[0].path} holds {cls.kind}, which has no crops; leave it out")
+            raise InputError(f"crops {crops}: {found[0].path} holds {cls.kind}, which has no crops; leave it out")
         if len(found) > 1:
             raise InputError(
                 f"{' and '.join(str(weights.path) for weights in found)}: name one checkpoint of {cls.kind}"

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data.images import read_photo, shorten, warp_frame
 from faces.align import frame_of
 from faces.detect import Detection, Detector
-from faces.mtcnn import Mtcnn
+from retrieval.mtcnn import Mtcnn
 from retrieval.people import CROP, list_people, require_outside
 from scoring.pictures import encode
 from utils import checkpoint, files, locks

@@ -21,8 +21,8 @@ from retrieval.index import INDEXES
 from retrieval.network import InceptionResnetV1, load_network
 from retrieval.people import People, list_people, read_crops, require_outside
 from retrieval.ranking import NEAREST, Accuracy, Found, accuracy, directions, embed, ranked
+from scoring import options
 from scoring.pictures import encode, tile
-from training import options
 from utils import files, locks
 from utils.cli import Parser
 from utils.errors import InputError
@@ -164,21 +164,19 @@ def _framed(photo_HW3: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="the people who are known")
-    parser.add_argument("queries", type=Path, metavar="QUERIES", help="the people to name, each of them in GALLERY")
-    parser.add_argument(
+    cli = Parser(__doc__)
+    cli.add_argument("gallery", type=Path, metavar="GALLERY", help="the people who are known")
+    cli.add_argument("queries", type=Path, metavar="QUERIES", help="the people to name, each of them in GALLERY")
+    cli.add_argument(
         "--checkpoint",
         required=True,
         metavar="FILE",
         help="best.pt of retrieval.train or the published file; raw (pixels) and untrained are baselines",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results and embeddings go")
-    parser.add_argument(
-        "--index", choices=tuple(INDEXES), default="exact", help="exact search, or faiss's; see the docs"
-    )
-    options.add_machine_options(parser)
-    args = parser.parse_args(argv)
+    cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results and embeddings go")
+    cli.add_argument("--index", choices=tuple(INDEXES), default="exact", help="exact search, or faiss's; see the docs")
+    options.add_machine_options(cli)
+    args = cli.parse_args(argv)
     options.check(args)
     for people in (args.gallery, args.queries):
         require_outside("--out", args.out, people)

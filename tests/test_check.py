@@ -182,8 +182,8 @@ def test_nearly_the_same_photo_in_two_splits_is_a_problem(tmp_path: Path, capsys
 
 def test_copies_are_found_again_and_other_faces_are_not() -> None:
     photos = [draw_face(7, number, 128)[0] for number in range(40)]
-    prints = [oddities.print_of(photo) for photo in photos]
-    smaller = [oddities.print_of(cv2.resize(photo, (90, 90), interpolation=cv2.INTER_AREA)) for photo in photos]
+    prints = [oddities.photo_hash(photo) for photo in photos]
+    smaller = [oddities.photo_hash(cv2.resize(photo, (90, 90), interpolation=cv2.INTER_AREA)) for photo in photos]
     assert oddities.copies(prints, smaller) == [(k, k) for k in range(40)]
 
 

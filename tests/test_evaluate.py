@@ -21,9 +21,11 @@ from models.loading import KINDS, load_parser
 from models.parser import Look
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import part_targets
+from scoring import options
+from scoring.evaluation import Request, score_model
+from scoring.files import save
 from tests.fixtures import TO_CELEBAMASK, draw_faces, save_palette, write_challenge
 from tests.tiny_parser import TinyConfig, TinyParser
-from training import options
 from utils import checkpoint, files
 from utils.errors import InputError
 from utils.runtime import Machine, run_main
@@ -171,11 +173,11 @@ def test_scores_are_the_same_from_python_as_from_the_command_line(world, tmp_pat
     result, _ = run("end2end", crops="truth", more=["--worst", "1"])
     data = FaceData("celebamask", root / "faces", cache=root / "cache")
     machine = Machine(torch.device("cpu"), amp="off")
-    request = evaluate.Request([Path(models["end2end"])], data, machine, "val", "truth", batch_size=2)
-    evaluation = evaluate.score_model(request)
+    request = Request([Path(models["end2end"])], data, machine, "val", "truth", batch_size=2)
+    evaluation = score_model(request)
     assert evaluation.matrices_NKK.shape == (5, 9, 9)
     assert evaluation.matrices_NKK.dtype == np.int64
-    saved = evaluate.save(tmp_path / "out", evaluation, worst=1)
+    saved = save(tmp_path / "out", evaluation, worst=1)
     assert saved == json.loads((tmp_path / "out" / "scores.json").read_text()) == result
 
 
@@ -197,7 +199,7 @@ def test_a_parser_of_other_labels_without_windows_is_scored_in_its_own_labels(wo
     assert "paper" not in (tmp_path / "out" / "scores.md").read_text()
     (picture,) = (tmp_path / "out" / "worst").iterdir()
     assert Image.open(picture).size == (3 * 64, 64)
-    with pytest.raises(InputError, match=r"--crops truth: .* holds tiny, which has no crops"):
+    with pytest.raises(InputError, match=r"crops truth: .* holds tiny, which has no crops"):
         evaluate.main([*argv, "--overwrite", "--crops", "truth"])
 
 

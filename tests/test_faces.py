@@ -10,7 +10,8 @@ from data.datasets.synthetic import draw_face
 from data.images import make_thumb, warp_frame
 from data.labels import CELEBAMASK, NINE
 from data.view import View
-from faces.align import frame_of, square, whole
+from faces import load
+from faces.align import frame_of, square, whole_photo
 from faces.scene import compose_scene, overlapping, window_distance
 from geometry.paste import Patch, paste, paste_any, paste_turned
 from geometry.sampling import crop
@@ -68,7 +69,7 @@ def test_points_that_coincide_give_a_frame_that_can_be_sampled() -> None:
 @pytest.mark.parametrize("shape", [(512, 512), (1024, 1024), (300, 400), (100, 90)])
 def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape: tuple[int, int]) -> None:
     photo = cv2.resize(draw_face(1, 0, 192)[0], shape[::-1], interpolation=cv2.INTER_CUBIC)
-    found = warp_frame(photo, whole(*shape).matrix_23).astype(int)
+    found = warp_frame(photo, whole_photo(*shape).matrix_23).astype(int)
     difference = np.abs(found - make_thumb(photo))[4:-4, 4:-4]
     assert difference.max() <= (1 if shape[0] in (512, 1024) else 40)
     assert difference.mean() < 2
@@ -90,7 +91,7 @@ def test_a_turned_face_is_seen_upright(face: np.ndarray, degrees: float) -> None
 
 def test_several_photos_share_a_batch_and_each_is_held_once() -> None:
     photos = [np.full((60, 80, 3), value, np.uint8) for value in (10, 200)]
-    frame = whole(60, 80).matrix_23
+    frame = whole_photo(60, 80).matrix_23
     batch = framed_batch(photos, [[frame, frame], [frame]], NINE)
     assert batch.photos_BHW3.shape == (2, 60, 80, 3)
     theta = torch.tensor([[[0.5, 0, 0], [0, 0.5, 0]]]).expand(3, 1, 2, 3)
@@ -172,7 +173,7 @@ def test_a_window_outside_the_photo_changes_nothing(shift: tuple[float, float]) 
 def test_labels_of_a_framed_photo_equal_those_of_the_photo_itself(parser: FaceParser, face: np.ndarray) -> None:
     with torch.inference_mode():
         plain_HW = parser.parse(photo_batch([face], NINE)).labels_BHW[0]
-        ((patch, _),) = parser.patches(framed_batch([face], [[whole(512, 512).matrix_23]], NINE))
+        ((patch, _),) = parser.patches(framed_batch([face], [[whole_photo(512, 512).matrix_23]], NINE))
     found_HW = torch.zeros_like(plain_HW)
     rows, columns = patch.labels_YX.shape
     found_HW[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.labels_YX
@@ -215,7 +216,7 @@ def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser: FacePars
 
 
 def test_a_parser_without_frames_says_so() -> None:
-    with pytest.raises(InputError, match="--framed: tiny labels whole photos alone"):
+    with pytest.raises(InputError, match="framed: tiny labels whole photos alone"):
         FaceParser.forward_framed(TinyParser(TinyConfig(), CELEBAMASK), torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, 3))
 
 
@@ -261,3 +262,8 @@ def test_corners_and_distances_of_a_turned_window_by_hand() -> None:
     assert distance[4, 4] == 0
     assert distance[4, 6] == 2
     assert np.isinf(distance[4, 7])
+
+
+def test_an_empty_list_of_checkpoints_is_bad_input():
+    with pytest.raises(InputError, match="the list of checkpoints is empty"):
+        load([])

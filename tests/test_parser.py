@@ -319,11 +319,11 @@ def test_faces_that_lack_the_guest_s_labels_are_one_line(
 @pytest.mark.parametrize(
     ("script", "options", "line"),
     [
-        (evaluate, ["--crops", "truth"], "--crops truth: {0} holds tiny, which has no crops; leave it out"),
-        (predict, ["--crops", "baseline"], "--crops baseline: {0} holds tiny, which has no crops; leave it out"),
-        (evaluate, ["--mirror"], "--mirror: tiny has no test-time mirroring; leave it out"),
-        (predict, ["--mirror"], "--mirror: tiny has no test-time mirroring; leave it out"),
-        (predict, ["--windows", "--faces", "none"], "--windows: tiny has no windows to draw; leave it out"),
+        (evaluate, ["--crops", "truth"], "crops truth: {0} holds tiny, which has no crops; leave it out"),
+        (predict, ["--crops", "baseline"], "crops baseline: {0} holds tiny, which has no crops; leave it out"),
+        (evaluate, ["--mirror"], "mirror: tiny has no test-time mirroring; leave it out"),
+        (predict, ["--mirror"], "mirror: tiny has no test-time mirroring; leave it out"),
+        (predict, ["--windows", "--faces", "none"], "windows: tiny has none to draw; leave them out"),
     ],
 )
 def test_what_the_guest_lacks_is_one_line(

@@ -15,6 +15,8 @@ import evaluate
 import predict
 from data.images import read_labels, read_photo
 from data.labels import CELEBAMASK, NINE
+from faces import results
+from faces.labelling import Labelling
 from geometry.paste import paste, paste_labels
 from models.loading import KINDS
 from tests.damage import BAD_PICTURES, GOOD_PICTURES, SPECIAL, little_room, png_of_size
@@ -163,7 +165,7 @@ def test_photos_of_one_whole_name_are_not_mixed_up(run, tmp_path, capsys):
 def test_a_photo_is_never_replaced_by_its_label_map(run, tmp_path):
     save_photo(tmp_path / "face.png", photo())
     before = (tmp_path / "face.png").read_bytes()
-    with pytest.raises(InputError, match="name another --out"):
+    with pytest.raises(InputError, match="its results would replace it: name another folder"):
         run(tmp_path / "face.png", "--overwrite", out=".")
     assert (tmp_path / "face.png").read_bytes() == before
 
@@ -292,9 +294,9 @@ def test_a_parser_without_windows_or_crops_says_so(monkeypatch, tmp_path):
     save_photo(tmp_path / "face.png", photo(16))
     argv = [str(tmp_path / "face.png"), "--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--device", "cpu"]
     argv += ["--out", str(tmp_path / "out"), "--faces", "none"]
-    with pytest.raises(InputError, match="--windows: tiny has no windows to draw; leave it out"):
+    with pytest.raises(InputError, match="windows: tiny has none to draw; leave them out"):
         predict.main([*argv, "--windows"])
-    with pytest.raises(InputError, match=r"--crops baseline: .* holds tiny, which has no crops"):
+    with pytest.raises(InputError, match=r"crops baseline: .* holds tiny, which has no crops"):
         predict.main([*argv, "--crops", "baseline"])
 
 
@@ -395,8 +397,8 @@ def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo_behind(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "write_whole", failing_write)
-        patch.setattr(predict.os, "replace", failing_replace)
+        patch.setattr(results, "write_whole", failing_write)
+        patch.setattr(results.os, "replace", failing_replace)
         assert run(tmp_path / "1.jpg", "--probabilities") == 2
     assert names(tmp_path / "out") == ["mine.txt"]
     captured = capsys.readouterr()
@@ -428,7 +430,7 @@ def test_older_results_stay_where_new_ones_cannot_be_written(run, tmp_path, monk
     def write_whole(path, save):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(predict, "write_whole", write_whole)
+    monkeypatch.setattr(results, "write_whole", write_whole)
     assert run(tmp_path / "1.jpg", "--overwrite") == 2
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
@@ -445,14 +447,14 @@ NO_MEMORY = (
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=str)
 def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monkeypatch, error):
-    label = predict.Labelling.label
+    label = Labelling.label
 
     def failing(how, photos, found):
         if len(photos) > 2 or any((photo == 255).all() for photo in photos):
             raise error
         return label(how, photos, found)
 
-    monkeypatch.setattr(predict.Labelling, "label", failing)
+    monkeypatch.setattr(Labelling, "label", failing)
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(4):
@@ -466,7 +468,7 @@ def test_a_fault_of_the_gpu_is_not_too_little_memory(run, tmp_path, capsys, monk
     def failing(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
 
-    monkeypatch.setattr(predict.Labelling, "label", failing)
+    monkeypatch.setattr(Labelling, "label", failing)
     save_photo(tmp_path / "1.png", photo(32))
     assert run_main(lambda: run(tmp_path / "1.png")) == 2
     line = "error: the GPU failed (CUDA error: an illegal memory access was encountered): run it again, or with"
@@ -477,7 +479,7 @@ def test_other_errors_keep_their_traceback(run, tmp_path, monkeypatch):
     def failing(*_):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(predict.Labelling, "label", failing)
+    monkeypatch.setattr(Labelling, "label", failing)
     save_photo(tmp_path / "1.png", photo(32))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run_main(lambda: run(tmp_path / "1.png"))
@@ -501,7 +503,7 @@ def test_too_little_memory_and_ctrl_c_are_told_in_one_line(capsys):
 
 
 def test_ctrl_c_keeps_what_is_written_and_the_same_command_does_the_rest(run, tmp_path, capsys, monkeypatch):
-    label = predict.Labelling.label
+    label = Labelling.label
 
     def failing(how, photos, found):
         if photos[0].shape[0] == 40:
@@ -512,7 +514,7 @@ def test_ctrl_c_keeps_what_is_written_and_the_same_command_does_the_rest(run, tm
     save_photo(tmp_path / "2.png", photo(40))
     argv = (tmp_path / "1.png", tmp_path / "2.png")
     with monkeypatch.context() as patch:
-        patch.setattr(predict.Labelling, "label", failing)
+        patch.setattr(Labelling, "label", failing)
         assert run_main(lambda: run(*argv), predict.INTERRUPTED) == 130
     assert capsys.readouterr().err.startswith("interrupted: ")
     assert names(tmp_path / "out") == ["1.png", "1_overlay.jpg"]

@@ -17,6 +17,7 @@ import reproduce
 from data.labels import NINE
 from data.loaders import open_faces
 from data.source import FaceData
+from scoring.evaluation import Request
 from tests.damage import JSON_BYTES, SPECIAL
 from tests.test_resume import another_run
 from utils.errors import InputError
@@ -199,7 +200,7 @@ def test_scores_of_other_faces_do_not_pass_for_those_asked_for(
     machine = Machine(torch.device("cpu"))
     cache = Path(chain[chain.index("--cache") + 1])
     data = FaceData("helen", helen_root, max_images=2, cache=cache)
-    request = evaluate.Request([out / "end2end" / "best.pt"], data, machine)
+    request = Request([out / "end2end" / "best.pt"], data, machine)
     assert reproduce.is_scored(file, request)
     scores = json.loads(file.read_text())
     assert scores["data"] == open_faces(data, "test", NINE).fingerprint
@@ -216,7 +217,7 @@ def test_damaged_scores_are_named(kind: str, chain: list[str], tmp_path: Path) -
     file = tmp_path / "scores.json"
     SPECIAL[kind](file) if kind in SPECIAL else file.write_bytes(JSON_BYTES[kind])
     machine = Machine(torch.device("cpu"))
-    request = evaluate.Request([Path(chain[-1]) / "end2end" / "best.pt"], FaceData("helen", Path("faces")), machine)
+    request = Request([Path(chain[-1]) / "end2end" / "best.pt"], FaceData("helen", Path("faces")), machine)
     with pytest.raises(InputError, match=r"^.*scores\.json.*$"):
         reproduce.is_scored(file, request)
 

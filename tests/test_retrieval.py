@@ -17,7 +17,6 @@ from torch import nn
 from data.batch import photo_batch
 from data.labels import NINE
 from data.view import View
-from experiments import detectors, large_gallery
 from faces.detect import Detection
 from retrieval import align, search, train
 from retrieval.index import INDEXES
@@ -521,26 +520,3 @@ def test_published_weights_are_loaded_strictly(tmp_path, network, capsys):
         load_network(tmp_path / "bad.pt")
     with pytest.raises(InputError, match="not an identity embedding"):
         load_network(Path(__file__).parent.parent / "checkpoints" / "stn_icnn.pt")
-
-
-# experiments
-
-
-def test_detectors_that_choose_another_face_are_listed():
-    def row(name: str, box: list[float] | None) -> dict:
-        return {"photo": name, "faces": int(box is not None), "box": box}
-
-    one = [row("a", [0, 0, 10, 10]), row("b", [0, 0, 10, 10]), row("c", None), row("d", None)]
-    other = [row("a", [0, 0, 10, 5]), row("b", [50, 0, 10, 10]), row("c", [0, 0, 9, 9]), row("d", None)]
-    counted, apart = detectors.compare(one, other)
-    assert sorted(apart) == ["b", "c"]
-    assert counted["found by the first"] == 0.5
-    assert counted["found by both"] == 0.5
-    assert counted["other faces chosen, or missed"] == 2
-
-
-def test_the_gallery_of_random_directions_is_searched(capsys):
-    pytest.importorskip("faiss")
-    assert large_gallery.main(["--gallery", "3000", "--queries", "20"]) == 0
-    row = json.loads(capsys.readouterr().out)
-    assert row["same_five_in_order"] == 1.0

@@ -27,7 +27,7 @@ from data.batch import framed_batch
 from data.datasets.synthetic import draw_face
 from models.loading import load_parser
 from models.parser import FaceParser
-from training import options
+from scoring import options
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_whole
@@ -125,15 +125,13 @@ def export(
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = Parser(__doc__)
-    options.add_checkpoint_option(parser)
-    parser.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="where the ONNX graph goes")
-    parser.add_argument("--program", type=Path, metavar="FILE.pt2", help="where the torch.export program goes")
-    parser.add_argument(
-        "--framed", action="store_true", help="for photos with faces anywhere, whose frames are an input"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    args = parser.parse_args(argv)
+    cli = Parser(__doc__)
+    options.add_checkpoint_option(cli)
+    cli.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="where the ONNX graph goes")
+    cli.add_argument("--program", type=Path, metavar="FILE.pt2", help="where the torch.export program goes")
+    cli.add_argument("--framed", action="store_true", help="for photos with faces anywhere, whose frames are an input")
+    cli.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    args = cli.parse_args(argv)
     if not (args.onnx or args.program):
         raise InputError("nothing to write: name --onnx FILE.onnx, --program FILE.pt2, or both")
     for flag, path, suffix in (("--onnx", args.onnx, ".onnx"), ("--program", args.program, ".pt2")):

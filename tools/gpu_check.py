@@ -45,14 +45,13 @@ from models.stn_icnn.icnn import ICNN, ICNNConfig
 from models.stn_icnn.localizer import ReleasedLocalizer, ResNetLocalizer
 from models.stn_icnn.parts import PartNets
 from models.stn_icnn.released import convert
-from predict import make_folder
+from scoring import options
 from tools.benchmark.__main__ import at_least_1
 from tools.benchmark.inference import measure_inference, measure_predict
 from tools.benchmark.measure import REPOSITORY, Row, Table, cell, clock, describe, time_in_turns, write
 from tools.benchmark.setup import QUICK, Setup, drawn_faces, face_photos, parse_photos
 from tools.benchmark.training import STAGES, Case, build_task, schedule, watch
-from training import options
-from utils import runtime
+from utils import files, runtime
 from utils.cli import Parser
 from utils.runtime import Machine, run_main
 
@@ -124,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     cuda = device.type == "cuda"
     about = {**describe(device), **versions(device)}
     out = args.out or Path("results") / f"gpu-{re.sub('[^a-z0-9]+', '-', about['device'].lower()).strip('-')}"
-    make_folder(out, "--out")
+    files.make_folder(out, "--out")
     with tempfile.TemporaryDirectory(prefix="gpu_check", ignore_cleanup_errors=True) as scratch:
         machine = Machine(device, min(8, os.cpu_count() or 1) if cuda else 0, "bf16" if cuda else "off")
         usual = {"sizes": [(512, 512), (1024, 1024)], "seconds": 1.0, "steps": 20, "faces": 64}

@@ -135,3 +135,11 @@ def sha256(path: Path) -> str:
 def sha256_of_text(text: str) -> str:
     """SHA-256 of a text, in lower-case hexadecimal; what is no UTF-8 counts as the bytes of a file's name."""
     return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make an output folder and those above it; flag: the option that named it. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag} {folder} cannot be made ({error.strerror}): name another folder") from error

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from predict import make_folder
+from scoring import options
 from tools.benchmark import inference, training
 from tools.benchmark.measure import Table, describe, write
 from tools.benchmark.setup import QUICK, Setup
-from training import options
+from utils import files
 from utils.cli import Parser
 from utils.runtime import run_main
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     machine = options.machine(args)
     torch.manual_seed(args.seed)
-    make_folder(args.out, "--out")
+    files.make_folder(args.out, "--out")
     about = {**describe(machine.device), "quick": args.quick, "workers": args.workers}
     checkpoints = [path.resolve() for path in options.checkpoints(args)]
     given = {name: getattr(args, name) for name in ("sizes", "batches", "steps", "seconds") if getattr(args, name)}

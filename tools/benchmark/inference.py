@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-import predict
 from faces.detect import Detector
+from faces.labelling import Labelling, label_photos
+from faces.results import Job
 from faces.scene import SceneParser
 from models.loading import load_for_inference
 from tools.benchmark.measure import REPOSITORY, Row, Table, agreement, count_flops, peak_flops, spread, time_in_turns
@@ -85,8 +86,8 @@ def measure_predict(setup: Setup) -> list[Table]:
 
     def whole(numbers: range, scenes: SceneParser | None) -> None:
         files = [(folder / f"{i}.jpg", setup.scratch / f"{i}.png", setup.scratch / f"{i}.overlay.jpg") for i in numbers]
-        jobs = [predict.Job(file, {"labels": labels, "overlay": overlay}) for file, labels, overlay in files]
-        failed, _ = predict.label_photos(predict.Labelling(model, scenes, setup.machine, 4), jobs)
+        jobs = [Job(file, {"labels": labels, "overlay": overlay}) for file, labels, overlay in files]
+        failed, _ = label_photos(Labelling(model, scenes, setup.machine, 4), jobs)
         if failed:
             raise RuntimeError(failed[0])
 
