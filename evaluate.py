@@ -92,7 +92,7 @@ class Evaluation(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     machine = options.machine(args)
-    distributed.start_processes(args.device)
+    distributed.start_processes(machine.device)
     torch.manual_seed(args.seed)
     with distributed.told_when_lost():
         evaluation = score(args, machine)
@@ -219,11 +219,11 @@ def score_faces(parser: FaceParser, faces: Faces, machine: Machine, batch_size: 
     faces: in the label set of the parser. batch_size: faces at once, over all processes.
     """
     rank, world = distributed.rank(), distributed.world_size()
-    batches = evaluation_batches(faces, batch_size, rank, world, machine.workers)
+    batches = evaluation_batches(faces, batch_size, rank, world, machine)
     bar = tqdm(batches, desc=f"{faces.split} split", disable=None if rank == 0 else True, leave=False)
     with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
         index_N, matrices_NKK = evaluation.evaluate(parser.label, bar, machine.device, len(parser.labels))
-    return gather(index_N, matrices_NKK, len(faces), machine.device)
+    return gather(index_N, matrices_NKK, len(faces))
 
 
 def score_folders(
@@ -270,7 +270,7 @@ def score_folders(
     def picture(index: int) -> np.ndarray:
         return np.hstack([colour(label_map, labels) for label_map in read(index)])
 
-    whole_NKK = gather(torch.tensor(list(own), dtype=torch.long), matrices_NKK, len(pairs), machine.device)
+    whole_NKK = gather(torch.tensor(list(own), dtype=torch.long), matrices_NKK, len(pairs))
     return Evaluation(runtime.printable(predictions.resolve().name), about, labels, names, whole_NKK, picture)
 
 
@@ -303,14 +303,14 @@ def read_mapped(path: Path, labels: LabelSet, lut: np.ndarray) -> np.ndarray:
     return mapped
 
 
-def gather(index_N: Tensor, matrices_NKK: Tensor, count: int, device: torch.device) -> np.ndarray:
+def gather(index_N: Tensor, matrices_NKK: Tensor, count: int) -> np.ndarray:
     """Every face's confusion matrix, from all processes: int64 (count, K, K).
 
-    index_N, matrices_NKK: this process's faces and their matrices, on the CPU. device: where processes exchange data.
+    index_N, matrices_NKK: this process's faces and their matrices, on the CPU.
     """
     whole_NKK = torch.zeros(count, *matrices_NKK.shape[1:], dtype=torch.long)
     whole_NKK[index_N] = matrices_NKK
-    return distributed.sum_over_processes(whole_NKK.to(device)).cpu().numpy()
+    return distributed.sum_over_processes(whole_NKK).numpy()
 
 
 def worst_faces(evaluation: Evaluation, count: int) -> list[tuple[int, float]]:

@@ -11,22 +11,26 @@ file of the source changes.
 import fcntl
 import hashlib
 import os
+import sys
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 from tqdm import tqdm
 
 from data.images import THUMB, make_thumb
 from data.listing import Sample, Source
+from utils.distributed import rank
 from utils.errors import InputError
 
 CACHE_VERSION = 3
 FILES = ("photos", "labels", "thumbs")
 THUMB_BYTES = THUMB * THUMB * 3
+TOLD_AFTER = 5.0  # seconds of waiting for another run
 CHUNK = 64  # faces whose records are written together, once their pixels are on the disk
 
 
@@ -94,7 +98,7 @@ def build_cache(source: Source, folder: Path, threads: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         number = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         with open(number, "r+b", buffering=0) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one builder at a time; the others find it done
+            _lock(lock.fileno(), folder)  # one builder at a time; the others find it done
             known = _known_faces(source, folder)
             if len(known) < len(source.samples):
                 _append(source, folder, known, threads)
@@ -102,6 +106,18 @@ def build_cache(source: Source, folder: Path, threads: int) -> None:
         raise InputError(
             f"the cache {folder} could not be written ({error.strerror}): make room or name another folder with --cache"
         ) from error
+
+
+def _lock(number: int, folder: Path) -> None:
+    """Wait for the lock on an open file; after some seconds, say so."""
+    line = f"cache {folder}: waiting for another run, which is building it (stopped with Ctrl-Z? fg lets it go on)"
+    timer = Timer(TOLD_AFTER, tqdm.write, [line], {"file": sys.stderr})
+    if rank() == 0:
+        timer.start()
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+    finally:
+        timer.cancel()
 
 
 def sample_digest(sample: Sample, version: str) -> int:

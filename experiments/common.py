@@ -135,7 +135,7 @@ def load(args: argparse.Namespace, kind: type[AnyParser]) -> tuple[AnyParser, Fa
 
 def batches(faces: Faces, machine: Machine, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
     """Every face of a split once, on the device."""
-    return (batch.to(machine.device) for batch in evaluation_batches(faces, batch_size, workers=machine.workers))
+    return (batch.to(machine.device) for batch in evaluation_batches(faces, batch_size, machine=machine))
 
 
 @cache
