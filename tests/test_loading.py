@@ -1,9 +1,11 @@
 """The cache is whole after every mishap, and the batches hold what the files do, in an order of their own."""
 
+import fcntl
 import os
 import re
 import resource
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from data import images, listing, loaders
+from data import cache, images, listing, loaders
 from data.cache import label_geometry, part_geometry
 from data.labels import CELEBAMASK, HELEN, NINE
 from data.loaders import Faces, evaluation_batches, open_faces, training_batches
 from data.source import FaceData, open_source
 from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
 from utils.errors import InputError
-from utils.runtime import Machine
+from utils.runtime import Machine, explain
 
 COUNT = 6
 CPU = torch.device("cpu")
@@ -150,6 +152,48 @@ def test_a_face_that_was_damaged_on_the_disk_is_decoded_again_when_it_is_read(
     assert_holds_the_files(faces, root)
     list(evaluation_batches(open_train(root), 2, machine=Machine(CPU, workers)))
     assert "damaged" not in capfd.readouterr().err
+
+
+def raising(*_: Any) -> None:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failing", "line"),
+    [
+        (torch.Tensor, "share_memory_", raising, "/dev/shm is too small .* --shm-size=8g.*, or say --workers 0"),
+        (Faces, "collate", lambda *_: os.kill(os.getpid(), 9), "loads faces was killed, .* take fewer --workers"),
+    ],
+)
+def test_a_loading_process_that_fails_is_told_in_one_line(
+    owner: type, name: str, failing: Any, line: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(RuntimeError) as caught:
+        list(evaluation_batches(open_train(root), 2, machine=Machine(CPU, 1)))
+    assert re.match(rf"{line}|.*{line}", explain(caught.value))
+
+
+def test_only_batches_for_cuda_are_pinned(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for kind in ("cpu", "cuda"):
+        loader = evaluation_batches(open_train(root), 2, machine=Machine(torch.device(kind)))
+        assert loader.pin_memory == (kind == "cuda")
+
+
+def test_waiting_for_another_run_that_builds_the_cache_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(cache, "TOLD_AFTER", 0.01)
+    folder = open_train(root).folder
+    assert "waiting" not in capfd.readouterr().err
+    with open(folder / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        release = threading.Timer(0.5, fcntl.flock, [lock, fcntl.LOCK_UN])
+        release.start()
+        open_train(root)
+        release.join()
+    assert capfd.readouterr().err.count(f"cache {folder}: waiting for another run") == 1
 
 
 def test_a_record_that_was_damaged_on_the_disk_is_decoded_again(root: Path, reads: list[str]) -> None:

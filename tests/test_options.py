@@ -5,7 +5,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 import train_cropper
 import train_end2end
@@ -15,7 +14,7 @@ from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.fixtures import draw_faces, write_challenge
 from utils import checkpoint
 from utils.errors import InputError
-from utils.runtime import pick_device, run_main
+from utils.runtime import run_main
 
 SCRIPTS = (train_stage1, train_cropper, train_stage2, train_end2end)
 Refusal = Callable[..., str]
@@ -119,7 +118,6 @@ def test_synthetic_faces_take_no_folder(refusal: Refusal, tmp_path: Path) -> Non
     assert "leave --data out" in refusal(common=["--dataset", "synthetic", "--data", str(tmp_path)])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
 def test_cuda_is_refused_where_there_is_none(device: str, refusal: Refusal) -> None:
     line = refusal("--device", device)
@@ -144,11 +142,6 @@ def test_faces_to_train_on_without_any_label_are_told_before_the_first_epoch(tmp
     with pytest.raises(InputError, match="the 2 faces to train on have no label but background in label set nine"):
         train_stage1.main([*options, "--device", "cpu", "--run-dir", str(tmp_path / "run"), "--batch-size", "2"])
     assert not (tmp_path / "run").exists()
-
-
-def test_auto_takes_what_there_is() -> None:
-    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert pick_device("cpu") == torch.device("cpu")
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny_options: list[str], tmp_path: Path) -> None:
