@@ -109,11 +109,8 @@ def test_photos_are_parsed_on_cuda_as_on_the_cpu(tmp_path: Path) -> None:
     assert (maps[0] == maps[1]).mean() >= 0.999
 
 
-def test_retrieval_trains_and_searches_on_cuda(
-    tmp_path: Path,
-    small: None,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
-) -> None:
+@pytest.mark.usefixtures("small")
+def test_retrieval_trains_and_searches_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = write_people(tmp_path / "in", {name: 2 for name in "abc"})
     options = ["--data", str(people), *ON_CUDA, "--epochs", "2", "--run-dir", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
