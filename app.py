@@ -4,7 +4,6 @@ results of predict.py. It runs on this machine and sends nothing anywhere."""
 import argparse
 import html
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -48,7 +47,6 @@ def main(argv: list[str] | None = None) -> int:
         parser = load_for_inference(options.checkpoints(args), pick_device(args.device))
         parse = SceneParser(parser, Detector(), amp="auto")  # as predict.py has it
         page = build_page(gradio, parse, Path(folder))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             page.launch(
                 server_name=f"[{args.host}]" if ":" in args.host else args.host,

@@ -20,7 +20,7 @@ from utils.runtime import Machine, run_main
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     machine = options.machine(args)
-    distributed.start_processes(args.device)
+    distributed.start_processes(machine.device)
     torch.manual_seed(args.seed)
     with distributed.told_when_lost():
         evaluation = score(args, machine)

@@ -22,6 +22,7 @@ from models.loading import load_for_inference
 from scoring import options
 from utils.cli import Parser
 from utils.errors import InputError
+from utils.files import make_folder
 from utils.runtime import printable, run_main
 
 FACES = (*WHICH, "none")

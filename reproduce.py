@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     changed = {name: recipe.changed(epochs[name], args.batch_size) for name, recipe in recipes.items()}
     sizes = {"coarse_size": args.coarse_size, "crop_size": args.crop_size}
     setup = Setup(options.face_data(args), options.machine(args), args.seed, sizes)
+    distributed.start_processes(setup.machine.device)
     plans = plan_stages(changed, setup, args.out)
     with distributed.told_when_lost():
         for split in ("train", "val", args.split):  # whatever cannot be read is told before hours of training
@@ -100,7 +101,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
     args = cli.parse_args(argv)
     options.check(args)
-    distributed.start_processes(args.device)
     return args
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.batch import Batch, Key
 from data.cache import FILES, THUMB_BYTES, build_cache, part_geometry, record_type
@@ -20,6 +21,9 @@ from data.images import THUMB
 from data.labels import LabelSet, among
 from data.source import FaceData, open_source
 from utils.errors import InputError
+from utils.runtime import Machine
+
+HERE = Machine(torch.device("cpu"))
 
 
 class DamagedCache(InputError):
@@ -57,6 +61,7 @@ class Faces(Dataset):
         self.records = np.fromfile(folder / "records.bin", record_type(len(data_labels)), len(names))
         parts = [np.flatnonzero(among(self.lut, ids)).tolist() for ids in labels.part_ids]
         self._parts = part_geometry(self.records, parts)
+        self.loader: DataLoader | None = None  # whose processes go on from epoch to epoch
         self._open()
 
     def _open(self) -> None:
@@ -69,11 +74,11 @@ class Faces(Dataset):
         for number in vars(self).get("files", {}).values():
             os.close(number)
 
-    def __getstate__(self) -> dict[str, Any]:  # neither means anything in another process
-        return {name: value for name, value in vars(self).items() if name not in ("files", "_compared")}
+    def __getstate__(self) -> dict[str, Any]:  # what means nothing in another process is left out
+        return {name: value for name, value in vars(self).items() if name not in ("files", "_compared", "loader")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update(state, loader=None)
         self._open()
 
     def __len__(self) -> int:
@@ -150,7 +155,7 @@ class Faces(Dataset):
             photos[b, : photo.shape[0], : photo.shape[1]] = photo
             labels[b, : label_map.shape[0], : label_map.shape[1]] = label_map
         present, centres, extents = (values[index] for values in self._parts)
-        return Batch(
+        batch = Batch(
             labels=self.labels,
             photos_BHW3=torch.from_numpy(photos),
             labels_BHW=torch.from_numpy(labels),
@@ -162,6 +167,10 @@ class Faces(Dataset):
             index_B=torch.from_numpy(index),
             keys_B3=torch.tensor([item[1] for item in items]),
         )
+        for value in vars(batch).values() if get_worker_info() else ():
+            if isinstance(value, Tensor) and value.numel():
+                value.share_memory_()  # here, where it can fail aloud: the queue behind this would hang
+        return batch
 
     def first(self, count: int) -> Batch:
         """The first faces of the split, for pictures."""
@@ -195,19 +204,20 @@ def training_batches(
     folds: int = 1,
     rank: int = 0,
     world: int = 1,
-    workers: int = 0,
+    machine: Machine = HERE,
 ) -> DataLoader:
     """One epoch in shuffled order, each face ``folds`` times, the last incomplete batch left out.
 
-    batch_size: over all processes. The order depends on the seed and the epoch alone. The fold of a face (the
-    number of operations of the five-fold augmentation) is its position modulo ``folds`` before shuffling, and is
-    carried in the third key: key = position * folds + fold.
+    batch_size: over all processes. machine: loads the faces, in processes that go on from epoch to epoch: the loader of
+    one epoch ends when that of the next is asked for. The order depends on the seed and the epoch alone. The fold of a
+    face (the number of operations of the five-fold augmentation) is its position modulo ``folds`` before shuffling, and
+    is carried in the third key: key = position * folds + fold.
     """
     require_batch(len(faces) * folds, batch_size)
     order = np.random.default_rng((seed, epoch)).permutation(len(faces) * folds)
     order = order[: len(order) // batch_size * batch_size]
     tickets = [(int(i) // folds, (seed, epoch, position * folds + int(i) % folds)) for position, i in enumerate(order)]
-    return _loader(faces, tickets, batch_size, rank, world, workers)
+    return _loader(faces, tickets, batch_size, rank, world, machine)
 
 
 def require_batch(count: int, batch_size: int) -> None:
@@ -223,21 +233,32 @@ def require_pair(batch_size: int, normalised: str) -> None:
         raise InputError(f"--batch-size {batch_size}: the batch normalisation of {normalised} needs at least 2")
 
 
-def evaluation_batches(faces: Faces, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:
-    """Every face once, in order. Each process takes every ``world``-th face; its share may be empty."""
+def evaluation_batches(
+    faces: Faces, batch_size: int, rank: int = 0, world: int = 1, machine: Machine = HERE
+) -> DataLoader:
+    """Every face once, in order. Each process takes every ``world``-th face; its share may be empty. machine: see
+    ``training_batches``."""
     tickets = [(i, (0, 0, i)) for i in range(rank, len(faces), world)]
-    return _loader(faces, tickets, max(1, batch_size // world), 0, 1, workers)
+    return _loader(faces, tickets, max(1, batch_size // world), 0, 1, machine)
 
 
-def _loader(faces: Faces, tickets: list, batch_size: int, rank: int, world: int, workers: int) -> DataLoader:
+def _loader(faces: Faces, tickets: list, batch_size: int, rank: int, world: int, machine: Machine) -> DataLoader:
     share = batch_size // world
     starts = range(0, len(tickets), batch_size)
     batches = [tickets[start : start + batch_size][rank * share : (rank + 1) * share] for start in starts]
-    return DataLoader(
+    if machine.workers and faces.loader is not None:
+        faces.loader.batch_sampler[:] = batches  # type: ignore[index]
+        return faces.loader
+    loader = DataLoader(
         faces,
         batch_sampler=batches,
         collate_fn=faces.collate,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
+        num_workers=machine.workers,
+        pin_memory=machine.device.type == "cuda",
+        prefetch_factor=4 if machine.workers else None,
+        persistent_workers=machine.workers > 0,
+        generator=torch.Generator(),  # or each new one would draw from torch's own, on which dropout depends
     )
+    if machine.workers:
+        faces.loader = loader
+    return loader

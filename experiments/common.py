@@ -171,7 +171,7 @@ def open_split(args: argparse.Namespace, labels: LabelSet) -> Faces:
 
 def batches(faces: Faces, machine: Machine, batch_size: int = BATCH_SIZE, title: str | None = None) -> Iterable[Batch]:
     """Every face of a split once, on the device, with a bar of progress."""
-    found = evaluation_batches(faces, batch_size, workers=machine.workers)
+    found = evaluation_batches(faces, batch_size, machine=machine)
     return (batch.to(machine.device) for batch in tqdm(found, title, disable=None, leave=False))
 
 

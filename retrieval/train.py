@@ -293,7 +293,7 @@ def plan(args: argparse.Namespace) -> Plan:
     people = list_people(args.data)
     torch.manual_seed(args.seed)
     config, start, sources = read_start(args, recipe, people)
-    distributed.start_processes(args.device)
+    distributed.start_processes(where.device)
     return Plan(people, recipe, args.step, config, where, args.run_dir, args.seed, args.resume, start, sources)
 
 

@@ -146,11 +146,11 @@ def score_faces(parser: FaceParser, faces: Faces, machine: Machine, batch_size: 
     faces: in the label set of the parser. batch_size: faces at once, over all processes.
     """
     rank, world = distributed.rank(), distributed.world_size()
-    batches = evaluation_batches(faces, batch_size, rank, world, machine.workers)
+    batches = evaluation_batches(faces, batch_size, rank, world, machine)
     bar = tqdm(batches, desc=f"{faces.split} split", disable=None if rank == 0 else True, leave=False)
     with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
         index_N, matrices_NKK = evaluate(parser.label, bar, machine.device, len(parser.labels))
-    return gather(index_N, matrices_NKK, len(faces), machine.device)
+    return gather(index_N, matrices_NKK, len(faces))
 
 
 def score_folders(
@@ -197,7 +197,7 @@ def score_folders(
     def picture(index: int) -> np.ndarray:
         return np.hstack([colour(label_map, labels) for label_map in read(index)])
 
-    all_NKK = gather(torch.tensor(list(own), dtype=torch.long), matrices_NKK, len(pairs), machine.device)
+    all_NKK = gather(torch.tensor(list(own), dtype=torch.long), matrices_NKK, len(pairs))
     return Evaluation(runtime.printable(predictions.resolve().name), about, labels, names, all_NKK, picture)
 
 
@@ -230,11 +230,11 @@ def read_mapped(path: Path, labels: LabelSet, lut: np.ndarray) -> np.ndarray:
     return mapped
 
 
-def gather(index_N: Tensor, matrices_NKK: Tensor, count: int, device: torch.device) -> np.ndarray:
+def gather(index_N: Tensor, matrices_NKK: Tensor, count: int) -> np.ndarray:
     """Every face's confusion matrix, from all processes: int64 (count, K, K).
 
-    index_N, matrices_NKK: this process's faces and their matrices, on the CPU. device: where processes exchange data.
+    index_N, matrices_NKK: this process's faces and their matrices, on the CPU.
     """
     all_NKK = torch.zeros(count, *matrices_NKK.shape[1:], dtype=torch.long)
     all_NKK[index_N] = matrices_NKK
-    return distributed.sum_over_processes(all_NKK.to(device)).cpu().numpy()
+    return distributed.sum_over_processes(all_NKK).numpy()

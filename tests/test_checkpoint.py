@@ -390,6 +390,22 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole_and_no_litter(model: STNiCN
     assert [path.name for path in whole.parent.iterdir()] == ["whole.pt"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("DataLoader worker (pid 7) is killed")])
+def test_what_ends_a_run_while_it_saves_is_not_told_as_a_full_disk(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Failing(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell():
+                raise error
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint.files, "write_whole", lambda path, write: write(Failing()))
+    with pytest.raises(type(error)) as caught:
+        checkpoint.save(tmp_path / "last.pt", {"stage": "stage1", "weights": torch.zeros(9)})
+    assert caught.value is error
+
+
 def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"could not be saved \(No such file or directory\)"):
         checkpoint.save(tmp_path / "none" / "last.pt", {"stage": "stage1"})

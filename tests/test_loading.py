@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ from tests.damage import SPECIAL, line_of, little_room
 from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
 from utils import locks
 from utils.errors import InputError
+from utils.runtime import Machine, explain
 
 COUNT = 6
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -138,7 +141,7 @@ def test_a_face_that_was_damaged_on_the_disk_is_told_in_one_line(file: str, work
     faces = open_train(root)
     flip(faces.folder / file, 100)
     with pytest.raises(InputError, match=r"^the cache \S+ is damaged at face0: remove the folder$"):
-        list(evaluation_batches(faces, 2, workers=workers))
+        list(evaluation_batches(faces, 2, machine=Machine(CPU, workers)))
 
 
 def test_a_second_process_waits_for_the_cache_and_says_so(
@@ -175,6 +178,33 @@ def test_faces_that_nobody_holds_keep_no_file_open(root: Path) -> None:
     for _ in range(20):
         open_train(root)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def raising(*_: Any) -> None:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failing", "line"),
+    [
+        (torch.Tensor, "share_memory_", raising, "/dev/shm is too small .* --shm-size=8g.*, or say --workers 0"),
+        (Faces, "collate", lambda *_: os.kill(os.getpid(), 9), "loads faces was killed, .* take fewer --workers"),
+    ],
+)
+def test_a_loading_process_that_fails_is_told_in_one_line(
+    owner: type, name: str, failing: Any, line: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(RuntimeError) as caught:
+        list(evaluation_batches(open_train(root), 2, machine=Machine(CPU, 1)))
+    assert re.match(rf"{line}|.*{line}", explain(caught.value))
+
+
+def test_only_batches_for_cuda_are_pinned(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for kind in ("cpu", "cuda"):
+        loader = evaluation_batches(open_train(root), 2, machine=Machine(torch.device(kind)))
+        assert loader.pin_memory == (kind == "cuda")
 
 
 def test_a_record_that_was_damaged_on_the_disk_is_decoded_again(root: Path, reads: list[str]) -> None:
@@ -359,7 +389,7 @@ def test_photos_of_different_sizes_are_padded_at_the_right_and_bottom(root: Path
     np.testing.assert_array_equal(batch.centres_BP2, faces.parts()[1])
 
 
-def order_of(faces: Faces, batch_size: int, seed: int, epoch: int, folds: int = 1, **where: int) -> torch.Tensor:
+def order_of(faces: Faces, batch_size: int, seed: int, epoch: int, folds: int = 1, **where: Any) -> torch.Tensor:
     """(N, 4): index and key of each face of an epoch, in order."""
     batches = training_batches(faces, batch_size, seed, epoch, folds, **where)
     return torch.cat([torch.cat([batch.index_B[:, None], batch.keys_B3], 1) for batch in batches])
@@ -389,7 +419,9 @@ def test_the_order_depends_on_seed_and_epoch_alone(root: Path) -> None:
     faces = open_train(root)
     first = order_of(faces, 2, 0, 0)
     torch.manual_seed(99)
-    assert torch.equal(first, order_of(faces, 2, 0, 0, workers=2))
+    for seed, epoch in ((0, 1), (0, 0)):  # the same processes for both
+        loaded = order_of(faces, 2, seed, epoch, machine=Machine(CPU, 2))
+    assert torch.equal(first, loaded)
     assert torch.equal(first, order_of(faces, 3, 0, 0))
     assert not torch.equal(first[:, 0], order_of(faces, 2, 0, 1)[:, 0])
     assert not torch.equal(first[:, 0], order_of(faces, 2, 1, 0)[:, 0])

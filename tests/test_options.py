@@ -15,7 +15,7 @@ from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.fixtures import draw_faces, write_challenge
 from utils import checkpoint
 from utils.errors import InputError
-from utils.runtime import pick_device, run_main
+from utils.runtime import run_main
 
 SCRIPTS = (train_stage1, train_cropper, train_stage2, train_end2end)
 Refusal = Callable[..., str]
@@ -119,11 +119,6 @@ def test_faces_to_train_on_without_any_label_are_told_before_the_first_epoch(tmp
     with pytest.raises(InputError, match="the 2 faces to train on have no label but background in label set nine"):
         train_stage1.main([*options, "--device", "cpu", "--run-dir", str(tmp_path / "run"), "--batch-size", "2"])
     assert not (tmp_path / "run").exists()
-
-
-def test_auto_takes_what_there_is() -> None:
-    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert pick_device("cpu") == torch.device("cpu")
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:

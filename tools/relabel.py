@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     checkpoints = options.checkpoints(args)
     labels = load_parser(checkpoints).labels
     require_labels(labels.name, data.labels.name, checkpoints)  # before the faces are decoded
-    distributed.start_processes(args.device)
+    distributed.start_processes(machine.device)
     with distributed.told_when_lost():
         faces = open_faces(data, "train", labels, threads=machine.threads)
         record = relabel(checkpoints, faces, args.out, rule, machine, args.batch_size)

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.distributed import sum_over_processes, world_size
+from utils.distributed import group, sum_over_processes, world_size
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -98,7 +98,7 @@ def prepare(module: nn.Module, device: torch.device) -> None:
     kept. On CUDA that is torch's own SyncBatchNorm, on CPUs the one here."""
     if device.type == "cuda":
         if world_size() > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            nn.SyncBatchNorm.convert_sync_batchnorm(module, group(device))
         return
     for child in module.modules():
         if type(child) is nn.BatchNorm2d:

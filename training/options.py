@@ -82,7 +82,7 @@ def plan(
         raise InputError("every learning rate is 0: nothing would be trained")
     require_shares(recipe.batch_size)
     where = machine(args)
-    distributed.start_processes(args.device)
+    distributed.start_processes(where.device)
     start = {name: path for name in starts if (path := getattr(args, name)) is not None}
     given = {name: value for name, value in model.items() if value is not None}
     data = face_data(args)

@@ -40,8 +40,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     try:
         files.write_whole(path, lambda file: torch.save({"format": FORMAT, **state}, file))
-    except (OSError, RuntimeError) as error:  # torch reports a failed zip write as RuntimeError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "write failed, disk full?"
+    except (OSError, RuntimeError) as error:
+        # over any other, Ctrl-C's too, torch raises a RuntimeError where it closes the half-written file
+        cause = error.__context__ or error if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise cause from None
+        reason = cause.strerror or cause
         raise InputError(f"{path} could not be saved ({reason}); an older checkpoint there is untouched") from error
 
 

@@ -4,10 +4,13 @@ import ctypes
 import errno
 import io
 import logging
+import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from utils.distributed import world_size
+from utils.distributed import local_rank, local_size
 from utils.errors import InputError
 
 INTERRUPTED = "interrupted (a training run goes on with --resume)"
@@ -35,13 +38,21 @@ _NO_MEMORY = (  # of torch on CPU and GPU, of cuBLAS and cuDNN, C++, OpenCV and 
     "Insufficient memory",
     "can't start new thread",
 )
+_WORKERS = {  # what torch says of the processes that load faces: what it means and how to mend it
+    "shared memory": "/dev/shm is too small for the processes that load faces: enlarge it (docker run --shm-size=8g), "
+    "or say --workers 0",
+    "DataLoader worker": "a process that loads faces was killed, as the system does where memory is short: take fewer "
+    "--workers, or --workers 0",
+}
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def run_main(main: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
     """Run a script's ``main``: bad input, a full disk, too little memory and a failing GPU become one line and exit
-    status 2, Ctrl-C the line ``interrupted`` and status 130."""
+    status 2, Ctrl-C, SIGTERM and SIGHUP the line ``interrupted`` and status 130."""
     keep_freed_memory()
     keep_output_clean()
+    end_as_by_ctrl_c()
     try:
         return main()
     except KeyboardInterrupt:
@@ -71,7 +82,36 @@ def explain(error: Exception) -> str:
         return f"{error.filename2 or error.filename or 'a file'} could not be read or written: {error.strerror}"
     if isinstance(error, RuntimeError) and str(error).startswith("CUDA error"):
         return f"the GPU failed{first_line(error)}: run it again, or with --device cpu"
+    if isinstance(error, RuntimeError):
+        return next((line for words, line in _WORKERS.items() if words in str(error)), "")
     return ""
+
+
+def end_as_by_ctrl_c() -> None:
+    """Let SIGTERM and SIGHUP (the end of a batch job, a closed terminal) raise KeyboardInterrupt, so that temporary
+    files go and processes of ours end. The first of them counts; one that is ignored, as under nohup, stays so."""
+
+    def interrupt(number: int, _: object) -> None:
+        for end in _ENDS:
+            signal.signal(end, signal.SIG_IGN)
+        for stream in (1, 2) if number == signal.SIGHUP else ():
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # a terminal, which has gone: to write there would fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for end in _ENDS:
+            if signal.getsignal(end) == signal.SIG_DFL:
+                signal.signal(end, interrupt)
+
+
+def end_with_parent() -> None:
+    """In a process of a pool: leave Ctrl-C and SIGHUP to the parent, and end as soon as it has ended, killed or not."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: parent.join() or os._exit(1), daemon=True).start()  # type: ignore[func-returns-value]
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -118,13 +158,10 @@ def keep_freed_memory() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:N". Raises InputError where there is no such device."""
+    """ "auto", "cpu", "cuda" or "cuda:N". A CUDA device has an index, is the current one from now on, and each of
+    torchrun's processes has its own. Raises InputError where there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and world_size() > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    elif name.startswith("cuda:") and world_size() > 1:
-        raise InputError(f"--device {name}: several processes would share one device; say --device cuda")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -134,11 +171,20 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cpu" and device.index:
         raise InputError(f"--device {name}: there is one CPU device; say --device cpu")
     if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count, sharing = torch.cuda.device_count() if torch.cuda.is_available() else 0, local_size()
         if count == 0:
             raise InputError(f"--device {name}: this machine has no usable CUDA device; use --device cpu or auto")
         if (device.index or 0) >= count:
             raise InputError(f"--device {name}: this machine has {count} CUDA device(s), numbered from 0")
+        if sharing > 1 and device.index is not None:
+            raise InputError(f"--device {name}: {sharing} processes would share one device; say --device cuda")
+        if sharing > count:
+            raise InputError(
+                f"--device {name}: {sharing} processes would share {count} CUDA device(s): start at most {count}, "
+                "or say --device cpu"
+            )
+        if device.index is None:
+            device = torch.device("cuda", local_rank() if sharing > 1 else torch.cuda.current_device())
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = True  # convolutions alone: matrix products carry the geometry
     return device
