@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 import reproduce
 from data.loaders import open_faces
-from data.view import View
 from evaluate import Request
 from experiments import common
 from models.loading import read_weights
@@ -74,7 +73,7 @@ def windows(model: STNiCNN, args: argparse.Namespace, machine: Machine) -> dict[
     present = []
     with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
         for batch in common.batches(faces, machine):
-            truth_BP23, boxes_BP4 = model.true_windows(View(batch)), part_boxes(batch.labels_BHW)
+            truth_BP23, boxes_BP4 = model.windows_of(batch, "truth"), part_boxes(batch.labels_BHW)
             present.append(batch.present_BP.cpu().numpy())
             for name, crops in common.CROPPERS.items():
                 theta_BP23 = model.windows_of(batch, crops)
