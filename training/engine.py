@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training import batchnorm
+from training.casts import cast_together
 from utils import checkpoint, distributed, files, locks, runtime
 from utils.errors import InputError
 
@@ -235,7 +237,9 @@ def _train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = optimisation.lr[group["name"]] * factor
         with runtime.autocast(run.device, run.amp):
-            parts = step(batch.to(run.device))
+            on_gpu = run.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+            with cast_together(task.networks.values()) if on_gpu else nullcontext():
+                parts = step(batch.to(run.device))
             losses_L = torch.stack(list(parts.values()))
             loss = losses_L.sum()
         optimizer.zero_grad(set_to_none=True)

@@ -123,7 +123,7 @@ def add_machine_options(parser: argparse.ArgumentParser, batch_size: int | None 
         "--amp",
         choices=("auto", "off", "bf16"),
         default="auto",
-        help="bfloat16 arithmetic; auto: where the hardware has it",
+        help="bfloat16 arithmetic; auto: where the hardware has it, but never for the paper's recipes",
     )
 
 
@@ -227,7 +227,8 @@ def face_data(args: argparse.Namespace) -> FaceData:
 
 def machine(args: argparse.Namespace) -> Machine:
     """Where the options let the script run. Raises InputError where there is no such device."""
-    return Machine(runtime.pick_device(args.device), args.workers, args.amp)
+    papers = args.amp == "auto" and getattr(args, "recipe", "").startswith("paper")
+    return Machine(runtime.pick_device(args.device), args.workers, "off" if papers else args.amp)
 
 
 def plan(args: argparse.Namespace, recipes: Recipes | GuestRecipes, starts: Sequence[str] = (), **model: Any) -> Plan:

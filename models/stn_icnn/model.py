@@ -101,6 +101,7 @@ class STNiCNN(FaceParser):
         self.crops = crops
         self.coarse = ICNN(ICNNConfig(num_labels=len(NINE)))
         self.localizer = build_localizer(config.localizer, config.coarse_size)
+        self.localizer.full_precision = True  # type: ignore[assignment]
         self.parts = PartNets()
         self.layout_P3: Tensor
         self.register_buffer("layout_P3", FACE_LAYOUT, persistent=False)
