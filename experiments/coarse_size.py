@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import reproduce
-from data.view import View
 from experiments import common
 from experiments.common import Result
 from models.loading import read_weights
@@ -68,7 +67,7 @@ def windows(model: STNiCNN, args: argparse.Namespace, machine: Machine) -> dict[
     present = []
     with common.inference(machine):
         for batch in common.batches(common.open_split(args, model.labels), machine):
-            truth_BP23, boxes_BP4 = model.true_windows(View(batch)), part_boxes(batch.labels_BHW)
+            truth_BP23, boxes_BP4 = model.windows_of(batch, "truth"), part_boxes(batch.labels_BHW)
             present.append(batch.present_BP.cpu().numpy())
             for name, crops in common.CROPPERS.items():
                 theta_BP23 = model.windows_of(batch, crops)

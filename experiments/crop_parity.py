@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         view = View(replace(batch, centres_BP2=batch.centres_BP2.round()))
         centres_BP2 = view.batch.centres_BP2
         for size, config in configs.items():
-            theta_BP23 = target_theta(view.parts(), view.sizes_B2, config.windows)
+            (theta_BP23,) = view.send(target_theta(view.parts(), view.host.sizes_B2, config.windows))
             crops_BPSS3 = view.crops(theta_BP23, size).permute(0, 1, 3, 4, 2).cpu().numpy() * 255
             for b, present_P in enumerate(batch.present_BP.cpu().numpy()):
                 sliced = slices(batch.photos_BHW3[b].cpu().numpy(), centres_BP2[b].cpu().numpy(), size)

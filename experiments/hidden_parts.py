@@ -15,7 +15,6 @@ from torch import Tensor
 from data.batch import Batch
 from data.images import make_thumb
 from data.labels import NUM_PARTS
-from data.view import View
 from experiments import common
 from experiments.common import Result
 from models.stn_icnn.baseline import part_boxes
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
             present_BP = batch.present_BP.cpu().numpy()
             indices = batch.index_B.tolist()
             orders = [hiding_order(present_P, args.seed, i) for present_P, i in zip(present_BP, indices, strict=True)]
-            boxes_BP4, truth_BP23 = part_boxes(batch.labels_BHW), model.true_windows(View(batch))
+            boxes_BP4, truth_BP23 = part_boxes(batch.labels_BHW), model.windows_of(batch, "truth")
             present.append(present_BP)
             for k in counts:
                 hidden_BP = np.array([np.isin(np.arange(NUM_PARTS), order[:k]) for order in orders])

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from data.batch import Batch
-from data.view import Parts, View
+from data.view import Parts
 from experiments import common
 from experiments.common import Result
 from models.stn_icnn.baseline import mask_geometry
@@ -77,7 +77,7 @@ def find(model: STNiCNN, batches: Iterable[Batch]) -> Looks:
         assert theta_BP23 is not None  # the localizer makes windows
         found[LOCALIZER].append(theta_BP23.float())
         found[SECOND].append(target_theta(Parts(*mask_geometry(labels_BHW)), batch.sizes_B2, model.config.windows))
-        found[TRUE].append(model.true_windows(View(batch)))
+        found[TRUE].append(model.windows_of(batch, "truth"))
         sizes.append(batch.sizes_B2)
         present.append(batch.present_BP)
     theta_NP23, present_NP = {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(present)

@@ -7,7 +7,6 @@ share that is found at the first place (top1) decides which epoch is the best.
 
 import argparse
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch, photo_batch
 from data.labels import NINE
@@ -140,6 +140,8 @@ class Identity(Task):
             self.networks[name].load_state_dict(weights)
         head.centres.zero_()
         self.known, self.asked = known, asked
+        self.labels_N: Tensor
+        self.register_buffer("labels_N", torch.from_numpy(known.labels_N), persistent=False)
         self.known_crops, self.asked_crops = read_crops(known.files), read_crops(asked.files)
 
     @property
@@ -158,12 +160,17 @@ class Identity(Task):
         }
         return Run(plan.folder, plan.resume, plan.machine.device, plan.machine.amp, description)
 
-    def batches(self, epoch: int) -> "Epoch":
+    def batches(self, epoch: int) -> DataLoader:
         plan = self.plan
         rank, world = distributed.rank(), distributed.world_size()
         torch.manual_seed(plan.seed + 2**16 * (epoch * world + rank + 1))  # of dropout
         steps = plan.recipe.steps or len(self.known) // plan.recipe.batch_size
-        return Epoch(self.known, self.known_crops, plan.recipe.batch_size, steps, plan.seed, epoch, rank, world)
+        thumbs = not View.needs_photos(plan.config.size)
+        batches = Epoch(
+            self.known, self.known_crops, plan.recipe.batch_size, steps, plan.seed, epoch, rank, world, thumbs
+        )
+        cuda = plan.machine.device.type == "cuda"
+        return DataLoader(batches, batch_size=None, num_workers=plan.machine.workers, pin_memory=cuda)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, labels_B = self.plan.recipe, self.labels(batch)
@@ -181,7 +188,7 @@ class Identity(Task):
 
     def labels(self, batch: Batch) -> Tensor:
         """Whose photos they are: (B,)."""
-        return torch.from_numpy(self.known.labels_N).to(batch.index_B.device)[batch.index_B]
+        return self.labels_N[batch.index_B]
 
     def validate(self) -> Scores:
         """Top-1 and top-5 of the photos that were left out, among all others. Each process does it all: minutes of
@@ -193,8 +200,9 @@ class Identity(Task):
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """The batches of an epoch: a piece of endless shuffled passes over all photos. batch_size: over all processes."""
+class Epoch(Dataset):
+    """The batches of an epoch: a piece of endless shuffled passes over all photos. batch_size: over all processes.
+    thumbs: see ``photo_batch``."""
 
     people: People
     crops_NSS3: np.ndarray
@@ -204,15 +212,16 @@ class Epoch:
     epoch: int
     rank: int
     world: int
+    thumbs: bool = True
 
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __getitem__(self, step: int) -> Batch:
+        if step >= self.steps:
+            raise IndexError(step)
         share = self.batch_size // self.world
-        for step in range(self.steps):
-            places = (self.epoch * self.steps + step) * self.batch_size + self.rank * share + np.arange(share)
-            yield self.batch(places)
+        return self.batch((self.epoch * self.steps + step) * self.batch_size + self.rank * share + np.arange(share))
 
     def batch(self, places_B: np.ndarray) -> Batch:
         """The photos at these places of the passes."""
@@ -223,7 +232,7 @@ class Epoch:
         }
         index_B = np.array([orders[place // count][place % count] for place in places_B])
         keys_B3 = torch.tensor([(self.seed, self.epoch, int(place)) for place in places_B])
-        batch = photo_batch(list(self.crops_NSS3[index_B]), NINE)
+        batch = photo_batch(list(self.crops_NSS3[index_B]), NINE, self.thumbs)
         return replace(batch, index_B=torch.from_numpy(index_B), keys_B3=keys_B3)
 
 

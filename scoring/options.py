@@ -110,7 +110,7 @@ def add_machine_options(cli: argparse.ArgumentParser, batch_size: int | None = N
         "--amp",
         choices=("auto", "off", "bf16"),
         default="auto",
-        help="bfloat16 arithmetic; auto: where the hardware has it",
+        help="bfloat16 arithmetic; auto: where the hardware has it, but never for the paper's recipes",
     )
 
 
@@ -182,4 +182,5 @@ def face_data(args: argparse.Namespace) -> FaceData:
 
 def machine(args: argparse.Namespace) -> Machine:
     """Where the options let the script run. Raises InputError where there is no such device."""
-    return Machine(runtime.pick_device(args.device), args.workers, args.amp)
+    papers = args.amp == "auto" and getattr(args, "recipe", "").startswith("paper")
+    return Machine(runtime.pick_device(args.device), args.workers, "off" if papers else args.amp)

@@ -192,7 +192,7 @@ def test_centre_loss_over_three_batches(alpha):
 def test_adagrad_steps_as_tensorflows_does():
     module = nn.Linear(3, 1, bias=False)
     module.weight.data = torch.tensor([[1.0, -2.0, 0.5]])
-    optimizer = _optimizer(Optimisation(1, {"n": 0.1}, "adagrad"), {"n": module})
+    optimizer = _optimizer(Optimisation(1, {"n": 0.1}, "adagrad"), {"n": module}, torch.device("cpu"))
     for step, (rate, *weights) in enumerate(expected("tensorflow adagrad")):
         optimizer.param_groups[0]["lr"] = 0.1 * 0.8 ** (step // 2)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)

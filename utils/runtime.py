@@ -16,10 +16,13 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from utils.distributed import local_rank, local_size
 from utils.errors import InputError
@@ -236,6 +239,13 @@ class Machine:
     def threads(self) -> int:
         """How many threads decode and write photos."""
         return max(2, self.workers)
+
+
+@cache
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Plain values as a tensor that is made once for each device: each making is a copy that the host waits for."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def git_revision() -> str:

@@ -101,7 +101,10 @@ class STNiCNN(FaceParser):
         self.crops = crops
         self.coarse = ICNN(ICNNConfig(num_labels=len(NINE)))
         self.localizer = build_localizer(config.localizer, config.coarse_size)
+        self.localizer.full_precision = True  # type: ignore[assignment]
         self.parts = PartNets()
+        self.layout_P3: Tensor
+        self.register_buffer("layout_P3", FACE_LAYOUT, persistent=False)
 
     @classmethod
     def from_weights(cls, found: Sequence[Weights], crops: str = "predicted") -> "STNiCNN":
@@ -147,19 +150,23 @@ class STNiCNN(FaceParser):
         if self.config.window_margin == 0:
             # Windows of crop_size photo pixels: their scale depends on the photo's size, which the stretched photo
             # does not show, so it is predicted relative to that of a photo in which they fit the face layout.
-            span_B1 = (sizes_B2.flip(-1).float() - 1).clamp(min=1)[:, None, :, None]
-            nominal_BP21 = (self.config.crop_size - 1) / span_B1 / FACE_LAYOUT[:, 2].to(theta_BP23)[:, None, None]
+            span_B121 = (sizes_B2.flip(-1).float() - 1).clamp(min=1)[:, None, :, None]
+            nominal_BP21 = (self.config.crop_size - 1) / span_B121 / self.layout_P3[:, 2, None, None]
             return torch.cat([theta_BP23[..., :2] * nominal_BP21, theta_BP23[..., 2:]], -1)
         return theta_BP23
 
-    def true_windows(self, view: View) -> Tensor:
-        """theta_BP23 around the true parts, in the frame of each photo of the view."""
-        return target_theta(view.parts(), view.sizes_B2, self.config.windows)
+    def true_windows(self, view: View, jitter: float = 0.0) -> tuple[Tensor, Tensor]:
+        """theta_BP23 around the true parts, in the frame of each photo of the view, and which parts are present_BP
+        (1.0 or 0.0). jitter: see ``View.jittered``."""
+        parts, host = view.parts(), view.host
+        theta_BP23 = host.jittered(target_theta(parts, host.sizes_B2, self.config.windows), jitter)
+        theta_BP23, present_BP = view.send(theta_BP23, parts.present_BP.float())
+        return theta_BP23, present_BP
 
     def windows_of(self, batch: Batch, crops: str) -> Tensor:
         """theta_BP23 in the frame of each photo of the batch's view. crops: "predicted", "baseline" or "truth"."""
         if crops == "truth":
-            return self.true_windows(View(batch))
+            return self.true_windows(View(batch))[0]
         logits_BKSS, sizes_B2 = self.rough_mask(batch), View(batch).sizes_B2
         if crops == "baseline":
             return baseline_theta(logits_BKSS.argmax(1), sizes_B2, self.config.windows)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from data.labels import NINE, NUM_PARTS
 from models.stn_icnn.icnn import ICNN, ICNNConfig
+from utils.runtime import constant
 
 # Which network labels which parts: the second of a pair goes through mirrored, in and out.
 NETWORKS = {"brows": (0, 1), "eyes": (2, 3), "nose": (4,), "mouth": (5,)}
@@ -38,9 +39,7 @@ class PartNets(nn.Module):
 
 def part_targets(labels_BPSS: Tensor) -> list[Tensor]:
     """Nine-label crops (uint8) to the targets of each part network (int64): what is not the part is background."""
-    targets = []
-    for part, labels in enumerate(NINE.part_ids):
-        lut = torch.zeros(len(NINE), dtype=torch.long, device=labels_BPSS.device)
-        lut[list(labels)] = torch.arange(1, len(labels) + 1, device=labels_BPSS.device)
-        targets.append(lut[labels_BPSS[:, part].long()])
-    return targets
+    rows = ((1 + ids.index(k) if k in ids else 0 for k in range(len(NINE))) for ids in NINE.part_ids)
+    lut_PK = constant(tuple(map(tuple, rows)), torch.long, labels_BPSS.device)
+    offsets_P11 = len(NINE) * torch.arange(NUM_PARTS, device=labels_BPSS.device)[:, None, None]
+    return list(lut_PK.flatten()[labels_BPSS + offsets_P11].unbind(1))
