@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from data.batch import FRAME_SIDE, framed_batch, photo_batch
 from data.datasets.synthetic import draw_face
@@ -12,7 +13,8 @@ from data.labels import CELEBAMASK, NINE
 from data.view import View
 from faces.align import frame_of, square, whole
 from faces.scene import compose_scene, overlapping, window_distance
-from geometry.paste import Patch, paste, paste_any, paste_turned
+from geometry import paste as geometry_paste
+from geometry.paste import Patch, paste, paste_any
 from geometry.sampling import crop
 from geometry.theta import window_corners, window_theta
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
@@ -43,6 +45,12 @@ def turned_in(photo: np.ndarray, degrees: float, height: int, width: int, centre
         photo, pixels_23, (width, height), dst=grey, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_TRANSPARENT
     )
     return grey, frame
+
+
+def paste_turned(probs: list[Tensor], theta_P23: Tensor, *arguments, **options) -> Patch:
+    """Of one face."""
+    (patch,) = geometry_paste.paste_turned([p[None] for p in probs], theta_P23[None].numpy(), *arguments, **options)
+    return patch
 
 
 def test_the_frame_of_an_upright_face_by_hand() -> None:
@@ -228,7 +236,7 @@ def test_where_windows_of_two_faces_overlap_the_nearer_centre_decides() -> None:
     sizes = torch.tensor([[40, 60]])
     patches = []
     for x, label in ((20, 5), (30, 3)):  # windows of 21 pixels around (x, 20)
-        theta = window_theta(torch.tensor([[[float(x), 20.0]]]), torch.tensor([[[21.0]]]), sizes)[0]
+        theta = window_theta(torch.tensor([[[float(x), 20.0]]]), torch.tensor([[[21.0]]]), sizes)[0].double().numpy()
         patches.append((a_patch(10, x - 10, label, 21), theta))
     frames = [square(np.zeros(2), np.ones(2))] * 2
     scene = compose_scene(NINE, (40, 60), patches, frames, [None, None])
