@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.batch import photo_batch
-from data.images import PHOTO_SUFFIXES, natural_key, read_photo
+from data.images import PHOTO_SUFFIXES, as_photo, natural_key
 from data.labels import LABEL_SETS, LabelSet
 from faces import video
 from faces.detect import Detection, Detector
@@ -85,7 +85,7 @@ class Labelling:
 
     def open(self, path: Path) -> tuple[np.ndarray, list[Detection]]:
         """A photo, uint8 (H, W, 3), and its faces; none where it itself is the face. Raises InputError."""
-        photo = read_photo(path)
+        photo = as_photo(path)
         return photo, [] if self.scenes is None else self.scenes.find(photo)
 
     def label(self, photos: list[np.ndarray], found: list[list[Detection]]) -> list[Result]:
