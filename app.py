@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         # read when gradio is imported: its one place for files, nothing sent to its makers, no proxy to this machine
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", no_proxy="*")
         gradio = import_gradio()
-        parser = load_for_inference(options.checkpoints(args), pick_device(args.device))
+        parser = load_for_inference(options.checkpoints(args), pick_device(args.device), amp="auto")
         parse = SceneParser(parser, Detector(), amp="auto")  # as predict.py has it
         page = build_page(gradio, parse, Path(folder))
         try:

@@ -55,8 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     labelled = shown = 0
     started = time.monotonic()
     if files:
-        parser = load_for_inference(options.checkpoints(args), machine.device, args.crops, args.mirror, args.labels)
-        scenes = None if args.faces == "none" else SceneParser(parser, Detector(), args.faces, machine.amp)
+        parser = load_for_inference(
+            options.checkpoints(args), machine.device, args.crops, args.mirror, args.labels, machine.amp
+        )
+        scenes = None
+        if args.faces != "none":
+            scenes = SceneParser(parser, Detector(), args.faces, machine.amp, args.batch_size)
         how = Labelling(parser, scenes, machine, args.batch_size, args.probabilities, args.windows)
         started = time.monotonic()
         if photos or clips:

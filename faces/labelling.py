@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from data.batch import photo_batch
-from data.images import read_photo
+from data.images import as_photo
 from faces.detect import Detection
 from faces.results import Job, Result, not_written, write
 from faces.scene import SceneParser
@@ -41,7 +41,7 @@ class Labelling:
 
     def open(self, path: Path) -> tuple[np.ndarray, list[Detection]]:
         """A photo, uint8 (H, W, 3), and its faces; none where it itself is the face. Raises InputError."""
-        photo = read_photo(path)
+        photo = as_photo(path)
         return photo, [] if self.scenes is None else self.scenes.find(photo)
 
     def label(self, photos: list[np.ndarray], found: list[list[Detection]]) -> list[Result]:

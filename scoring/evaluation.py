@@ -97,7 +97,7 @@ def score_model(request: Request) -> Evaluation:
     Raises InputError for checkpoints, options or faces that cannot be used.
     """
     machine, data = request.machine, request.data
-    parser = load_for_inference(request.checkpoints, machine.device, request.crops, request.mirror)
+    parser = load_for_inference(request.checkpoints, machine.device, request.crops, request.mirror, amp=machine.amp)
     faces = open_faces(data, request.split, parser.labels, threads=machine.threads)
     asked = describe(request, faces)
     distributed.require_same({**asked, "images": len(faces), "amp": machine.amp})

@@ -50,6 +50,7 @@ class Labeller(nn.Module):
         self.parser = parser
 
     def forward(self, photos: Tensor) -> Tensor:
+        only_bytes(photos)
         return self.parser(photos).argmax(1).to(torch.uint8)
 
     def checks(self) -> Iterator[tuple[str, tuple[Tensor, ...], Tensor]]:
@@ -60,6 +61,11 @@ class Labeller(nn.Module):
             yield f"{count} × {height}×{width}", (photos_BHW3,), self(photos_BHW3)
 
 
+def only_bytes(photos: Tensor) -> None:
+    """Let the program refuse anything but uint8: "Tensor dtype mismatch! Expected: Byte"."""
+    torch.ops.aten._assert_tensor_metadata.default(photos, dtype=torch.uint8)
+
+
 class FramedLabeller(Labeller):
     """photos_1HW3 (uint8), frames_F23 (float32, see ``data.batch.framed_batch``) -> labels_FHW (uint8)."""
 
@@ -67,6 +73,7 @@ class FramedLabeller(Labeller):
     examples = (torch.zeros(1, 300, 280, 3, dtype=torch.uint8), torch.tensor([[[99.0, 9, 150], [-9, 99, 140]]] * 2))
 
     def forward(self, photos: Tensor, frames: Tensor) -> Tensor:  # type: ignore[override]
+        only_bytes(photos)
         return self.parser.forward_framed(photos, frames).argmax(1).to(torch.uint8)
 
     def checks(self) -> Iterator[tuple[str, tuple[Tensor, ...], Tensor]]:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +40,7 @@ _NO_MEMORY = (  # of torch on CPU and GPU, of cuBLAS and cuDNN, C++, OpenCV and 
     "bad_alloc",
     "Insufficient memory",
     "can't start new thread",
+    "could not create a primitive",  # of oneDNN
 )
 _WORKERS = {  # what torch says of the processes that load faces: what it means and how to mend it
     "shared memory": "/dev/shm is too small for the processes that load faces: enlarge it (docker run --shm-size=8g), "
@@ -223,8 +224,36 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     """amp: "off", "bf16", or "auto" (bf16 where the hardware has it)."""
-    enabled = amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, amp))
+
+
+def uses_bf16(device: torch.device, amp: str) -> bool:
+    """Whether ``autocast`` takes bfloat16."""
+    return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one device on the CPU: one copy and one wait for all of them."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return list(tensors)
+    return unpack(pack(tensors).cpu(), tensors)
+
+
+def pack(tensors: Sequence[Tensor]) -> Tensor:
+    """The bytes of some tensors, uint8 (N), the widest numbers first, as ``unpack`` reads them."""
+    return torch.cat([tensors[k].contiguous().flatten().view(torch.uint8) for k in _widest_first(tensors)])
+
+
+def unpack(bytes_N: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """What ``pack`` has packed. like: tensors of the same shapes and types."""
+    order = _widest_first(like)
+    parts = bytes_N.split([like[k].nbytes for k in order])
+    found = {k: part.view(like[k].dtype).view(like[k].shape) for k, part in zip(order, parts, strict=True)}
+    return [found[k] for k in range(len(like))]
+
+
+def _widest_first(tensors: Sequence[Tensor]) -> list[int]:
+    return sorted(range(len(tensors)), key=lambda k: -tensors[k].itemsize)
 
 
 @dataclass(frozen=True)
