@@ -21,7 +21,7 @@ FLOORS = (  # lowest first; folders of one floor do not know each other
     {"tools"},
 )
 HEIGHT = {folder: height for height, floor in enumerate(FLOORS) for folder in floor}
-FILES = [path for pattern in ("*.py", "[!.]*/**/*.py") for path in HOME.glob(pattern) if path.parent.name != "tests"]
+FILES = [*HOME.glob("*.py"), *(path for path in HOME.glob("[!.]*/**/*.py") if not path.is_relative_to(HOME / "tests"))]
 MODULES = {".".join(path.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 
