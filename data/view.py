@@ -35,7 +35,9 @@ class Augmentation:
     for photos of other shapes that are stretched to a square; half of the faces keep their shape. noise: largest
     standard deviation of the Gaussian noise (photo in [0, 1]). tone: strength of the brightness, contrast, gamma and
     colour changes, in [0, 1]. blur: largest standard deviation of the Gaussian blur, in samples of each look; half of
-    the faces stay sharp. mirror: probability of a mirrored face (sides swapped in labels and parts).
+    the faces stay sharp. mirror: probability of a mirrored face (sides swapped in labels and parts). camera:
+    probability of a photo with fewer pixels, blur, noise and JPEG artefacts (see ``data.camera``), drawn where photos
+    are loaded, so that a soft photo is soft in every look.
     subsets: apply 0, 1, 2, 3 or 4 of rotation, shift, scale and noise to each face, as the paper does; otherwise all
     four. folds: how often each face is seen in an epoch; 5 (the paper's) shows each face with every number of
     operations.
@@ -49,13 +51,18 @@ class Augmentation:
     tone: float = 0.0
     blur: float = 0.0
     mirror: float = 0.0
+    camera: float = 0.0
     subsets: bool = False
     folds: int = 1
 
     def __post_init__(self) -> None:
         amounts = [float(getattr(self, f.name)) for f in fields(self) if f.name not in ("scale", "folds")]
         sound = 0 < self.scale[0] <= self.scale[1] < math.inf and self.folds in (1, 5)
-        if not sound or not all(0 <= amount < math.inf for amount in amounts) or max(self.tone, self.mirror) > 1:
+        if (
+            not sound
+            or not all(0 <= amount < math.inf for amount in amounts)
+            or max(self.tone, self.mirror, self.camera) > 1
+        ):
             raise ValueError(f"augmentation out of range: {self}")
 
     def view(self, batch: Batch) -> "View":
@@ -72,7 +79,7 @@ PAPER_AUGMENTATION = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), nois
 
 # For photos of other kinds than the training data's: turned, off-centre, of other sizes and shapes, dark, blurred.
 WIDE_AUGMENTATION = Augmentation(
-    rotation=30, shift=0.18, scale=(0.6, 1.4), stretch=0.5, noise=0.04, tone=1.0, blur=1.5, mirror=0.5
+    rotation=30, shift=0.18, scale=(0.6, 1.4), stretch=0.5, noise=0.04, tone=1.0, blur=1.5, mirror=0.5, camera=0.5
 )
 
 

@@ -78,7 +78,8 @@ class ParserTask(Task):
         super().__init__({name: getattr(model, name) for name in networks}, plan.recipe.optimisation)
         self.plan, self.model = plan, model
         threads = plan.machine.threads
-        self.train_faces = open_faces(plan.data, "train", model.labels, photos, threads)
+        camera = plan.recipe.augmentation.camera
+        self.train_faces = open_faces(plan.data, "train", model.labels, photos, threads, camera)
         self.val_faces = open_faces(plan.data, "val", model.labels, threads=threads)
         if not self.train_faces.count_labelled():
             raise InputError(
