@@ -86,7 +86,7 @@ class Cropper(ParserTask):
             miss_BP = ((theta_BP23 - target_BP23)[..., 2] * span_B12).norm(dim=-1) * batch.present_BP
             loss = theta_loss(theta_BP23, target_BP23, batch.present_BP, self.plan.recipe.theta_beta)
             sums_3 += torch.stack([loss * batch.present_BP.numel(), miss_BP.sum(), batch.present_BP.sum()])
-        loss, miss, count = distributed.sum_over_processes(sums_3).tolist()
+        loss, miss, count = distributed.sum_over_processes(sums_3.cpu()).tolist()
         return {"theta_loss": loss / max(count, 1), "centre_px": miss / max(count, 1)}
 
     def parse(self, batch: Batch) -> Parsed:

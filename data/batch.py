@@ -63,6 +63,11 @@ class Batch:
         """The batch in page-locked memory; the DataLoader calls this."""
         return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
 
+    def part(self, faces: slice) -> "Batch":
+        """Some of the faces of ``framed_batch``, in the same photos."""
+        kept = {name: value[faces] for name, value in self._tensors().items() if name != "photos_BHW3"}
+        return replace(self, **kept)
+
     def _tensors(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -244,7 +244,8 @@ def from_released(state: Mapping[str, Any]) -> tuple[LabelSet, dict[str, Tensor]
     for CelebAMask-HQ's. Raises InputError for other numbers of classes, and for values that are missing or unknown.
     """
     found = checkpoint.foreign_weights(state)
-    classes = getattr(found.get("layer6.conv4.bias"), "shape", (0,))[0]
+    bias = found.get("layer6.conv4.bias")
+    classes = len(bias) if isinstance(bias, Tensor) and bias.ndim == 1 else 0
     labels = {len(labels): labels for labels in (HELEN, CELEBAMASK)}.get(classes)
     if labels is None:
         raise InputError(

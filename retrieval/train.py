@@ -25,8 +25,10 @@ from retrieval.losses import Head, centre_loss, weight_penalty
 from retrieval.network import KIND, EmbeddingConfig, InceptionResnetV1, load_published, read_checkpoint
 from retrieval.people import People, list_people, read_crops, require_outside
 from retrieval.ranking import NEAREST, accuracy, embed, search
-from training import batchnorm, options
+from scoring import options
+from training import batchnorm
 from training.engine import Optimisation, Run, Scores, Task, fit, refuse_used
+from training.options import require_shares
 from utils import checkpoint, distributed, files
 from utils.cli import Parser
 from utils.errors import InputError
@@ -293,14 +295,14 @@ def plan(args: argparse.Namespace) -> Plan:
         optimisation=replace(recipe.optimisation, epochs=epochs),
         batch_size=args.batch_size or recipe.batch_size,
     )
-    options.require_shares(recipe.batch_size)
+    require_shares(recipe.batch_size)
     require_pair(recipe.batch_size, "embeddings")
     require_outside("--run-dir", args.run_dir, args.data)
     where = options.machine(args)
     people = list_people(args.data)
     torch.manual_seed(args.seed)
     config, start, sources = read_start(args, recipe, people)
-    distributed.start_processes(args.device)
+    distributed.start_processes(where.device)
     return Plan(people, recipe, args.step, config, where, args.run_dir, args.seed, args.resume, start, sources)
 
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.distributed import sum_over_processes, world_size
+from utils.distributed import group, sum_over_processes, world_size
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -97,7 +97,7 @@ def prepare(module: nn.Module, device: torch.device) -> None:
     """Let every torch.nn.BatchNorm2d of the module, in place, normalise over the batch of all processes; weights are
     kept. On CUDA that is torch's own SyncBatchNorm, on CPUs the one here."""
     if device.type == "cuda" and world_size() > 1:
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        nn.SyncBatchNorm.convert_sync_batchnorm(module, group(device))
     for child in module.modules():
         if type(child) is not nn.BatchNorm2d:
             continue

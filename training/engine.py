@@ -164,7 +164,7 @@ def _fit(task: Task, run: Run) -> Scores:
     lead = distributed.rank() == 0
     writer = _begin_log(task, run, first_epoch) if lead else None
     distributed.barrier()
-    step = _averaging(task) if dist.is_initialized() else task
+    step = _averaging(task, run.device) if dist.is_initialized() else task
 
     for epoch in range(first_epoch, epochs):
         clock = runtime.Clock()
@@ -185,7 +185,7 @@ def _fit(task: Task, run: Run) -> Scores:
             _show_epoch(writer, row, picture)
             values = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
             print(f"{task.stage} epoch {epoch + 1}/{epochs}  {values}", flush=True)
-    distributed.barrier()
+        distributed.barrier()  # not in the next step, see ``distributed.PATIENCE``
     assert best is not None
     if writer is not None:
         writer.close()
@@ -200,9 +200,9 @@ def refuse_used(folder: Path) -> None:
         raise InputError(f"{folder} already holds a run: go on with --resume, or name another --run-dir")
 
 
-def _averaging(task: Task) -> nn.Module:
+def _averaging(task: Task, device: torch.device) -> nn.Module:
     """The task, with its gradients averaged over the processes."""
-    step = DistributedDataParallel(task)
+    step = DistributedDataParallel(task, process_group=distributed.group(device))
     step.broadcast_buffers = False  # batch statistics are the same everywhere; as an argument newer torch warns of it
     return step
 

@@ -144,7 +144,7 @@ class STNiCNN(FaceParser):
     def locate(self, coarse_logits_BKhw: Tensor, sizes_B2: Tensor) -> Tensor:
         """Rough mask to theta_BP23 in the frame of each photo. sizes_B2: the photos' (height, width) in pixels."""
         with torch.autocast(coarse_logits_BKhw.device.type, enabled=False):  # bfloat16 is half a pixel coarse at 512
-            theta_BP23 = self.localizer(coarse_logits_BKhw.float().softmax(1))
+            theta_BP23 = self.localizer(coarse_logits_BKhw.softmax(1, dtype=torch.float32))
         if self.config.frame == "canvas":
             return compose(canvas_to_image(sizes_B2, self.config.canvas), theta_BP23)
         if self.config.window_margin == 0:
@@ -209,7 +209,7 @@ class STNiCNN(FaceParser):
         return paste(probs, padded_BP23, height, width, self.paste), theta_BP23
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
-        """photos_BHW3: uint8, all of one size. Returns canvas_BKHW of label probabilities."""
+        """See ``FaceParser.forward``."""
         batch, height, width, _ = photos_BHW3.shape
         sizes_B2 = torch.tensor([[height, width]], device=photos_BHW3.device).expand(batch, 2)
         theta_BP23 = self.locate(self.coarse(stretched(photos_BHW3, self.config.coarse_size)), sizes_B2)
@@ -234,7 +234,7 @@ class STNiCNN(FaceParser):
 
 
 def _softmax(part_logits: list[Tensor]) -> list[Tensor]:
-    return [logits.float().softmax(1) for logits in part_logits]
+    return [logits.softmax(1, dtype=torch.float32) for logits in part_logits]
 
 
 def _require_same_windows(localizer: Weights, parts: Weights) -> None:

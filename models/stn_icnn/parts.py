@@ -12,10 +12,15 @@ NETWORKS = {"brows": (0, 1), "eyes": (2, 3), "nose": (4,), "mouth": (5,)}
 
 
 class PartNets(nn.Module):
-    """Four iCNNs for six crops: brows, eyes, nose (two labels each) and mouth (four)."""
+    """Four iCNNs for six crops: brows, eyes, nose (two labels each) and mouth (four).
+
+    twice: average nose and mouth with their mirror images; a pair shares its network by mirroring already, so that a
+    mirrored photo shows it the very same crops.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.twice = False
         self.nets = nn.ModuleDict(
             {name: ICNN(ICNNConfig(num_labels=1 + len(NINE.part_ids[parts[0]]))) for name, parts in NETWORKS.items()}
         )
@@ -27,13 +32,14 @@ class PartNets(nn.Module):
         channel 0 is background, channel k the k-th of the part's labels.
         """
         logits: list[Tensor] = [crops_BP3SS] * NUM_PARTS
-        for name, parts in NETWORKS.items():
-            crops = [
-                crops_BP3SS[:, part] if side == 0 else crops_BP3SS[:, part].flip(-1) for side, part in enumerate(parts)
-            ]
-            outputs = self.nets[name](torch.cat(crops)).unflatten(0, (len(parts), -1))
-            for side, part in enumerate(parts):
-                logits[part] = outputs[side] if side == 0 else outputs[side].flip(-1)
+        for name, (one, *other) in NETWORKS.items():
+            mirrored = other or ([one] if self.twice else [])
+            crops = [crops_BP3SS[:, one], *(crops_BP3SS[:, part].flip(-1) for part in mirrored)]
+            outputs = self.nets[name](torch.cat(crops) if mirrored else crops[0]).unflatten(0, (len(crops), -1))
+            logits[one] = outputs[0]
+            for part in mirrored:
+                flipped = outputs[1].flip(-1)
+                logits[part] = flipped if other else (outputs[0] + flipped) / 2
         return logits
 
 
