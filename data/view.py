@@ -9,6 +9,7 @@ all sampling runs there, on whole batches, and waits for nothing.
 import math
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -281,10 +282,11 @@ class View:
         assert batch.photo_B is not None
         assert batch.host.frames_B33 is not None
         sides_B2 = (batch.host.frames_B33[:, :2, :2] * (batch.host.sizes_B2.flip(-1)[:, :, None] - 1)).norm(dim=1)
-        images = []
-        for b, length in enumerate(sides_B2.amax(1).tolist()):
-            count, face = max(1, min(8, math.ceil(length / side))), slice(b, b + 1)
-            framed = batch.frames_B33[face], batch.sizes_B2[face], batch.photo_B[face]
+        counts = [max(1, min(8, math.ceil(length / side))) for length in sides_B2.amax(1).tolist()]
+        images, first = [], 0
+        for count, alike in groupby(counts):
+            faces = slice(first, first := first + len(list(alike)))
+            framed = batch.frames_B33[faces], batch.sizes_B2[faces], batch.photo_B[faces]
             images.append(framed_images(batch.photos_BHW3, *framed, side, count) * 255)
         return torch.cat(images)
 
