@@ -7,12 +7,14 @@ Side convention, the same everywhere: ``brow1`` and ``eye1`` lie on the **image'
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from utils.errors import InputError
+from utils.files import parse_json, read_text
 
 NO_ID = 255  # what a map between label sets gives for ids that do not exist
 
@@ -258,6 +260,35 @@ CELEBAMASK = LabelSet(
 )
 
 LABEL_SETS = {labels.name: labels for labels in (NINE, HELEN, LAPA, CELEBAMASK)}
+
+# Other orders of the same labels, which label maps to be scored may come in: that of the BiSeNet releases.
+ORDERS = {
+    "bisenet": ["background", "skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r", "nose", "mouth", "u_lip", "l_lip", "neck", "neck_l", "cloth", "hair", "hat"]
+}
+
+
+def read_ids(text: str) -> LabelSet:
+    """The label set that maps to be scored follow: one of ``LABEL_SETS`` or ``ORDERS``, or a JSON file, which holds a
+    list of names or an object {id: name}; several ids may have one name. Raises InputError for anything else."""
+    if text in LABEL_SETS:
+        return LABEL_SETS[text]
+    known = {name: colour for labels in LABEL_SETS.values() for name, colour in zip(labels.names, labels.colours)}
+    names: object = ORDERS.get(text)
+    if names is None:
+        if not text.lower().endswith(".json"):
+            raise InputError(f"ids {text!r}: choose from {', '.join((*LABEL_SETS, *ORDERS))}, or name a file.json")
+        names = parse_json(read_text(Path(text), "ids"), text, "ids")
+        if isinstance(names, dict):
+            if names.keys() != {str(number) for number in range(len(names))}:
+                raise InputError(f"{text}: name every id from 0 on, without gaps; those without a label: background")
+            names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not 2 <= len(names) <= NO_ID:
+        raise InputError(f"{text} must hold a list of 2 to {NO_ID} names, or an object {{id: name}}")
+    if unknown := [str(name)[:40] for name in names if not isinstance(name, str) or name not in known]:
+        raise InputError(f"{text}: unknown labels {', '.join(unknown[:5])}: choose from {', '.join(known)}")
+    own = [name if name not in names[:number] else f"{name} {number}" for number, name in enumerate(names)]
+    shared = {one: _CELEBAMASK_SHARED.get(name, name) for one, name in zip(own, names, strict=True)}
+    return LabelSet(text, tuple(own), tuple(known[name] for name in names), shared=shared)
 
 
 def label_set(name: str) -> LabelSet:
