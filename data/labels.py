@@ -262,9 +262,11 @@ CELEBAMASK = LabelSet(
 LABEL_SETS = {labels.name: labels for labels in (NINE, HELEN, LAPA, CELEBAMASK)}
 
 # Other orders of the same labels, which label maps to be scored may come in: that of the BiSeNet releases.
-ORDERS = {
-    "bisenet": ["background", "skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r", "nose", "mouth", "u_lip", "l_lip", "neck", "neck_l", "cloth", "hair", "hat"]
-}
+_BISENET = (
+    *("background", "skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r", "nose", "mouth"),
+    *("u_lip", "l_lip", "neck", "neck_l", "cloth", "hair", "hat"),
+)
+ORDERS = {"bisenet": _BISENET}
 
 
 def read_ids(text: str) -> LabelSet:
@@ -272,9 +274,13 @@ def read_ids(text: str) -> LabelSet:
     list of names or an object {id: name}; several ids may have one name. Raises InputError for anything else."""
     if text in LABEL_SETS:
         return LABEL_SETS[text]
-    known = {name: colour for labels in LABEL_SETS.values() for name, colour in zip(labels.names, labels.colours)}
-    names: object = ORDERS.get(text)
-    if names is None:
+    known = {
+        name: colour
+        for labels in LABEL_SETS.values()
+        for name, colour in zip(labels.names, labels.colours, strict=True)
+    }
+    names: object = list(ORDERS.get(text, ()))
+    if not names:
         if not text.lower().endswith(".json"):
             raise InputError(f"ids {text!r}: choose from {', '.join((*LABEL_SETS, *ORDERS))}, or name a file.json")
         names = parse_json(read_text(Path(text), "ids"), text, "ids")
