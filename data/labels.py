@@ -71,6 +71,12 @@ class LabelSet:
         """All names but the background's."""
         return self.names[1:]
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The names as people say them; left and right are the subject's."""
+        sides = {"l_": "left ", "r_": "right "}
+        return tuple(_WORDS.get(name) or sides.get(name[:2], name[:2]) + name[2:] for name in self.names)
+
     @cached_property
     def mirror(self) -> tuple[int, ...]:
         """Id of the same pixel once the photo is mirrored, for each id."""
@@ -124,6 +130,18 @@ def among(labels: Array, ids: Sequence[int]) -> Array:
 
 
 _BROWS_AND_EYES = (("brow1", "brow2"), ("eye1", "eye2"))
+_WORDS = {
+    "eye_g": "glasses",
+    "ear_r": "earring",
+    "neck_l": "necklace",
+    "cloth": "clothes",
+    "mouth": "inner mouth",
+    "u_lip": "upper lip",
+    "l_lip": "lower lip",
+    "upper_lip": "upper lip",
+    "inner_mouth": "inner mouth",
+    "lower_lip": "lower lip",
+}
 _RGB = {
     "background": (0, 0, 0),
     "brow1": (255, 196, 0),
@@ -132,10 +150,10 @@ _RGB = {
     "eye2": (0, 90, 255),
     "nose": (80, 220, 80),
     "upper_lip": (255, 60, 130),
-    "inner_mouth": (150, 0, 60),
+    "inner_mouth": (255, 255, 255),
     "lower_lip": (190, 70, 255),
-    "skin": (230, 190, 160),
-    "hair": (120, 80, 40),
+    "skin": (0, 150, 120),  # no colour that skin has, nor hair
+    "hair": (220, 30, 30),
 }
 
 
@@ -225,9 +243,9 @@ CELEBAMASK = LabelSet(
         _CELEBAMASK_SHARED,
         {
             "eye_g": (120, 255, 255),
-            "l_ear": (200, 140, 90),
-            "r_ear": (160, 110, 70),
-            "hat": (200, 200, 60),
+            "l_ear": (140, 200, 0),
+            "r_ear": (90, 140, 0),
+            "hat": (130, 80, 30),
             "ear_r": (255, 240, 150),
             "neck_l": (90, 160, 160),
             "neck": (180, 150, 200),

@@ -173,7 +173,7 @@ def score_folders(
     pairs = pair_folders(predictions, truth)[:max_images]
     names = [name for name, _, _ in pairs]
     distributed.require_same({"pairs": len(pairs), "names": names, "ids": ids.name, "truth_ids": truth_ids.name})
-    preds, truths = ([Sample(pair[0], Path(), (pair[side],)) for pair in pairs] for side in (1, 2))
+    preds, truths = ([Sample("", Path(), (paths[side],)) for _, *paths in pairs] for side in (0, 1))
     lut, truth_lut = _lut(ids, labels, preds, predictions), _lut(truth_ids, labels, truths, truth)
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,8 @@ def part_places(ids_HW: np.ndarray, labels: LabelSet) -> np.ndarray:
 
 def off_face(places_P2: np.ndarray, points_N52: np.ndarray, shape: tuple[int, int]) -> float:
     """How far a label map lies from the nearest of a photo's N faces: the median distance of eyes, nose and mouth from
-    their points, in eye distances of that face; in profiles in distances of eyes and mouth. NaN without two parts or a face.
+    their points, in eye distances of that face; in profiles in distances of eyes and mouth. NaN
+    without two parts or a face.
 
     places_P2: see ``part_places``. points_N52: as of ``faces.detect.Detection``, in shares of the photo's sides.
     shape: height and width of the label map. Exchanged eyes are no distance.
