@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.images import read_labels, read_photo
-from data.labels import LabelSet
+from data.labels import LABEL_SETS, LabelSet
 from faces.detect import Detector
 from faces.results import Job, Result, write
 from faces.scene import Face, SceneParser
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         # read when gradio is imported: its one place for files, nothing sent to its makers, no proxy to this machine
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", no_proxy="*")
         gradio = import_gradio()
-        parser = load_for_inference(options.checkpoints(args), pick_device(args.device), amp="auto")
+        parser = load_for_inference(options.checkpoints(args), pick_device(args.device), labels=args.labels, amp="auto")
         parse = SceneParser(parser, Detector(), amp="auto")  # as predict.py has it
         page = build_page(gradio, parse, Path(folder))
         try:
@@ -73,6 +73,11 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
     cli = Parser(__doc__)
     options.add_checkpoint_option(cli)
+    cli.add_argument(
+        "--labels",
+        choices=tuple(LABEL_SETS),
+        help="what to label; celebamask: all 19 classes; default: the checkpoint's",
+    )
     options.add_device_option(cli)
     cli.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: other machines may use the page too"
@@ -151,7 +156,7 @@ def style(labels: LabelSet) -> str:
 def build_page(gradio: Any, parse: SceneParser, folder: Path) -> Any:
     """The page, gradio's Blocks. folder: where results are written, in gradio's own folder for files."""
     labels = parse.parser.labels
-    names = [name.replace("_", " ") for name in labels.foreground]
+    names = list(labels.words[1:])
 
     def drop(file: str, shown: list[int]) -> dict[Any, Any]:
         def work() -> dict[Any, Any]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from data.labels import LABEL_SETS, NINE
+from data.labels import LABEL_SETS, NINE, ORDERS, read_ids
 from models.stn_icnn.model import CROPS
 from scoring import options
 from scoring.evaluation import BATCH_SIZE, Evaluation, Request, score_folders, score_model
 from scoring.files import save, tables, written_before
-from scoring.metrics import CHALLENGE_FILES
+from scoring.metrics import CHALLENGE_FILES, misnamed
 from utils import distributed
 from utils.errors import InputError
 from utils.runtime import Machine, run_main
@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{tables(evaluation)}\n{len(evaluation.names)} faces")
     if absent := evaluation.scores()["absent"]:
         print(f"without a score, since neither in the truth nor predicted: {', '.join(absent)}")
+    if moved := misnamed(evaluation.matrices_NKK.sum(0), evaluation.labels):
+        print(f"note: labels are named one for another ({', '.join(moved)}): do --ids and --truth-ids fit the files?")
     if args.out:
         result = save(args.out, evaluation, args.worst)
         pictures = f", worst/ ({len(result['worst'])})" if result["worst"] else ""
@@ -40,9 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 def score(args: argparse.Namespace, machine: Machine) -> Evaluation:
     """What the options ask for. Raises InputError, see ``score_folders`` and ``score_model``."""
     if args.predictions:
-        ids, truth_ids = LABEL_SETS[args.ids], LABEL_SETS[args.truth_ids]
         labels = LABEL_SETS[args.labels or NINE.name]
-        return score_folders(args.predictions, args.truth, ids, truth_ids, machine, args.max_images, labels)
+        return score_folders(args.predictions, args.truth, args.ids, args.truth_ids, machine, args.max_images, labels)
     paths, data = options.checkpoints(args), options.face_data(args)
     return score_model(Request(paths, data, machine, args.split, args.crops, args.mirror, args.batch_size))
 
@@ -64,8 +65,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--predictions", type=Path, metavar="DIR", help="score these label PNGs of any parser instead of a checkpoint"
     )
     group.add_argument("--truth", type=Path, metavar="DIR", help="true label PNGs with the same stems and sizes")
-    group.add_argument("--ids", choices=tuple(LABEL_SETS), default=NINE.name, help="label set of --predictions")
-    group.add_argument("--truth-ids", choices=tuple(LABEL_SETS), help="label set of --truth; default: that of --ids")
+    group.add_argument(
+        "--ids",
+        default=NINE.name,
+        metavar="IDS",
+        help=f"label set of --predictions: {', '.join((*LABEL_SETS, *ORDERS))}, or a .json file with the names by id",
+    )
+    group.add_argument("--truth-ids", metavar="IDS", help="label set of --truth; default: that of --ids")
     group = cli.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="DIR", help="folder for scores.json, scores.csv and scores.md")
     group.add_argument("--overwrite", action="store_true", help="replace the scores in --out")
@@ -88,7 +94,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         first = there[0].relative_to(args.out)
         raise InputError(f"{args.out} already holds {first}{more}: name another --out, or add --overwrite")
-    args.truth_ids = args.truth_ids or args.ids
+    args.truth_ids = read_ids(args.truth_ids or args.ids)
+    args.ids = read_ids(args.ids)
     return args
 
 

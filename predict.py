@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from data.labels import LABEL_SETS
 from faces import video
@@ -20,9 +21,10 @@ from faces.results import Job, Wanted, not_written, plan
 from faces.scene import WHICH, SceneParser
 from models.loading import load_for_inference
 from scoring import options
+from scoring.pictures import encode, legend
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.files import make_folder
+from utils.files import make_folder, write_whole
 from utils.runtime import printable, run_main
 
 FACES = (*WHICH, "none")
@@ -34,7 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     machine = options.machine(args)
     torch.manual_seed(args.seed)
-    files, failed = find_photos(args.inputs)
+    files, failed = find_photos(args.inputs, args.recursive)
+    if args.recursive:  # not the results of an earlier call
+        own = {Path(os.path.realpath(folder)) for folder in (args.out, args.coloured) if folder}
+        files = [file for file in files if not own & {*Path(os.path.realpath(file)).parents}]
     videos = [file for file in files if is_video(file)]
     if videos and args.faces == "none":
         raise InputError(f"--faces none: the faces of {videos[0]} have to be found; say --faces all or largest")
@@ -46,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         args.probabilities,
         args.frame_labels,
         args.overwrite,
+        args.owners,
+        tuple(Path(text) for text in args.inputs if args.recursive and os.path.isdir(text)),
     )
     jobs, unplanned = plan(files, wanted)
     failed += unplanned
@@ -61,12 +68,24 @@ def main(argv: list[str] | None = None) -> int:
         scenes = None
         if args.faces != "none":
             scenes = SceneParser(parser, Detector(), args.faces, machine.amp, args.batch_size)
-        how = Labelling(parser, scenes, machine, args.batch_size, args.probabilities, args.windows)
+        how = Labelling(
+            parser, scenes, machine, args.batch_size, args.probabilities, args.windows, args.opacity, args.grey
+        )
         started = time.monotonic()
         if photos or clips:
             make_folder(args.out, "--out")
         if photos and args.coloured:
             make_folder(args.coloured, "--coloured")
+        for folder in (
+            {path.parent for job in photos + clips for path in job.outputs.values()} if args.recursive else ()
+        ):
+            make_folder(folder, "--out")
+        if args.legend:
+            content = encode(Image.fromarray(legend(parser.labels)), "PNG")
+            try:
+                write_whole(args.legend, lambda file: file.write(content))
+            except OSError as error:
+                raise InputError(f"--legend {args.legend}: cannot be written ({error.strerror})") from error
         if photos:
             unlabelled, faceless = label_photos(how, photos)
             labelled = len(photos) - len(unlabelled)
@@ -87,6 +106,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
     cli = Parser(__doc__)
     cli.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, videos, folders of them, or globs in quotes")
+    cli.add_argument(
+        "--recursive", action="store_true", help="also the folders in folders, into the same ones in --out"
+    )
     options.add_checkpoint_option(cli)
     cli.add_argument(
         "--labels",
@@ -120,6 +142,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="another folder, for the label maps as pictures in the colours of the data set's authors",
     )
+    group.add_argument(
+        "--opacity", type=float, default=0.5, metavar="X", help="of the colours in a photo's overlay, 0-1"
+    )
+    group.add_argument("--legend", type=Path, metavar="FILE.png", help="also draw which colour each label has")
+    group.add_argument("--grey", action="store_true", help="label maps of photos as 8-bit grey PNGs, without a palette")
+    group.add_argument("--owners", action="store_true", help="also save which face a pixel belongs to, a 16-bit PNG")
     group.add_argument("--no-overlay", action="store_true", help="write no overlay")
     group.add_argument("--frame-labels", action="store_true", help="also write a label map for each frame of a video")
     options.add_machine_options(cli, batch_size=8)
@@ -127,6 +155,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.check(args)
     if args.windows and args.no_overlay:
         raise InputError("--windows are drawn into the overlay: leave out --no-overlay")
+    if args.owners and args.faces == "none":
+        raise InputError("--owners tells faces apart, which have to be found: leave out --faces none")
+    if not 0 <= args.opacity <= 1:
+        raise InputError(f"--opacity {args.opacity}: must be between 0 and 1")
     if args.coloured and os.path.realpath(args.coloured) == os.path.realpath(args.out):
         raise InputError(f"--coloured {args.coloured} holds the label maps themselves: name another folder than --out")
     return args

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,27 @@ from PIL import ExifTags, Image
 from utils.errors import InputError
 from utils.files import open_regular
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")  # of data sets
+READ_SUFFIXES: tuple[str, ...] = (
+    *PHOTO_SUFFIXES,
+    ".jfif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+    ".avif",
+)  # of anyone's photos
 MASK_SUFFIXES = (".png",)
-PHOTO_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # whatever the file is called
+PHOTO_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")  # whatever the file is called
+if find_spec("PIL.AvifImagePlugin"):  # from Pillow 11.3 on
+    PHOTO_FORMATS += ("AVIF",)
+if find_spec("pillow_heif"):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    PHOTO_FORMATS += ("HEIF",)
+    READ_SUFFIXES += (".heic", ".heif")
 MASK_FORMATS = ("PNG",)
 LONGEST = 32_767  # side of a photo that OpenCV takes, pixels
 THUMB = 256  # side of the stretched photo that is cached; the coarse network sees it shrunk further
@@ -35,6 +54,7 @@ def read_photo(path: Path) -> np.ndarray:
     """Reads a photo as uint8 (H, W, 3) RGB with its EXIF orientation applied; a damaged EXIF block counts as none.
 
     Grey, 1-bit, palette, CMYK and 16-bit photos are converted, floats in 0-1 or 0-255 too; an alpha channel is dropped.
+    Of an animation, the first frame is read.
     Raises InputError for a file that is missing, not a regular one, truncated, none of ``PHOTO_FORMATS``, of more
     pixels than Pillow allows (179 million), or too large for the memory.
     """

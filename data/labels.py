@@ -7,12 +7,14 @@ Side convention, the same everywhere: ``brow1`` and ``eye1`` lie on the **image'
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from utils.errors import InputError
+from utils.files import parse_json, read_text
 
 NO_ID = 255  # what a map between label sets gives for ids that do not exist
 
@@ -69,6 +71,12 @@ class LabelSet:
         """All names but the background's."""
         return self.names[1:]
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The names as people say them; left and right are the subject's."""
+        sides = {"l_": "left ", "r_": "right "}
+        return tuple(_WORDS.get(name) or sides.get(name[:2], name[:2]) + name[2:] for name in self.names)
+
     @cached_property
     def mirror(self) -> tuple[int, ...]:
         """Id of the same pixel once the photo is mirrored, for each id."""
@@ -122,6 +130,18 @@ def among(labels: Array, ids: Sequence[int]) -> Array:
 
 
 _BROWS_AND_EYES = (("brow1", "brow2"), ("eye1", "eye2"))
+_WORDS = {
+    "eye_g": "glasses",
+    "ear_r": "earring",
+    "neck_l": "necklace",
+    "cloth": "clothes",
+    "mouth": "inner mouth",
+    "u_lip": "upper lip",
+    "l_lip": "lower lip",
+    "upper_lip": "upper lip",
+    "inner_mouth": "inner mouth",
+    "lower_lip": "lower lip",
+}
 _RGB = {
     "background": (0, 0, 0),
     "brow1": (255, 196, 0),
@@ -130,10 +150,10 @@ _RGB = {
     "eye2": (0, 90, 255),
     "nose": (80, 220, 80),
     "upper_lip": (255, 60, 130),
-    "inner_mouth": (150, 0, 60),
+    "inner_mouth": (255, 255, 255),
     "lower_lip": (190, 70, 255),
-    "skin": (230, 190, 160),
-    "hair": (120, 80, 40),
+    "skin": (0, 150, 120),  # no colour that skin has, nor hair
+    "hair": (220, 30, 30),
 }
 
 
@@ -223,9 +243,9 @@ CELEBAMASK = LabelSet(
         _CELEBAMASK_SHARED,
         {
             "eye_g": (120, 255, 255),
-            "l_ear": (200, 140, 90),
-            "r_ear": (160, 110, 70),
-            "hat": (200, 200, 60),
+            "l_ear": (140, 200, 0),
+            "r_ear": (90, 140, 0),
+            "hat": (130, 80, 30),
             "ear_r": (255, 240, 150),
             "neck_l": (90, 160, 160),
             "neck": (180, 150, 200),
@@ -258,6 +278,41 @@ CELEBAMASK = LabelSet(
 )
 
 LABEL_SETS = {labels.name: labels for labels in (NINE, HELEN, LAPA, CELEBAMASK)}
+
+# Other orders of the same labels, which label maps to be scored may come in: that of the BiSeNet releases.
+_BISENET = (
+    *("background", "skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r", "nose", "mouth"),
+    *("u_lip", "l_lip", "neck", "neck_l", "cloth", "hair", "hat"),
+)
+ORDERS = {"bisenet": _BISENET}
+
+
+def read_ids(text: str) -> LabelSet:
+    """The label set that maps to be scored follow: one of ``LABEL_SETS`` or ``ORDERS``, or a JSON file, which holds a
+    list of names or an object {id: name}; several ids may have one name. Raises InputError for anything else."""
+    if text in LABEL_SETS:
+        return LABEL_SETS[text]
+    known = {
+        name: colour
+        for labels in LABEL_SETS.values()
+        for name, colour in zip(labels.names, labels.colours, strict=True)
+    }
+    names: object = list(ORDERS.get(text, ()))
+    if not names:
+        if not text.lower().endswith(".json"):
+            raise InputError(f"ids {text!r}: choose from {', '.join((*LABEL_SETS, *ORDERS))}, or name a file.json")
+        names = parse_json(read_text(Path(text), "ids"), text, "ids")
+        if isinstance(names, dict):
+            if names.keys() != {str(number) for number in range(len(names))}:
+                raise InputError(f"{text}: name every id from 0 on, without gaps; those without a label: background")
+            names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not 2 <= len(names) <= NO_ID:
+        raise InputError(f"{text} must hold a list of 2 to {NO_ID} names, or an object {{id: name}}")
+    if unknown := [str(name)[:40] for name in names if not isinstance(name, str) or name not in known]:
+        raise InputError(f"{text}: unknown labels {', '.join(unknown[:5])}: choose from {', '.join(known)}")
+    own = [name if name not in names[:number] else f"{name} {number}" for number, name in enumerate(names)]
+    shared = {one: _CELEBAMASK_SHARED.get(name, name) for one, name in zip(own, names, strict=True)}
+    return LabelSet(text, tuple(own), tuple(known[name] for name in names), shared=shared)
 
 
 def label_set(name: str) -> LabelSet:

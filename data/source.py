@@ -127,7 +127,8 @@ def find(data: FaceData, split: str) -> Listing:
         raise InputError(f"partition {data.partition}: only {several} can be split in several ways; leave it out")
     listing = dataset.find(data, split)
     if not listing.samples and not listing.problems:
-        raise InputError(f"no faces for split {split} in {data.root}")
+        way = "; its splits go by the faces' numbers: to train on few, name them in lists (--dataset list)"
+        raise InputError(f"no faces for split {split} in {data.root}{way if dataset.partitions else ''}")
     return listing
 
 

@@ -30,6 +30,7 @@ class Labelling:
 
     parser: of faces. scenes: the same parser behind the face detector, None where each photo is an upright face that
     fills it. batch_size: faces at once. probabilities: they are wanted too. windows: draw them into the overlay.
+    opacity, grey: see ``faces.results.write``.
     """
 
     parser: FaceParser
@@ -38,6 +39,8 @@ class Labelling:
     batch_size: int
     probabilities: bool = False
     windows: bool = False
+    opacity: float = 0.5
+    grey: bool = False
 
     def open(self, path: Path) -> tuple[np.ndarray, list[Detection]]:
         """A photo, uint8 (H, W, 3), and its faces; none where it itself is the face. Raises InputError."""
@@ -50,7 +53,13 @@ class Labelling:
             return self._label_whole(photos)
         scenes = self.scenes.parse_found(photos, found, self.probabilities)
         return [
-            Result(scene.labels_HW, [face.windows_P42 for face in scene.faces], scene.faces, scene.probs_KHW)
+            Result(
+                scene.labels_HW,
+                [face.windows_P42 for face in scene.faces],
+                scene.faces,
+                scene.probs_KHW,
+                scene.owners_HW,
+            )
             for scene in scenes
         ]
 
@@ -119,7 +128,9 @@ def label_photos(how: Labelling, jobs: list[Job]) -> tuple[list[str], list[Path]
             for (job, photo, _), result in zip(group, results, strict=True):
                 if result.faces == []:
                     faceless.append(job.photo)
-                writing.append((job, encoders.submit(write, job, photo, result, labels, how.windows)))
+                writing.append(
+                    (job, encoders.submit(write, job, photo, result, labels, how.windows, how.opacity, how.grey))
+                )
         elif len(group) > 1:
             for member in group:  # one alone may fit
                 flush([member])

@@ -18,7 +18,7 @@ from PIL import Image
 from data.labels import LabelSet
 from faces.inputs import is_video
 from faces.scene import Face
-from scoring.pictures import colour, draw_outlines, encode, encode_labels, overlay
+from scoring.pictures import colour, draw_outlines, encode, encode_grey, encode_labels, overlay
 from utils.errors import InputError
 from utils.files import write_whole
 from utils.runtime import is_out_of_memory
@@ -39,7 +39,8 @@ class Wanted:
     """Which results are written, and where.
 
     out: the folder of all but ``coloured``, which is one of its own. frames: a label map for each frame of a video.
-    overwrite: replace results that exist already.
+    overwrite: replace results that exist already. owners: which face a pixel belongs to. roots: folders whose own
+    folders the results are put into again.
     """
 
     out: Path
@@ -49,6 +50,8 @@ class Wanted:
     probabilities: bool = False
     frames: bool = False
     overwrite: bool = False
+    owners: bool = False
+    roots: tuple[Path, ...] = ()
 
     def outputs(self, file: Path, name: str) -> dict[str, Path]:
         """The results of a photo or video, as in ``Job``. name: what they are called after."""
@@ -64,17 +67,26 @@ class Wanted:
             found["faces"] = self.out / f"{name}_faces.json"
         if self.probabilities:
             found["probabilities"] = self.out / f"{name}.npz"
+        if self.owners:
+            found["owners"] = self.out / f"{name}_owners.png"
         return found
+
+    def inside(self, file: Path) -> Path:
+        """Where in the results' folder those of a file are put."""
+        root = next((root for root in self.roots if root in file.parents), file.parent)
+        return file.parent.relative_to(root)
 
 
 class Result(NamedTuple):
     """What is made of a photo: labels_HW uint8; windows: corners_P42 in its pixels for each face, for the overlay;
-    faces: None where the photo itself is the face; probabilities_KHW float16, None where they are not asked for."""
+    faces: None where the photo itself is the face; probabilities_KHW float16, None where they are not asked for, and
+    without a face; owners_HW: see ``faces.scene.Scene``."""
 
     labels_HW: np.ndarray
     windows: list[np.ndarray]
     faces: list[Face] | None
     probabilities_KHW: np.ndarray | None
+    owners_HW: np.ndarray | None = None
 
 
 def plan(files: list[Path], wanted: Wanted) -> tuple[list[Job], list[str]]:
@@ -85,12 +97,13 @@ def plan(files: list[Path], wanted: Wanted) -> tuple[list[Job], list[str]]:
     Results that exist already are left out unless ``wanted.overwrite``, those of a video all or none. Raises InputError
     where a result would replace one of the files.
     """
-    stems = Counter((file.stem, is_video(file)) for file in files)
+    stems = Counter((wanted.inside(file) / file.stem, is_video(file)) for file in files)
     given = {os.path.realpath(file) for file in files}
     taken: dict[tuple[str, bool], Path] = {}
     jobs, failed = [], []
     for file in files:
-        name = file.stem if stems[file.stem, is_video(file)] == 1 else file.name
+        place = wanted.inside(file)
+        name = str(place / (file.stem if stems[place / file.stem, is_video(file)] == 1 else file.name))
         if (other := taken.setdefault((name, is_video(file)), file)) != file:
             failed.append(f"{file}: its results would be named like those of {other}: it needs another folder for them")
             continue
@@ -130,13 +143,24 @@ def put(content: bytes, file: BinaryIO) -> None:
     file.write(content)
 
 
-def write(job: Job, photo: np.ndarray, result: Result, labels: LabelSet, windows: bool) -> None:
-    """Write the job's files, all or none. Raises OSError."""
+def write(
+    job: Job,
+    photo: np.ndarray,
+    result: Result,
+    labels: LabelSet,
+    windows: bool,
+    opacity: float = 0.5,
+    grey: bool = False,
+) -> None:
+    """Write the job's files, all or none. opacity: of the overlay's colours. grey: label maps without a palette.
+    Raises OSError."""
     made: dict[str, Callable[[BinaryIO], object]] = {}
     if "labels" in job.outputs:
-        made["labels"] = partial(put, encode_labels(result.labels_HW, labels))
+        made["labels"] = partial(
+            put, encode_grey(result.labels_HW) if grey else encode_labels(result.labels_HW, labels)
+        )
     if "overlay" in job.outputs:
-        shown = overlay(photo, result.labels_HW, labels)
+        shown = overlay(photo, result.labels_HW, labels, opacity)
         if windows:
             for corners_P42 in result.windows:
                 shown = draw_outlines(shown, corners_P42, labels)
@@ -145,10 +169,16 @@ def write(job: Job, photo: np.ndarray, result: Result, labels: LabelSet, windows
         picture = Image.fromarray(colour(result.labels_HW, labels, published=True))
         made["coloured"] = partial(put, encode(picture, "PNG"))
     if "faces" in job.outputs and result.faces is not None:
-        found = {"labels": labels.name, "faces": [face.report() for face in result.faces]}
+        found = {"labels": labels.name, "names": labels.names, "faces": [face.report() for face in result.faces]}
         made["faces"] = partial(put, (json.dumps(found, indent=1) + "\n").encode())
-    if "probabilities" in job.outputs and result.probabilities_KHW is not None:
-        made["probabilities"] = partial(np.savez_compressed, probabilities=result.probabilities_KHW)
+    if "probabilities" in job.outputs:
+        probs_KHW = result.probabilities_KHW
+        if probs_KHW is None:  # no face: all is background
+            probs_KHW = np.zeros((len(labels), *result.labels_HW.shape), np.float16)
+            probs_KHW[0] = 1
+        made["probabilities"] = partial(np.savez_compressed, probabilities=probs_KHW)
+    if "owners" in job.outputs and result.owners_HW is not None:
+        made["owners"] = partial(put, encode_grey(result.owners_HW))
     placed: list[Path] = []
     with ExitStack() as folders:
         parents = {job.outputs[kind].parent for kind in made}

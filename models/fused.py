@@ -75,6 +75,11 @@ class FusedParser(FaceParser):
         framed = (parser.forward_framed(photos_1HW3, frames_F23) for parser in (self.whole, self.parts))
         return self._fuse_batch(*framed)
 
+    def mirrored(self) -> "FusedParser":
+        """See ``FaceParser.mirrored``; the parts alone are averaged."""
+        self.parts = self.parts.mirrored()
+        return self
+
     def fold(self) -> None:
         self.whole.fold()
         self.parts.fold()

@@ -12,7 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import images
-from data.labels import CELEBAMASK, NINE, NO_ID, LabelSet
+from data.datasets import merged
+from data.labels import CELEBAMASK, HELEN, LAPA, NINE, NO_ID, LabelSet
+from data.listing import Sample
 from data.loaders import Faces, evaluation_batches, open_faces
 from data.source import FaceData
 from models.loading import load_for_inference
@@ -164,13 +166,15 @@ def score_folders(
 ) -> Evaluation:
     """Compare two folders of label PNGs, together with the other processes, in the label set ``labels``.
 
-    ids, truth_ids: their own label sets. max_images: the first so many, default all.
+    ids, truth_ids: their own label sets; which side is left in the ids of HELEN and LaPa is settled by reading, for
+    each folder, as in their data sets. max_images: the first so many, default all.
     Raises InputError that lists what does not pair, and for ids that do not exist.
     """
     pairs = pair_folders(predictions, truth)[:max_images]
     names = [name for name, _, _ in pairs]
     distributed.require_same({"pairs": len(pairs), "names": names, "ids": ids.name, "truth_ids": truth_ids.name})
-    lut, truth_lut = ids.map_to(labels), truth_ids.map_to(labels)
+    preds, truths = ([Sample("", Path(), (paths[side],)) for _, *paths in pairs] for side in (0, 1))
+    lut, truth_lut = _lut(ids, labels, preds, predictions), _lut(truth_ids, labels, truths, truth)
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
         _, pred, true = pairs[index]
@@ -199,6 +203,18 @@ def score_folders(
 
     all_NKK = gather(torch.tensor(list(own), dtype=torch.long), matrices_NKK, len(pairs))
     return Evaluation(runtime.printable(predictions.resolve().name), about, labels, names, all_NKK, picture)
+
+
+def _lut(ids: LabelSet, labels: LabelSet, samples: list[Sample], folder: Path) -> np.ndarray:
+    """Stored id -> id of ``labels``, uint8 (256,), see ``LabelSet.map_to``."""
+    lut = ids.map_to(labels)
+    try:
+        swapped = ids in (HELEN, LAPA) and merged.is_swapped(samples, ids, folder)
+    except InputError:  # brows and eyes disagree: the scores tell
+        swapped = False
+    if swapped:
+        lut[: len(ids)] = lut[list(ids.mirror)]
+    return lut
 
 
 def pair_folders(predictions: Path, truth: Path) -> list[tuple[str, Path, Path]]:

@@ -246,3 +246,15 @@ def to_csv(rows: Mapping[str, Scores], labels: LabelSet) -> str:
     for title, row in rows.items():
         writer.writerow([title, *(row[measure][name] for measure, name in columns)])
     return text.getvalue()
+
+
+def misnamed(matrix_KK: np.ndarray, labels: LabelSet) -> list[str]:
+    """The labels, as "truth -> prediction", that swapped names in a confusion matrix (rows: truth): more than half of
+    one's pixels are called another, which means it in more than half of its own; empty for a single one."""
+    found = []
+    for true in range(1, len(labels)):
+        predicted = int(matrix_KK[true].argmax())
+        both = 2 * matrix_KK[true, predicted]
+        if predicted not in (0, true) and both > max(matrix_KK[true].sum(), matrix_KK[:, predicted].sum()):
+            found.append(f"{labels.names[true]} -> {labels.names[predicted]}")
+    return found if len(found) > 1 else []

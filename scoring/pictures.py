@@ -105,7 +105,7 @@ def legend(labels: LabelSet) -> np.ndarray:
     height, width = 24, 132
     colours_K3 = np.array(labels.colours, np.uint8)
     picture = np.repeat(colours_K3, height, axis=0)[:, None].repeat(width, axis=1)
-    for index, name in enumerate(labels.names):
+    for index, name in enumerate(labels.words):
         ink = 0 if colours_K3[index] @ np.array((0.299, 0.587, 0.114)) > 110 else 255  # luma, ITU-R BT.601
         place = (6, index * height + 17)
         cv2.putText(picture, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (ink, ink, ink), 1, cv2.LINE_AA)
@@ -117,6 +117,11 @@ def encode_labels(label_map: np.ndarray, labels: LabelSet) -> bytes:
     picture = Image.fromarray(label_map)
     picture.putpalette([channel for colour in labels.colours for channel in colour])
     return encode(picture, "PNG")
+
+
+def encode_grey(ids_HW: np.ndarray) -> bytes:
+    """Numbers, uint8 or uint16 (H, W), as a grey PNG of 8 or 16 bits."""
+    return encode(Image.fromarray(ids_HW), "PNG")
 
 
 def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:

@@ -23,6 +23,7 @@ from PIL import Image
 import app
 import predict
 from data.images import read_labels, read_photo
+from data.labels import CELEBAMASK
 from faces import SceneParser
 from faces.detect import Detector
 from faces.results import Job
@@ -123,6 +124,8 @@ def test_every_part_has_a_patch_of_its_colour(parse: SceneParser) -> None:
     labels = parse.parser.labels
     patches = re.findall(r"nth-of-type\((\d+)\) span::before \{ background: rgb(\(.*?\));", app.style(labels))
     assert patches == [(str(k), str(labels.colours[k])) for k in range(1, len(labels))]
+    assert {"earring", "right ear", "upper lip", "glasses", "nose"} <= {*CELEBAMASK.words}
+    assert app.parse_options(["--port", str(free_port()), "--labels", "celebamask"]).labels == "celebamask"
 
 
 def test_without_gradio_there_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -8,20 +8,19 @@ import pytest
 from PIL import Image
 
 from data.datasets.synthetic import draw_face
+from data.labels import HELEN
 from tests import fixtures
 from tools import check, oddities
 from tools.check import main
+from utils.errors import InputError
 
 SIZE = 64
 
 
 def draw_faces(train: int = 3, val: int = 2, test: int = 1) -> fixtures.Faces:
-    """``fixtures.draw_faces``, each with a photo of its own that shows a face."""
+    """The names of ``fixtures.draw_faces``, each with a photo of its own that shows a face, and its label map."""
     blocks = fixtures.draw_faces(train, val, test)
-    return {
-        split: [(name, draw_face(7, int(name), SIZE)[0], labels) for name, _, labels in faces]
-        for split, faces in blocks.items()
-    }
+    return {split: [(name, *draw_face(9, int(name), SIZE)) for name, _, _ in faces] for split, faces in blocks.items()}
 
 
 @pytest.mark.parametrize("layout", ["helen", "mirrored helen", "official", "challenge"])
@@ -66,7 +65,8 @@ def test_every_problem_is_listed_not_just_the_first(tmp_path: Path, capsys) -> N
     (masks / "6.png").write_bytes((masks / "6.png").read_bytes()[:60])
     (photos / "7.jpg").write_text("no photo")
     (masks / "7.png").write_text("no mask")
-    fixtures.save_palette(masks / "8.png", fixtures.TO_CELEBAMASK[faces["train"][8][2][:, ::-1]])  # mirrored mask
+    swapped = np.array(HELEN.mirror)[faces["train"][8][2]]
+    fixtures.save_palette(masks / "8.png", fixtures.TO_CELEBAMASK[swapped])
     sheet = tmp_path / "sheet.jpg"
     assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--out", str(sheet)]) == 1
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
@@ -94,12 +94,12 @@ def test_a_part_that_no_face_has_is_a_problem_and_a_missing_one_is_counted(tmp_p
     faces = draw_faces(train=10, val=0, test=0)
     for number, (_, _, labels) in enumerate(faces["train"]):
         labels[labels == 6] = 1
-        labels[(labels == 8) & (number < 5)] = 1
+        labels[(labels == 8) & (number < 1)] = 1
     fixtures.write_challenge(tmp_path, faces)
     assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 1
     told = capsys.readouterr().out
     assert "no face of split train has part nose" in told
-    assert ["mouth", "5", "50.0%"] in [line.split() for line in told.splitlines()]
+    assert ["mouth", "3", "70.0%"] in [line.split() for line in told.splitlines()]
     assert told.rstrip().endswith("1 problem in 10 faces")
 
 
@@ -163,7 +163,7 @@ def test_nearly_the_same_photo_in_two_splits_is_a_problem(tmp_path: Path, capsys
     faces = draw_faces()
     photo = faces["train"][1][1]
     brighter = np.clip(1.1 * cv2.GaussianBlur(photo, (0, 0), 0.6) + 6, 0, 255).astype(np.uint8)
-    faces["test"][0] = ("5", brighter, faces["test"][0][2])
+    faces["test"][0] = ("5", brighter, faces["train"][1][2])
     fixtures.write_challenge(tmp_path, faces)
     assert main(["--dataset", "celebamask", "--data", str(tmp_path)]) == 1
     told = capsys.readouterr().out
@@ -172,7 +172,7 @@ def test_nearly_the_same_photo_in_two_splits_is_a_problem(tmp_path: Path, capsys
 
 
 def test_copies_are_found_again_and_other_faces_are_not() -> None:
-    photos = [draw_face(7, number, 128)[0] for number in range(40)]
+    photos = [draw_face(9, number, 128)[0] for number in range(40)]
     prints = [oddities.photo_hash(photo) for photo in photos]
     smaller = [oddities.photo_hash(cv2.resize(photo, (90, 90), interpolation=cv2.INTER_AREA)) for photo in photos]
     assert oddities.copies(prints, smaller) == [(k, k) for k in range(40)]
@@ -185,3 +185,22 @@ def test_parts_are_far_by_the_spread_of_the_faces_themselves() -> None:
     far = oddities.far_parts(places)
     assert np.argwhere(far).tolist() == [[7, 1]]
     assert not oddities.far_parts(10 * rng.normal(0, 0.01, (50, 3, 2))).any()
+
+
+def test_label_maps_of_another_photo_and_shifted_ones_are_told(tmp_path: Path, capsys) -> None:
+    faces = draw_faces(6, 0, 0)
+    photos, maps = ([face[k] for face in faces["train"]] for k in (1, 2))
+    maps[0], maps[4], maps[2] = maps[4], maps[0], np.roll(maps[2], 16, 0)
+    faces["train"] = [(str(k), *both) for k, both in enumerate(zip(photos, maps, strict=True))]
+    fixtures.write_challenge(tmp_path, faces)
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"old")
+    argv = ["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train", "--out", str(sheet)]
+    with pytest.raises(InputError, match="add --overwrite"):
+        main(argv)
+    assert main([*argv, "--overwrite"]) == 1
+    told = capsys.readouterr().out
+    assert "(in eye distances), in split train: 3 (0 1.3, 2 " in told
+    assert told.rstrip().endswith("1 problem in 6 faces")
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import evaluate
-from data.labels import CELEBAMASK, NINE
+from data.labels import CELEBAMASK, HELEN, NINE, ORDERS, read_ids
 from data.loaders import evaluation_batches, open_faces
 from data.source import FaceData
 from data.view import View
@@ -357,3 +357,42 @@ def test_two_processes_score_as_one(world):
     assert together["worst"] == alone["worst"]  # each face has its own matrix
     assert len({face["strict_mean"] for face in alone["worst"]}) > 1
     assert done.stdout.count("F1, paper") == 1
+
+
+def test_label_maps_in_other_orders_and_with_other_sides_are_scored_right(tmp_path, capsys):
+    ids = np.arange(19).repeat(2)[None]
+    bisenet = np.array([ORDERS["bisenet"].index(name) for name in CELEBAMASK.names])[ids]
+    argv = write_folders(tmp_path, {"a": bisenet}, {"a": ids})
+    (tmp_path / "list.json").write_text(json.dumps(ORDERS["bisenet"]))
+    (tmp_path / "map.json").write_text(json.dumps(dict(enumerate(ORDERS["bisenet"]))))
+    for order in ("bisenet", str(tmp_path / "list.json"), str(tmp_path / "map.json"), "celebamask"):
+        out = tmp_path / "out" / Path(order).name
+        assert evaluate.main([*argv, "--ids", order, "--truth-ids", "celebamask", "--out", str(out)]) == 0
+        mean = json.loads((out / "scores.json").read_text())["strict"]["mean"]
+        told = "note: labels are named one for another (brow2 -> nose" in capsys.readouterr().out
+        assert (mean == 1) != told
+        assert told == (order == "celebamask")
+    helen = np.arange(11)[None]
+    (tmp_path / "sides").mkdir()
+    argv = write_folders(tmp_path / "sides", {"a": np.array(HELEN.mirror)[helen]}, {"a": helen})
+    for order in ("helen", "lapa"):
+        out = tmp_path / "sides" / order
+        assert evaluate.main([*argv, "--ids", order, "--out", str(out)]) == 0
+        assert json.loads((out / "scores.json").read_text())["strict"]["mean"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('["background", "noze"]', "unknown labels noze: choose from background, brow1"),
+        ('{"0": "background", "2": "nose"}', "name every id from 0 on"),
+        ('"nose"', "must hold a list"),
+        ("[", "is damaged"),
+    ],
+)
+def test_orders_that_cannot_be_used_are_one_line(tmp_path, text, told):
+    (tmp_path / "ids.json").write_text(text)
+    with pytest.raises(InputError, match=told):
+        read_ids(str(tmp_path / "ids.json"))
+    with pytest.raises(InputError, match=r"choose from nine, .*bisenet, or name a file\.json"):
+        read_ids("bisenett")

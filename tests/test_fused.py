@@ -146,3 +146,12 @@ def test_labels_that_a_checkpoint_does_not_have_are_one_line(tmp_path: Path, mon
     with pytest.raises(InputError, match="no weights of the whole face"):
         load_parser([SHIPPED_WEIGHTS], labels="celebamask")
     assert load_parser([SHIPPED_WEIGHTS], labels="nine").labels is NINE
+
+
+def test_all_labels_with_mirroring_average_the_parts(shipped: Path, astronaut: np.ndarray) -> None:
+    plain, mirrored = (load(device="cpu", labels="celebamask", mirror=mirror)(astronaut) for mirror in (False, True))
+    parts = load(device="cpu", mirror=True)(astronaut)
+    nose, nine = CELEBAMASK.names.index("nose"), NINE.names.index("nose")
+    assert 0 < (plain.labels_HW != mirrored.labels_HW).sum() < 0.05 * (parts.labels_HW > 0).sum()
+    seen = (mirrored.labels_HW == nose) & (parts.labels_HW == nine)
+    assert seen.sum() > 0.9 * (parts.labels_HW == nine).sum()

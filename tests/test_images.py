@@ -31,18 +31,18 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, reader, kind
     assert time.monotonic() - started < 1
 
 
-@pytest.mark.parametrize("kind", ["GIF", "TGA", "PCX", "PPM", "ICO", "EPS"])
+@pytest.mark.parametrize("kind", ["TGA", "PCX", "PPM", "ICO", "EPS"])
 def test_formats_that_are_not_meant_are_not_read_whatever_the_file_is_called(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(saved(kind))
-    with refuses("cannot read image", path, "no JPEG, PNG, BMP, TIFF or WEBP picture"):
+    with refuses("cannot read image", path, "no JPEG, PNG, BMP, TIFF, WEBP"):
         read_photo(path)
     with refuses("cannot read image", path, "no PNG picture"):
         read_labels(path)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
-def test_photos_of_five_formats_are_read_whatever_the_file_is_called_and_masks_as_png_alone(
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "AVIF"])
+def test_photos_of_these_formats_are_read_whatever_the_file_is_called_and_masks_as_png_alone(
     tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "a.png"

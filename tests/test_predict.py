@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image
 
@@ -538,3 +539,49 @@ def test_libraries_say_nothing_of_their_own(run, tmp_path, capfd, content):
     bad = content != "EXIF of noise"
     assert status == bad
     assert len(failures(capfd.readouterr())) == bad
+
+
+def test_label_maps_in_grey_owners_names_and_a_legend(tmp_path, capsys):
+    astronaut = skimage.data.astronaut()
+    save_photo(tmp_path / "two.png", np.hstack([astronaut, astronaut[:, ::-1]]))
+    save_photo(tmp_path / "none.png", np.full((64, 64, 3), 128, np.uint8))
+    common = [str(tmp_path / "two.png"), str(tmp_path / "none.png"), "--device", "cpu", "--amp", "off"]
+    argv = [*common, "--out", str(tmp_path / "out"), "--probabilities", "--owners"]
+    assert predict.main([*argv, "--grey", "--opacity", "0", "--legend", str(tmp_path / "legend.png")]) == 0
+    assert predict.main([*common, "--out", str(tmp_path / "palette")]) == 0
+    grey, owners, legend = (Image.open(tmp_path / f) for f in ("out/two.png", "out/two_owners.png", "legend.png"))
+    assert (grey.mode, owners.mode) == ("L", "I;16")
+    labels, owned = np.asarray(grey), np.asarray(owners)
+    np.testing.assert_array_equal(labels, read_labels(tmp_path / "palette" / "two.png"))
+    assert set(np.unique(owned[labels > 0])) == {1, 2}
+    assert legend.size == (132, 24 * 9)
+    shown = read_photo(tmp_path / "out" / "two_overlay.jpg").astype(int)
+    assert np.abs(shown - read_photo(tmp_path / "two.png")).mean() < 3
+    assert json.loads((tmp_path / "out" / "two_faces.json").read_text())["names"] == list(NINE.names)
+    assert np.load(tmp_path / "out" / "none.npz")["probabilities"][0].min() == 1
+    capsys.readouterr()
+    assert predict.main(argv) == 0
+    assert "2 skipped" in capsys.readouterr().out  # the one without a face too
+
+
+def test_folders_in_folders_and_pictures_that_are_not_read(run, tmp_path, capsys):
+    for name in ("a/b/face.png", "a/c/face.gif", "a/face.jfif", "a/face.avif"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        kind = {".jfif": "JPEG"}.get(Path(name).suffix, Path(name).suffix[1:].upper())
+        Image.fromarray(photo()).save(tmp_path / "in" / name, kind)
+    (tmp_path / "in" / "a" / "drawing.svg").write_text("<svg/>")
+    assert run(tmp_path / "in") == 2
+    assert "in this folder, but 1 (a) in it: add --recursive" in capsys.readouterr().err
+    for _ in range(2):
+        assert run(tmp_path / "in", "--recursive", "--no-overlay", out="in/out") == 0
+        assert f"not read: {tmp_path / 'in' / 'a'}: 1 (drawing.svg)" in capsys.readouterr().err
+    made = sorted(str(path.relative_to(tmp_path / "in/out")) for path in (tmp_path / "in/out").rglob("*.png"))
+    assert made == ["a/b/face.png", "a/c/face.png", "a/face.avif.png", "a/face.jfif.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [(["--opacity", "1.5"], "between 0 and 1"), (["--owners"], "leave out --faces none")]
+)
+def test_results_that_cannot_be_are_one_line(run, tmp_path, words, told):
+    with pytest.raises(InputError, match=told):
+        run(tmp_path, *words)

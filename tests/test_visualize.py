@@ -114,6 +114,9 @@ def test_the_legend_shows_every_label_with_a_readable_name(labels):
     picture = legend(labels)
     assert picture.dtype == np.uint8
     bars = picture.reshape(len(labels), -1, picture.shape[1], 3).astype(int)
+    colours = np.array(labels.colours, float)
+    apart = np.linalg.norm(colours[:, None] - colours, axis=2) + 1000 * np.eye(len(colours))
+    assert apart.min() > 75
     for bar, rgb in zip(bars, np.array(labels.colours), strict=True):
         distance = np.abs(bar - rgb).sum(axis=2)
         assert (distance == 0).mean() > 0.6

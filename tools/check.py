@@ -22,10 +22,10 @@ from data import images
 from data.labels import PARTS, LabelSet, among
 from data.listing import SPLITS, Listing, Sample, id_problem, size_problem
 from data.source import FaceData, find, reader
-from faces.detect import Detector
+from faces.detect import Detection, Detector
 from scoring import pictures
 from scoring.options import add_data_options
-from tools.oddities import PhotoHash, copies, far_parts, part_places, photo_hash
+from tools.oddities import PhotoHash, copies, far_parts, off_face, part_places, photo_hash
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_whole
@@ -37,7 +37,8 @@ FEW = 0.01  # share of odd faces of any one kind that CelebAMask-HQ itself stays
 FILLS_PART, FILLS = 0.5, 0.95  # share of the photo from which a part's label, and any other one, is no sound mask
 LISTED_SIZES, LISTED_ODD = 6, 12
 T = TypeVar("T")
-Finds = Callable[[np.ndarray], bool]  # whether a photo, uint8 (H, W, 3), shows a face
+Finds = Callable[[np.ndarray], list[Detection]]  # the faces of a photo, uint8 (H, W, 3)
+OFF_FACE = 0.45  # eye distances; those of a photo's own label map stay below 0.3, another photo's start at 0.6
 SIDES = (("brow1", "brow2"), ("eye1", "eye2"))  # the first of each pair lies on the image's left
 
 
@@ -46,7 +47,7 @@ class Checked(NamedTuple):
 
     size: (H, W) of the photo. present: bool (labels,), None for unreadable masks. swapped: pairs of ``SIDES`` that lie
     the wrong way round. places_P2: see ``tools.oddities.part_places``; None where that cannot be told. photo_hash:
-    None for unreadable photos. faceless: whether no face is found in the photo.
+    None for unreadable photos. faceless: whether no face is found in the photo. off_face: see ``tools.oddities``.
     """
 
     sample: Sample
@@ -57,6 +58,7 @@ class Checked(NamedTuple):
     places_P2: np.ndarray | None = None
     photo_hash: PhotoHash | None = None
     faceless: bool = False
+    off_face: float = np.nan
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     odd: set[Sample] = set()
     for split, listing in listings.items():
         problems += listing.problems
-        faces = check_faces(data.labels, listing, lambda photo: bool(detector.find(photo)), options.max_images, split)
+        faces = check_faces(data.labels, listing, detector.find, options.max_images, split)
         checked[split] = faces
         print(f"\n{options.dataset} {split}: {len(listing.samples)} faces, {len(faces)} checked")
         problems += _report(data.labels, split, faces, odd)
@@ -114,10 +116,15 @@ def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample)
         problems.append(str(error))
     size = None if photo is None else (photo.shape[0], photo.shape[1])
     seen, faceless = None, False
+    points_N52 = np.zeros((0, 5, 2))  # in shares of the photo's sides
     if photo is not None:
         thumb = images.make_thumb(photo)
         seen = photo_hash(thumb)
-        faceless = not (finds(thumb) or finds(photo))
+        for picture in (thumb, photo):
+            if faces := finds(picture):
+                points_N52 = (np.array([face.points_52 for face in faces]) + 0.5) / picture.shape[1::-1]
+                break
+        faceless = not len(points_N52)
     if ids is None:
         return Checked(sample, problems, size, None, (), None, seen, faceless)
     own_size = (ids.shape[0], ids.shape[1])
@@ -130,8 +137,9 @@ def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample)
     if sample.masks and not unknown:
         problems += _empty_or_full(labels, listing, sample, shares)
     places_P2 = part_places(ids, labels) if labels.part_ids and not unknown else None
-    swapped = _swapped_pairs(ids, labels)
-    return Checked(sample, problems, size if sample.masks else own_size, shares > 0, swapped, places_P2, seen, faceless)
+    off = np.nan if places_P2 is None else off_face(places_P2, points_N52, own_size)
+    swapped, size = _swapped_pairs(ids, labels), size if sample.masks else own_size
+    return Checked(sample, problems, size, shares > 0, swapped, places_P2, seen, faceless, off)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -140,13 +148,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     cli.add_argument("--split", choices=SPLITS, help="default: all three")
     cli.add_argument("--max-images", type=int, metavar="N", help="check at most N faces of a split, evenly spread")
     cli.add_argument("--out", type=Path, metavar="FILE", help="contact sheet to draw, .png or .jpg")
+    cli.add_argument("--overwrite", action="store_true", help="replace the contact sheet")
     options = cli.parse_args(argv)
     if options.max_images is not None and options.max_images < 1:
         raise InputError(f"--max-images {options.max_images}: must be at least 1")
     if options.out and options.out.suffix.lower() not in images.PHOTO_SUFFIXES:
         raise InputError(f"--out {options.out}: must end in .png or .jpg")
-    if options.out and os.path.lexists(options.out):
-        raise InputError(f"--out {options.out}: exists already; name another file or remove it")
+    if options.out and (os.path.isdir(options.out) or (os.path.lexists(options.out) and not options.overwrite)):
+        raise InputError(f"--out {options.out}: exists already; name another file, or add --overwrite")
     return options
 
 
@@ -185,6 +194,9 @@ def _report(labels: LabelSet, split: str, faces: list[Checked], odd: set[Sample]
         what = f"{one} lies right of {two} in split {split}"
         problems += _judge(f"sides swapped: {what}", [(face.sample, "") for face in swapped], len(read), odd)
     problems += _judge(f"parts far from where they usually lie in split {split}", _far(faces), len(read), odd)
+    off = [(face.sample, f"{face.off_face:.1f}") for face in faces if face.off_face > OFF_FACE]
+    what = f"label maps far from the photo's face, shifted or another photo's (in eye distances), in split {split}"
+    problems += _judge(what, off, len(read), odd)
     faceless = [(face.sample, "") for face in faces if face.faceless]
     problems += _judge(f"photos in which no face is found in split {split}", faceless, len(faces), odd)
     return problems

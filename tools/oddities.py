@@ -12,6 +12,7 @@ from data.labels import LabelSet
 FAR = 6.5  # distances from the usual place, in those of the typical face
 GREY, BITS = 32, 8  # sides of the small grey photo, and of the block of its cosine transform that is hashed
 DIFFERING_BITS = 6  # of 64, at most, between two copies of a photo
+MARKED, MIRRORED = [2, 3, 4, 5], [3, 2, 4, 5]  # the parts that a detector marks, and with the eyes exchanged
 ALIKE = 0.95  # least correlation of the small grey photos of two copies
 CHUNK = 1024  # faces that are compared with all others at once
 
@@ -28,6 +29,25 @@ def part_places(ids_HW: np.ndarray, labels: LabelSet) -> np.ndarray:
     record = label_geometry(ids_HW, len(labels))
     (present_P,), (centres_P2,), _ = part_geometry(record[None], labels.part_ids)
     return np.where(present_P[:, None], centres_P2 / ids_HW.shape[::-1], np.nan)
+
+
+def off_face(places_P2: np.ndarray, points_N52: np.ndarray, shape: tuple[int, int]) -> float:
+    """How far a label map lies from the nearest of a photo's N faces: the median distance of eyes, nose and mouth from
+    their points, in eye distances of that face; in profiles in distances of eyes and mouth. NaN
+    without two parts or a face.
+
+    places_P2: see ``part_places``. points_N52: as of ``faces.detect.Detection``, in shares of the photo's sides.
+    shape: height and width of the label map. Exchanged eyes are no distance.
+    """
+    scale_2 = np.array(shape[::-1])
+    marks_N42 = np.stack([*points_N52[:, :3].swapaxes(0, 1), points_N52[:, 3:].mean(1)], 1) * scale_2
+    across_N = np.linalg.norm(marks_N42[:, 0] - marks_N42[:, 1], axis=1)
+    down_N = np.linalg.norm(marks_N42[:, :2].mean(1) - marks_N42[:, 3], axis=1)
+    unit_N = np.maximum(across_N, 0.9 * down_N)
+    seen_2N4 = np.array([np.linalg.norm(places_P2[ids] * scale_2 - marks_N42, axis=2) for ids in (MARKED, MIRRORED)])
+    if np.isfinite(places_P2[MARKED, 0]).sum() < 2 or not len(points_N52):
+        return np.nan
+    return float((np.nanmedian(seen_2N4, 2) / unit_N).min())
 
 
 def far_parts(places_NP2: np.ndarray) -> np.ndarray:

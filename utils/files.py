@@ -74,22 +74,28 @@ def read_text(path: Path, what: str = "file") -> str:
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object. what: what the file is, for the message, as in "scores". Raises InputError for anything else."""
-    return _parse_json(read_text(path, f"{what} file"), path, what)
+    return _object(parse_json(read_text(path, f"{what} file"), path, what), path, what)
 
 
 def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
     """JSON objects, one a line. what: as in ``read_json``. Raises InputError for anything else."""
     lines = read_text(path, f"{what} file").split("\n")
-    return [_parse_json(line, f"{path}, line {k},", what) for k, line in enumerate(lines, 1) if line.strip()]
+    numbered = [(line, f"{path}, line {k},") for k, line in enumerate(lines, 1) if line.strip()]
+    return [_object(parse_json(line, where, what), where, what) for line, where in numbered]
 
 
-def _parse_json(text: str, where: Path | str, what: str) -> dict[str, Any]:
+def parse_json(text: str, where: Path | str, what: str) -> Any:
+    """A JSON text's value. where, what: for the message. Raises InputError for damaged texts."""
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()  # fails for halves of characters, which nothing can write
     except (ValueError, RecursionError) as error:
         reason = str(error) if text.strip() else "it is empty"
         raise InputError(f"{where} is damaged ({reason}): write the {what} again, or remove it") from None
+    return value
+
+
+def _object(value: Any, where: Path | str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where} is damaged (it holds no object): write the {what} again, or remove it")
     return value

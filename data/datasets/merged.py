@@ -81,7 +81,7 @@ def listing(
     samples: list[Sample], problems: list[str], labels: LabelSet, root: Path, voters: list[Sample] | None = None
 ) -> Listing:
     """A listing of faces with one map each, its sides settled. voters: faces that settle them; default: these."""
-    swap = _is_swapped(voters or samples, labels, root)
+    swap = is_swapped(voters or samples, labels, root)
     read = partial(read_map, mirror=labels.mirror if swap else ())
     return Listing(samples, problems, read, version="sides exchanged" if swap else "")
 
@@ -96,7 +96,7 @@ def read_map(sample: Sample, mirror: tuple[int, ...] = ()) -> np.ndarray:
     return lut[ids]
 
 
-def _is_swapped(samples: list[Sample], labels: LabelSet, root: Path) -> bool:
+def is_swapped(samples: list[Sample], labels: LabelSet, root: Path) -> bool:
     """Whether brow1 and eye1 lie on the image's right in most of a few faces; False where no face tells.
 
     Raises InputError where brows and eyes disagree.
