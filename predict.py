@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.batch import photo_batch
-from data.images import PHOTO_SUFFIXES, natural_key, read_photo
+from data.images import READ_SUFFIXES, natural_key, read_photo
 from data.labels import LABEL_SETS, LabelSet
 from faces import video
 from faces.detect import Detection, Detector
@@ -41,7 +41,7 @@ from utils.errors import InputError
 from utils.files import write_whole
 from utils.runtime import Machine, is_out_of_memory, printable, run_main
 
-SUFFIXES = (*PHOTO_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp", *video.SUFFIXES)  # looked for in folders and globs
+SUFFIXES = (*READ_SUFFIXES, *video.SUFFIXES)  # looked for in folders and globs
 FACES = (*WHICH, "none")
 BATCH_PIXELS = 2**22  # at most so many in one batch, to limit the memory
 CROPS = ("predicted", "baseline")  # those that need neither the truth nor go without windows

@@ -59,8 +59,10 @@ class Batch:
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def photo_batch(photos: list[np.ndarray], labels: LabelSet) -> Batch:
-    """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth."""
+def photo_batch(photos: list[np.ndarray], labels: LabelSet, thumbs: bool = True) -> Batch:
+    """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth.
+
+    thumbs: False leaves them out, for those who look at the photos alone (``View.needs_photos``)."""
     count, (height, width) = len(photos), photos[0].shape[:2]
     parts = len(labels.part_ids)
     none_BP2 = torch.zeros(count, parts, 2)
@@ -68,7 +70,7 @@ def photo_batch(photos: list[np.ndarray], labels: LabelSet) -> Batch:
         labels=labels,
         photos_BHW3=torch.from_numpy(np.stack(photos) if count > 1 else np.require(photos[0][None], requirements="W")),
         labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
-        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo in photos])),
+        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) if thumbs else photo[:0, :0] for photo in photos])),
         sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
         present_BP=torch.zeros(count, parts, dtype=torch.bool),
         centres_BP2=none_BP2,

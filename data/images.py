@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -12,9 +13,12 @@ from PIL import ExifTags, Image
 from utils.errors import InputError
 from utils.files import open_regular
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")  # of data sets
+READ_SUFFIXES = (*PHOTO_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp", ".avif")  # of folders of anyone's photos
 MASK_SUFFIXES = (".png",)
-PHOTO_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # whatever the file is called
+PHOTO_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # whatever the file is called
+if find_spec("PIL.AvifImagePlugin"):  # from Pillow 11.3 on
+    PHOTO_FORMATS += ("AVIF",)
 MASK_FORMATS = ("PNG",)
 THUMB = 256  # side of the stretched photo that is cached; the coarse network sees it shrunk further
 _UPRIGHT = {  # EXIF orientation -> what makes a photo upright
