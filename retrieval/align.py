@@ -38,11 +38,11 @@ from utils.runtime import is_out_of_memory, printable, run_main
 
 DETECTORS = {"yunet": Detector, "mtcnn": Mtcnn}
 RECORD, SETTINGS = "faces.jsonl", "align.json"
-SHAPES = {  # of the frame that parsing uses: share of its side, and how far below its middle, in halves of its side
-    "upright": (0.62, 0.0),  # from the brow to below the mouth
-    "dlib": (0.68, 0.222),  # what dlib's network was trained on, with five pixels around it
-}
-BOX = "box"
+SHAPES = ("box", "upright", "dlib")
+NARROW = 0.62  # of the frame that parsing uses: from the brow to below the mouth
+# where a face's points (see ``Detection``) lie in the square for dlib's network, -1 to 1 from edge to edge: the medians in
+# dlib's own squares, 8 % larger, and with five pixels around
+DLIB_POINTS_52 = np.array([(-0.372, -0.408), (0.372, -0.408), (0, 0.046), (-0.329, 0.367), (0.329, 0.367)])
 
 
 class Finder(Protocol):
@@ -59,7 +59,7 @@ class Cut:
     detector: str = "yunet"
     image_size: int = CROP
     margin: int = 32
-    shape: str = BOX
+    shape: str = "box"
 
     def __post_init__(self) -> None:
         ranges = {"image-size": (self.image_size, 16), "margin": (self.margin, 0)}
@@ -69,7 +69,7 @@ class Cut:
             if type(value) is not int or not low <= value <= 2048
         ]:
             raise InputError("; ".join(wrong))
-        if self.detector not in DETECTORS or self.shape not in (BOX, *SHAPES):
+        if self.detector not in DETECTORS or self.shape not in SHAPES:
             raise InputError(f"unknown detector or shape ({checkpoint.shown([self.detector, self.shape])})")
 
 
@@ -97,12 +97,22 @@ def rectangle(box: tuple[float, float, float, float], margin: int, height: int, 
     )
 
 
+def fitted_square(points_52: np.ndarray) -> np.ndarray:
+    """matrix_23 (see ``faces.align.Frame``) of the square where the points lie nearest to ``DLIB_POINTS_52``, in least
+    squares."""
+    wanted_5, seen_5 = (points @ (1, 1j) for points in (DLIB_POINTS_52, points_52))
+    around_5 = wanted_5 - wanted_5.mean()
+    turn = np.vdot(around_5, seen_5) / np.vdot(around_5, around_5)
+    shift = seen_5.mean() - turn * wanted_5.mean()
+    return np.array([(turn.real, -turn.imag, shift.real), (turn.imag, turn.real, shift.imag)])
+
+
 def cut_out(photo_HW3: np.ndarray, face: Detection, cut: Cut) -> np.ndarray:
     """The face as uint8 (S, S, 3). Antialiased; the box's aspect is not kept, that of squares is."""
-    if cut.shape != BOX:
-        share, below = SHAPES[cut.shape]
-        inner_33 = np.array([(share, 0, 0), (0, share, below), (0, 0, 1)])
-        return warp_frame(photo_HW3, frame_of(face.points_52).matrix_23 @ inner_33, cut.image_size)
+    if cut.shape == "upright":
+        return warp_frame(photo_HW3, frame_of(face.points_52).matrix_23 * [NARROW, NARROW, 1], cut.image_size)
+    if cut.shape == "dlib":
+        return warp_frame(photo_HW3, fitted_square(face.points_52), cut.image_size)
     left, top, right, bottom = rectangle(face.box, cut.margin, *photo_HW3.shape[:2])
     if right <= left or bottom <= top:  # a box beside the photo
         return photo_HW3
@@ -259,8 +269,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--cut",
         dest="shape",
-        choices=(BOX, *SHAPES),
-        default=BOX,
+        choices=SHAPES,
+        default="box",
         help="the box, as the published weights know it; upright: a square turned as the face is; dlib: the one that "
         "dlib's network knows",
     )

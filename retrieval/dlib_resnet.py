@@ -26,7 +26,7 @@ HALVING = (3, 7, 10, 13)  # blocks that halve the size
 
 
 class DlibResnet(nn.Module):
-    """Faces cut out for dlib (``retrieval.align.SHAPES``), float (B, 3, 160, 160) in [0, 255] -> (B, 128).
+    """Faces cut out for dlib (``retrieval.align``), float (B, 3, 160, 160) in [0, 255] -> (B, 128).
 
     The mean of the face's and the mirrored face's numbers. Raises InputError where the weights are missing or others.
     """
@@ -45,6 +45,7 @@ class DlibResnet(nn.Module):
             self.convolutions.append(_fixed(bias * scale + shift))
             wide_in = wide
         self.last = _fixed(last.reshape(wide_in, -1))
+        self.mean: Tensor
         self.register_buffer("mean", torch.tensor(MEAN_RGB)[:, None, None])
 
     def forward(self, faces_B3HW: Tensor) -> Tensor:
@@ -93,7 +94,8 @@ def _arrays(data: bytes) -> list[np.ndarray]:
     """The float32 arrays of the layers that have some, from the photo on. The bytes are ``weights()``."""
     arrays = []
     for layer in re.finditer(b"con_4|affine_|fc_2", data):
-        at, numbers = layer.end(), []
+        at = layer.end()
+        numbers: list[int] = []
         while len(numbers) < (7 if layer[0] == b"fc_2" else 5):  # (outputs, inputs,) version, four sizes
             size = data[at] & 15  # of an integer: how many bytes follow
             numbers.append(int.from_bytes(data[at + 1 : at + 1 + size], "little"))

@@ -179,8 +179,8 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
     return Embeddings(People(names, paths, labels_N), rows_NE, photos, cut)
 
 
-def predictions(found: Found, gallery: People, queries: People) -> list[str]:
-    """The lines of predictions.txt, in the form of the release: the query's name, and five with their distances."""
+def predictions(found: Found, gallery: People, queries: People, scores: Accuracy | None) -> str:
+    """The text of predictions.txt, in the form of the release: a line a query, then both shares, ended CR LF."""
     lines = []
     for k in range(len(queries)):
         near = (
@@ -189,7 +189,9 @@ def predictions(found: Found, gallery: People, queries: People) -> list[str]:
         )
         name = queries.names[queries.labels_N[k]]
         lines.append(f"{_shown(name) if name in gallery.names else name} {' '.join(near)}")
-    return lines
+    if scores:
+        lines += [f"Top1 accuracy: {scores.top1:.6f} ", f"Top5 accuracy: {scores.top5:.6f} "]
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 def _shown(name: str) -> str:
@@ -242,10 +244,8 @@ def write_results(args: argparse.Namespace, answer: Answer, key: str) -> None:
     """The files of --out. Raises InputError where photos have gone."""
     _, gallery, queries = answer
     scores = known_scores(*answer)
-    shares = [f"Top1 accuracy: {scores.top1:.6f} ", f"Top5 accuracy: {scores.top5:.6f} "] if scores else []
     picture = Image.fromarray(sheet(*answer))  # before anything is written
-    lines = [*predictions(*answer), *shares]
-    files.write_bytes(args.out / args.predictions, "".join(f"{line}\r\n" for line in lines).encode())
+    files.write_bytes(args.out / args.predictions, predictions(*answer, scores).encode())
     files.write_bytes(args.out / "sheet.jpg", encode(picture, "JPEG", quality=90))
     result = {
         **(scores._asdict() if scores else {}),
@@ -328,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
     answer = search(args, photos)
     scores, count = known_scores(*answer), len(answer.queries)
     if photos is not None or scores is None:
-        print("\n".join(map(printable, predictions(*answer))))
+        print("\n".join(map(printable, predictions(*answer, scores).split("\r\n")[:-1])))
         return int(photos is not None and count < len(photos))
     if strangers := sorted(set(answer.queries.names) - set(answer.gallery.names)):
         print(f"not in {args.gallery}, not counted: {shorten(strangers)}")
