@@ -40,8 +40,8 @@ DETECTORS = {"yunet": Detector, "mtcnn": Mtcnn}
 RECORD, SETTINGS = "faces.jsonl", "align.json"
 SHAPES = ("box", "upright", "dlib")
 NARROW = 0.62  # of the frame that parsing uses: from the brow to below the mouth
-# where a face's points (see ``Detection``) lie in the square for dlib's network, -1 to 1 from edge to edge: the medians in
-# dlib's own squares, 8 % larger, and with five pixels around
+# where a face's points (see ``Detection``) lie in the square for dlib's network, -1 to 1 from edge to edge: the medians
+# in dlib's own squares, 8 % larger, and with five pixels around
 DLIB_POINTS_52 = np.array([(-0.372, -0.408), (0.372, -0.408), (0, 0.046), (-0.329, 0.367), (0.329, 0.367)])
 
 
@@ -52,25 +52,12 @@ class Finder(Protocol):
 @dataclass(frozen=True)
 class Cut:
     """How a face is cut out. shape: "box", or a square turned as the face is, one of ``SHAPES``. image_size: side of
-    the result, pixels. margin: what is added to the box's width and to its height, pixels of the photo.
-
-    Raises InputError for values out of range."""
+    the result, pixels. margin: what is added to the box's width and to its height, pixels of the photo."""
 
     detector: str = "yunet"
     image_size: int = CROP
     margin: int = 32
     shape: str = "box"
-
-    def __post_init__(self) -> None:
-        ranges = {"image-size": (self.image_size, 16), "margin": (self.margin, 0)}
-        if wrong := [
-            f"--{name} {value}: must be between {low} and 2048"
-            for name, (value, low) in ranges.items()
-            if type(value) is not int or not low <= value <= 2048
-        ]:
-            raise InputError("; ".join(wrong))
-        if self.detector not in DETECTORS or self.shape not in SHAPES:
-            raise InputError(f"unknown detector or shape ({checkpoint.shown([self.detector, self.shape])})")
 
 
 def choose(faces: list[Detection], height: int, width: int) -> Detection | None:
@@ -277,8 +264,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--upright", dest="shape", action="store_const", const="upright", help="--cut upright")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
     args = parser.parse_args(argv)
-    if not 1 <= args.workers <= 256:
-        raise InputError(f"--workers {args.workers}: must be between 1 and 256")
+    problems = [
+        f"--{name} {value}: must be between {low} and {high}"
+        for name, value, low, high in (
+            ("image-size", args.image_size, 16, 2048),
+            ("margin", args.margin, 0, 2048),
+            ("workers", args.workers, 1, 256),
+        )
+        if not low <= value <= high
+    ]
+    if problems:
+        raise InputError("; ".join(problems))
     require_outside("OUT", args.out, args.source)
     cut = Cut(args.detector, args.image_size, args.margin, args.shape)
     DETECTORS[cut.detector]()  # its weights are missed before anything is written

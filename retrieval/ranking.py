@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retrieval.people import People
+from utils.errors import InputError
 
 FACES, ROWS = 32, 256  # at once: embedded, and compared
 NEAREST = 5
@@ -38,8 +39,11 @@ def features(network: nn.Module, crops_NSS3: np.ndarray, device: torch.device) -
 
 
 def embed(network: nn.Module, crops_NSS3: np.ndarray, device: torch.device) -> np.ndarray:
-    """``features`` of length 1."""
-    return F.normalize(features(network, crops_NSS3, device), eps=1e-5).numpy()
+    """``features`` of length 1. Raises InputError where they are not finite."""
+    rows_NE = F.normalize(features(network, crops_NSS3, device), eps=1e-5)
+    if not rows_NE.isfinite().all():
+        raise InputError("embeddings that are not finite: name another --checkpoint")
+    return rows_NE.numpy()
 
 
 def directions(embeddings_NE: np.ndarray, mean_E: np.ndarray) -> np.ndarray:

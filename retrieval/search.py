@@ -96,26 +96,17 @@ def embeddings_of(path: Path, cached: Path | None, network: nn.Module, key: str,
             held = read_embeddings(cached, key)
             if held.photos == photos:
                 return Embeddings(people, held.rows_NE, photos, cut)
-    rows_NE = finite(embed(network, read_crops(people.files), device), path)
-    if not cached:
-        return Embeddings(people, rows_NE, photos, cut)
-    paths = np.array([str(file.resolve()) for file in people.files])
-    content: dict[str, Any] = {
-        "names": np.array(people.names),
-        "paths": paths,
-        "labels": people.labels_N,
-        "embeddings": rows_NE,
-        "cut": np.array(json.dumps(asdict(cut) if cut else None)),
-    }
-    files.write_whole(cached, lambda file: np.savez(file, checkpoint=key, photos=photos, **content))
+    rows_NE = embed(network, read_crops(people.files), device)
+    if cached:
+        content: dict[str, Any] = {
+            "names": np.array(people.names),
+            "paths": np.array([str(file.resolve()) for file in people.files]),
+            "labels": people.labels_N,
+            "embeddings": rows_NE,
+            "cut": np.array(json.dumps(asdict(cut) if cut else None)),
+        }
+        files.write_whole(cached, lambda file: np.savez(file, checkpoint=key, photos=photos, **content))
     return Embeddings(people, rows_NE, photos, cut)
-
-
-def finite(rows_NE: np.ndarray, path: Path) -> np.ndarray:
-    """The embeddings. Raises InputError where they are not finite."""
-    if not np.isfinite(rows_NE).all():
-        raise InputError(f"{path}: embeddings that are not finite: name another --checkpoint")
-    return rows_NE
 
 
 def photos_in(path: Path) -> list[Path] | None:
@@ -198,10 +189,14 @@ def _shown(name: str) -> str:
     return name.replace("_", " ")
 
 
+def in_gallery(gallery: People, queries: People) -> np.ndarray:
+    """Whose people the gallery has: bool (Q,)."""
+    return np.isin(np.array(queries.names)[queries.labels_N], gallery.names)
+
+
 def known_scores(found: Found, gallery: People, queries: People) -> Accuracy | None:
     """The accuracy over the queries whose people the gallery has; None where it has none of them."""
-    known_Q = np.isin(np.array(queries.names)[queries.labels_N], gallery.names)
-    if not known_Q.any():
+    if not (known_Q := in_gallery(gallery, queries)).any():
         return None
     return accuracy(Found(found.index_Q5[known_Q], found.distances_Q5[known_Q]), gallery, queries.keep(known_Q))
 
@@ -209,13 +204,8 @@ def known_scores(found: Found, gallery: People, queries: People) -> Accuracy | N
 def sheet(found: Found, gallery: People, queries: People) -> np.ndarray:
     """Hits, misses, then people whom the gallery lacks: the query and its five nearest, framed green where the person
     is right, red where another one is known to be. uint8 (H, W, 3)."""
-    right_Q5 = np.array(
-        [
-            [gallery.names[gallery.labels_N[row]] == queries.names[queries.labels_N[k]] for row in rows]
-            for k, rows in enumerate(found.index_Q5)
-        ]
-    )
-    known_Q = np.isin(np.array(queries.names)[queries.labels_N], gallery.names)
+    names_G, names_Q = (np.array(people.names)[people.labels_N] for people in (gallery, queries))
+    known_Q, right_Q5 = in_gallery(gallery, queries), names_G[found.index_Q5] == names_Q[:, None]
     groups = (right_Q5[:, 0], known_Q & ~right_Q5[:, 0], ~known_Q)
     pictures = []
     for k in [row for group in groups for row in _spread(np.flatnonzero(group))]:
@@ -283,7 +273,7 @@ def search(args: argparse.Namespace, photos: list[Path] | None) -> Answer:
                     "cut them out with retrieval.align"
                 )
             queries, crops_NSS3 = cut_photos(photos, held.cut)
-            asked_QE = finite(embed(network, crops_NSS3, device), args.queries)
+            asked_QE = embed(network, crops_NSS3, device)
         if known_GE.shape[1] != asked_QE.shape[1]:
             sizes = f"{known_GE.shape[1]} and {asked_QE.shape[1]}"
             raise InputError(f"embeddings of {sizes} numbers do not compare: remove {args.out}, name folders of faces")
