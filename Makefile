@@ -16,6 +16,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m tools.demo --out $(DEMO)
 
 test: lint
+	$(BIN)/python -m pytest -q tests/gpu
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(VENV)/.ready

@@ -4,7 +4,6 @@ results of predict.py. It runs on this machine and sends nothing anywhere."""
 import argparse
 import html
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -18,10 +17,10 @@ import numpy as np
 from data.images import read_labels, read_photo
 from data.labels import LabelSet
 from faces.detect import Detector
+from faces.results import Job, Result, write
 from faces.scene import Face, SceneParser
 from models.loading import load_for_inference
-from predict import Job, Result, write
-from training import options
+from scoring import options
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import explain, pick_device, printable, run_main
@@ -45,10 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         # read when gradio is imported: its one place for files, nothing sent to its makers, no proxy to this machine
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", no_proxy="*")
         gradio = import_gradio()
-        parser = load_for_inference(options.checkpoints(args), pick_device(args.device))
+        parser = load_for_inference(options.checkpoints(args), pick_device(args.device), amp="auto")
         parse = SceneParser(parser, Detector(), amp="auto")  # as predict.py has it
         page = build_page(gradio, parse, Path(folder))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             page.launch(
                 server_name=f"[{args.host}]" if ":" in args.host else args.host,
@@ -73,14 +71,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = Parser(__doc__)
-    options.add_checkpoint_option(parser)
-    options.add_device_option(parser)
-    parser.add_argument(
+    cli = Parser(__doc__)
+    options.add_checkpoint_option(cli)
+    options.add_device_option(cli)
+    cli.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: other machines may use the page too"
     )
-    parser.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on")
-    args = parser.parse_args(argv)
+    cli.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on")
+    args = cli.parse_args(argv)
     if not 1 <= args.port <= 65535:
         raise InputError(f"--port {args.port}: must be between 1 and 65535")
     for host in (args.host, "127.0.0.1"):  # gradio wants the port there too
@@ -136,8 +134,8 @@ def found(faces: Sequence[Face]) -> str:
     return f"{len(faces)} face{'s' * (len(faces) > 1)} found."
 
 
-def told(error: Exception, photo: Path) -> str:
-    """The line that predict.py would tell of an error, with the name of the photo alone; empty for a defect of ours."""
+def message(error: Exception, photo: Path) -> str:
+    """What predict.py would print of an error, with the name of the photo alone; empty for a defect of ours."""
     return printable(explain(error).replace(str(photo), photo.name))
 
 
@@ -164,17 +162,20 @@ def build_page(gradio: Any, parse: SceneParser, folder: Path) -> Any:
         return {photo: None, **attempt(work, Path(file))}  # ready for the next one
 
     def switch(job: Job | None, shown: list[int]) -> dict[Any, Any]:
+        if job is None:
+            return gradio.skip()
+
         def work() -> dict[Any, Any]:
             overlay = repaint(job, shown)
             return {picture: overlay, overlay_button: overlay}
 
-        return gradio.skip() if job is None else attempt(work, job.photo)
+        return attempt(work, job.photo)
 
     def attempt(work: Callable[[], dict[Any, Any]], path: Path) -> dict[Any, Any]:
         try:
             return work()
         except Exception as error:
-            line = told(error, path)
+            line = message(error, path)
             if not line:
                 raise
             return outcome(f'<span class="failed">{html.escape(line)}</span>')

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import evaluate
 import train_cropper
 import train_end2end
 import train_stage1
@@ -17,9 +16,12 @@ from data.labels import NINE, label_set
 from data.loaders import open_faces, require_batch
 from data.source import FaceData, open_source
 from models.stn_icnn.model import STNiCNN
+from scoring import options
+from scoring.evaluation import Request, describe, score_model
+from scoring.files import save
 from scoring.metrics import headline, table
-from training import options
 from training.engine import fit
+from training.options import add_recipe_option, require_shares
 from training.recipes import Recipe
 from training.task import Plan
 from utils import distributed, files, locks
@@ -78,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     changed = {name: recipe.changed(epochs[name], args.batch_size) for name, recipe in recipes.items()}
     sizes = {"coarse_size": args.coarse_size, "crop_size": args.crop_size}
     setup = Setup(options.face_data(args), options.machine(args), args.seed, sizes)
+    distributed.start_processes(setup.machine.device)
     plans = plan_stages(changed, setup, args.out)
     with distributed.told_when_lost():
         for split in ("train", "val", args.split):  # whatever cannot be read is told before hours of training
@@ -90,17 +93,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = options.base_parser(__doc__, splits=True)
-    options.add_recipe_option(parser)
-    parser.add_argument(
-        "--epochs", type=int, nargs=4, metavar="N", help=f"of {', '.join(STAGES)}; default: the recipe's"
-    )
-    parser.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
-    parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
-    args = parser.parse_args(argv)
+    cli = options.base_parser(__doc__, splits=True)
+    add_recipe_option(cli)
+    cli.add_argument("--epochs", type=int, nargs=4, metavar="N", help=f"of {', '.join(STAGES)}; default: the recipe's")
+    cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
+    cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples")
+    cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
+    args = cli.parse_args(argv)
     options.check(args)
-    distributed.start_processes(args.device)
     return args
 
 
@@ -148,7 +148,7 @@ def plan_stage(
     stage = STAGES[name]
     sizes = {size: value for size in stage.sizes if (value := setup.sizes.get(size)) is not None}
     sources = {key: best[source] for key, source in stage.sources.items()} | dict(start or {})
-    options.require_shares(recipe.batch_size)
+    require_shares(recipe.batch_size)
     plan = Plan(setup.data, recipe, setup.machine, folder, setup.seed, True, sources, sizes)
     plan.config(STNiCNN)
     return plan
@@ -170,7 +170,7 @@ def score_rows(best: Mapping[str, Path], setup: Setup, split: str, out: Path) ->
     results = {}
     for title, row in ROWS.items():
         checkpoints = [best[stage] for stage in row.stages]
-        request = evaluate.Request(checkpoints, setup.data, setup.machine, split, row.crops)
+        request = Request(checkpoints, setup.data, setup.machine, split, row.crops)
         results[title] = score(request, out / "scores" / split / slug(title), title)
     if distributed.rank() == 0:
         labels = label_set(next(iter(results.values()))["labels"])
@@ -182,26 +182,26 @@ def score_rows(best: Mapping[str, Path], setup: Setup, split: str, out: Path) ->
         print("\n" + text)
 
 
-def score(request: evaluate.Request, folder: Path, title: str) -> dict[str, Any]:
+def score(request: Request, folder: Path, title: str) -> dict[str, Any]:
     """scores.json in a folder, made again where it is not of these weights and faces. title: of the row, to print."""
     file = folder / "scores.json"
     if not all(distributed.gather(is_scored(file, request))):
-        evaluation = evaluate.score_model(request)
+        evaluation = score_model(request)
         if distributed.rank() == 0:
-            found = headline(evaluate.save(folder, evaluation))
+            found = headline(save(folder, evaluation))
             values = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
             print(f"{title}, {request.split} split: {values}", flush=True)
         distributed.barrier()
     return files.read_json(file, "scores")
 
 
-def is_scored(file: Path, request: evaluate.Request) -> bool:
+def is_scored(file: Path, request: Request) -> bool:
     """Whether scores.json is there and of the weights and faces that are asked for."""
     if not file.exists():
         return False
     about, data = files.read_json(file, "scores"), request.data
     faces = open_faces(data, request.split, data.labels, threads=request.machine.threads)
-    if any(about.get(name) != value for name, value in evaluate.describe(request, faces).items()):
+    if any(about.get(name) != value for name, value in describe(request, faces).items()):
         return False
     try:
         table({"": about}, label_set(about["labels"]))

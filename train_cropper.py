@@ -72,7 +72,7 @@ class Cropper(ParserTask):
         with torch.set_grad_enabled(recipe.optimisation.lr["coarse"] > 0):
             logits_BKSS = model.coarse(view.photo(model.config.coarse_size))
         theta_BP23 = model.locate(logits_BKSS, view.sizes_B2)
-        return {"theta": theta_loss(theta_BP23, model.true_windows(view), view.parts().present_BP, recipe.theta_beta)}
+        return {"theta": theta_loss(theta_BP23, *model.true_windows(view), recipe.theta_beta)}
 
     def validate(self) -> Scores:
         """Smooth L1 of theta, and how far the windows' centres miss, in pixels of the photo."""
@@ -81,12 +81,12 @@ class Cropper(ParserTask):
         for batch in self.val_batches():
             batch = batch.to(device)
             theta_BP23 = self.model.windows_of(batch, "predicted")
-            target_BP23 = self.model.true_windows(View(batch))
+            target_BP23, _ = self.model.true_windows(View(batch))
             span_B12 = (batch.sizes_B2.flip(-1) - 1).unsqueeze(1) / 2
             miss_BP = ((theta_BP23 - target_BP23)[..., 2] * span_B12).norm(dim=-1) * batch.present_BP
             loss = theta_loss(theta_BP23, target_BP23, batch.present_BP, self.plan.recipe.theta_beta)
             sums_3 += torch.stack([loss * batch.present_BP.numel(), miss_BP.sum(), batch.present_BP.sum()])
-        loss, miss, count = distributed.sum_over_processes(sums_3).tolist()
+        loss, miss, count = distributed.sum_over_processes(sums_3.cpu()).tolist()
         return {"theta_loss": loss / max(count, 1), "centre_px": miss / max(count, 1)}
 
     def parse(self, batch: Batch) -> Parsed:

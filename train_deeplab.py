@@ -21,7 +21,7 @@ from models.loading import read_weights
 from training import options
 from training.engine import Optimisation, Run, fit
 from training.losses import batch_dice_loss, focal_loss, segmentation_loss
-from training.recipes import GuestRecipes, Recipe
+from training.recipes import Recipe, WholeFaceRecipes
 from training.relabel import Rule, add_rule_options, refuse_inside, relabel, table
 from training.task import ParserTask, Plan
 from utils import checkpoint, distributed
@@ -39,7 +39,7 @@ class DeepLabRecipe(Recipe):
     loss: str = "dice"
 
 
-RECIPES = GuestRecipes(
+RECIPES = WholeFaceRecipes(
     # The authors' code multiplies the learning rate of its command line by 0.0015, so that their README's command
     # trains at 1.5e-6, at which a network from scratch hardly moves. Here it is the 0.001 that they name; with
     # --lr 1.5e-6 it is what their code does.
@@ -157,7 +157,7 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
 
 def main(argv: list[str] | None = None) -> int:
     starts = {"--init-from": "a checkpoint of DeepLab to start from"}
-    parser = options.training_parser(__doc__, ["network"], starts, guest=True)
+    parser = options.training_parser(__doc__, ["network"], starts, whole_face=True)
     parser.add_argument(
         "--input-size",
         type=int,

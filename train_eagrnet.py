@@ -18,7 +18,7 @@ from scoring.pictures import face_pictures, tile
 from training import options
 from training.engine import Optimisation, fit
 from training.losses import boundary_loss, edge_loss, segmentation_loss
-from training.recipes import GuestRecipes, Recipe
+from training.recipes import Recipe, WholeFaceRecipes
 from training.task import SHOWN_FACES, ParserTask, Plan
 from utils import checkpoint
 from utils.errors import InputError
@@ -32,7 +32,7 @@ class EAGRNetRecipe(Recipe):
     weight: float = 1.0
 
 
-RECIPES = GuestRecipes(
+RECIPES = WholeFaceRecipes(
     seed=EAGRNetRecipe(
         Optimisation(epochs=200, lr={"network": 1e-3}, optimizer="sgd", schedule="polynomial", weight_decay=5e-4),
         batch_size=7,
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         "--init-from": "a checkpoint of EAGRNet to start from",
         "--imagenet": "a ResNet-101 with a stem of three 3x3 layers, trained on ImageNet, as the authors start from",
     }
-    parser = options.training_parser(__doc__, ["network"], starts, guest=True)
+    parser = options.training_parser(__doc__, ["network"], starts, whole_face=True)
     parser.add_argument("--input-size", type=int, metavar="N", help="side of the stretched photo, pixels; default: 473")
     args = parser.parse_args(argv)
     task = build(options.plan(args, RECIPES, ("init_from", "imagenet"), size=args.input_size))

@@ -75,7 +75,7 @@ class EndToEnd(ParserTask):
             coarse_loss = segmentation_loss(logits_BKSS, view.label_map(config.coarse_size), recipe.dice)
             losses["coarse"] = recipe.coarse_weight * coarse_loss
         if recipe.theta_weight > 0:
-            window_loss = theta_loss(theta_BP23, model.true_windows(view), view.parts().present_BP, recipe.theta_beta)
+            window_loss = theta_loss(theta_BP23, *model.true_windows(view), recipe.theta_beta)
             losses["theta"] = recipe.theta_weight * window_loss
         return losses
 

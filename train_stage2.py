@@ -61,7 +61,7 @@ class Stage2(ParserTask):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, size = self.plan.recipe, self.model.config.crop_size
         view = recipe.augmentation.view(batch)
-        theta_BP23 = view.jittered(self.model.true_windows(view), recipe.jitter)
+        theta_BP23, _ = self.model.true_windows(view, recipe.jitter)
         logits = self.model.parts(view.crops(theta_BP23, size))
         return {"parts": parts_loss(logits, part_targets(view.crop_labels(theta_BP23, size)), recipe.dice)}
 

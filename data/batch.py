@@ -25,12 +25,12 @@ class Batch:
     photos stretched to 256 x 256. sizes_B2: int64 (height, width). present_BP: bool; centres_BP2, extents_BP2: float32
     pixels (x, y); of the six parts, P = 0 for label sets that lack some. index_B: int64 position in the split.
     keys_B3: int64 (seed, epoch, position in the epoch), from which augmentation is drawn, whatever the batch size or
-    the number of processes.
+    the number of processes; on the CPU always.
 
     Faces framed in larger photos (``framed_batch``) have no truth. frames_B33: float32, normalised coordinates of each
     face's square (see ``FRAME_SIDE``) to those of its photo; photo_B: int64, which photo it is in, so that photos_BHW3
     holds each photo once; thumbs_BTT3 are those of the squares, and sizes_B2 the sizes of the faces' photos. None: each
-    photo is a face.
+    photo is a face. origin: the batch that was moved to the device; see ``host``.
     """
 
     labels: LabelSet
@@ -45,14 +45,28 @@ class Batch:
     keys_B3: Tensor
     frames_B33: Tensor | None = None
     photo_B: Tensor | None = None
+    origin: "Batch | None" = None
+
+    @property
+    def host(self) -> "Batch":
+        """The batch as it was on the CPU: reading its values waits for no device."""
+        return self.origin or self
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._tensors().items()})
+        """The batch on a device; copies out of pinned memory are not waited for."""
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in self._tensors().items() if name != "keys_B3"
+        }
+        return replace(self, **moved, origin=self.host)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; the DataLoader calls this."""
         return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
+
+    def part(self, faces: slice) -> "Batch":
+        """Some of the faces of ``framed_batch``, in the same photos."""
+        kept = {name: value[faces] for name, value in self._tensors().items() if name != "photos_BHW3"}
+        return replace(self, **kept)
 
     def _tensors(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -60,9 +74,8 @@ class Batch:
 
 
 def photo_batch(photos: list[np.ndarray], labels: LabelSet, thumbs: bool = True) -> Batch:
-    """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth.
-
-    thumbs: False leaves them out, for those who look at the photos alone (``View.needs_photos``)."""
+    """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth. thumbs: False leaves
+    the small ones empty."""
     count, (height, width) = len(photos), photos[0].shape[:2]
     parts = len(labels.part_ids)
     none_BP2 = torch.zeros(count, parts, 2)
@@ -70,7 +83,7 @@ def photo_batch(photos: list[np.ndarray], labels: LabelSet, thumbs: bool = True)
         labels=labels,
         photos_BHW3=torch.from_numpy(np.stack(photos) if count > 1 else np.require(photos[0][None], requirements="W")),
         labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
-        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) if thumbs else photo[:0, :0] for photo in photos])),
+        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo in photos] if thumbs else [()] * count)),
         sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
         present_BP=torch.zeros(count, parts, dtype=torch.bool),
         centres_BP2=none_BP2,

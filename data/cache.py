@@ -8,7 +8,6 @@ that are there serve anyone who wants fewer. Whoever has the files open keeps re
 file of the source changes.
 """
 
-import fcntl
 import hashlib
 import os
 import zlib
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from data.images import THUMB, make_thumb
 from data.listing import Sample, Source
+from utils import locks
 from utils.errors import InputError
 
 CACHE_VERSION = 3
@@ -92,15 +92,13 @@ def build_cache(source: Source, folder: Path, threads: int) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        number = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        with open(number, "r+b", buffering=0) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one builder at a time; the others find it done
+        with locks.held(folder / "lock", f"the cache {folder}"):  # one builder at a time; the others find it done
             known = _known_faces(source, folder)
             if len(known) < len(source.samples):
                 _append(source, folder, known, threads)
     except OSError as error:
         raise InputError(
-            f"the cache {folder} could not be written ({error.strerror}): make room or name another folder with --cache"
+            f"the cache {folder} could not be written ({error.strerror}): make room or name another folder for it"
         ) from error
 
 

@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ PHOTO_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # whate
 if find_spec("PIL.AvifImagePlugin"):  # from Pillow 11.3 on
     PHOTO_FORMATS += ("AVIF",)
 MASK_FORMATS = ("PNG",)
+LONGEST = 32_767  # side of a photo that OpenCV takes, pixels
 THUMB = 256  # side of the stretched photo that is cached; the coarse network sees it shrunk further
 _UPRIGHT = {  # EXIF orientation -> what makes a photo upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,23 +38,62 @@ _UPRIGHT = {  # EXIF orientation -> what makes a photo upright
 def read_photo(path: Path) -> np.ndarray:
     """Reads a photo as uint8 (H, W, 3) RGB with its EXIF orientation applied; a damaged EXIF block counts as none.
 
-    Grey, 1-bit, palette, CMYK and 16-bit photos are converted; an alpha channel is dropped.
+    Grey, 1-bit, palette, CMYK and 16-bit photos are converted, floats in 0-1 or 0-255 too; an alpha channel is dropped.
     Raises InputError for a file that is missing, not a regular one, truncated, none of ``PHOTO_FORMATS``, of more
     pixels than Pillow allows (179 million), or too large for the memory.
     """
     with _open_picture(path, PHOTO_FORMATS) as image:
-        image.load()
-        how = _UPRIGHT.get(_orientation(image))
-        upright = image if how is None else image.transpose(how)
-        if upright.mode.startswith("I"):  # 16-bit grey; Pillow reduces 16-bit RGB itself
-            grey = np.clip(np.asarray(upright).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
+        return _rgb(image, str(path))
+
+
+def as_photo(photo: Any, name: str = "photo") -> np.ndarray:
+    """What people call a photo as contiguous uint8 (H, W, 3), RGB: a file or a PIL image, as ``read_photo`` reads them,
+    or an array (H, W, 3) of uint8, or of floats in 0-1, laid out in memory in any way.
+
+    Raises InputError, which begins with the argument's ``name``, for anything else and for photos without a pixel or
+    with a side of more than 32,767.
+    """
+    if isinstance(photo, str | PathLike):
+        name, pixels = str(photo), read_photo(Path(photo))
+    elif isinstance(photo, Image.Image):
+        with _explained(f"{name}, a PIL image,", PHOTO_FORMATS):
+            pixels = _rgb(photo, name)
+    elif isinstance(photo, np.ndarray) and photo.ndim == 3 and photo.shape[2] == 3 and photo.dtype.kind in "uf":
+        pixels = photo
+    else:
+        pixels = None
+    if pixels is None or (pixels.dtype.kind == "u" and pixels.dtype != np.uint8):
+        kind = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
+        wanted = "a path, a PIL image, or an array (height, width, 3) of uint8 or of floats in 0-1"
+        raise InputError(f"{name} must be {wanted}, not {kind}")
+    if not pixels.size or max(pixels.shape) > LONGEST:
+        height, width = pixels.shape[:2]
+        raise InputError(f"{name} has {height} x {width} pixels: each side must have 1 to {LONGEST}; resize it")
+    if pixels.dtype.kind == "f":
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # nor NaN
+            raise InputError(f"{name} holds floats outside 0-1: divide it by its largest value, or convert it to uint8")
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+def _rgb(image: Image.Image, name: str) -> np.ndarray:
+    """A PIL image as uint8 (H, W, 3), upright. Raises InputError, and what Pillow's decoders raise."""
+    image.load()
+    how = _UPRIGHT.get(_orientation(image))
+    upright = image if how is None else image.transpose(how)
+    if upright.mode.startswith("I"):  # 16-bit grey; Pillow reduces 16-bit RGB itself
+        grey = np.clip(np.asarray(upright).astype(np.int64) >> 8, 0, 255)
+    elif upright.mode == "F":
+        values = np.nan_to_num(np.asarray(upright))
+        grey = np.rint(np.clip(values * (255 if values.max(initial=0) <= 1 else 1), 0, 255))
+    else:
         try:
             return np.array(upright.convert("RGB"))
         except ValueError as error:
             raise InputError(
-                f"cannot turn {path} into RGB (mode {upright.mode}): save it as an RGB JPEG or PNG"
+                f"cannot turn {name} into RGB (mode {upright.mode}): save it as an RGB JPEG or PNG"
             ) from error
+    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -170,28 +212,31 @@ def warp_frame(photo: np.ndarray, matrix_23: np.ndarray, side: int = THUMB) -> n
 @contextmanager
 def _open_picture(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """A picture of one of these formats, its header read. Raises InputError for whatever fails, in the block too."""
-    with open_regular(path, "picture") as file:
-        try:
-            with Image.open(file, formats=formats) as image:
-                yield image
-        except InputError:
-            raise
-        except MemoryError as error:
-            raise InputError(f"too little memory to read image {path}: save it smaller") from error
-        except Image.DecompressionBombError as error:
-            raise InputError(
-                f"image {path} has more than 179 million pixels, which are not read: save it smaller"
-            ) from error
-        except Image.UnidentifiedImageError as error:
-            known = f"{', '.join(formats[:-1])} or {formats[-1]}" if len(formats) > 1 else formats[0]
-            raise InputError(
-                f"cannot read image {path}: no {known} picture, or a damaged one; fetch or save it again"
-            ) from error
-        except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-            reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
-            raise InputError(
-                f"cannot read image {path}: {reason or type(error).__name__}; fetch or save it again"
-            ) from error
+    with (
+        open_regular(path, "picture") as file,
+        _explained(f"image {path}", formats),
+        Image.open(file, formats=formats) as image,
+    ):
+        yield image
+
+
+@contextmanager
+def _explained(name: str, formats: tuple[str, ...]) -> Iterator[None]:
+    """Raises InputError for whatever Pillow raises in the block."""
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"too little memory to read {name}: save it smaller") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} has more than 179 million pixels, which are not read: save it smaller") from error
+    except Image.UnidentifiedImageError as error:
+        known = f"{', '.join(formats[:-1])} or {formats[-1]}" if len(formats) > 1 else formats[0]
+        raise InputError(f"cannot read {name}: no {known} picture, or a damaged one; fetch or save it again") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        raise InputError(f"cannot read {name}: {reason or type(error).__name__}; fetch or save it again") from error
 
 
 def _orientation(image: Image.Image) -> int:

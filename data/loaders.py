@@ -1,32 +1,33 @@
 """Cached faces, and the batches that come out of them."""
 
 import hashlib
+import math
 import mmap
 import os
-import sys
 import zlib
-from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.batch import Batch, Key
-from data.cache import FILES, THUMB_BYTES, build_cache, decode, part_geometry, record_type
+from data.cache import FILES, THUMB_BYTES, build_cache, part_geometry, record_type
 from data.images import THUMB
 from data.labels import LabelSet, among
-from data.listing import Source
 from data.source import FaceData, open_source
 from utils.errors import InputError
+from utils.runtime import Machine
+
+HERE = Machine(torch.device("cpu"))
 
 
 class DamagedCache(InputError):
-    """A face of the cache is damaged and cannot be decoded again.
+    """A face of the cache is damaged.
 
     A process that loads faces hands on an exception with its whole traceback as the message; the last line is ours.
     """
@@ -41,8 +42,7 @@ class Faces(Dataset):
 
     labels: of the batches' label maps. data_labels: of the cached ones. photos: False leaves the photos of batches
     empty, for those who look at the thumbs alone.
-    source: opens the split that the cache was made from. With it, what is read is compared with the cache's checksums,
-    once for each face, and decoded again where it was damaged; without it, it is taken as it is.
+    What is read is compared with the checksums of its record, once for each face: raises InputError where it differs.
     Raises InputError where ``labels`` cannot be told from ``data_labels``.
     """
 
@@ -54,28 +54,31 @@ class Faces(Dataset):
         labels: LabelSet,
         split: str,
         photos: bool = True,
-        source: Callable[[], Source] | None = None,
     ) -> None:
         self.folder, self.names, self.split, self.with_photos = folder, names, split, photos
-        self.source = source
         self.data_labels, self.labels = data_labels, labels
         self.lut = data_labels.map_to(labels)
         self.records = np.fromfile(folder / "records.bin", record_type(len(data_labels)), len(names))
         parts = [np.flatnonzero(among(self.lut, ids)).tolist() for ids in labels.part_ids]
         self._parts = part_geometry(self.records, parts)
+        self.loader: DataLoader | None = None  # whose processes go on from epoch to epoch
         self._open()
 
     def _open(self) -> None:
-        self.files = {name: os.open(self.folder / f"{name}.bin", os.O_RDWR) for name in FILES}
+        self.files = {name: os.open(self.folder / f"{name}.bin", os.O_RDONLY) for name in FILES}
         shape = (len(self.names), len(FILES))
         memory = mmap.mmap(-1, shape[0] * shape[1])  # shared with the processes that load faces
         self._compared = np.frombuffer(memory, np.uint8).reshape(shape)  # which pieces of which faces
 
-    def __getstate__(self) -> dict[str, Any]:  # neither means anything in another process
-        return {name: value for name, value in vars(self).items() if name not in ("files", "_compared")}
+    def __del__(self) -> None:
+        for number in vars(self).get("files", {}).values():
+            os.close(number)
+
+    def __getstate__(self) -> dict[str, Any]:  # what means nothing in another process is left out
+        return {name: value for name, value in vars(self).items() if name not in ("files", "_compared", "loader")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update(state, loader=None)
         self._open()
 
     def __len__(self) -> int:
@@ -94,40 +97,21 @@ class Faces(Dataset):
         foreground = np.flatnonzero(self.lut[: len(self.data_labels)])
         return int(self.records["count"][:, foreground].sum())
 
-    def _place(self, name: str, index: int) -> tuple[int, tuple[int, ...]]:
-        """Where a face's bytes begin in one of ``FILES``, and the shape of its array."""
-        if name == "thumbs":
-            return index * THUMB_BYTES, (THUMB, THUMB, 3)
-        offset, height, width = (int(self.records[index][field]) for field in ("offset", "height", "width"))
-        return (offset * 3, (height, width, 3)) if name == "photos" else (offset, (height, width))
-
     def _read(self, name: str, index: int) -> np.ndarray:
         # pread rather than a memory map: mapped pages would count as this process's memory as the epoch goes on
-        offset, shape = self._place(name, index)
-        data = os.pread(self.files[name], int(np.prod(shape)), offset)
-        piece = FILES.index(name)
-        if self.source is not None and not self._compared[index, piece]:
-            if zlib.crc32(data) != self.records["checksum"][index, piece]:
-                data = self._decode_again(index)[piece]
+        record, piece = self.records[index], FILES.index(name)
+        pixels, (height, width) = int(record["offset"]), (int(record["height"]), int(record["width"]))
+        offset, shape = {
+            "photos": (pixels * 3, (height, width, 3)),
+            "labels": (pixels, (height, width)),
+            "thumbs": (index * THUMB_BYTES, (THUMB, THUMB, 3)),
+        }[name]
+        data = os.pread(self.files[name], math.prod(shape), offset)
+        if not self._compared[index, piece]:
+            if zlib.crc32(data) != record["checksum"][piece]:
+                raise DamagedCache(f"the cache {self.folder} is damaged at {self.names[index]}: remove the folder")
             self._compared[index, piece] = 1
         return np.frombuffer(data, np.uint8).reshape(shape)
-
-    def _decode_again(self, index: int) -> list[bytes]:
-        """Puts a damaged face right in all files; returns its bytes. Raises InputError where it is another one now."""
-        assert self.source is not None
-        face, reason = self.names[index], "its files have changed since"
-        try:
-            source = self.source()
-            found = [decode(source, sample) for sample in source.samples if sample.name == face]
-        except InputError as error:
-            found, reason = [], str(error)
-        if not found or (found[0][-1]["checksum"] != self.records["checksum"][index]).any():
-            raise DamagedCache(f"the cache {self.folder} is damaged at {face}, and {reason}: remove the folder")
-        tqdm.write(f"cache {self.folder}: {face} was damaged, decoded again", file=sys.stderr)
-        pieces = [array.tobytes() for array in found[0][:-1]]
-        for name, piece in zip(FILES, pieces, strict=True):
-            os.pwrite(self.files[name], piece, self._place(name, index)[0])
-        return pieces
 
     def photo(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3), RGB."""
@@ -171,7 +155,7 @@ class Faces(Dataset):
             photos[b, : photo.shape[0], : photo.shape[1]] = photo
             labels[b, : label_map.shape[0], : label_map.shape[1]] = label_map
         present, centres, extents = (values[index] for values in self._parts)
-        return Batch(
+        batch = Batch(
             labels=self.labels,
             photos_BHW3=torch.from_numpy(photos),
             labels_BHW=torch.from_numpy(labels),
@@ -183,6 +167,10 @@ class Faces(Dataset):
             index_B=torch.from_numpy(index),
             keys_B3=torch.tensor([item[1] for item in items]),
         )
+        for value in vars(batch).values() if get_worker_info() else ():
+            if isinstance(value, Tensor) and value.numel():
+                value.share_memory_()  # here, where it can fail aloud: the queue behind this would hang
+        return batch
 
     def first(self, count: int) -> Batch:
         """The first faces of the split, for pictures."""
@@ -205,7 +193,7 @@ def open_faces(data: FaceData, split: str, labels: LabelSet, photos: bool = True
     folder = data.cache / f"{data.dataset}-{split}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}"
     build_cache(source, folder, threads)
     names = [sample.name for sample in source.samples]
-    return Faces(folder, names, data.labels, labels, split, photos, partial(open_source, data, split))
+    return Faces(folder, names, data.labels, labels, split, photos)
 
 
 def training_batches(
@@ -216,19 +204,20 @@ def training_batches(
     folds: int = 1,
     rank: int = 0,
     world: int = 1,
-    workers: int = 0,
+    machine: Machine = HERE,
 ) -> DataLoader:
     """One epoch in shuffled order, each face ``folds`` times, the last incomplete batch left out.
 
-    batch_size: over all processes. The order depends on the seed and the epoch alone. The fold of a face (the
-    number of operations of the five-fold augmentation) is its position modulo ``folds`` before shuffling, and is
-    carried in the third key: key = position * folds + fold.
+    batch_size: over all processes. machine: loads the faces, in processes that go on from epoch to epoch: the loader of
+    one epoch ends when that of the next is asked for. The order depends on the seed and the epoch alone. The fold of a
+    face (the number of operations of the five-fold augmentation) is its position modulo ``folds`` before shuffling, and
+    is carried in the third key: key = position * folds + fold.
     """
     require_batch(len(faces) * folds, batch_size)
     order = np.random.default_rng((seed, epoch)).permutation(len(faces) * folds)
     order = order[: len(order) // batch_size * batch_size]
     tickets = [(int(i) // folds, (seed, epoch, position * folds + int(i) % folds)) for position, i in enumerate(order)]
-    return _loader(faces, tickets, batch_size, rank, world, workers)
+    return _loader(faces, tickets, batch_size, rank, world, machine)
 
 
 def require_batch(count: int, batch_size: int) -> None:
@@ -244,21 +233,32 @@ def require_pair(batch_size: int, normalised: str) -> None:
         raise InputError(f"--batch-size {batch_size}: the batch normalisation of {normalised} needs at least 2")
 
 
-def evaluation_batches(faces: Faces, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:
-    """Every face once, in order. Each process takes every ``world``-th face; its share may be empty."""
+def evaluation_batches(
+    faces: Faces, batch_size: int, rank: int = 0, world: int = 1, machine: Machine = HERE
+) -> DataLoader:
+    """Every face once, in order. Each process takes every ``world``-th face; its share may be empty. machine: see
+    ``training_batches``."""
     tickets = [(i, (0, 0, i)) for i in range(rank, len(faces), world)]
-    return _loader(faces, tickets, max(1, batch_size // world), 0, 1, workers)
+    return _loader(faces, tickets, max(1, batch_size // world), 0, 1, machine)
 
 
-def _loader(faces: Faces, tickets: list, batch_size: int, rank: int, world: int, workers: int) -> DataLoader:
+def _loader(faces: Faces, tickets: list, batch_size: int, rank: int, world: int, machine: Machine) -> DataLoader:
     share = batch_size // world
     starts = range(0, len(tickets), batch_size)
     batches = [tickets[start : start + batch_size][rank * share : (rank + 1) * share] for start in starts]
-    return DataLoader(
+    if machine.workers and faces.loader is not None:
+        faces.loader.batch_sampler[:] = batches  # type: ignore[index]
+        return faces.loader
+    loader = DataLoader(
         faces,
         batch_sampler=batches,
         collate_fn=faces.collate,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
+        num_workers=machine.workers,
+        pin_memory=machine.device.type == "cuda",
+        prefetch_factor=4 if machine.workers else None,
+        persistent_workers=machine.workers > 0,
+        generator=torch.Generator(),  # or each new one would draw from torch's own, on which dropout depends
     )
+    if machine.workers:
+        faces.loader = loader
+    return loader

@@ -41,7 +41,7 @@ def _read(source: Source, own: dict[str, Sample], sample: Sample) -> tuple[np.nd
         (height, width), (own_height, own_width) = ids.shape, replaced.shape
         raise InputError(
             f"sizes differ: {sample.masks[0]} is {width}×{height}, the label map that it replaces "
-            f"{own_width}×{own_height}: relabel with the same --face-size"
+            f"{own_width}×{own_height}: relabel at the same face size"
         )
     if problem := id_problem(source.labels, sample, ids):
         raise InputError(problem)

@@ -51,12 +51,10 @@ class FaceData:
         own = _dataset(self).labels
         if own is None:
             if self.label_set is None:
-                raise InputError(f"data set {self.dataset} may hold any ids: say which ones with --labels")
+                raise InputError(f"data set {self.dataset} may hold any ids: name their label set")
             return label_set(self.label_set)
         if self.label_set is not None:
-            raise InputError(
-                f"--labels {self.label_set}: data set {self.dataset} holds ids of {own.name}; leave it out"
-            )
+            raise InputError(f"labels {self.label_set}: data set {self.dataset} holds ids of {own.name}; leave it out")
         return own
 
 
@@ -142,7 +140,7 @@ def _dataset(data: FaceData) -> Dataset:
 def _folder(data: FaceData, layout: str) -> Path:
     """The folder of a data set on disk. layout: what it must hold, for the message where it is missing or empty."""
     if data.root is None:
-        raise InputError(f"data set {data.dataset} needs its folder: give --data DIR")
+        raise InputError(f"data set {data.dataset} needs its folder: name it")
     root = Path(data.root)
     if not root.is_dir():
         raise InputError(f"data folder {root} {'is not a folder' if root.exists() else 'does not exist'}")
@@ -169,7 +167,7 @@ def _find_list(data: FaceData, split: str) -> Listing:
 
 def _find_synthetic(data: FaceData, split: str) -> Listing:
     if data.root is not None:
-        raise InputError(f"synthetic faces are drawn, not read from {data.root}: leave --data out")
+        raise InputError(f"synthetic faces are drawn, not read from {data.root}: leave the folder out")
     count = data.max_images
     if split != "train" and count is not None:
         count = min(count, synthetic.COUNTS[split])

@@ -2,11 +2,13 @@
 
 A view alone samples. An augmented face is never rendered at full size: a draw is an affine map from the augmented
 photo to the cached one, and both looks of the method (the stretched whole and the six crops) sample the cached photo
-through it, once. Everything runs on the batch's device, on whole batches.
+through it, once. What is random is drawn on the CPU from the batch before it moved, and goes to the device in one copy;
+all sampling runs there, on whole batches, and waits for nothing.
 """
 
 import math
 from dataclasses import dataclass, fields
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,9 @@ from data.images import THUMB
 from data.labels import MIRROR_PARTS
 from geometry.sampling import crop, crop_labels, labels_at, stretch
 from geometry.theta import compose
+from utils.runtime import constant
+
+NOISE = 2**22  # values of ``_noise``, a power of two
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,15 @@ class Augmentation:
     folds: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] or self.folds not in (1, 5):
-            raise ValueError(f"augmentation out of range: {self}")
-        if any(getattr(self, f.name) < 0 for f in fields(self) if f.name not in ("scale", "folds")):
+        amounts = [float(getattr(self, f.name)) for f in fields(self) if f.name not in ("scale", "folds")]
+        sound = 0 < self.scale[0] <= self.scale[1] < math.inf and self.folds in (1, 5)
+        if not sound or not all(0 <= amount < math.inf for amount in amounts) or max(self.tone, self.mirror) > 1:
             raise ValueError(f"augmentation out of range: {self}")
 
     def view(self, batch: Batch) -> "View":
         """The batch through one draw. Each face's draw comes from its own key alone (``Batch.keys_B3``), so that it
         is the same for any batch size and any number of processes."""
-        return View(batch, _draw(self, batch))
+        return View(batch, _draw(self, batch.host))
 
 
 NO_AUGMENTATION = Augmentation()
@@ -72,11 +77,11 @@ WIDE_AUGMENTATION = Augmentation(
 
 
 class Draw(NamedTuple):
-    """One draw for a batch, on the batch's device.
+    """One draw for a batch, on the CPU.
 
     affine_B33: centred pixel coordinates of the augmented photo -> those of the cached one.
-    mirrored_B: bool. noise_B: standard deviations; seeds_B: of the noise; both stay on the CPU.
-    gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias. blur_B: standard deviations in samples, on the CPU.
+    mirrored_B: bool. noise_B: standard deviations; seeds_B: where each face's noise begins in ``_noise``.
+    gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias. blur_B: standard deviations in samples.
     """
 
     affine_B33: Tensor
@@ -89,8 +94,26 @@ class Draw(NamedTuple):
     blur_B: Tensor
 
 
+class _Sent(NamedTuple):
+    """What a view needs of its draw on the batch's device.
+
+    photo_B33, theta_B33: the affine in coordinates from edge to edge, and between the outermost pixel centres.
+    kernels_BK: weights of the blur. The rest: see ``Draw``.
+    """
+
+    photo_B33: Tensor
+    theta_B33: Tensor
+    kernels_BK: Tensor
+    mirrored_B: Tensor
+    noise_B: Tensor
+    seeds_B: Tensor
+    gain_B3: Tensor
+    bias_B: Tensor
+    gamma_B: Tensor
+
+
 class Parts(NamedTuple):
-    """Where the six parts are in each photo of a view.
+    """Where the six parts are in each photo of a view, on the CPU.
 
     centres_BP2: centroids (x, y), float32 pixels. extents_BP2: bounding boxes (width, height), float32 pixels.
     present_BP: bool; False where the face does not show the part, or its centre left the photo.
@@ -109,6 +132,31 @@ class View:
     draw: Draw | None = None
 
     @property
+    def host(self) -> "View":
+        """The same view of the batch as it was on the CPU."""
+        return View(self.batch.host, self.draw)
+
+    def send(self, *values: Tensor) -> list[Tensor]:
+        """Small tensors (B, ...) of the CPU on the batch's device: as floats in one copy that nothing waits for. Where
+        the batch lies on the CPU they stay what they are."""
+        device = self.batch.sizes_B2.device
+        if device.type == "cpu":
+            return list(values)
+        rows_BN = [value.flatten(1) if value.ndim > 1 else value[:, None] for value in values]
+        packed_BN = torch.cat([row_BN.float() for row_BN in rows_BN], 1).pin_memory().to(device, non_blocking=True)
+        moved = packed_BN.split([row_BN.shape[1] for row_BN in rows_BN], 1)
+        return [row_BN.view(value.shape) for row_BN, value in zip(moved, values, strict=True)]
+
+    @cached_property
+    def _sent(self) -> _Sent:
+        draw = self.draw
+        assert draw is not None
+        sizes_B2 = self.host.sizes_B2.flip(-1).float()
+        photo_B33 = _normalised(draw.affine_B33, sizes_B2 / 2)
+        theta_B33 = _normalised(draw.affine_B33, (sizes_B2 - 1).clamp(min=1) / 2)
+        return _Sent(*self.send(photo_B33, theta_B33, _blur_kernels(draw.blur_B), *draw[1:-1]))
+
+    @property
     def sizes_B2(self) -> Tensor:
         """(height, width) of the photos of this view, int64 pixels; of framed faces, of their squares."""
         sizes_B2 = self.batch.sizes_B2
@@ -124,18 +172,30 @@ class View:
         cached = not self.needs_photos(size)
         if self.draw is None:
             return self._stretched(size, cached) / 255
-        # bilinear samples of twice as many pixels average over areas where the face keeps its size
-        source_B3TT = self._stretched(2 * size, cached)
-        grid_BSS2 = _grid(_normalised(self.draw.affine_B33, self._half_B2()), size)
-        images_B3SS = F.grid_sample(source_B3TT, grid_BSS2, "bilinear", "zeros", align_corners=False)
-        return _photometric(self.draw, images_B3SS[:, None] / 255)[:, 0]
+        grid_BSS2 = _grid(self._sent.photo_B33, size)
+        # bilinear samples of twice as many pixels average over areas where the face keeps its size; of a photo that has
+        # not so many they would blur
+        sides = [2 * size if cached or min(own) >= 2 * size else size for own in self.host.sizes_B2.tolist()]
+        alike = len(sides) if len(set(sides)) == 1 else 1
+        images = [
+            F.grid_sample(
+                self._stretched(sides[b], cached, slice(b, b + alike)),
+                grid_BSS2[b : b + alike],
+                "bilinear",
+                "zeros",
+                align_corners=False,
+            )
+            for b in range(0, len(sides), alike)
+        ]
+        return self._photometric(torch.cat(images)[:, None] / 255)[:, 0]
 
     def label_map(self, size: int) -> Tensor:
         """The labels at the pixel centres of the stretched photo: labels_BSS, uint8."""
-        half_B2 = self._half_B2()
-        matrix_B33 = torch.eye(3, device=half_B2.device).expand(len(half_B2), 3, 3)
-        if self.draw is not None:
-            matrix_B33 = _normalised(self.draw.affine_B33, half_B2)
+        half_B2 = self.sizes_B2.flip(-1).float() / 2
+        if self.draw is None:
+            matrix_B33 = torch.eye(3, device=half_B2.device).expand(len(half_B2), 3, 3)
+        else:
+            matrix_B33 = self._sent.photo_B33
         points_BSS2 = (_grid(matrix_B33, size) + 1) * half_B2[:, None, None] - 0.5
         return self._mirrored(labels_at(self.batch.labels_BHW, points_BSS2, self.sizes_B2))
 
@@ -146,7 +206,7 @@ class View:
         """
         batch = self.batch
         crops_BP3SS = crop(batch.photos_BHW3, self.source(theta_BP23), size, batch.sizes_B2, batch.photo_B)
-        return crops_BP3SS if self.draw is None else _photometric(self.draw, crops_BP3SS)
+        return crops_BP3SS if self.draw is None else self._photometric(crops_BP3SS)
 
     def crop_labels(self, theta_BP23: Tensor, size: int) -> Tensor:
         """The same windows of the label maps, nearest neighbour, 0 outside the photo: labels_BPSS, uint8."""
@@ -154,11 +214,11 @@ class View:
         return self._mirrored(crop_labels(self.batch.labels_BHW, source_BP23, size, self.batch.sizes_B2))
 
     def parts(self) -> Parts:
-        """Where the parts are in this view."""
-        batch, draw = self.batch, self.draw
+        """Where the parts are in this view, on the CPU."""
+        batch, draw = self.batch.host, self.draw
         if draw is None or not batch.labels.part_ids:
             return Parts(batch.centres_BP2, batch.extents_BP2, batch.present_BP)
-        middle_B12 = (self.sizes_B2.flip(-1).float() - 1).unsqueeze(1) / 2
+        middle_B12 = (self.host.sizes_B2.flip(-1).float() - 1).unsqueeze(1) / 2
         inverse_B33 = torch.linalg.inv(draw.affine_B33)
         centred_BP2 = batch.centres_BP2 - middle_B12
         turned_BP2 = (centred_BP2[:, :, None] * inverse_B33[:, None, :2, :2]).sum(-1)
@@ -181,7 +241,7 @@ class View:
             return theta_BP23
         keys, parts = self.batch.keys_B3.tolist(), theta_BP23.shape[1]
         offsets = np.stack([np.random.default_rng((*key, 1)).uniform(-1, 1, (parts, 3)) for key in keys])
-        offsets_BP3 = torch.from_numpy(offsets).to(theta_BP23) * amount
+        offsets_BP3 = self.send(torch.from_numpy(offsets).to(theta_BP23.dtype))[0] * amount
         scale_BP2 = torch.diagonal(theta_BP23[..., :2], dim1=-2, dim2=-1)
         shift_BP2 = theta_BP23[..., 2] + 2 * scale_BP2 * offsets_BP3[..., :2]
         return torch.cat([theta_BP23[..., :2] * torch.exp(offsets_BP3[..., 2:, None]), shift_BP2.unsqueeze(-1)], -1)
@@ -189,23 +249,22 @@ class View:
     def source(self, theta_BP23: Tensor) -> Tensor:
         """Windows of this view as windows of the batch's photos."""
         if self.draw is not None:
-            half_B2 = (self.sizes_B2.flip(-1).float() - 1).clamp(min=1) / 2
-            theta_BP23 = compose(_normalised(self.draw.affine_B33, half_B2), theta_BP23)
+            theta_BP23 = compose(self._sent.theta_B33, theta_BP23)
         return theta_BP23 if self.batch.frames_B33 is None else compose(self.batch.frames_B33, theta_BP23)
 
-    def _half_B2(self) -> Tensor:
-        return self.sizes_B2.flip(-1).float() / 2
-
-    def _stretched(self, side: int, cached: bool) -> Tensor:
-        """The photos stretched to side x side, antialiased: (B, 3, side, side), float in [0, 255].
+    def _stretched(self, side: int, cached: bool, faces: slice = slice(None)) -> Tensor:
+        """The photos of some faces stretched to side x side, antialiased: (B, 3, side, side), float in [0, 255].
 
         cached: from the cached stretched photos, else from the photos.
         """
-        if not cached and self.batch.frames_B33 is None:
-            return stretch(self.batch.photos_BHW3, self.batch.sizes_B2, side)
-        if not cached:
+        batch = self.batch
+        if not cached and batch.frames_B33 is not None:
             return self._stretched_frames(side)
-        thumbs_B3TT = self.batch.thumbs_BTT3.permute(0, 3, 1, 2).float()
+        if not cached:
+            photos_BHW3 = batch.photos_BHW3[faces]
+            full = bool((batch.host.sizes_B2[faces] == torch.tensor(photos_BHW3.shape[1:3])).all())
+            return stretch(photos_BHW3, batch.sizes_B2[faces], side, full)
+        thumbs_B3TT = batch.thumbs_BTT3.permute(0, 3, 1, 2).float()
         return thumbs_B3TT if side == THUMB else F.adaptive_avg_pool2d(thumbs_B3TT, side)
 
     def _stretched_frames(self, side: int) -> Tensor:
@@ -213,21 +272,37 @@ class View:
         batch = self.batch
         assert batch.frames_B33 is not None
         assert batch.photo_B is not None
+        assert batch.host.frames_B33 is not None
+        sides_B2 = (batch.host.frames_B33[:, :2, :2] * (batch.host.sizes_B2.flip(-1)[:, :, None] - 1)).norm(dim=1)
         images = []
-        for frame_133, size_12, photo_1 in zip(
-            batch.frames_B33.split(1), batch.sizes_B2.split(1), batch.photo_B.split(1), strict=True
-        ):
-            length = float((frame_133[0, :2, :2] * (size_12.flip(-1).T - 1)).square().sum(0).max().sqrt())
-            count = max(1, min(8, math.ceil(length / side)))
-            images.append(framed_images(batch.photos_BHW3, frame_133, size_12, photo_1, side, count) * 255)
+        for b, length in enumerate(sides_B2.amax(1).tolist()):
+            count, face = max(1, min(8, math.ceil(length / side))), slice(b, b + 1)
+            framed = batch.frames_B33[face], batch.sizes_B2[face], batch.photo_B[face]
+            images.append(framed_images(batch.photos_BHW3, *framed, side, count) * 255)
         return torch.cat(images)
+
+    def _photometric(self, images_BN3SS: Tensor) -> Tensor:
+        """Blur, tone and noise on (B, N, 3, S, S) in [0, 1]; on the photo only, as the paper has it."""
+        draw, sent, shape = self.draw, self._sent, (-1, 1, 1, 1, 1)
+        assert draw is not None
+        images = _blur(images_BN3SS, sent.kernels_BK) if draw.blur_B.any() else images_BN3SS
+        images = images.clamp(1e-4, 1)
+        if (draw.gamma_B != 1).any() or (draw.gain_B3 != 1).any() or draw.bias_B.any():
+            images = images ** sent.gamma_B.view(shape)
+            images = images * sent.gain_B3[:, None, :, None, None] + sent.bias_B.view(shape)
+        if draw.noise_B.any():
+            count = images[0].numel()
+            places_BN = sent.seeds_B.long()[:, None] + torch.arange(count, device=images.device)
+            noise = _noise(images.device)[places_BN & (NOISE - 1)].view(images.shape)
+            images = torch.addcmul(images, noise, sent.noise_B.view(shape))
+        return images.clamp(0, 1)
 
     def _mirrored(self, labels: Tensor) -> Tensor:
         """Labels (B, ...) with their sides swapped where the face is mirrored."""
-        if self.draw is None:
+        if self.draw is None or not self.draw.mirrored_B.any():
             return labels
-        lut = torch.tensor(self.batch.labels.mirror, dtype=torch.uint8, device=labels.device)
-        mirrored_B = self.draw.mirrored_B.view(-1, *[1] * (labels.ndim - 1))
+        lut = constant(self.batch.labels.mirror, torch.uint8, labels.device)
+        mirrored_B = (self._sent.mirrored_B > 0).view(-1, *[1] * (labels.ndim - 1))
         return torch.where(mirrored_B, lut[labels.long()], labels)
 
 
@@ -247,7 +322,7 @@ def _draw(augmentation: Augmentation, batch: Batch) -> Draw:
     angle, shift_x, shift_y, scale, mirrored, noise, seeds, *tone = (
         torch.tensor(column, dtype=torch.float64) for column in zip(*columns, strict=True)
     )
-    sizes_B2 = batch.sizes_B2.cpu()
+    sizes_B2 = batch.sizes_B2
     gain_B3, bias_B, gamma_B, blur_B, stretch = torch.stack(tone[:3], 1), *tone[3:]
     wide, high = scale * torch.exp(stretch / 2), scale * torch.exp(-stretch / 2)
     cos, sin, flip = torch.cos(angle), torch.sin(angle), 1 - 2 * mirrored
@@ -258,15 +333,14 @@ def _draw(augmentation: Augmentation, batch: Batch) -> Draw:
     affine_B33[:, 1, 0], affine_B33[:, 1, 1] = -sin / wide * flip, cos / high
     affine_B33[:, 0, 2], affine_B33[:, 1, 2] = -(cos * dx + sin * dy), sin * dx - cos * dy
     affine_B33[:, 2, 2] = 1
-    device = batch.sizes_B2.device
     return Draw(
-        affine_B33.float().to(device),
-        mirrored.bool().to(device),
+        affine_B33.float(),
+        mirrored.bool(),
         noise.float(),
         seeds.long(),
-        gain_B3.float().to(device),
-        bias_B.float().to(device),
-        gamma_B.float().to(device),
+        gain_B3.float(),
+        bias_B.float(),
+        gamma_B.float(),
         blur_B.float(),
     )
 
@@ -282,7 +356,7 @@ def _draw_one(augmentation: Augmentation, key: list[int]) -> tuple[float, ...]:
     scale = np.exp(rng.uniform(*np.log(a.scale)) * apply[2])
     noise = rng.uniform(0, a.noise) * apply[3]
     mirrored = float(rng.random() < a.mirror)
-    seed = float(rng.integers(2**31))
+    seed = float(rng.integers(2**31) % NOISE)
     contrast = np.exp(a.tone * rng.uniform(-0.5, 0.5))
     gain = contrast * np.exp(a.tone * rng.uniform(-0.15, 0.15, 3))
     bias = 0.5 * (1 - contrast) + a.tone * rng.uniform(-0.15, 0.15)
@@ -304,32 +378,37 @@ def _grid(matrix_B33: Tensor, size: int) -> Tensor:
 
     Elementwise, as all geometry here: matrix products would lose digits under autocast and TF32.
     """
-    ticks_S = (2 * torch.arange(size, device=matrix_B33.device) + 1) / size - 1
-    y_SS1, x_SS1 = (axis.unsqueeze(-1) for axis in torch.meshgrid(ticks_S, ticks_S, indexing="ij"))
+    x_SS1, y_SS1 = _ticks(size, matrix_B33.device)
     x_B112, y_B112, shift_B112 = (column[:, None, None] for column in matrix_B33[:, :2].unbind(-1))
     return x_B112 * x_SS1 + y_B112 * y_SS1 + shift_B112
 
 
-def _blur(images_BN3SS: Tensor, sigma_B: Tensor) -> Tensor:
-    """Gaussian blur of each face by its own standard deviation (samples; 0 changes nothing)."""
-    taps_K = torch.arange(-4, 5, device=sigma_B.device)
-    kernel_BK = torch.exp(-0.5 * (taps_K / sigma_B[:, None].clamp(min=1e-3)) ** 2)
-    kernel_BK = kernel_BK / kernel_BK.sum(1, keepdim=True)
+@cache
+def _ticks(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x and y of size x size pixel centres, from edge to edge: two of (size, size, 1)."""
+    with torch.inference_mode(False):
+        ticks_S = (2 * torch.arange(size, device=device) + 1) / size - 1
+        y_SS, x_SS = torch.meshgrid(ticks_S, ticks_S, indexing="ij")
+        return x_SS.unsqueeze(-1), y_SS.unsqueeze(-1)
+
+
+@cache
+def _noise(device: torch.device) -> Tensor:
+    """Normally distributed values, the same on any device; each face takes those from its own place on."""
+    with torch.inference_mode(False):
+        return torch.randn(NOISE, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _blur_kernels(sigma_B: Tensor) -> Tensor:
+    """Nine weights of a Gaussian of each standard deviation (samples; 0: no blur): (B, 9)."""
+    weights_BK = torch.exp(-0.5 * (torch.arange(-4, 5) / sigma_B[:, None].clamp(min=1e-3)) ** 2)
+    return weights_BK / weights_BK.sum(1, keepdim=True)
+
+
+def _blur(images_BN3SS: Tensor, kernels_BK: Tensor) -> Tensor:
+    """Blur of each face by its own weights."""
     batch, *rest, height, width = images_BN3SS.shape
     planes = images_BN3SS.reshape(batch, -1, height, width).transpose(0, 1)  # a face is a channel of its own
-    planes = F.conv2d(F.pad(planes, (4, 4, 0, 0), "replicate"), kernel_BK[:, None, None], groups=batch)
-    planes = F.conv2d(F.pad(planes, (0, 0, 4, 4), "replicate"), kernel_BK[:, None, :, None], groups=batch)
+    planes = F.conv2d(F.pad(planes, (4, 4, 0, 0), "replicate"), kernels_BK[:, None, None], groups=batch)
+    planes = F.conv2d(F.pad(planes, (0, 0, 4, 4), "replicate"), kernels_BK[:, None, :, None], groups=batch)
     return planes.transpose(0, 1).reshape(batch, *rest, height, width)
-
-
-def _photometric(draw: Draw, images_BN3SS: Tensor) -> Tensor:
-    """Blur, tone and noise on (B, N, 3, S, S) in [0, 1]; on the photo only, as the paper has it."""
-    shape = (-1, 1, 1, 1, 1)
-    images = _blur(images_BN3SS, draw.blur_B.to(images_BN3SS.device)) if draw.blur_B.any() else images_BN3SS
-    images = images.clamp(1e-4, 1) ** draw.gamma_B.view(shape)
-    images = images * draw.gain_B3[:, None, :, None, None] + draw.bias_B.view(shape)
-    for b, (sigma, seed) in enumerate(zip(draw.noise_B.tolist(), draw.seeds_B.tolist(), strict=True)):
-        if sigma > 0:
-            generator = torch.Generator(images.device).manual_seed(seed)
-            images[b] += sigma * torch.randn(images[b].shape, generator=generator, device=images.device)
-    return images.clamp(0, 1)

@@ -14,8 +14,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 import reproduce
-from evaluate import Request
 from experiments import common
+from experiments.common import Result
 from models.loading import read_weights
 from models.stn_icnn.model import STNiCNN
 from scoring.metrics import headline
@@ -80,38 +80,37 @@ def title_of(change: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common.parser(__doc__)
-    common.add_training_options(parser, "stage 2, or of the four stages", "+")
-    parser.add_argument("--stage", choices=tuple(TRAINED), default="stage2", help="train it alone, or all four")
-    parser.add_argument(
+    cli = common.parser(__doc__)
+    common.add_training_options(cli, "stage 2, or of the four stages", "+")
+    cli.add_argument("--stage", choices=tuple(TRAINED), default="stage2", help="train it alone, or all four")
+    cli.add_argument(
         "--rows", nargs="+", choices=(*CHANGES, ALL), default=[*CHANGES, ALL], metavar="CHANGE", help="which changes"
     )
-    parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
-    args = common.parse(parser, argv)
+    cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
+    args = common.parse(cli, argv)
     stages, networks, crops = TRAINED[args.stage]
+    setup = common.setup(args, crop_size=args.crop_size)
     trained: set[Path] = set()
     rows: list[dict[str, Any]] = []
-    for change, plans in plan_changes(args, stages).items():
+    for change, plans in plan_changes(args, stages, setup).items():
         for stage, plan in plans.items():
             if plan.folder not in trained:
                 reproduce.train_stage(stage, plan)
                 trained.add(plan.folder)
-        request = Request([plan.folder / "best.pt"], plan.data, plan.machine, args.split, crops)
-        folder = args.runs / NAME / args.stage / change / "scores" / args.split
-        result = reproduce.score(request, folder, title_of(change))
+        best, folder = plan.folder / "best.pt", args.runs / NAME / args.stage / change
+        result = common.score(setup, best, crops, folder, args.split, title_of(change))
         row = {"change": change, "f1": headline(result), "strict": result["strict"]}
-        rows.append({**row, **common.cost(read_weights(plan.folder / "best.pt").config, networks)})
-    common.write(NAME, NAME, args, argv, {"split": args.split, "stage": args.stage, "rows": rows}, draw, table)
-    return 0
+        rows.append({**row, **common.cost(read_weights(best).config, networks)})
+    return common.write(NAME, args, argv, {"stage": args.stage, "rows": rows}, table, draw)
 
 
-def plan_changes(args: argparse.Namespace, stages: Sequence[str]) -> dict[str, dict[str, Plan]]:
+def plan_changes(args: argparse.Namespace, stages: Sequence[str], setup: reproduce.Setup) -> dict[str, dict[str, Plan]]:
     """Change -> stage -> its training, ``BASE`` first. Changes that alter none of the stages are left out.
 
     A training that a change leaves as it was is the very plan of an earlier change. Raises InputError for options
     that cannot be.
     """
-    epochs, setup = common.epochs_of_stages(args, stages), common.setup(args, crop_size=args.crop_size)
+    epochs = common.epochs_of_stages(args, stages)
     known: dict[str, Plan] = {}  # what is trained, and from what -> its training
     planned: dict[str, dict[str, Plan]] = {}
     for change in (BASE, *args.rows):
@@ -128,25 +127,24 @@ def plan_changes(args: argparse.Namespace, stages: Sequence[str]) -> dict[str, d
     return planned
 
 
-def gain(result: dict[str, Any], row: dict[str, Any], which: str) -> float | None:
+def gain(result: Result, row: dict[str, Any], which: str) -> float | None:
     """How much higher a row's score is than the first one's. which: "overall" or "strict"."""
     base, own = result["rows"][0]["f1"][which], row["f1"][which]
     return None if base is None or own is None else own - base
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: one line for each change."""
-    header = ["change", "parameters", "GFLOP a face", "overall", "strict", "strict, gained"]
+    header = ["change", "overall", "strict", "strict, gained"]
     rows = []
     for row in result["rows"]:
         gained = gain(result, row, "strict")
         shown = None if row["change"] == BASE or gained is None else f"{gained:+.4f}"
-        cells = [title_of(row["change"]), f"{row['parameters']:,}", f"{row['gflop']:.2f}"]
-        rows.append([*cells, row["f1"]["overall"], row["f1"]["strict"], shown])
+        rows.append([title_of(row["change"]), row["f1"]["overall"], row["f1"]["strict"], shown])
     return markdown(header, rows)
 
 
-def draw(result: dict[str, Any]) -> Figure:
+def draw(result: Result) -> Figure:
     """What each change gains, in strict mean and overall F1."""
     rows = [row for row in result["rows"] if row["change"] != BASE]
     figure, axes = common.panels(2, 1.2 + 0.35 * len(rows))

@@ -4,14 +4,13 @@ Counted in the data set's own masks, at their own size; photos are not read and 
 """
 
 import sys
-from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from data.source import label_maps
 from experiments import common
-from training import options
+from experiments.common import Result
+from scoring import options
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -19,43 +18,29 @@ NAME = "class_imbalance"
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = common.parser(__doc__)
-    made.set_defaults(split="train")
-    args = common.parse(made, argv)
+    cli = common.parser(__doc__)
+    cli.set_defaults(split="train")
+    args = common.parse(cli, argv)
     data = options.face_data(args)
     maps = label_maps(data, args.split, options.machine(args).threads)
     pixels_NK = np.array([np.bincount(ids_HW.ravel(), minlength=len(data.labels)) for _, ids_HW in maps])
-    pixels_K, faces_K = pixels_NK.sum(0), (pixels_NK > 0).sum(0)
-    order = np.argsort(-pixels_K, kind="stable")
+    pixels_K, faces_K = pixels_NK.sum(0), (pixels_NK > 0).mean(0)
     rows = [
         {
             "label": data.labels.names[k],
             "pixels": int(pixels_K[k]),
             "share": pixels_K[k] / pixels_K.sum(),
-            "faces": faces_K[k] / len(pixels_NK),
+            "faces": faces_K[k],
         }
-        for k in order.tolist()
+        for k in np.argsort(-pixels_K, kind="stable").tolist()
     ]
-    common.write(NAME, NAME, args, argv, {"faces": len(pixels_NK), "split": args.split, "rows": rows}, draw, table)
-    return 0
+    return common.write(NAME, args, argv, {"faces": len(pixels_NK), "rows": rows}, table)
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: one line for each label, the most frequent first."""
-    rows = [[row["label"], row["pixels"], f"{row['share']:.5f}", f"{row['faces']:.3f}"] for row in result["rows"]]
-    return markdown(["label", "pixels", "share of pixels", "share of faces"], rows)
-
-
-def draw(result: dict[str, Any]) -> Figure:
-    """A bar for each label's share of the pixels, the highest first."""
-    names, shares = [row["label"] for row in result["rows"]], [row["share"] for row in result["rows"]]
-    figure, (ax,) = common.panels(1)
-    figure.set_size_inches(9.2, 3.6)
-    bars = ax.bar(names, shares, color="skyblue")
-    ax.bar_label(bars, [f"{share:.2g}" for share in shares], fontsize=7)
-    ax.tick_params(axis="x", rotation=45)
-    ax.set(ylabel="share of all pixels", title=f"{result['faces']} faces, {result['split']} split")
-    return figure
+    rows = [[row["label"], f"{row['share']:.5f}", f"{row['faces']:.3f}"] for row in result["rows"]]
+    return markdown(["label", "share of pixels", "share of faces"], rows)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,17 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 import reproduce
-from data.loaders import open_faces
-from data.view import View
-from evaluate import Request
 from experiments import common
+from experiments.common import Result
 from models.loading import read_weights
 from models.stn_icnn.baseline import part_boxes
-from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from models.stn_icnn.model import STNiCNN
 from scoring.metrics import headline
-from training import options
+from training.options import add_recipe_option
 from training.recipes import Recipe
-from utils import runtime
 from utils.runtime import Machine, run_main
 from utils.tables import markdown
 
@@ -32,19 +28,18 @@ STAGES = ("stage1", "cropper")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common.parser(__doc__)
-    options.add_recipe_option(parser)
-    common.add_training_options(parser, "stage 1 and of the cropper", 2)
-    parser.add_argument(
+    cli = common.parser(__doc__)
+    add_recipe_option(cli)
+    common.add_training_options(cli, "stage 1 and of the cropper", 2)
+    cli.add_argument(
         "--sizes", type=int, nargs="+", default=[64, 128], metavar="N", help="sides of the stretched photo, pixels"
     )
-    parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
-    args = common.parse(parser, argv)
-    common.configs_of_sizes(lambda size: STNiCNNConfig(coarse_size=size), args.sizes)
+    cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
+    args = common.parse(cli, argv)
+    common.configs_of_sizes("coarse_size", args.sizes)
     recipes = common.recipes_of_stages(args, STAGES)
     rows = [score_size(size, recipes, args) for size in args.sizes]
-    common.write(NAME, NAME, args, argv, {"split": args.split, "rows": rows}, draw, table)
-    return 0
+    return common.write(NAME, args, argv, {"rows": rows}, table, draw)
 
 
 def score_size(size: int, recipes: dict[str, Recipe], args: argparse.Namespace) -> dict[str, Any]:
@@ -52,8 +47,7 @@ def score_size(size: int, recipes: dict[str, Recipe], args: argparse.Namespace) 
     setup = common.setup(args, coarse_size=size, crop_size=args.crop_size)
     root = args.runs / NAME / str(size)
     best = reproduce.train_stages(recipes, setup, root)
-    request = Request([best["stage1"]], setup.data, setup.machine, args.split, "none")
-    result = reproduce.score(request, root / "scores" / args.split, f"coarse input {size} x {size}")
+    result = common.score(setup, best["stage1"], "none", root, args.split, f"coarse input {size} x {size}")
     weights = read_weights(best["cropper"])
     model = STNiCNN(weights.config)
     model.load(weights, ("coarse", "localizer"))
@@ -69,12 +63,11 @@ def score_size(size: int, recipes: dict[str, Recipe], args: argparse.Namespace) 
 
 def windows(model: STNiCNN, args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
     """How far each cropper's windows miss on the split: cropper -> ``common.summary``."""
-    faces = open_faces(options.face_data(args), args.split, model.labels, threads=machine.threads)
     found: dict[str, list[common.Misses]] = {name: [] for name in common.CROPPERS}
     present = []
-    with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
-        for batch in common.batches(faces, machine):
-            truth_BP23, boxes_BP4 = model.true_windows(View(batch)), part_boxes(batch.labels_BHW)
+    with common.inference(machine):
+        for batch in common.batches(common.open_split(args, model.labels), machine):
+            truth_BP23, boxes_BP4 = model.windows_of(batch, "truth"), part_boxes(batch.labels_BHW)
             present.append(batch.present_BP.cpu().numpy())
             for name, crops in common.CROPPERS.items():
                 theta_BP23 = model.windows_of(batch, crops)
@@ -83,14 +76,14 @@ def windows(model: STNiCNN, args: argparse.Namespace, machine: Machine) -> dict[
     return {name: common.summary(common.join(found[name]), present_NP) for name in common.CROPPERS}
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: one line for each size."""
     header = ["coarse input", "GFLOP", "mask enlarged, overall", "strict"]
     for name in common.CROPPERS:
         header += [f"{name}: off by, pixels", "windows missed"]
     rows = []
     for row in result["rows"]:
-        cells = [f"{row['size']}×{row['size']}", row["gflop"], row["f1"]["overall"], row["f1"]["strict"]]
+        cells = [f"{row['size']}×{row['size']}", row["gflop"], *row["f1"].values()]
         for name in common.CROPPERS:
             missed = row["windows"][name] or {}
             cells += [missed.get("pixels_mean"), missed.get("miss_rate")]
@@ -98,15 +91,15 @@ def table(result: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
-def draw(result: dict[str, Any]) -> Figure:
+def draw(result: Result) -> Figure:
     """Bars: F1 of the enlarged mask; how far the windows' centres are off."""
     figure, (f1, off) = common.panels(2)
     rows = result["rows"]
     names = [str(row["size"]) for row in rows]
     ticks = np.arange(len(rows))
-    for k, which in enumerate(("overall", "strict")):
+    for k, which in enumerate(common.HEADLINES):
         f1.bar(ticks + 0.4 * k - 0.2, [row["f1"][which] or 0 for row in rows], 0.38, label=which)
-    for k, (name, colour) in enumerate(zip(common.CROPPERS, ("tab:orange", "tab:blue"), strict=True)):
+    for k, (name, colour) in enumerate(zip(common.CROPPERS, common.COLOURS, strict=True)):
         distances = [(row["windows"][name] or {}).get("pixels_mean", 0) for row in rows]
         off.bar(ticks + 0.4 * k - 0.2, distances, 0.38, label=name, color=colour)
     f1.set(title="coarse mask enlarged", ylabel="F1")

@@ -1,10 +1,13 @@
-"""What the experiments share: options, loading, setups of trainings, windows that miss, plots and files."""
+"""What the experiments share: options, loading, trainings, windows that miss, plots and files."""
 
 import argparse
 import json
+import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,16 +18,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 import reproduce
 from data.batch import Batch
-from data.labels import NINE, NUM_PARTS
+from data.labels import NINE, NUM_PARTS, LabelSet
 from data.loaders import Faces, evaluation_batches, open_faces
 from models.loading import load_for_inference
 from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from scoring import options
+from scoring.evaluation import Request
+from scoring.metrics import Array, confusion_matrices, confusion_matrix, headline, scores
 from scoring.pictures import encode
-from training import options
 from training.recipes import Recipe
 from utils import distributed, files, runtime
 from utils.cli import Parser
@@ -32,7 +38,11 @@ from utils.errors import InputError
 from utils.runtime import Machine
 
 CROPPERS = {"old cropper": "baseline", "STN": "predicted"}  # title -> where its windows come from
+COLOURS = ("tab:orange", "tab:blue")  # of the croppers, and of other pairs
 BATCH_SIZE = 8  # faces at once
+HEADLINES = ("overall", "strict")
+FOLDERS = {"out": "numbers and plot", "runs": "trainings", "pictures": "pictures"}  # options that name one
+Result = dict[str, Any]  # what an experiment writes
 
 AnyParser = TypeVar("AnyParser", bound=FaceParser)
 
@@ -42,15 +52,15 @@ AnyParser = TypeVar("AnyParser", bound=FaceParser)
 
 def parser(description: str | None, batch_size: int | None = None) -> Parser:
     """Options of every experiment: data, machine, ``--split`` (default: val, on which things are chosen), ``--out``."""
-    made = options.base_parser(description, splits=True, batch_size=batch_size)
-    made.set_defaults(split="val")
-    add_out_option(made)
-    return made
+    cli = options.base_parser(description, splits=True, batch_size=batch_size)
+    cli.set_defaults(split="val")
+    add_out_option(cli)
+    return cli
 
 
-def add_out_option(made: Parser) -> None:
+def add_out_option(cli: Parser) -> None:
     """``--out``."""
-    made.add_argument(
+    cli.add_argument(
         "--out",
         type=Path,
         default=Path("runs/experiments"),
@@ -61,27 +71,48 @@ def add_out_option(made: Parser) -> None:
 
 def checkpoint_parser(description: str | None) -> Parser:
     """``parser`` with ``--checkpoint`` and ``--mirror``, for experiments with a trained parser."""
-    made = parser(description, BATCH_SIZE)
-    options.add_checkpoint_option(made)
-    options.add_mirror_option(made)
-    return made
+    cli = parser(description, BATCH_SIZE)
+    options.add_checkpoint_option(cli)
+    options.add_mirror_option(cli)
+    return cli
 
 
-def add_training_options(made: Parser, stages: str, nargs: int | str) -> None:
+def add_training_options(cli: Parser, stages: str, nargs: int | str) -> None:
     """``--epochs``, and ``--runs``, the folder of the trainings. stages: which stages are trained, for the help."""
-    made.add_argument("--epochs", type=int, nargs=nargs, metavar="N", help=f"of {stages}; default: the recipe's")
-    made.add_argument(
+    cli.add_argument("--epochs", type=int, nargs=nargs, metavar="N", help=f"of {stages}; default: the recipe's")
+    cli.add_argument(
         "--runs", type=Path, default=Path("runs/experiments"), metavar="DIR", help="where trainings go, and go on"
     )
 
 
-def parse(made: Parser, argv: list[str] | None) -> argparse.Namespace:
-    """The options, checked. Raises InputError."""
-    args = made.parse_args(argv)
+def parse(
+    cli: Parser, argv: list[str] | None, check: Callable[[argparse.Namespace], object] = lambda args: None
+) -> argparse.Namespace:
+    """The options, checked, with the folders that they name made, before anything takes time.
+
+    check: raises InputError for options of this experiment alone. Raises InputError.
+    """
+    args = cli.parse_args(argv)
     options.check(args)
     if distributed.world_size() > 1:
         raise InputError("experiments run in one process: start them without torchrun")
+    check(args)
+    for name, what in FOLDERS.items():
+        if folder := getattr(args, name, None):
+            with refused(f"--{name} {folder}: {what} cannot be written there"):
+                folder.mkdir(parents=True, exist_ok=True)
+                if not os.access(folder, os.W_OK):
+                    raise PermissionError(None, "no right to write")
     return args
+
+
+@contextmanager
+def refused(line: str) -> Iterator[None]:
+    """An OSError in here becomes an InputError of this line and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{line} ({error.strerror or error})") from error
 
 
 def epochs_of_stages(args: argparse.Namespace, stages: Sequence[str]) -> dict[str, int | None]:
@@ -102,10 +133,10 @@ def recipes_of_stages(args: argparse.Namespace, stages: Sequence[str]) -> dict[s
     }
 
 
-def configs_of_sizes(config_of: Callable[[int], STNiCNNConfig], sizes: Sequence[int]) -> dict[int, STNiCNNConfig]:
-    """Size -> its configuration. sizes: those of ``--sizes``. Raises InputError for a size that cannot be."""
+def configs_of_sizes(field: str, sizes: Sequence[int]) -> dict[int, STNiCNNConfig]:
+    """Size -> the configuration with this field. sizes: of ``--sizes``. Raises InputError for one that cannot be."""
     try:
-        return {size: config_of(size) for size in sizes}
+        return {size: STNiCNNConfig(**{field: size}) for size in sizes}  # type: ignore[arg-type]
     except ValueError as error:
         raise InputError(f"--sizes {' '.join(map(str, sizes))}: {error}") from error
 
@@ -115,7 +146,7 @@ def setup(args: argparse.Namespace, **sizes: int | None) -> reproduce.Setup:
     return reproduce.Setup(options.face_data(args), options.machine(args), args.seed, sizes)
 
 
-# parsers and faces
+# parsers, faces and scores
 
 
 def load(args: argparse.Namespace, kind: type[AnyParser]) -> tuple[AnyParser, Faces, Machine]:
@@ -130,12 +161,54 @@ def load(args: argparse.Namespace, kind: type[AnyParser]) -> tuple[AnyParser, Fa
         raise InputError(
             f"--checkpoint {names} holds {model.kind}, but this experiment compares windows of {kind.kind}"
         )
-    return model, open_faces(options.face_data(args), args.split, model.labels, threads=machine.threads), machine
+    return model, open_split(args, model.labels), machine
 
 
-def batches(faces: Faces, machine: Machine, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
-    """Every face of a split once, on the device."""
-    return (batch.to(machine.device) for batch in evaluation_batches(faces, batch_size, workers=machine.workers))
+def open_split(args: argparse.Namespace, labels: LabelSet) -> Faces:
+    """The faces of ``--split``."""
+    return open_faces(options.face_data(args), args.split, labels, threads=options.machine(args).threads)
+
+
+def batches(faces: Faces, machine: Machine, batch_size: int = BATCH_SIZE, title: str | None = None) -> Iterable[Batch]:
+    """Every face of a split once, on the device, with a bar of progress."""
+    found = evaluation_batches(faces, batch_size, machine=machine)
+    return (batch.to(machine.device) for batch in tqdm(found, title, disable=None, leave=False))
+
+
+@contextmanager
+def inference(machine: Machine) -> Iterator[None]:
+    """Without gradients, in the machine's precision."""
+    with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
+        yield
+
+
+class Tally:
+    """The confusion matrix of a label set, which grows: matrix_KK, int64, rows: truth."""
+
+    def __init__(self, labels: LabelSet) -> None:
+        self.labels, self.matrix_KK = labels, np.zeros((len(labels), len(labels)), np.int64)
+
+    def add(self, predicted: Array, true: Array) -> None:
+        """Count the pixels of label maps."""
+        self.matrix_KK += confusion_matrix(predicted, true, len(self.labels))
+
+    def add_batch(self, predicted_BHW: Tensor, true_BHW: Tensor, sizes_B2: Tensor) -> None:
+        """Count the pixels of padded label maps."""
+        counts_BKK, _ = confusion_matrices(predicted_BHW, true_BHW, sizes_B2, len(self.labels))
+        self.matrix_KK += counts_BKK.sum(0).cpu().numpy()
+
+    def scores(self) -> dict[str, Any]:
+        return scores(self.matrix_KK, self.labels)
+
+    def f1(self) -> dict[str, float | None]:
+        """Both headline scores."""
+        return headline(self.scores())
+
+
+def score(setup: reproduce.Setup, checkpoint: Path, crops: str, folder: Path, split: str, title: str) -> dict[str, Any]:
+    """The scores of a training's checkpoint, kept in a folder. crops: where its windows come from."""
+    request = Request([checkpoint], setup.data, setup.machine, split, crops)
+    return reproduce.score(request, folder / "scores" / split, title)
 
 
 @cache
@@ -234,18 +307,6 @@ def panels(count: int, height: float = 3.6) -> tuple[Figure, list[Any]]:
     return figure, axes
 
 
-def bars(result: dict[str, Any], titles: Sequence[str]) -> Figure:
-    """Bars of both F1 of each of the result's rows, under these titles."""
-    figure, (ax,) = panels(1, height=5)
-    places = np.arange(len(titles))[::-1]
-    for offset, key in ((0.2, "overall"), (-0.2, "strict")):
-        ax.barh(places + offset, [row["f1"][key] or 0 for row in result["rows"]], 0.38, label=key)
-    ax.set_yticks(places, titles)
-    ax.set(xlabel="F1", title=f"{result['faces']} faces, {result['split']} split")
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
 def save_figure(figure: Figure, path: Path) -> None:
     """PNG without the date or version of what wrote it: the same numbers give the same bytes. Raises OSError."""
     files.write_whole(path, partial(figure.savefig, format="png", dpi=110, metadata={"Software": None}))
@@ -253,42 +314,45 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def save_picture(path: Path, picture_HW3: np.ndarray) -> None:
     """A JPEG to look at, uint8 (H, W, 3). Raises InputError where it cannot be written."""
-    try:
+    with refused(f"{path} could not be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, encode(Image.fromarray(picture_HW3), "JPEG", quality=90))
-    except OSError as error:
-        raise InputError(f"{path} could not be written ({error.strerror or error})") from error
 
 
 def write(
-    script: str,
     name: str,
     args: argparse.Namespace,
     argv: list[str] | None,
-    numbers: dict[str, Any],
-    draw: Callable[[dict[str, Any]], Figure],
-    table: Callable[[dict[str, Any]], str],
-) -> None:
-    """Write NAME.json (command, options, numbers) and NAME.png into ``--out``; print the table.
+    numbers: Result,
+    table: Callable[[Result], str],
+    draw: Callable[[Result], Figure] | None = None,
+    script: str | None = None,
+) -> int:
+    """Write NAME.json (command, options, split, numbers) and, with ``draw``, NAME.png into ``--out``; print the table.
 
-    script: the experiment's module. Raises InputError where the files cannot be written.
+    script: the experiment's module, where that has another name. Returns 0. Raises InputError where the files cannot be
+    written.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    for k, word in enumerate(words[:-1]):
-        if word in ("--data", "--cache"):  # folders that mean nothing on another machine
-            words[k + 1] = "DIR"
-    settings = {key: value for key, value in sorted(vars(args).items()) if not isinstance(value, Path)}
+    words = sys.argv[1:] if argv is None else argv
+    settings = {key: value for key, value in sorted(vars(args).items()) if "Path(" not in repr(value)}
     result = {
-        "command": f"python -m experiments.{script} {shlex.join(words)}",
+        "command": f"python -m experiments.{script or name} {shlex.join(portable(words))}",
         "options": settings,
         "git": runtime.git_revision(),
         "torch": torch.__version__,
+        **({"split": args.split} if "split" in args else {}),
         **numbers,
     }
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        save_figure(draw(result), args.out / f"{name}.png")
-        files.write_text(args.out / f"{name}.json", json.dumps(result, indent=1, default=str) + "\n")
-    except OSError as error:
-        raise InputError(f"--out {args.out} could not be written ({error.strerror or error})") from error
-    print("\n" + table(result) + f"\nwritten: {args.out / name}.json, .png")
+    with refused(f"--out {args.out} could not be written"):
+        if draw:
+            save_figure(draw(result), args.out / f"{name}.png")
+        files.write_text(args.out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    print("\n" + table(result) + f"\nwritten: {args.out / name}.json{', .png' if draw else ''}")
+    return 0
+
+
+def portable(words: Sequence[str]) -> list[str]:
+    """Words of a command line without the folders of this machine: DIR stands for them."""
+    text = "\0".join(words)
+    text = re.sub(r"(^|\0)(--data|--cache)([=\0])[^\0]*", r"\1\2\3DIR", text)
+    return re.sub(r"(^|[=\0])/[^\0]*/", r"\1DIR/", text).split("\0") if words else []

@@ -6,26 +6,22 @@ array slicing, and the true labels with themselves, cropped (nearest) and pasted
 
 import sys
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from data.labels import NINE, NUM_PARTS, among
-from data.loaders import open_faces
 from data.view import View
 from experiments import common
+from experiments.common import Result
 from geometry.paste import paste_labels
 from geometry.theta import compose, image_to_padded
 from models.stn_icnn.model import STNiCNNConfig
 from models.stn_icnn.parts import part_targets
 from models.stn_icnn.windows import target_theta
-from scoring.metrics import confusion_matrices, headline, scores
-from training import options
+from scoring import options
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -67,23 +63,22 @@ def paste_back(view: View, theta_BP23: Tensor, config: STNiCNNConfig) -> Tensor:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common.parser(__doc__, common.BATCH_SIZE)
-    parser.add_argument(
+    cli = common.parser(__doc__, common.BATCH_SIZE)
+    cli.add_argument(
         "--sizes", type=int, nargs="+", default=[80, 81, 126, 127], metavar="N", help="sides of the windows, pixels"
     )
-    args = common.parse(parser, argv)
-    configs = common.configs_of_sizes(lambda size: STNiCNNConfig(crop_size=size), args.sizes)
+    args = common.parse(cli, argv)
+    configs = common.configs_of_sizes("crop_size", args.sizes)
     machine = options.machine(args)
-    faces = open_faces(options.face_data(args), args.split, NINE, threads=machine.threads)
+    faces = common.open_split(args, NINE)
     errors: dict[int, list[float]] = {size: [] for size in configs}
     worst = dict.fromkeys(configs, 0.0)
-    matrices = {size: np.zeros((len(NINE), len(NINE)), np.int64) for size in configs}
-    steps = -(-len(faces) // args.batch_size)
-    for batch in tqdm(common.batches(faces, machine, args.batch_size), total=steps, disable=None, leave=False):
+    tallies = {size: common.Tally(NINE) for size in configs}
+    for batch in common.batches(faces, machine, args.batch_size):
         view = View(replace(batch, centres_BP2=batch.centres_BP2.round()))
         centres_BP2 = view.batch.centres_BP2
         for size, config in configs.items():
-            theta_BP23 = target_theta(view.parts(), view.sizes_B2, config.windows)
+            (theta_BP23,) = view.send(target_theta(view.parts(), view.host.sizes_B2, config.windows))
             crops_BPSS3 = view.crops(theta_BP23, size).permute(0, 1, 3, 4, 2).cpu().numpy() * 255
             for b, present_P in enumerate(batch.present_BP.cpu().numpy()):
                 sliced = slices(batch.photos_BHW3[b].cpu().numpy(), centres_BP2[b].cpu().numpy(), size)
@@ -91,21 +86,16 @@ def main(argv: list[str] | None = None) -> int:
                 errors[size].extend(difference.mean((1, 2, 3)).tolist())
                 worst[size] = max(worst[size], float(difference.max(initial=0)))
             pasted_BHW = within(paste_back(view, theta_BP23, config), centres_BP2, size)
-            true_BHW = within(batch.labels_BHW, centres_BP2, size)
-            counts_BKK, _ = confusion_matrices(pasted_BHW, true_BHW, batch.sizes_B2, len(NINE))
-            matrices[size] += counts_BKK.sum(0).cpu().numpy()
+            tallies[size].add_batch(pasted_BHW, within(batch.labels_BHW, centres_BP2, size), batch.sizes_B2)
     rows = []
     for size in configs:
-        result = scores(matrices[size], NINE)
         mean = float(np.mean(errors[size])) if errors[size] else None
-        row = {"size": size, "error": mean, "worst": worst[size], "f1": headline(result)}
-        rows.append({**row, "strict": result["strict"]})
-    numbers = {"faces": len(faces), "split": args.split, "parts": NUM_PARTS, "rows": rows}
-    common.write(NAME, NAME, args, argv, numbers, draw, table)
-    return 0
+        row = {"size": size, "error": mean, "worst": worst[size], "f1": tallies[size].f1()}
+        rows.append({**row, "strict": tallies[size].scores()["strict"]})
+    return common.write(NAME, args, argv, {"faces": len(faces), "parts": NUM_PARTS, "rows": rows}, table)
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: one line for each size."""
     header = ["crop size", "parity", "differs from slicing by (of 255)", "at most", "F1 pasted back, overall", "strict"]
     rows = [
@@ -113,21 +103,6 @@ def table(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     return markdown(header, rows)
-
-
-def draw(result: dict[str, Any]) -> Figure:
-    """Bars for each size: error against slicing, F1 of labels pasted back."""
-    figure, (off, f1) = common.panels(2)
-    rows = result["rows"]
-    names = [str(row["size"]) for row in rows]
-    colours = ["tab:blue" if row["size"] % 2 else "tab:orange" for row in rows]
-    off.bar(names, [row["error"] or 0 for row in rows], color=colours)
-    off.set(title="crop against array slicing", ylabel="mean difference, of 255", xlabel="crop size (blue: odd)")
-    means = [row["f1"]["strict"] or 0 for row in rows]
-    f1.bar(names, means, color=colours)
-    f1.set(title="true labels cropped and pasted back", ylabel="strict mean F1", xlabel="crop size (blue: odd)")
-    f1.set_ylim(max(0.0, min(means) - 0.02), 1.0)
-    return figure
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 import reproduce
 from data.source import FaceData, open_source
-from evaluate import Request
 from experiments import common
+from experiments.common import Result
 from scoring.metrics import headline
 from training.recipes import Recipe
 from utils.errors import InputError
@@ -86,41 +86,40 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 row[start] = None  # random weights say nothing
                 continue
-            request = Request([best[final]], setup.data, setup.machine, args.split, crops)
             title = f"{count} faces, {STARTS[start]}"
-            row[start] = headline(reproduce.score(request, folder / "scores" / args.split, title))
+            row[start] = headline(common.score(setup, best[final], crops, folder, args.split, title))
         rows.append(row)
-    numbers: dict[str, Any] = {"split": args.split, "stage": args.stage, "rows": rows}
+    numbers: dict[str, Any] = {"stage": args.stage, "rows": rows}
     if args.scratch_only:
-        numbers["fit"] = fit(rows)
-    script_draw, name = (draw_curve, CURVE) if args.scratch_only else (draw, NAME)
-    common.write(NAME, name, args, argv, numbers, script_draw, table)
-    return 0
+        return common.write(CURVE, args, argv, {**numbers, "fit": fit(rows)}, table, draw_curve, NAME)
+    return common.write(NAME, args, argv, numbers, table, draw)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--recipe", choices=("paper-short", "best"), default="paper-short", help="both one-cycle")
-    common.add_training_options(parser, "stage 1, or of the four stages, with all faces", "+")
-    parser.add_argument("--stage", choices=tuple(TRAINED), default="stage1", help="train it alone, or all four")
-    parser.add_argument(
+    cli = common.parser(__doc__)
+    cli.add_argument("--recipe", choices=("paper-short", "best"), default="paper-short", help="both one-cycle")
+    common.add_training_options(cli, "stage 1, or of the four stages, with all faces", "+")
+    cli.add_argument("--stage", choices=tuple(TRAINED), default="stage1", help="train it alone, or all four")
+    cli.add_argument(
         "--counts",
         type=number_or_all,
         nargs="+",
         metavar="N",
         help="numbers of training faces, or all; default: 0 50 200 1000 all; with --scratch-only 500 1000 2000 all",
     )
-    parser.add_argument("--scratch-only", action="store_true", help="score over training faces, without drawn ones")
-    parser.add_argument("--drawn", type=int, default=3000, metavar="N", help="faces drawn to train on first")
-    parser.add_argument("--drawn-size", type=int, metavar="N", help="their side, pixels; default: --face-size")
-    parser.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
-    args = common.parse(parser, argv)
+    cli.add_argument("--scratch-only", action="store_true", help="score over training faces, without drawn ones")
+    cli.add_argument("--drawn", type=int, default=3000, metavar="N", help="faces drawn to train on first")
+    cli.add_argument("--drawn-size", type=int, metavar="N", help="their side, pixels; default: --face-size")
+    cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
+    return common.parse(cli, argv, check)
+
+
+def check(args: argparse.Namespace) -> None:
     if args.drawn < 1:
         raise InputError(f"--drawn {args.drawn}: must be at least 1")
     if args.scratch_only and args.counts and 0 in args.counts:
         raise InputError("--counts 0: without drawn faces, no faces train nothing")
-    return args
 
 
 def train(
@@ -146,16 +145,15 @@ def with_same_steps(recipes: dict[str, Recipe], everything: int, count: int) -> 
     changed = {}
     for stage, recipe in recipes.items():
         epochs = recipe.optimisation.epochs
-        changed[stage] = recipe.changed(
-            *schedule(epochs, everything, count, recipe.batch_size, recipe.augmentation.folds)
-        )
+        folds = recipe.augmentation.folds
+        changed[stage] = recipe.changed(*schedule(epochs, everything, count, recipe.batch_size, folds))
     return changed
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """For both scores: the power law of 1 - F1, and what it predicts for the paper's number of faces."""
     laws = {}
-    for which in ("overall", "strict"):
+    for which in common.HEADLINES:
         known = [(row["faces"], 1 - row["scratch"][which]) for row in rows if row["scratch"][which] is not None]
         known = [(count, error) for count, error in known if error > 0]
         if len(known) < 2:
@@ -165,24 +163,24 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return laws
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: one line for each number of faces, and the prediction."""
     starts = [start for start in STARTS if start in result["rows"][0]]
-    header = ["training faces", *(f"{STARTS[start]}, {which}" for start in starts for which in ("overall", "strict"))]
+    header = ["training faces", *(f"{STARTS[start]}, {which}" for start in starts for which in common.HEADLINES)]
     rows = [
-        [row["faces"], *((row[start] or {}).get(which) for start in starts for which in ("overall", "strict"))]
+        [row["faces"], *((row[start] or {}).get(which) for start in starts for which in common.HEADLINES)]
         for row in result["rows"]
     ]
     if law := result.get("fit"):
-        rows.append([f"{PAPER_IMAGES}, predicted", *(law[which]["predicted"] for which in ("overall", "strict"))])
+        rows.append([f"{PAPER_IMAGES}, predicted", *(law[which]["predicted"] for which in common.HEADLINES)])
     return markdown(header, rows)
 
 
-def draw(result: dict[str, Any]) -> Figure:
+def draw(result: Result) -> Figure:
     """F1 over the number of training faces, both starts."""
     figure, axes = common.panels(2)
-    for ax, which in zip(axes, ("overall", "strict"), strict=True):
-        for start, colour in zip(STARTS, ("tab:orange", "tab:blue"), strict=True):
+    for ax, which in zip(axes, common.HEADLINES, strict=True):
+        for start, colour in zip(STARTS, common.COLOURS, strict=True):
             shown = [(row["faces"], row[start][which]) for row in result["rows"] if row[start]]
             counts, values = [count for count, _ in shown], [value for _, value in shown]
             ax.plot(counts, values, "-o", color=colour, label=STARTS[start], ms=4)
@@ -195,7 +193,7 @@ def draw(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def draw_curve(result: dict[str, Any]) -> Figure:
+def draw_curve(result: Result) -> Figure:
     """1 - F1 over the number of training faces, both logarithmic, with the power law."""
     figure, (ax,) = common.panels(1, 4.2)
     for which, colour in (("overall", "tab:blue"), ("strict", "tab:orange")):

@@ -6,25 +6,25 @@ DIR holds images/NAME.jpg and points/NAME.txt, 68 lines ``x y`` in pixels. Other
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from skimage.draw import polygon
 from tqdm import tqdm
 
 from data import images
 from data.labels import NINE
 from experiments import common
+from experiments.common import Result
 from experiments.scenes import detection_of, side_of
 from faces.align import Frame, frame_of
 from faces.detect import Detector
 from faces.scene import Scene, SceneParser
 from models.loading import load_for_inference
+from scoring import options
 from scoring.metrics import confusion_matrix, f1
 from scoring.pictures import overlay, tile
-from training import options
 from utils import files
 from utils.cli import Parser
 from utils.errors import InputError
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     to_nine = model.labels.map_to(NINE)
     parse = SceneParser(model, Detector(), amp=machine.amp)
     faces, found = read(args.data, args.max_images), 0
-    matrices = {row: np.zeros((len(NINE), len(NINE)), np.int64) for row in ROWS}
+    tallies = {row: common.Tally(NINE) for row in ROWS}
     pictures: list[tuple[float, list[np.ndarray]]] = []
     for name, path, points_N2 in tqdm(faces, NAME, disable=None, leave=False):
         face = Photo(name, images.read_photo(path), points_N2)
@@ -112,23 +112,22 @@ def main(argv: list[str] | None = None) -> int:
         framed = parse.parse_found([face.photo_HW3], [[detection_of(frame)]])[0]
         parsed = (whole_HW, np.where(scene.owners_HW == owner, scene.labels_HW, 0), framed.labels_HW)
         labels = {row: to_nine[labels_HW] for row, labels_HW in zip(ROWS, parsed, strict=True)}
-        of_face = {row: confusion_matrix(labels[row], truth_HW, len(NINE)) for row in ROWS}
         for row in ROWS:
-            matrices[row] += of_face[row]
+            tallies[row].add(labels[row], truth_HW)
         if args.sheet:
             shown = [_cut(face, labels_HW) for labels_HW in (truth_HW, labels[ROWS[0]], labels[ROWS[1]])]
-            pictures.append((_mean(of_face[ROWS[1]]), shown))
-    rows = [{"way": row, "f1": _scores(matrices[row])} for row in ROWS]
+            known = _scores(confusion_matrix(labels[ROWS[1]], truth_HW, len(NINE))).values()
+            pictures.append((float(np.mean([value for value in known if value is not None])), shown))
+    rows = [{"way": row, "f1": _scores(tallies[row].matrix_KK)} for row in ROWS]
     numbers = {"faces": len(faces), "found": found, "rows": rows}
     if args.sheet:
         pictures.sort(key=lambda item: item[0])
         cells = [cell for _, shown in pictures[:SHOWN] for cell in shown]
         common.save_picture(args.sheet, tile(cells, COLUMNS, CELL))
-    common.write(NAME, NAME, args, argv, numbers, draw, table)
-    return 0
+    return common.write(NAME, args, argv, numbers, table)
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: F1 of each way to the face."""
     found = f"{result['found']} of {result['faces']}"
     rows = [
@@ -138,24 +137,8 @@ def table(result: dict[str, Any]) -> str:
     return markdown(["faces", "found", *GROUPS], rows)
 
 
-def draw(result: dict[str, Any]) -> Figure:
-    """Bars of F1 for each way to the face."""
-    figure, (ax,) = common.panels(1)
-    places = np.arange(len(GROUPS))
-    for k, row in enumerate(result["rows"]):
-        ax.bar(places + 0.27 * (k - 1), [row["f1"][group] or 0 for group in GROUPS], 0.25, label=row["way"])
-    ax.set_xticks(places, list(GROUPS))
-    ax.set(ylabel="F1", title=f"{result['faces']} photos as they come")
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
 def _scores(matrix_KK: np.ndarray) -> dict[str, float | None]:
     return {group: f1(matrix_KK, [NINE.names.index(name) for name in names]) for group, names in GROUPS.items()}
-
-
-def _mean(matrix_KK: np.ndarray) -> float:
-    return float(np.mean([value for value in _scores(matrix_KK).values() if value is not None]))
 
 
 def _cut(face: Photo, labels_HW: np.ndarray) -> np.ndarray:
@@ -168,21 +151,23 @@ def _cut(face: Photo, labels_HW: np.ndarray) -> np.ndarray:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of photos and landmarks")
-    parser.add_argument("--max-images", type=int, metavar="N", help="the first N photos, for a quick look")
-    options.add_machine_options(parser, common.BATCH_SIZE)
-    options.add_checkpoint_option(parser)
-    options.add_mirror_option(parser)
-    common.add_out_option(parser)
-    parser.add_argument(
+    cli = Parser(__doc__)
+    cli.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of photos and landmarks")
+    cli.add_argument("--max-images", type=int, metavar="N", help="the first N photos, for a quick look")
+    options.add_machine_options(cli, common.BATCH_SIZE)
+    options.add_checkpoint_option(cli)
+    options.add_mirror_option(cli)
+    common.add_out_option(cli)
+    cli.add_argument(
         "--sheet", type=Path, metavar="FILE", help="a .jpg of the worst found faces: truth, the photo as face, found"
     )
-    parser.set_defaults(dataset=NAME)  # the report names it
-    args = common.parse(parser, argv)
+    cli.set_defaults(dataset=NAME)  # the report names it
+    return common.parse(cli, argv, _check)
+
+
+def _check(args: argparse.Namespace) -> None:
     if args.sheet and args.sheet.suffix.lower() not in (".jpg", ".jpeg"):
         raise InputError(f"--sheet {args.sheet}: must end in .jpg")
-    return args
 
 
 if __name__ == "__main__":

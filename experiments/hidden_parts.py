@@ -6,23 +6,19 @@ colour; the coarse network, both croppers and the part networks see nothing else
 
 import sys
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from data.batch import Batch
 from data.images import make_thumb
 from data.labels import NUM_PARTS
-from data.view import View
 from experiments import common
+from experiments.common import Result
 from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN
-from scoring.metrics import confusion_matrices, headline, scores
-from utils import runtime
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -67,17 +63,15 @@ def main(argv: list[str] | None = None) -> int:
     model, faces, machine = common.load(args, STNiCNN)
     counts = range(NUM_PARTS + 1)
     found: dict[tuple[int, str], list[common.Misses]] = {(k, name): [] for k in counts for name in common.CROPPERS}
-    matrices = {key: np.zeros((len(model.labels), len(model.labels)), np.int64) for key in found}
+    tallies = {key: common.Tally(model.labels) for key in found}
     present: list[np.ndarray] = []
     hidden: dict[int, list[np.ndarray]] = {k: [] for k in counts}
-    steps = -(-len(faces) // args.batch_size)
-    bar = tqdm(common.batches(faces, machine, args.batch_size), total=steps, disable=None, leave=False)
-    with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
-        for batch in bar:
+    with common.inference(machine):
+        for batch in common.batches(faces, machine, args.batch_size):
             present_BP = batch.present_BP.cpu().numpy()
             indices = batch.index_B.tolist()
             orders = [hiding_order(present_P, args.seed, i) for present_P, i in zip(present_BP, indices, strict=True)]
-            boxes_BP4, truth_BP23 = part_boxes(batch.labels_BHW), model.true_windows(View(batch))
+            boxes_BP4, truth_BP23 = part_boxes(batch.labels_BHW), model.windows_of(batch, "truth")
             present.append(present_BP)
             for k in counts:
                 hidden_BP = np.array([np.isin(np.arange(NUM_PARTS), order[:k]) for order in orders])
@@ -87,61 +81,37 @@ def main(argv: list[str] | None = None) -> int:
                     labels_BHW, theta_BP23 = model.parse(covered, crops)
                     assert theta_BP23 is not None  # both croppers make windows
                     found[k, name].append(common.misses(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2))
-                    counts_BKK, _ = confusion_matrices(labels_BHW, batch.labels_BHW, batch.sizes_B2, len(model.labels))
-                    matrices[k, name] += counts_BKK.sum(0).cpu().numpy()
+                    tallies[k, name].add_batch(labels_BHW, batch.labels_BHW, batch.sizes_B2)
     present_NP = np.concatenate(present)
     rows = []
     for k in counts:
         hidden_NP = np.concatenate(hidden[k])
         for name in common.CROPPERS:
             missed = common.join(found[k, name])
-            rows.append(
-                {
-                    "hidden": k,
-                    "cropper": name,
-                    "all": common.summary(missed, present_NP),
-                    "hidden_only": common.summary(missed, hidden_NP),
-                    "f1": headline(scores(matrices[k, name], model.labels)),
-                }
-            )
-    common.write(NAME, NAME, args, argv, {"faces": len(faces), "split": args.split, "rows": rows}, draw, table)
-    return 0
+            summaries = {"all": common.summary(missed, present_NP), "hidden_only": common.summary(missed, hidden_NP)}
+            rows.append({"hidden": k, "cropper": name, **summaries, "f1": tallies[k, name].f1()})
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table, draw)
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: one line for each number of hidden parts and cropper; "off by" in sides of the window, mean."""
-    header = [
-        "parts hidden",
-        "cropper",
-        "misses",
-        "of the hidden",
-        "off by",
-        "median",
-        "pixels",
-        "overall",
-        "strict",
-    ]
     rows = []
     for row in result["rows"]:
-        every, hidden = row["all"] or {}, row["hidden_only"] or {}
-        rates = [every.get("miss_rate"), hidden.get("miss_rate")]
-        distances = [every.get(name) for name in ("share_mean", "share_median", "pixels_mean")]
-        rows.append([row["hidden"], row["cropper"], *rates, *distances, row["f1"]["overall"], row["f1"]["strict"]])
-    return markdown(header, rows, 3)
+        missed = [(row["all"] or {}).get(name) for name in ("miss_rate", "share_mean")]
+        rows.append([row["hidden"], row["cropper"], *missed, *row["f1"].values()])
+    return markdown(["parts hidden", "cropper", "misses", "off by", *common.HEADLINES], rows, 3)
 
 
-def draw(result: dict[str, Any]) -> Figure:
+def draw(result: Result) -> Figure:
     """Miss rate, distance and F1 over the number of hidden parts, a curve for each cropper."""
     figure, (rate, distance, f1) = common.panels(3)
-    for colour, name in zip(("tab:orange", "tab:blue"), common.CROPPERS, strict=True):
+    for colour, name in zip(common.COLOURS, common.CROPPERS, strict=True):
         rows = [row for row in result["rows"] if row["cropper"] == name]
         for which, style, parts in (("all", "-o", "all parts"), ("hidden_only", "--", "the hidden ones")):
             shown = [row for row in rows if row[which]]
-            k = [row["hidden"] for row in shown]
-            rate.plot(
-                k, [row[which]["miss_rate"] for row in shown], style, color=colour, label=f"{name}, {parts}", ms=4
-            )
-            distance.plot(k, [row[which]["share_mean"] for row in shown], style, color=colour, ms=4)
+            k, how = [row["hidden"] for row in shown], {"color": colour, "label": f"{name}, {parts}", "ms": 4}
+            rate.plot(k, [row[which]["miss_rate"] for row in shown], style, **how)
+            distance.plot(k, [row[which]["share_mean"] for row in shown], style, **how)
         known = [row for row in rows if row["f1"]["overall"] is not None]
         f1.plot([row["hidden"] for row in known], [row["f1"]["overall"] for row in known], "-o", color=colour, ms=4)
     rate.set(title="windows that miss", ylabel="share of windows")

@@ -4,17 +4,17 @@ The kinds are read off the true masks and the photo; nothing is labelled by hand
 """
 
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.labels import PARTS
 from data.loaders import Faces
-from evaluate import score_faces
 from experiments import common
+from experiments.common import Result
 from models.parser import FaceParser
+from scoring.evaluation import score_faces
 from scoring.metrics import headline, scores
 from utils.runtime import run_main
 from utils.tables import markdown
@@ -101,21 +101,13 @@ def main(argv: list[str] | None = None) -> int:
         f1 = {**headline(result), **{group: result["paper"].get(group) for group in SHOWN}}
         rows.append({"kind": kind, "faces": int(chosen_N.sum()), "f1": f1})
     rows = [row for row in rows if row["faces"]]
-    common.write(NAME, NAME, args, argv, {"faces": len(faces), "split": args.split, "rows": rows}, draw, table)
-    return 0
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table)
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: one line for each kind."""
-    columns = ("overall", "strict", *SHOWN)
-    rows = [[row["kind"], row["faces"], *(row["f1"][name] for name in columns)] for row in result["rows"]]
-    return markdown(["kind of face", "faces", *columns], rows, 3)
-
-
-def draw(result: dict[str, Any]) -> Figure:
-    """Bars of both F1 for each kind."""
-    titles = [f"{row['kind']} ({row['faces']})" for row in result["rows"]]
-    return common.bars(result, titles)
+    rows = [[row["kind"], row["faces"], *row["f1"].values()] for row in result["rows"]]
+    return markdown(["kind of face", "faces", *common.HEADLINES, *SHOWN], rows, 3)
 
 
 if __name__ == "__main__":

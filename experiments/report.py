@@ -2,12 +2,13 @@
 
 Reads from --results what is there of: <run>/command.txt, <run>/<training>/{config.json,log.jsonl} and
 <run>/scores/<split>/<row>/scores.json, all as reproduce.py leaves them, and experiments/<experiment>.json.
-Writes there: README.md, <run>/curves.png and experiments/<experiment>.png.
+Writes there: README.md, <run>/curves.png and, for some, experiments/<experiment>.png.
 
 For this repository's own results, the tables in README.md and docs/*.md are written too: each text between
 ``<!-- table: NAME -->`` and ``<!-- end -->`` becomes the table of that name. The names are
-<run>/<split>/paper, <run>/<split>/strict, <run>/trainings, <runs>/<split>/seeds and experiments/<experiment>.
-Runs whose names differ only in a suffix -seedN are one training with several seeds.
+<run>/<split>/paper, <run>/<split>/strict, <run>/trainings, <runs>/<split>/seeds, experiments/<experiment> and
+labels (the ids of every label set). Runs whose names differ only in a suffix -seedN are one training with several
+seeds.
 """
 
 import os
@@ -15,12 +16,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 import reproduce
+from data.labels import LABEL_SETS
 from data.listing import SPLITS
 from experiments import (
     ablation,
@@ -37,6 +40,7 @@ from experiments import (
     scenes,
     true_windows,
 )
+from experiments.common import Result
 from scoring.metrics import Scores, headline
 from utils import files
 from utils.cli import Parser
@@ -46,7 +50,7 @@ from utils.tables import markdown
 
 HOME = Path(__file__).resolve().parent.parent
 TITLES = (*reproduce.ROWS, "STN-iCNN, mirrored too")  # rows in the order of the tables; others follow them
-# The paper's tables 1 and 2, test split, in the order of the columns of data.labels.NINE.groups.
+# The paper's tables 2 and 3, test split, in the order of the columns of data.labels.NINE.groups.
 PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
     "helen": {
         "iCNN (Zhou 2015)": (0.778, 0.863, 0.920, 0.777, 0.824, 0.808, 0.889, 0.845),
@@ -60,20 +64,19 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
         "STN-iCNN": (0.900, 0.851, 0.943, 0.917, 0.877, 0.893, 0.948, 0.924),
     },
 }
-Result = dict[str, Any]
-EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure]]] = {
-    "hidden_parts": ("Parts hidden in the photo (Fig. 5)", hidden_parts.table, hidden_parts.draw),
+EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure] | None]] = {
+    "hidden_parts": ("Hidden parts (Fig. 5)", hidden_parts.table, hidden_parts.draw),
     "coarse_size": ("Size of the coarse input (Fig. 6)", coarse_size.table, coarse_size.draw),
-    "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, crop_parity.draw),
-    "few_images": ("Drawn faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
+    "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, None),
+    "few_images": ("Synthetic faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
     "training_images": ("Score over the number of training faces", few_images.table, few_images.draw_curve),
-    "robustness": ("Photos of other kinds", robustness.table, robustness.draw),
-    "true_windows": ("What true windows give away", true_windows.table, true_windows.draw),
-    "kinds": ("Kinds of faces", kinds.table, kinds.draw),
-    "scenes": ("Scenes of several faces", scenes.table, scenes.draw),
-    "helen68": ("Photos that nobody aligned", helen68.table, helen68.draw),
-    "fused": ("All labels: the whole face, the parts, and both as one", fused.table, fused.draw),
-    "class_imbalance": ("How rare the classes are", class_imbalance.table, class_imbalance.draw),
+    "robustness": ("Robustness", robustness.table, None),
+    "true_windows": ("Annotated windows leak the answer", true_windows.table, true_windows.draw),
+    "kinds": ("Kinds of faces", kinds.table, None),
+    "scenes": ("Scenes of several faces", scenes.table, None),
+    "helen68": ("Unaligned photos", helen68.table, None),
+    "fused": ("All labels by two parsers", fused.table, None),
+    "class_imbalance": ("Class frequencies", class_imbalance.table, None),
     "ablation": ("What each change of the recipe brings", ablation.table, ablation.draw),
 }
 LOWER_IS_BETTER = ("theta_loss",)
@@ -103,15 +106,15 @@ class Run(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument(
+    cli = Parser(__doc__)
+    cli.add_argument(
         "--results",
         type=Path,
         default=HOME / "results",
         metavar="DIR",
         help="folder of the runs; the report goes there",
     )
-    args = parser.parse_args(argv)
+    args = cli.parse_args(argv)
     if not os.path.isdir(args.results):
         raise InputError(f"--results {args.results} is not a folder: name the one that holds the runs")
     own = args.results.resolve() == HOME / "results"
@@ -132,10 +135,10 @@ def read_results(results: Path) -> tuple[list[Run], dict[str, Result]]:
     if not runs and not experiments:
         raise InputError(f"--results {results} holds neither runs nor experiments")
     for run in runs:
-        with told(results / run.name):
+        with blamed(results / run.name):
             overview([run], {}, all_tables([run], {}), [])
     for name, result in experiments.items():
-        with told(paths[name]):
+        with blamed(paths[name]):
             overview([], {name: result}, all_tables([], {name: result}), [])
     return runs, experiments
 
@@ -143,14 +146,17 @@ def read_results(results: Path) -> tuple[list[Run], dict[str, Result]]:
 def write_tables(results: Path, documents: Sequence[Path]) -> None:
     """Write README.md of the folder ``results``, and the marked tables of the documents (Markdown files).
 
+    Each table has one place: README.md leaves out what a document shows.
     Raises InputError as ``read_results`` does, and for a mark that names no table; nothing is written then.
     """
     runs, experiments = read_results(results)
     texts = {path: files.read_text(path) for path in documents}
-    with told(results):
+    with blamed(results):
         tables = all_tables(runs, experiments)
         changed = {path: with_tables(text, tables, path) for path, text in texts.items()}
-        changed[results / "README.md"] = overview(runs, experiments, tables, sorted(results.glob("*/benchmark.md")))
+        tables |= {name: "" for text in texts.values() for _, name, _ in MARKED.findall(text)}
+        listed = {name: result for name, result in experiments.items() if tables[f"experiments/{name}"]}
+        changed[results / "README.md"] = overview(runs, listed, tables, sorted(results.glob("*/benchmark.md")))
     for path, text in changed.items():
         if texts.get(path) != text:
             files.write_text(path, text)
@@ -162,19 +168,22 @@ def write_plots(results: Path) -> None:
     runs, experiments = read_results(results)
     for run in runs:
         if run.stages:
-            with told(results / run.name):
+            with blamed(results / run.name):
                 figure = curves(run)
             common.save_figure(figure, results / run.name / "curves.png")
     for name, result in experiments.items():
         path = results / "experiments" / f"{name}.json"
-        with told(path):
-            figure = EXPERIMENTS[name][2](result)
-        common.save_figure(figure, path.with_suffix(".png"))
+        if draw := EXPERIMENTS[name][2]:
+            with blamed(path):
+                figure = draw(result)
+            common.save_figure(figure, path.with_suffix(".png"))
 
 
 def all_tables(runs: list[Run], experiments: dict[str, Result]) -> dict[str, str]:
     """Every table by its name, in Markdown."""
     tables = {f"experiments/{name}": EXPERIMENTS[name][1](result) for name, result in experiments.items()}
+    ids = zip_longest(*(labels.names for labels in LABEL_SETS.values()))
+    tables["labels"] = markdown(["id", *LABEL_SETS], [[i, *names] for i, names in enumerate(ids)])
     for name, group in by_seed(runs).items():
         tables |= {f"{name}/{split}/seeds": table for split, table in spread(group).items()}
     for run in runs:
@@ -201,7 +210,7 @@ def with_tables(text: str, tables: dict[str, str], path: Path) -> str:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def blamed(path: Path) -> Iterator[None]:
     """What is done inside trusts the values of a file or of a folder; where it fails, InputError names them."""
     try:
         yield
@@ -345,23 +354,25 @@ def curves(run: Run) -> Figure:
 
 
 def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, str], benchmarks: list[Path]) -> str:
-    """The report's README.md. benchmarks: files to link to, each in a folder beside it."""
+    """The report's README.md. benchmarks: files to link to, each in a folder beside it. Empty tables are left out."""
     parts = ["# Results", "Written by `python -m experiments.report`: edits get lost.", headline_table(runs)]
     for name in by_seed(runs):
         for key in [key for split in reversed(SPLITS) if (key := f"{name}/{split}/seeds") in tables][:1]:
-            parts += [f"{name}:", tables[key]]
+            parts += [f"{name}:", tables[key]] if tables[key] else []
     for run in runs:
         parts += [f"## {run.name}"]
         parts += [f"```bash\n{run.command}\n```"] if run.command else []
         parts += [tables[f"{run.name}/trainings"], f"![training curves]({run.name}/curves.png)"] if run.stages else []
         for split, rows in list(run.scores.items())[-1:]:  # the test split, where it was scored
-            faces = sorted({row["images"] for row in rows.values()})
-            parts += [f"{split.capitalize()} split, {' or '.join(map(str, faces))} faces:"]
-            parts += [tables.get(f"{run.name}/{split}/paper") or tables[f"{run.name}/{split}/strict"]]
+            key = f"{run.name}/{split}/paper"
+            if table := tables[key if key in tables else f"{run.name}/{split}/strict"]:
+                faces = sorted({row["images"] for row in rows.values()})
+                parts += [f"{split.capitalize()} split, {' or '.join(map(str, faces))} faces:", table]
     parts += ["## Experiments"] if experiments else []
     for name, result in experiments.items():
-        title = EXPERIMENTS[name][0]
-        parts += [f"**{title}** ([plot](experiments/{name}.png)): {described(result)}"]
+        title, _, draw = EXPERIMENTS[name]
+        plot = f" ([plot](experiments/{name}.png))" if draw else ""
+        parts += [f"**{title}**{plot}: {described(result)}"]
         parts += [f"```bash\n{result['command']}\n```"]
     parts += ["## Speed"] if benchmarks else []
     parts += ["\n".join(f"- [{path.parent.name}]({path.parent.name}/{path.name})" for path in benchmarks)]

@@ -2,18 +2,15 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.images import resize_labels, resize_photo
 from experiments import common
+from experiments.common import Result
 from models.parser import FaceParser
-from scoring.metrics import confusion_matrix, headline, scores
-from utils import runtime
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -103,29 +100,22 @@ CONDITIONS: dict[str, Change] = {
 def main(argv: list[str] | None = None) -> int:
     args = common.parse(common.checkpoint_parser(__doc__), argv)
     model, faces, machine = common.load(args, FaceParser)
-    labels = model.labels
-    matrices = {name: np.zeros((len(labels), len(labels)), np.int64) for name in CONDITIONS}
-    with runtime.autocast(machine.device, machine.amp):
+    tallies = {name: common.Tally(model.labels) for name in CONDITIONS}
+    with common.inference(machine):
         for k in tqdm(range(len(faces)), disable=None, leave=False):
             for name, change in CONDITIONS.items():
                 rng = np.random.default_rng((args.seed, k))
                 photo, true = change((faces.photo(k).copy(), faces.label_map(k)), rng)
-                (parsed,) = model.label_photos([photo])
-                matrices[name] += confusion_matrix(parsed, true, len(labels))
-    rows = [{"condition": name, "f1": headline(scores(matrix, labels))} for name, matrix in matrices.items()]
-    common.write(NAME, NAME, args, argv, {"faces": len(faces), "split": args.split, "rows": rows}, draw, table)
-    return 0
+                tallies[name].add(model.label_photos([photo])[0], true)
+    rows = [{"condition": name, "f1": tally.f1()} for name, tally in tallies.items()]
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table)
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: one line for each condition."""
-    rows = [[row["condition"], row["f1"]["overall"], row["f1"]["strict"]] for row in result["rows"]]
-    return markdown(["photo", "overall", "strict"], rows, 3)
-
-
-def draw(result: dict[str, Any]) -> Figure:
-    """Bars of both F1 for each condition."""
-    return common.bars(result, [row["condition"] for row in result["rows"]])
+    return markdown(
+        ["photo", *common.HEADLINES], [[row["condition"], *row["f1"].values()] for row in result["rows"]], 3
+    )
 
 
 if __name__ == "__main__":

@@ -7,21 +7,22 @@ set's photos must be aligned faces with labels of skin and hair, as those of Cel
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.loaders import Faces
 from experiments import canvases, common
+from experiments.common import Result
 from faces.align import Frame, square
 from faces.detect import Detection, Detector
 from faces.scene import SceneParser
 from models.parser import FaceParser
-from scoring.metrics import confusion_matrix, headline, scores
+from scoring.metrics import headline
 from scoring.pictures import overlay
 from utils.errors import InputError
 from utils.runtime import run_main
@@ -189,15 +190,14 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     model, faces, machine = common.load(args, FaceParser)
     parse = SceneParser(model, Detector(), amp=machine.amp)
-    matrices = {row: np.zeros((len(model.labels), len(model.labels)), np.int64) for row in ROWS}
+    tallies = {row: common.Tally(model.labels) for row in ROWS}
+    bar = partial(tqdm, disable=None, leave=False)
     count, false, missed = 0, 0, []
-    for k, scene in enumerate(
-        tqdm(scenes(faces, args.scenes, args.seed), NAME, args.scenes, disable=None, leave=False)
-    ):
+    for k, scene in enumerate(bar(scenes(faces, args.scenes, args.seed), NAME, args.scenes)):
         found = parse.parse([scene.photo_HW3])[0]
         framed = parse.parse_found([scene.photo_HW3], [[detection_of(frame) for frame in scene.frames]])[0]
         for row, parsed in zip(ROWS, (found, framed), strict=True):
-            matrices[row] += confusion_matrix(parsed.labels_HW, scene.labels_HW, len(model.labels))
+            tallies[row].add(parsed.labels_HW, scene.labels_HW)
         hits = shown_faces(scene.owners_HW, [face.frame for face in found.faces])
         count += len(scene.frames)
         false += len(hits) - len(set(hits) - {0})
@@ -208,62 +208,44 @@ def main(argv: list[str] | None = None) -> int:
             picture = overlay(scene.photo_HW3, found.labels_HW, model.labels)
             common.save_picture(args.pictures / f"{k:03d}.jpg", np.hstack([picture, scene.photo_HW3]))
     labelled = []
-    for name, photo in tqdm(
-        canvases.faceless(args.empty, args.seed), "without a face", args.empty, disable=None, leave=False
-    ):
+    for name, photo in bar(canvases.faceless(args.empty, args.seed), "without a face", args.empty):
         if pixels := int((parse(photo).labels_HW > 0).sum()):
             labelled.append({"picture": name, "pixels": pixels})
     numbers = {
         "faces": count,
         "scenes": args.scenes,
-        "split": args.split,
         "false": false,
         "missed": missed,
         "empty": args.empty,
         "labelled": labelled,
-        "rows": [{"frames": row, "scores": scores(matrices[row], model.labels)} for row in ROWS],
+        "rows": [{"frames": row, "scores": tally.scores()} for row, tally in tallies.items()],
     }
-    common.write(NAME, NAME, args, argv, numbers, draw, table)
-    return 0
+    return common.write(NAME, args, argv, numbers, table)
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: what is found, and F1 of both rows."""
     empty, labelled = result["empty"], len(result["labelled"])
     found = [1 - len(result["missed"]) / result["faces"], result["false"], f"{empty - labelled} of {empty}"]
     rows = []
     for row, cells in zip(result["rows"], (found, [None] * 3), strict=True):
-        f1 = headline(row["scores"])
-        rows.append([row["frames"], result["scenes"], result["faces"], *cells, f1["overall"], f1["strict"]])
-    return markdown(
-        ["frames", "scenes", "faces", "found", "false faces", "pictures left empty", "overall", "strict"], rows
-    )
-
-
-def draw(result: dict[str, Any]) -> Figure:
-    """Bars of F1 of each label, for found faces and for true frames."""
-    figure, (ax,) = common.panels(1, height=5)
-    names = [*result["rows"][0]["scores"]["paper"], *result["rows"][0]["scores"]["strict"]]
-    places = np.arange(len(names))[::-1]
-    for offset, row in zip((0.2, -0.2), result["rows"], strict=True):
-        values = [*row["scores"]["paper"].values(), *row["scores"]["strict"].values()]
-        ax.barh(places + offset, [value or 0 for value in values], 0.38, label=row["frames"])
-    ax.set_yticks(places, names)
-    ax.set(xlabel="F1", title=f"{result['scenes']} scenes of {result['faces']} faces, {result['split']} split")
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
+        rows.append([row["frames"], result["scenes"], result["faces"], *cells, *headline(row["scores"]).values()])
+    header = ["frames", "scenes", "faces", "found", "false faces", "pictures left empty", *common.HEADLINES]
+    return markdown(header, rows)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = common.checkpoint_parser(__doc__)
-    parser.add_argument("--scenes", type=int, default=SCENES, metavar="N", help="how many scenes")
-    parser.add_argument("--empty", type=int, default=EMPTY, metavar="N", help="how many pictures without a face")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="also save each scene, parsed and as it is")
-    args = common.parse(parser, argv)
+    cli = common.checkpoint_parser(__doc__)
+    cli.add_argument("--scenes", type=int, default=SCENES, metavar="N", help="how many scenes")
+    cli.add_argument("--empty", type=int, default=EMPTY, metavar="N", help="how many pictures without a face")
+    cli.add_argument("--pictures", type=Path, metavar="DIR", help="also save each scene, parsed and as it is")
+    return common.parse(cli, argv, _check)
+
+
+def _check(args: argparse.Namespace) -> None:
     for name, least in (("scenes", 1), ("empty", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)}: must be at least {least}")
-    return args
 
 
 if __name__ == "__main__":

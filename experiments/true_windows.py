@@ -7,22 +7,20 @@ windows that are off by what another face's are off by are as near, but tell it 
 
 import sys
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from data.batch import Batch
-from data.view import Parts, View
+from data.view import Parts
 from experiments import common
+from experiments.common import Result
 from models.stn_icnn.baseline import mask_geometry
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.windows import target_theta
-from scoring.metrics import confusion_matrices, headline, scores
-from utils import runtime
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -79,7 +77,7 @@ def find(model: STNiCNN, batches: Iterable[Batch]) -> Looks:
         assert theta_BP23 is not None  # the localizer makes windows
         found[LOCALIZER].append(theta_BP23.float())
         found[SECOND].append(target_theta(Parts(*mask_geometry(labels_BHW)), batch.sizes_B2, model.config.windows))
-        found[TRUE].append(model.true_windows(View(batch)))
+        found[TRUE].append(model.windows_of(batch, "truth"))
         sizes.append(batch.sizes_B2)
         present.append(batch.present_BP)
     theta_NP23, present_NP = {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(present)
@@ -90,52 +88,42 @@ def find(model: STNiCNN, batches: Iterable[Batch]) -> Looks:
 
 def score(model: STNiCNN, batches: Iterable[Batch], theta_NP23: Tensor) -> dict[str, float | None]:
     """Both F1 of the part networks in the given windows."""
-    count = len(model.labels)
-    matrix_KK = np.zeros((count, count), np.int64)
+    tally = common.Tally(model.labels)
     for batch in batches:
         labels_BHW, _ = model.pasted(model.look_through(batch, theta_NP23[batch.index_B]), batch)
-        counts_BKK, _ = confusion_matrices(labels_BHW, batch.labels_BHW, batch.sizes_B2, count)
-        matrix_KK += counts_BKK.sum(0).cpu().numpy()
-    return headline(scores(matrix_KK, model.labels))
+        tally.add_batch(labels_BHW, batch.labels_BHW, batch.sizes_B2)
+    return tally.f1()
 
 
 def main(argv: list[str] | None = None) -> int:
     args = common.parse(common.checkpoint_parser(__doc__), argv)
     model, faces, machine = common.load(args, STNiCNN)
-
-    def batches(title: str) -> Iterable[Batch]:
-        steps = -(-len(faces) // args.batch_size)
-        found = common.batches(faces, machine, args.batch_size)
-        return tqdm(found, desc=title, total=steps, disable=None, leave=False)
-
-    with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
+    batches = partial(common.batches, faces, machine, args.batch_size)
+    with common.inference(machine):
         looks = find(model, batches("first look"))
         rows = []
         for name, theta_NP23 in looks.theta_NP23.items():
             off = distances(theta_NP23, looks.theta_NP23[TRUE], looks.sizes_N2, looks.present_NP)
             rows.append({"windows": name, "off": off, "f1": score(model, batches(name), theta_NP23)})
-    common.write(NAME, NAME, args, argv, {"faces": len(faces), "split": args.split, "rows": rows}, draw, table)
-    return 0
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table, draw)
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """Markdown: one line for each kind of windows, how far they are off, and both F1."""
     rows = [
         [row["windows"], f"{row['off']['pixels']:.1f}", f"{row['off']['sides']:.0%}", *row["f1"].values()]
         for row in result["rows"]
     ]
-    return markdown(["windows", "centres off by, pixels", "sides off by", "overall", "strict"], rows, 4)
+    return markdown(["windows", "centres off by, pixels", "sides off by", *common.HEADLINES], rows, 4)
 
 
-def draw(result: dict[str, Any]) -> Figure:
+def draw(result: Result) -> Figure:
     """Both F1 over the distance of the windows; a ring: those that tell of the annotation."""
     figure, axes = common.panels(2)
-    for ax, key in zip(axes, ("overall", "strict"), strict=True):
+    for ax, key in zip(axes, common.HEADLINES, strict=True):
         for row in result["rows"]:
-            knows = row["windows"] == TRUE
-            ax.plot(
-                row["off"]["pixels"], row["f1"][key], "o", ms=8, label=row["windows"], mfc="none" if knows else None
-            )
+            fill = "none" if row["windows"] == TRUE else None  # a ring: these know the annotation
+            ax.plot(row["off"]["pixels"], row["f1"][key], "o", ms=8, label=row["windows"], mfc=fill)
         ax.set(xlabel="centres off by, pixels", ylabel=f"{key} F1", title=key)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     return figure

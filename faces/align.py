@@ -34,7 +34,7 @@ def turned_square(centre_2: np.ndarray, half: float, degrees: float) -> Frame:
     return square(centre_2, half * np.array([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))]))
 
 
-def whole(height: int, width: int) -> Frame:
+def whole_photo(height: int, width: int) -> Frame:
     """The whole photo, stretched to a square."""
     return Frame(np.array([[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2]]))
 

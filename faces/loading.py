@@ -7,6 +7,7 @@ from pathlib import Path
 from faces.detect import Detector
 from faces.scene import SceneParser
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
+from utils.errors import InputError
 from utils.runtime import pick_device
 
 
@@ -26,5 +27,7 @@ def load(
     detector is missing.
     """
     files = [checkpoints or SHIPPED_WEIGHTS] if isinstance(checkpoints, str | PathLike | None) else checkpoints
+    if not files:
+        raise InputError("the list of checkpoints is empty: name a file, or None for the weights that ship")
     parser = load_for_inference([Path(file) for file in files], pick_device(device), mirror=mirror, labels=labels)
     return SceneParser(parser, Detector(), faces)

@@ -3,24 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
 
 from data.batch import framed_batch
-from data.images import read_photo
+from data.images import as_photo
 from data.labels import LabelSet
-from faces.align import Frame, frame_of, whole
+from faces.align import Frame, frame_of, whole_photo
 from faces.detect import Detection, Detector
 from geometry.paste import Patch
 from geometry.theta import window_corners
 from models.parser import FaceParser
 from utils import runtime
-from utils.errors import InputError
 
 WHICH = ("all", "largest")
 # A face that the detector is less sure of than DOUBTED counts only where the parser's certainty is UNSURE or more;
@@ -75,24 +72,37 @@ class Scene(NamedTuple):
 
 
 class SceneParser:
-    """Finds and parses the faces of photos. which: "all" of them or the "largest" alone.
+    """Finds and parses the faces of photos. which: "all" of them or the "largest" alone. batch_size: faces that the
+    networks see at once, which limits the memory that a group photo takes.
 
     ``parse = SceneParser(...)``; ``scene = parse("photo.jpg")``.
     """
 
-    def __init__(self, parser: FaceParser, detector: Detector, which: str = "all", amp: str = "off") -> None:
+    def __init__(
+        self, parser: FaceParser, detector: Detector, which: str = "all", amp: str = "off", batch_size: int = 8
+    ) -> None:
         if which not in WHICH:
             raise ValueError(f"which must be one of {', '.join(WHICH)}, not {which!r}")
         self.parser, self.detector, self.which, self.amp = parser, detector, which, amp
-        self.device = next(parser.parameters()).device
+        self.device, self.batch_size = next(parser.parameters()).device, batch_size
 
     def __call__(self, photo: str | PathLike | Image.Image | np.ndarray) -> Scene:
-        """photo: a file, a PIL image or uint8 (H, W, 3), RGB. Raises InputError for anything else."""
-        return self.parse([as_photo(photo)])[0]
+        """photo: see ``data.images.as_photo``. Raises InputError for anything else."""
+        return self.parse([photo])[0]
 
-    def parse(self, photos: Sequence[np.ndarray], keep_probs: bool = False) -> list[Scene]:
-        """Parse photos of one size: uint8 (H, W, 3), RGB. keep_probs: fill in ``Scene.probs_KHW``."""
-        return self.parse_found(photos, [self.find(photo) for photo in photos], keep_probs)
+    def parse(
+        self, photos: Sequence[str | PathLike | Image.Image | np.ndarray], keep_probs: bool = False
+    ) -> list[Scene]:
+        """Parse photos, see ``data.images.as_photo``; those of one size are seen together. keep_probs: fill in
+        ``Scene.probs_KHW``. Raises InputError for what is no photo."""
+        arrays = [as_photo(photo, f"photos[{k}]" if len(photos) > 1 else "photo") for k, photo in enumerate(photos)]
+        alike = len({array.shape for array in arrays}) == 1
+        groups = [arrays] if alike else [[array] for array in arrays]
+        return [
+            scene
+            for group in groups
+            for scene in self.parse_found(group, [self.find(photo) for photo in group], keep_probs)
+        ]
 
     def find(self, photo: np.ndarray) -> list[Detection]:
         """The faces of a photo that are to be parsed, largest first."""
@@ -121,51 +131,47 @@ class SceneParser:
 
     def _patches(
         self, photos: Sequence[np.ndarray], frames: list[list[Frame]], keep_probs: bool
-    ) -> list[list[tuple[Patch, Tensor]]]:
-        """The patches of each photo's faces, on the parser's device."""
+    ) -> list[list[tuple[Patch, np.ndarray]]]:
+        """The patches of each photo's faces."""
         if not any(frames):
             return [[] for _ in frames]
         matrices = [[frame.matrix_23 for frame in places] for places in frames]
         batch = framed_batch(list(photos), matrices, self.parser.labels).to(self.device)
+        patches: list[tuple[Patch, np.ndarray]] = []
         with torch.inference_mode(), runtime.autocast(self.device, self.amp):
-            patches = iter(self.parser.patches(batch, keep_probs))
-        return [[next(patches) for _ in places] for places in frames]
+            for first in range(0, len(batch.thumbs_BTT3), self.batch_size):
+                faces = batch.part(slice(first, first + self.batch_size))
+                patches += self.parser.patches(faces, keep_probs)
+        rest = iter(patches)
+        return [[next(rest) for _ in places] for places in frames]
 
     def _without_detection(self, photo: np.ndarray, keep_probs: bool) -> Scene:
         """A photo without a detected face: empty, unless it is plainly a face from edge to edge."""
-        frame, labels = whole(*photo.shape[:2]), self.parser.labels
+        frame, labels = whole_photo(*photo.shape[:2]), self.parser.labels
         ((found,),) = self._patches([photo], [[frame]], keep_probs)
         if certainty(found[0], labels) < SURE:
             return compose_scene(labels, photo.shape[:2], [], [], [])
         return compose_scene(labels, photo.shape[:2], [found], [frame], [None])
 
 
-def as_photo(photo: str | PathLike | Image.Image | np.ndarray) -> np.ndarray:
-    """A file, a PIL image or an array as uint8 (H, W, 3), RGB, upright as its EXIF data say. Raises InputError."""
-    if isinstance(photo, str | PathLike):
-        return read_photo(Path(photo))
-    if isinstance(photo, Image.Image):
-        return np.array(ImageOps.exif_transpose(photo).convert("RGB"))
-    if isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3:
-        return photo
-    kind = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
-    raise InputError(f"a photo must be a path, a PIL image or a uint8 array (height, width, 3), not {kind}")
-
-
 def certainty(patch: Patch, labels: LabelSet) -> float:
     """How sure a parser is that it sees a face: of each of the six parts the mean probability of its pixels, 0 where
     there are none, and of these the mean over the parts. 0 for label sets that lack a part."""
-    ids_YX, confidence_YX = patch.labels_YX.flatten().long(), patch.confidence_YX.flatten()
-    areas_K = torch.bincount(ids_YX, minlength=len(labels))
-    sums_K = torch.bincount(ids_YX, confidence_YX, minlength=len(labels))
-    parts = [float(sums_K[list(ids)].sum() / areas_K[list(ids)].sum().clamp(min=1)) for ids in labels.part_ids]
-    return sum(parts) / max(1, len(parts))
+    areas_K, sums_K = _totals(patch.labels_YX.numpy(), patch.confidence_YX.numpy(), labels)
+    parts = [sums_K[list(ids)].sum() / max(1, areas_K[list(ids)].sum()) for ids in labels.part_ids]
+    return float(sum(parts) / max(1, len(parts)))
+
+
+def _totals(ids_N: np.ndarray, confidence_N: np.ndarray, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
+    """Of each label its pixels and the sum of their probabilities."""
+    ids_N, count = ids_N.ravel(), len(labels)
+    return np.bincount(ids_N, minlength=count), np.bincount(ids_N, confidence_N.ravel(), minlength=count)
 
 
 def compose_scene(
     labels: LabelSet,
     size: tuple[int, int],
-    patches: Sequence[tuple[Patch, Tensor]],
+    patches: Sequence[tuple[Patch, np.ndarray]],
     frames: Sequence[Frame],
     found: Sequence[Detection | None],
 ) -> Scene:
@@ -181,13 +187,14 @@ def compose_scene(
         probs_KHW = np.zeros((len(labels), height, width), np.float16)
         probs_KHW[0] = 1
     nearest_HW = np.full(size, np.inf, np.float32) if overlapping([patch for patch, _ in patches]) else None
-    windows = [theta_P23.double().cpu().numpy() for _, theta_P23 in patches]
-    for owner, ((patch, _), theta_P23) in enumerate(zip(patches, windows, strict=True), 1):
-        labels_YX = patch.labels_YX.cpu().numpy()
+    places = []
+    for owner, (patch, theta_P23) in enumerate(patches, 1):
+        labels_YX = patch.labels_YX.numpy()
         place = (
             slice(patch.top, patch.top + labels_YX.shape[0]),
             slice(patch.left, patch.left + labels_YX.shape[1]),
         )
+        places.append(place)
         taken_YX = np.ones(labels_YX.shape, bool)
         if nearest_HW is not None:
             distance_YX = window_distance(theta_P23, size, patch.top, patch.left, labels_YX.shape)
@@ -195,15 +202,16 @@ def compose_scene(
             nearest_HW[place][taken_YX] = distance_YX[taken_YX]
         labels_HW[place][taken_YX] = labels_YX[taken_YX]
         owners_HW[place][taken_YX] = owner * (labels_YX[taken_YX] > 0)
-        confidence_HW[place][taken_YX] = patch.confidence_YX.cpu().numpy()[taken_YX]
+        confidence_HW[place][taken_YX] = patch.confidence_YX.numpy()[taken_YX]
         if probs_KHW is not None and patch.probs_KYX is not None:
             probs_KYX = patch.probs_KYX / patch.probs_KYX.sum(0)  # where windows overlap, the sum is more than 1
-            probs_KHW[:, place[0], place[1]][:, taken_YX] = probs_KYX.cpu().numpy()[:, taken_YX]
+            probs_KHW[:, place[0], place[1]][:, taken_YX] = probs_KYX.numpy()[:, taken_YX]
     faces = []
-    for owner, (theta_P23, frame, detection) in enumerate(zip(windows, frames, found, strict=True), 1):
-        own = owners_HW == owner
-        areas = np.bincount(labels_HW[own], minlength=len(labels))
-        sums = np.bincount(labels_HW[own], confidence_HW[own], minlength=len(labels))
+    for owner, (place, (_, theta_P23), frame, detection) in enumerate(
+        zip(places, patches, frames, found, strict=True), 1
+    ):
+        own_YX = owners_HW[place] == owner
+        areas, sums = _totals(labels_HW[place][own_YX], confidence_HW[place][own_YX], labels)
         shown = [label for label in range(1, len(labels)) if areas[label]]
         faces.append(
             Face(

@@ -93,7 +93,7 @@ def parse_video(
     temporary = target.with_name(f".{secrets.token_hex(4)}.mp4")
     writer = cv2.VideoWriter(str(temporary), CODEC, rate, (width, height))
     if not writer.isOpened():
-        raise InputError(f"{target} cannot be written: name another --out")
+        raise InputError(f"{target} cannot be written: name another file")
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     bar = tqdm(total=total if total > 0 else None, unit="frame", desc=target.name, disable=None, leave=False)
     frames = with_faces = 0
@@ -126,7 +126,7 @@ def parse_video(
     temporary.unlink(missing_ok=True)
     if interrupted is not None:
         if frames:
-            tqdm.write(f"{target} ends after {frames} frames; --overwrite writes it anew", file=sys.stderr)
+            tqdm.write(f"{target} ends after {frames} frames; parse it again for all of them", file=sys.stderr)
         raise interrupted
     if not frames:
         raise InputError(f"{source} has no frame that OpenCV can read: convert it to mp4")

@@ -1,6 +1,6 @@
 """Paste: part probabilities back onto the photo's grid (paper section 2.3). Coordinates: see ``geometry.theta``."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geometry.theta import EPSILON, MIN_SCALE
+
+CANVAS_PIXELS = 2**22  # at most so many at once where pixels outside the windows are computed too
+
+
+def pixels_are_cheap(device: torch.device) -> bool:
+    """Whether to compute more pixels than are needed for the sake of fewer launches and waits: on a GPU."""
+    return device.type != "cpu"
 
 
 def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
@@ -20,9 +27,9 @@ def paste(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode
     the parts of what their labels leave of 1.
     """
     size = probs[0].shape[-1]
-    rows_BPH, columns_BPW = _paste_axes(theta_BP23, size, height, width, mode)
+    rows_BPHS, columns_BPWS = (_weights(u, size) for u in _paste_axes(theta_BP23, size, height, width, mode))
     return _canvas(
-        _resample(probs_BKSS[:, 1:], rows_BPH[:, part], columns_BPW[:, part]) for part, probs_BKSS in enumerate(probs)
+        _resample(probs_BKSS[:, 1:], rows_BPHS[:, part], columns_BPWS[:, part]) for part, probs_BKSS in enumerate(probs)
     )
 
 
@@ -63,7 +70,12 @@ def _canvas(windows: Iterable[Tensor]) -> Tensor:
 
 
 def paste_labels(probs: list[Tensor], theta_BP23: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
-    """``paste(...).argmax(1)`` as labels_BHW (uint8); computes only the pixels inside the windows."""
+    """``paste(...).argmax(1)`` as labels_BHW (uint8); on the CPU computes only the pixels inside the windows."""
+    if pixels_are_cheap(theta_BP23.device):
+        at_once = max(1, CANVAS_PIXELS // (height * width))
+        parts = zip(*(tensor.split(at_once) for tensor in (*probs, theta_BP23)), strict=True)
+        canvases = (paste(some, theta_bP23, height, width, mode) for *some, theta_bP23 in parts)
+        return torch.cat([canvas_bKHW.argmax(1).byte() for canvas_bKHW in canvases])
     size = probs[0].shape[-1]
     rows_BPH, columns_BPW = _paste_axes(theta_BP23, size, height, width, mode)
     touched = [(u > -1) & (u < size) for u in (rows_BPH, columns_BPW)]
@@ -74,7 +86,8 @@ def paste_labels(probs: list[Tensor], theta_BP23: Tensor, height: int, width: in
         windows: list[Window] = []
         for part, ((top, high), (left, wide)) in enumerate(spans_P22):
             rows, columns = slice(top, top + high), slice(left, left + wide)
-            window_KYX = _resample(probs[part][b, 1:], rows_BPH[b, part, rows], columns_BPW[b, part, columns])
+            axes = rows_BPH[b, part, rows], columns_BPW[b, part, columns]
+            window_KYX = _resample(probs[part][b, 1:], *(_weights(u_N, size) for u_N in axes))
             best_HW[rows, columns] *= 1 - window_KYX.sum(0)
             windows.append(((rows, columns), window_KYX))
         _label(windows, best_HW, labels_BHW[b])
@@ -117,17 +130,19 @@ def _paste_axes(theta_BP23: Tensor, size: int, height: int, width: int, mode: st
     return axes[0], axes[1]
 
 
-def _resample(probs_KSS: Tensor, rows_Y: Tensor, columns_X: Tensor) -> Tensor:
-    """Bilinear samples at every crossing of rows and columns, zeros outside: (..., K, Y, X), float32.
+def _weights(u_N: Tensor, size: int) -> Tensor:
+    """Bilinear weights (..., N, S), float32, of S samples at each place among them; zeros outside."""
+    distance_NS = (u_N.unsqueeze(-1) - torch.arange(size, device=u_N.device)).abs()
+    return torch.where(distance_NS < 1, 1 - distance_NS, 0).float()
+
+
+def _resample(probs_KSS: Tensor, rows_YS: Tensor, columns_XS: Tensor) -> Tensor:
+    """Bilinear samples at every crossing of rows and columns: (..., K, Y, X), float32.
 
     Two products with the matrices of bilinear weights, whose rows hold a single 1 where a sample is hit.
     """
     with torch.autocast(probs_KSS.device.type, enabled=False):
-        weights = []
-        for u_N in (rows_Y, columns_X):
-            distance_NS = (u_N.unsqueeze(-1) - torch.arange(probs_KSS.shape[-1], device=u_N.device)).abs()
-            weights.append(torch.where(distance_NS < 1, 1 - distance_NS, 0).float().unsqueeze(-3))
-        return weights[0] @ probs_KSS.float() @ weights[1].transpose(-1, -2)
+        return rows_YS.unsqueeze(-3) @ probs_KSS.float() @ columns_XS.unsqueeze(-3).transpose(-1, -2)
 
 
 class Patch(NamedTuple):
@@ -145,67 +160,92 @@ class Patch(NamedTuple):
 
 
 def paste_turned(
-    probs: list[Tensor], theta_P23: Tensor, height: int, width: int, mode: str = "nearest", keep_probs: bool = False
-) -> Patch:
-    """``paste`` for one face and windows of any affine, turned ones included; only the pixels inside the windows are
-    computed.
+    probs: list[Tensor],
+    theta_BP23: np.ndarray,
+    height: int,
+    width: int,
+    mode: str = "nearest",
+    keep_probs: bool = False,
+) -> Iterator[Patch]:
+    """``paste`` for windows of any affine, turned ones included, in photos of one size, one face after the other; only
+    the pixels inside the windows are computed.
 
-    probs: a tensor (1 + labels, S, S) for each window, softmax over its channels, channel 0 background. theta_P23: in
-    the frame of the height x width photo. mode: "nearest" or "bilinear". keep_probs: return them all.
+    probs: a tensor (B, 1 + labels, S, S) for each window, softmax over its channels, channel 0 background. theta_BP23:
+    in the frame of the height x width photos, on the host, so that nothing waits for the device. mode: "nearest" or
+    "bilinear". keep_probs: return them all.
     """
-    device, size = theta_P23.device, probs[0].shape[-1]
-    to_crop_P23, boxes_P4 = _crop_coordinates(theta_P23, size, height, width)
-    seen_P4 = boxes_P4[(boxes_P4[:, 1] > boxes_P4[:, 0]) & (boxes_P4[:, 3] > boxes_P4[:, 2])]
-    top, bottom, left, right = (0, 0, 0, 0)
-    if len(seen_P4):
-        (top, left), (bottom, right) = seen_P4[:, [0, 2]].min(0), seen_P4[:, [1, 3]].max(0)
-    best_YX = torch.ones(int(bottom - top), int(right - left), device=device)
-    windows: list[Window] = []
-    for probs_KSS, (to_u_3, to_v_3), (y0, y1, x0, x1) in zip(probs, to_crop_P23, boxes_P4.tolist(), strict=True):
-        if y0 == y1 or x0 == x1:  # outside the photo
-            windows.append(((slice(0), slice(0)), probs_KSS.new_zeros(len(probs_KSS) - 1, 0, 0)))
-            continue
-        y_Y1 = torch.arange(y1 - y0, dtype=torch.float32, device=device)[:, None]
-        x_X = torch.arange(x1 - x0, dtype=torch.float32, device=device)
-        corner_3 = np.array([x0, y0, 1.0])
-        u_YX, v_YX = (
-            float(axis_3[0]) * x_X + float(axis_3[1]) * y_Y1 + float(axis_3 @ corner_3) for axis_3 in (to_u_3, to_v_3)
-        )
-        grid_1YX2 = torch.stack([u_YX, v_YX], -1)[None] * (2 / (size - 1)) - 1
-        window_KYX = F.grid_sample(probs_KSS[None, 1:].float(), grid_1YX2, mode, "zeros", align_corners=True)[0]
-        place = (slice(int(y0 - top), int(y1 - top)), slice(int(x0 - left), int(x1 - left)))
-        best_YX[place] *= 1 - window_KYX.sum(0)
-        windows.append((place, window_KYX))
-    best_YX.clamp_(min=0)
-    probs_KYX = None
-    if keep_probs:
-        probs_KYX = best_YX.new_zeros(1 + sum(len(window_KYX) for _, window_KYX in windows), *best_YX.shape)
-        probs_KYX[0], label = best_YX, 1
-        for place, window_KYX in windows:
-            probs_KYX[label : label + len(window_KYX)][:, place[0], place[1]] = window_KYX
-            label += len(window_KYX)
-    labels_YX = torch.zeros_like(best_YX, dtype=torch.uint8)
-    _label(windows, best_YX, labels_YX)
-    return Patch(int(top), int(left), labels_YX, best_YX, probs_KYX)
+    device, size = probs[0].device, probs[0].shape[-1]
+    to_crop_BP23, boxes_BP4 = _crop_coordinates(theta_BP23, size, height, width)
+    corner_BP31 = np.stack([boxes_BP4[..., 2], boxes_BP4[..., 0], np.ones(boxes_BP4.shape[:2])], -1)[..., None]
+    steps_BP23 = np.concatenate([to_crop_BP23[..., :2], to_crop_BP23 @ corner_BP31], -1).astype(np.float32)
+    x_BP211, y_BP211, start_BP211 = (
+        torch.from_numpy(steps_BP23).to(device, non_blocking=True)[..., None, None].unbind(3)
+    )
+    tick_N = torch.arange(max(height, width), dtype=torch.float32, device=device)
+
+    def grid(b: int, some: slice, high: int, wide: int) -> Tensor:
+        points_p2YX = x_BP211[b, some] * tick_N[:wide] + y_BP211[b, some] * tick_N[:high, None] + start_BP211[b, some]
+        return (points_p2YX * (2 / (size - 1)) - 1).permute(0, 2, 3, 1)
+
+    for b, boxes_P4 in enumerate(boxes_BP4):
+        rows_P, columns_P = boxes_P4[:, 1] - boxes_P4[:, 0], boxes_P4[:, 3] - boxes_P4[:, 2]
+        high, wide = int(rows_P.max()), int(columns_P.max())
+        grid_PYX2 = None
+        if pixels_are_cheap(device) and len(boxes_P4) * high * wide <= CANVAS_PIXELS:
+            grid_PYX2 = grid(b, slice(None), high, wide)
+        seen_P4 = boxes_P4[(rows_P > 0) & (columns_P > 0)]
+        top, left, bottom, right = 0, 0, 0, 0
+        if len(seen_P4):
+            (top, left), (bottom, right) = seen_P4[:, [0, 2]].min(0).tolist(), seen_P4[:, [1, 3]].max(0).tolist()
+        best_YX = torch.ones(bottom - top, right - left, device=device)
+        windows: list[Window] = []
+        for p, (y0, y1, x0, x1) in enumerate(boxes_P4.tolist()):
+            probs_1KSS = probs[p][b : b + 1, 1:]
+            if y0 == y1 or x0 == x1:  # outside the photo
+                windows.append(((slice(0), slice(0)), probs_1KSS.new_zeros(probs_1KSS.shape[1], 0, 0)))
+                continue
+            one = slice(p, p + 1)
+            shape = y1 - y0, x1 - x0
+            grid_1YX2 = grid(b, one, *shape) if grid_PYX2 is None else grid_PYX2[one, : shape[0], : shape[1]]
+            window_KYX = F.grid_sample(probs_1KSS.float(), grid_1YX2, mode, "zeros", align_corners=True)[0]
+            place = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+            best_YX[place].mul_(1 - window_KYX.sum(0))
+            windows.append((place, window_KYX))
+        best_YX.clamp_(min=0)
+        yield Patch(top, left, *_labelled(windows, best_YX, keep_probs))
 
 
-def _crop_coordinates(theta_P23: Tensor, size: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """For windows of any affine: to_crop_P23, float64, from pixels of the photo (x, y) to samples of the crop, and the
-    boxes_P4, int64, of the pixels that they reach (first row, last + 1, first column, last + 1)."""
-    numbers_P23 = theta_P23.detach().double().cpu().numpy()
-    finite_P = np.isfinite(numbers_P23).all((1, 2))
-    numbers_P23 = np.where(finite_P[:, None, None], numbers_P23, 0)
+def _labelled(windows: list[Window], best_YX: Tensor, keep_probs: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """labels_YX, confidence_YX and, where they are kept, probs_KYX of a face. best_YX: the background's probability."""
+    if not keep_probs and not pixels_are_cheap(best_YX.device):
+        labels_YX = torch.zeros_like(best_YX, dtype=torch.uint8)
+        _label(windows, best_YX, labels_YX)
+        return labels_YX, best_YX, None
+    probs_KYX = best_YX.new_zeros(1 + sum(len(window_KYX) for _, window_KYX in windows), *best_YX.shape)
+    probs_KYX[0], label = best_YX, 1
+    for place, window_KYX in windows:
+        probs_KYX[label : label + len(window_KYX)][:, place[0], place[1]] = window_KYX
+        label += len(window_KYX)
+    confidence_YX, labels_YX = probs_KYX.max(0)
+    return labels_YX.byte(), confidence_YX, probs_KYX if keep_probs else None
+
+
+def _crop_coordinates(theta_BP23: np.ndarray, size: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """For windows of any affine: to_crop_BP23, float64, from pixels of the photo (x, y) to samples of the crop, and the
+    boxes_BP4, int64, of the pixels that they reach (first row, last + 1, first column, last + 1)."""
+    finite_BP = np.isfinite(theta_BP23).all((2, 3))
+    numbers_BP23 = np.where(finite_BP[..., None, None], theta_BP23, 0).astype(np.float64)
     half_2 = np.maximum([width - 1, height - 1], 1) / 2
-    linear_P22 = numbers_P23[:, :, :2] * half_2[:, None] * (2 / (size - 1))  # a sample's step in pixels
-    shift_P2 = (numbers_P23[:, :, 2] + 1) * half_2 - linear_P22.sum(-1) * (size - 1) / 2  # the first sample
-    usable_P = finite_P & (np.abs(np.linalg.det(linear_P22)) > MIN_SCALE**2)
-    linear_P22[~usable_P], shift_P2[~usable_P] = np.eye(2), -4.0 * size  # a window that lies outside the photo
-    inverse_P22 = np.linalg.inv(linear_P22)
-    to_crop_P23 = np.concatenate([inverse_P22, -(inverse_P22 @ shift_P2[..., None])], -1)
+    linear_BP22 = numbers_BP23[..., :2] * half_2[:, None] * (2 / (size - 1))  # a sample's step in pixels
+    shift_BP2 = (numbers_BP23[..., 2] + 1) * half_2 - linear_BP22.sum(-1) * (size - 1) / 2  # the first sample
+    usable_BP = finite_BP & (np.abs(np.linalg.det(linear_BP22)) > MIN_SCALE**2)
+    linear_BP22[~usable_BP], shift_BP2[~usable_BP] = np.eye(2), -4.0 * size  # a window that lies outside the photo
+    inverse_BP22 = np.linalg.inv(linear_BP22)
+    to_crop_BP23 = np.concatenate([inverse_BP22, -(inverse_BP22 @ shift_BP2[..., None])], -1)
     corners_24 = np.array([(-1, size, size, -1), (-1, -1, size, size)])
-    reach_P24 = linear_P22 @ corners_24 + shift_P2[..., None]
+    reach_BP24 = linear_BP22 @ corners_24 + shift_BP2[..., None]
     limits_2 = np.array([width, height])
-    low_P2 = np.clip(np.floor(reach_P24.min(-1)), 0, limits_2).astype(int)
-    high_P2 = np.clip(np.ceil(reach_P24.max(-1)) + 1, low_P2, limits_2).astype(int)
-    boxes_P4 = np.stack([low_P2[:, 1], high_P2[:, 1], low_P2[:, 0], high_P2[:, 0]], -1)
-    return to_crop_P23, boxes_P4
+    low_BP2 = np.clip(np.floor(reach_BP24.min(-1)), 0, limits_2).astype(int)
+    high_BP2 = np.clip(np.ceil(reach_BP24.max(-1)) + 1, low_BP2, limits_2).astype(int)
+    boxes_BP4 = np.stack([low_BP2[..., 1], high_BP2[..., 1], low_BP2[..., 0], high_BP2[..., 0]], -1)
+    return to_crop_BP23, boxes_BP4

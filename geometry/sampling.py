@@ -8,18 +8,36 @@ from torch import Tensor
 
 
 def sample_points(theta_BP23: Tensor, size: int, sizes_B2: Tensor) -> Tensor:
-    """Where ``size`` x ``size`` crops sample each photo: points_BPSS2 as (x, y) in its pixels, differentiable.
-
-    Points as near to a pixel centre as rounding errors reach (1e-3 pixels at 1000) lie right on it.
-    """
+    """Where ``size`` x ``size`` crops sample each photo: points_BPSS2 as (x, y) in its pixels, differentiable."""
     ticks_S = torch.linspace(-1, 1, size, device=theta_BP23.device, dtype=theta_BP23.dtype)
     y_SS1, x_SS1 = (axis.unsqueeze(-1) for axis in torch.meshgrid(ticks_S, ticks_S, indexing="ij"))
     x_BP112, y_BP112, shift_BP112 = (column[:, :, None, None] for column in theta_BP23.unbind(-1))
-    span_B1112 = (sizes_B2.flip(-1).to(theta_BP23.dtype) - 1).clamp(min=1)[:, None, None, None]
-    points_BPSS2 = (x_BP112 * x_SS1 + y_BP112 * y_SS1 + shift_BP112 + 1) / 2 * span_B1112
+    return (x_BP112 * x_SS1 + y_BP112 * y_SS1 + shift_BP112 + 1) / 2 * _spans(sizes_B2, theta_BP23)
+
+
+def _spans(sizes_B2: Tensor, like: Tensor) -> Tensor:
+    """Pixels from each photo's first pixel centre to its last, (x, y): spans_B1112."""
+    return (sizes_B2.flip(-1).to(like.dtype) - 1).clamp(min=1)[:, None, None, None]
+
+
+def _snapped(points_BPSS2: Tensor, sizes_B2: Tensor) -> Tensor:
+    """Points as near to a pixel centre as rounding errors reach (1e-3 pixels at 1000) lie right on it."""
     to_centre_BPSS2 = (points_BPSS2.round() - points_BPSS2).detach()
-    near_BPSS2 = to_centre_BPSS2.abs() <= 8 * torch.finfo(theta_BP23.dtype).eps * span_B1112
-    return torch.where(near_BPSS2, points_BPSS2 + to_centre_BPSS2, points_BPSS2)
+    errors_B1112 = 8 * torch.finfo(points_BPSS2.dtype).eps * _spans(sizes_B2, points_BPSS2)
+    return torch.where(to_centre_BPSS2.abs() <= errors_B1112, points_BPSS2 + to_centre_BPSS2, points_BPSS2)
+
+
+def by_grid(images_BCHW: Tensor, points_BXY2: Tensor, mode: str) -> Tensor:
+    """Samples (B, C, X, Y) of images (uint8 or float) at points in their pixels, zeros outside, by torch's own kernel.
+
+    The sampling of CUDA devices: a kernel in place of dozens. It reads whole images as floats, and rounding errors
+    of a point may move it by 1e-4 pixels.
+    """
+    height, width = images_BCHW.shape[-2:]
+    # its two values without a copy from the host
+    half_2 = torch.linspace(width / 2, height / 2, 2, device=points_BXY2.device, dtype=points_BXY2.dtype)
+    grid_BXY2 = (points_BXY2 + 0.5) / half_2 - 1
+    return F.grid_sample(images_BCHW.to(grid_BXY2.dtype), grid_BXY2, mode, "zeros", align_corners=False)
 
 
 def crop(
@@ -36,14 +54,19 @@ def crop(
     photos have several or none; sizes_B2 then has theta's rows too. Returns crops_BPCSS (channels last in memory),
     float.
     With an odd window of ``size`` pixels and an integer centre, the crop equals array slicing exactly (paper
-    Fig. 7, 8). Only the pixels that the windows sample are read.
+    Fig. 7, 8). Only the pixels that the windows sample are read, but see ``by_grid``.
     """
     height, width = photos_BHWC.shape[1:3]
     if sizes_B2 is None:
         sizes_B2 = torch.tensor([[height, width]], device=theta_BP23.device).expand(len(theta_BP23), 2)
+    points_BPSS2 = sample_points(theta_BP23, size, sizes_B2)
+    if photos_BHWC.is_cuda and photo_B is None:
+        crops_BCPXS = by_grid(photos_BHWC.permute(0, 3, 1, 2), points_BPSS2.flatten(1, 2), "bilinear")
+        crops_BPCSS = crops_BCPXS.unflatten(2, (-1, size)).transpose(1, 2)
+        return crops_BPCSS / 255 if photos_BHWC.dtype == torch.uint8 else crops_BPCSS.to(photos_BHWC.dtype)
     if photo_B is None:
         photo_B = torch.arange(photos_BHWC.shape[0], device=theta_BP23.device)
-    points_BPSS2 = sample_points(theta_BP23, size, sizes_B2)
+    points_BPSS2 = _snapped(points_BPSS2, sizes_B2)
     corner_BPSS2 = points_BPSS2.detach().floor()
     right_BPSS, below_BPSS = (points_BPSS2 - corner_BPSS2).unbind(-1)
     x_BPSS, y_BPSS = corner_BPSS2.nan_to_num(-2).clamp(-2, torch.sym_max(height, width)).long().unbind(-1)
@@ -76,6 +99,9 @@ def labels_at(labels_BHW: Tensor, points_px: Tensor, sizes_B2: Tensor) -> Tensor
     points_px: (B, ..., 2) as (x, y) in pixels of the photo.
     """
     batch, _, width = labels_BHW.shape
+    if labels_BHW.is_cuda:  # the padding is 0 too
+        found_B1N1 = by_grid(labels_BHW[:, None], points_px.reshape(batch, -1, 1, 2), "nearest")
+        return found_B1N1.byte().reshape(points_px.shape[:-1])
     flat_BN2 = points_px.reshape(batch, -1, 2).round().long()
     x_BN, y_BN = flat_BN2.unbind(-1)
     inside_BN = (x_BN >= 0) & (y_BN >= 0) & (x_BN < sizes_B2[:, 1:]) & (y_BN < sizes_B2[:, :1])
@@ -99,18 +125,25 @@ def enlarged_labels(logits_BKhw: Tensor, sizes_B2: Tensor, height: int, width: i
     return labels_BHW
 
 
-def stretch(photos_BHW3: Tensor, sizes_B2: Tensor, side: int) -> Tensor:
-    """Photos (uint8, padded) stretched to side x side each, antialiased: (B, 3, side, side), float32 in [0, 255]."""
+def stretch(photos_BHW3: Tensor, sizes_B2: Tensor, side: int, full: bool | None = None) -> Tensor:
+    """Photos (uint8, padded) stretched to side x side each, antialiased: (B, 3, side, side), float32 in [0, 255].
+
+    full: whether no photo is padded; None: look, which waits for the device.
+    """
     height, width = photos_BHW3.shape[1:3]
-    if height == width and height % side == 0 and bool((sizes_B2 == height).all()):  # areas of whole pixels
-        return F.avg_pool2d(photos_BHW3.permute(0, 3, 1, 2).float(), height // side)
+    if full is None:
+        full = bool((sizes_B2 == sizes_B2.new_tensor([height, width])).all())
+    if full and height == width and height % side == 0:  # areas of whole pixels
+        photos_B3HW = photos_BHW3.permute(0, 3, 1, 2).float()
+        return photos_B3HW if height == side else F.avg_pool2d(photos_B3HW, height // side)
     images = []
-    for photo_HW3, size_2 in zip(photos_BHW3, sizes_B2, strict=True):
+    alike = len(photos_BHW3) if full else 1  # so many share their weights
+    for photos_XHW3, size_2 in zip(photos_BHW3.split(alike), sizes_B2[::alike], strict=True):
         rows_SH, columns_SW = (
             stretch_weights(count, length, side, length >= side)
             for count, length in zip((height, width), size_2, strict=True)
         )
-        images.append(stretch_by(photo_HW3.unsqueeze(0), rows_SH, columns_SW))
+        images.append(stretch_by(photos_XHW3, rows_SH, columns_SW))
     return torch.cat(images)
 
 

@@ -61,8 +61,8 @@ def canvas_to_image(sizes_B2: Tensor, canvas: int) -> Tensor:
 def image_to_padded(sizes_B2: Tensor, height: int, width: int) -> Tensor:
     """B33: normalised coordinates of each photo -> those of the batch it is padded into (at right and bottom)."""
     span_B2 = (sizes_B2.flip(-1).float() - 1).clamp(min=1)
-    full_2 = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=sizes_B2.device).clamp(min=1)
-    scale_B2 = span_B2 / full_2
+    full = torch.sym_max(width - 1, 1), torch.sym_max(height - 1, 1)
+    scale_B2 = torch.stack([torch.div(span_B2[:, axis], full[axis]) for axis in (0, 1)], -1)  # type: ignore[arg-type]
     return scale_and_shift(scale_B2, scale_B2 - 1)
 
 

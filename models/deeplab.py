@@ -121,7 +121,9 @@ class Head(nn.Module):
 
     def forward(self, low_BCHW: Tensor, high_BCHW: Tensor) -> Tensor:
         fine_BCHW = self.project(low_BCHW)
-        coarse_BCHW = F.interpolate(self.aspp(high_BCHW), fine_BCHW.shape[-2:], mode="bilinear")
+        coarse_BCHW = self.aspp(high_BCHW)
+        with torch.autocast(coarse_BCHW.device.type, enabled=False):  # under it, the sum of both grids were float32
+            coarse_BCHW = F.interpolate(coarse_BCHW, fine_BCHW.shape[-2:], mode="bilinear")
         return self.classifier(torch.cat([fine_BCHW, coarse_BCHW], 1))
 
 

@@ -208,11 +208,15 @@ class EAGRNetParser(WholeFaceParser):
 
     def __init__(self, config: EAGRNetConfig, labels: LabelSet) -> None:
         super().__init__(config, labels, EAGRNet(len(labels)))
+        self.mean_311: Tensor
+        self.std_311: Tensor
+        self.register_buffer("mean_311", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std_311", torch.tensor(STD)[:, None, None], persistent=False)
 
     def both(self, images_B3SS: Tensor) -> Logits:
         """Logits of labels and edges for photos in [0, 1], RGB."""
-        mean_311, std_311 = (images_B3SS.new_tensor(value)[:, None, None] for value in (MEAN, STD))
-        return self.network(((images_B3SS.flip(1) if self.config.bgr else images_B3SS) - mean_311) / std_311)
+        images_B3SS = images_B3SS.flip(1) if self.config.bgr else images_B3SS
+        return self.network((images_B3SS - self.mean_311) / self.std_311)
 
     def logits(self, images_B3SS: Tensor) -> Tensor:
         return _enlarge(self.both(images_B3SS).labels_BKHW, images_B3SS.shape[-2:])
@@ -240,7 +244,8 @@ def from_released(state: Mapping[str, Any]) -> tuple[LabelSet, dict[str, Tensor]
     for CelebAMask-HQ's. Raises InputError for other numbers of classes, and for values that are missing or unknown.
     """
     found = checkpoint.foreign_weights(state)
-    classes = getattr(found.get("layer6.conv4.bias"), "shape", (0,))[0]
+    bias = found.get("layer6.conv4.bias")
+    classes = len(bias) if isinstance(bias, Tensor) and bias.ndim == 1 else 0
     labels = {len(labels): labels for labels in (HELEN, CELEBAMASK)}.get(classes)
     if labels is None:
         raise InputError(

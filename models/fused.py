@@ -1,5 +1,9 @@
 """Two parsers as one: the whole face by one network, with the parts that another labels more finely drawn into it."""
 
+from collections.abc import Iterator
+
+import numpy as np
+import torch
 from torch import Tensor
 
 from data.batch import Batch
@@ -20,20 +24,21 @@ class FusedParser(FaceParser):
 
     def __init__(self, whole: FaceParser, parts: FaceParser) -> None:
         super().__init__(None, whole.labels)
+        self.own: Tensor
+        self.theirs: Tensor
         self.whole, self.parts = whole, parts
         ids = whole.labels.map_to(parts.labels)
         self.drawn = [(label, int(ids[label])) for label in range(len(whole.labels)) if ids[label] not in (0, NO_ID)]
+        for name, column in zip(("own", "theirs"), zip(*self.drawn, strict=True), strict=True):
+            self.register_buffer(name, torch.tensor(column), persistent=False)
 
     def fuse(self, whole_KN: Tensor, parts_JN: Tensor) -> Tensor:
         """Probabilities, labels first, of both parsers for the same pixels: those of ``labels``, of the same shape."""
         parts_JN = parts_JN / parts_JN.sum(0)  # where windows overlap, the sum is more than 1
-        fused_KN = whole_KN.clone()
-        own, theirs = ([pair[k] for pair in self.drawn] for k in (0, 1))
-        fused_KN[own] = 0
+        fused_KN = whole_KN.index_fill(0, self.own, 0)
         fused_KN = fused_KN * (parts_JN[0] / fused_KN.sum(0).clamp(min=1e-9))
         fused_KN[0] += (parts_JN[0] - fused_KN.sum(0)).clamp(min=0)  # all of it, where the other labels have nothing
-        fused_KN[own] = parts_JN[theirs]
-        return fused_KN
+        return fused_KN.index_copy_(0, self.own, parts_JN.index_select(0, self.theirs))
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         whole_BKHW, _ = self.whole.probabilities(batch)
@@ -47,21 +52,21 @@ class FusedParser(FaceParser):
         fused_BKHW, theta_BP23 = self.probabilities(batch)
         return Parsed(fused_BKHW.argmax(1).byte(), theta_BP23)
 
-    def patches(self, batch: Batch, keep_probs: bool = False) -> list[tuple[Patch, Tensor]]:
-        """See ``FaceParser.patches``; the only window is that of the whole face."""
-        fused = []
-        both = zip(self.whole.patches(batch, True), self.parts.patches(batch, True), strict=True)
+    def device_patches(self, batch: Batch, keep_probs: bool) -> Iterator[tuple[Patch, np.ndarray]]:
+        """See ``FaceParser.device_patches``; the only window is that of the whole face."""
+        both = zip(self.whole.device_patches(batch, True), self.parts.device_patches(batch, True), strict=True)
         for (whole, theta_P23), (parts, _) in both:
             assert whole.probs_KYX is not None
             probs_KYX = self.fuse(whole.probs_KYX, _moved(parts, whole))
             confidence_YX, labels_YX = probs_KYX.max(0)
-            patch = whole._replace(
-                labels_YX=labels_YX.byte(),
-                confidence_YX=confidence_YX,
-                probs_KYX=probs_KYX if keep_probs else None,
+            yield (
+                whole._replace(
+                    labels_YX=labels_YX.byte(),
+                    confidence_YX=confidence_YX,
+                    probs_KYX=probs_KYX if keep_probs else None,
+                ),
+                theta_P23,
             )
-            fused.append((patch, theta_P23))
-        return fused
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
         return self._fuse_batch(self.whole(photos_BHW3), self.parts(photos_BHW3))

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from data.labels import CELEBAMASK, NINE, label_set
 from models import deeplab, eagrnet
@@ -16,6 +17,7 @@ from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.released import from_released
 from utils import checkpoint
 from utils.errors import InputError
+from utils.runtime import uses_bf16
 
 KINDS: dict[str, type[FaceParser]] = {parser.kind: parser for parser in (STNiCNN, DeepLab, EAGRNetParser)}
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -68,15 +70,15 @@ def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | N
     Raises InputError for files that hold other different parsers, for weights that are missing or do not fit, and for
     a parser of another label set than is wanted.
     """
+    if not paths:
+        raise InputError("no checkpoint is named: name at least one file")
     found: dict[str, list[Weights]] = {}
     for path in paths:
         weights = read_weights(path)
         found.setdefault(weights.kind, []).append(weights)
     if labels == CELEBAMASK.name and found.keys() == {STNiCNN.kind}:
         if not SHIPPED_WHOLE.is_file():
-            raise InputError(
-                f"--labels {labels}: no weights of the whole face lie at {SHIPPED_WHOLE}; name a checkpoint"
-            )
+            raise InputError(f"labels {labels}: no weights of the whole face lie at {SHIPPED_WHOLE}; name a checkpoint")
         found[DeepLab.kind] = [read_weights(SHIPPED_WHOLE)]
     kinds = sorted(found, key=STNiCNN.kind.__eq__)  # the parser of the parts is the last one
     if len(kinds) > 2 or (len(kinds) == 2 and kinds[-1] != STNiCNN.kind):
@@ -86,7 +88,7 @@ def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | N
     parser = parsers[0] if len(parsers) == 1 else FusedParser(*parsers).eval()
     if labels is not None and parser.labels.name != labels:
         files = ", ".join(str(path) for path in paths)
-        raise InputError(f"--labels {labels}: {files} labels {parser.labels.name}; name a checkpoint of {labels}")
+        raise InputError(f"labels {labels}: {files} labels {parser.labels.name}; name a checkpoint of {labels}")
     return parser
 
 
@@ -96,13 +98,25 @@ def load_for_inference(
     crops: str = "predicted",
     mirror: bool = False,
     labels: str | None = None,
+    amp: str = "off",
 ) -> FaceParser:
     """``load_parser``, then all that makes labelling fast: batch norm folded, channels last, on the device.
 
-    mirror: average with the mirrored photo.
+    mirror: average with the mirrored photo. amp: the precision that the parser will run in, by ``utils.runtime
+    .autocast``, see there.
     """
     parser = load_parser(paths, crops, labels)
     parser.fold()
     if mirror:
         parser = parser.mirrored()
+    if device.type == "cuda" and uses_bf16(device, amp):
+        cast_weights(parser)
     return parser.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def cast_weights(parser: nn.Module) -> None:
+    """Cast the convolutions to bfloat16 once and in place, as autocast would in every pass. It has to be on all the
+    same; the localizer, which runs without it, stays float32."""
+    for name, module in parser.named_modules():
+        if isinstance(module, nn.Conv2d) and "localizer" not in name.split("."):
+            module.bfloat16()

@@ -1,18 +1,21 @@
 """FaceParser: what every parser here is, and all that evaluate, predict, export and the hub know of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from data.batch import FRAME_SIDE, Batch, photo_batch
-from data.images import THUMB
+from data.images import THUMB, as_photo
 from data.labels import LabelSet
 from data.view import View, framed_images
 from geometry.paste import Patch, paste_any, paste_turned
@@ -20,6 +23,9 @@ from geometry.sampling import enlarge, enlarged_labels, stretch_alike, stretch_b
 from geometry.theta import compose, frame_to_photo
 from utils import checkpoint
 from utils.errors import InputError
+from utils.runtime import to_host
+
+BATCH_PIXELS = 2**22  # of photos that are labelled at once, to limit the memory
 
 
 @dataclass(frozen=True)
@@ -96,21 +102,25 @@ class FaceParser(nn.Module):
         """Label each face of a batch in the windows through which the parser sees it, which may be turned."""
         raise NotImplementedError
 
-    def patches(self, batch: Batch, keep_probs: bool = False) -> list[tuple[Patch, Tensor]]:
-        """Label faces framed in larger photos (``data.batch.framed_batch``): for each its patch, on the photo's own
-        pixel grid, and theta_P23 of its windows, in the frame of the photo. keep_probs: see
-        ``geometry.paste.paste_turned``.
+    def patches(self, batch: Batch, keep_probs: bool = False) -> list[tuple[Patch, np.ndarray]]:
+        """Label faces framed in larger photos (``data.batch.framed_batch``): for each its patch on the CPU, on the
+        photo's own pixel grid, and theta_P23 (float64) of its windows, in the frame of the photo. keep_probs: see
+        ``geometry.paste.paste_turned``. All of them leave the device in one copy.
         """
-        look = self.look(batch)
-        source_BP23 = View(batch).source(look.theta_BP23.float())
-        sizes = batch.sizes_B2.tolist()
+        patches, thetas = zip(*self.device_patches(batch, keep_probs), strict=True)
+        tensors = [patch[2:] if keep_probs else patch[2:4] for patch in patches]
+        held = iter(to_host([tensor for some in tensors for tensor in some]))
         return [
-            (
-                paste_turned([probs[b] for probs in look.probs], theta_P23, height, width, self.paste, keep_probs),
-                theta_P23,
-            )
-            for b, (theta_P23, (height, width)) in enumerate(zip(source_BP23, sizes, strict=True))
+            (Patch(*patch[:2], *(next(held) for _ in some), *(() if keep_probs else (None,))), theta_P23)
+            for patch, some, theta_P23 in zip(patches, tensors, thetas, strict=True)
         ]
+
+    def device_patches(self, batch: Batch, keep_probs: bool) -> Iterator[tuple[Patch, np.ndarray]]:
+        """``patches`` on the parser's device, one after the other."""
+        look = self.look(batch)
+        theta_BP23 = View(batch).source(look.theta_BP23.detach().float()).double().cpu().numpy()  # waits for the device
+        height, width = batch.photos_BHW3.shape[1:3]
+        return zip(paste_turned(look.probs, theta_BP23, height, width, self.paste, keep_probs), theta_BP23, strict=True)
 
     @property
     def paste(self) -> str:
@@ -118,20 +128,21 @@ class FaceParser(nn.Module):
         return "bilinear"
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
-        """photos_BHW3: uint8, all of one size. Returns canvas_BKHW, whose argmax are the labels; this is exported."""
+        """photos_BHW3: uint8, or floats in 0-1, all of one size. Returns canvas_BKHW, whose argmax are the labels; this
+        is exported, for uint8 alone. Raises InputError for other types and floats outside 0-1."""
         raise NotImplementedError
 
     def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
         """``forward`` for faces that are framed in one larger photo; this is exported too.
 
-        photos_1HW3: uint8. frames_F23: float32, see ``data.batch.framed_batch``. Returns canvas_FKHW, on the photo's
-        own pixel grid. Raises InputError where the parser cannot.
+        photos_1HW3: as in ``forward``. frames_F23: float32, see ``data.batch.framed_batch``. Returns canvas_FKHW, on
+        the photo's own pixel grid. Raises InputError where the parser cannot.
         """
-        raise InputError(f"--framed: {self.kind} labels whole photos alone; leave it out")
+        raise InputError(f"framed: {self.kind} labels whole photos alone; leave it out")
 
     def mirrored(self) -> "FaceParser":
         """This parser, changed in place to average with the mirrored photo. Raises InputError where it cannot."""
-        raise InputError(f"--mirror: {self.kind} has no test-time mirroring; leave it out")
+        raise InputError(f"mirror: {self.kind} has no test-time mirroring; leave it out")
 
     def fold(self) -> None:
         """Change in place what only training needs, such as batch normalisation, for faster inference."""
@@ -141,10 +152,24 @@ class FaceParser(nn.Module):
         return self.parse(batch).labels_BHW
 
     @torch.inference_mode()
-    def label_photos(self, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Label photos of any sizes: uint8 (H, W, 3), RGB, in; uint8 (H, W) of ``labels``' ids out."""
+    def label_photos(self, photos: Sequence[str | PathLike | Image.Image | np.ndarray]) -> list[np.ndarray]:
+        """Label photos of any sizes, see ``data.images.as_photo``: uint8 (H, W) of ``labels``' ids out.
+
+        On a GPU those of one size go together, and all label maps come back in one copy. Raises InputError for what is
+        no photo.
+        """
         device = next(self.parameters()).device
-        return [self.label(photo_batch([photo], self.labels).to(device))[0].cpu().numpy() for photo in photos]
+        arrays = [as_photo(photo, f"photos[{k}]") for k, photo in enumerate(photos)]
+        order = sorted(range(len(arrays)), key=lambda k: arrays[k].shape)
+        maps: dict[int, Tensor] = {}
+        for shape, alike in groupby(order, key=lambda k: arrays[k].shape):
+            rest = list(alike)
+            at_once = 1 if device.type == "cpu" else max(1, BATCH_PIXELS // (shape[0] * shape[1]))
+            for first in range(0, len(rest), at_once):
+                some = rest[first : first + at_once]
+                batch = photo_batch([arrays[k] for k in some], self.labels).to(device)
+                maps.update(zip(some, self.label(batch), strict=True))
+        return [labels_HW.numpy() for labels_HW in to_host([maps[k] for k in range(len(arrays))])]
 
     @classmethod
     def from_weights(cls, found: Sequence[Weights], crops: str = "predicted") -> "FaceParser":
@@ -153,7 +178,7 @@ class FaceParser(nn.Module):
         Raises InputError for more than one checkpoint, and for weights that are missing or do not fit.
         """
         if crops != "predicted":
-            raise InputError(f"--crops {crops}: {found[0].path} holds {cls.kind}, which has no crops; leave it out")
+            raise InputError(f"crops {crops}: {found[0].path} holds {cls.kind}, which has no crops; leave it out")
         if len(found) > 1:
             raise InputError(
                 f"{' and '.join(str(weights.path) for weights in found)}: name one checkpoint of {cls.kind}"
@@ -236,6 +261,7 @@ class Framed(NamedTuple):
 def look_framed(photos_1HW3: Tensor, frames_F23: Tensor, size: int) -> Framed:
     """What ``View.photo`` gives for framed faces, but from at least FRAME_SIDE x FRAME_SIDE samples for each, whatever
     its size. photos_1HW3, frames_F23: see ``FaceParser.forward_framed``."""
+    check_range(photos_1HW3)
     device, faces = photos_1HW3.device, frames_F23.shape[0]
     sizes_F2 = torch.tensor([photos_1HW3.shape[1:3]], device=device).expand(faces, 2)
     frames_F33 = frame_to_photo(frames_F23, sizes_F2, FRAME_SIDE)
@@ -244,13 +270,26 @@ def look_framed(photos_1HW3: Tensor, frames_F23: Tensor, size: int) -> Framed:
     return Framed(framed_images(photos_1HW3, frames_F33, sizes_F2, photo_F, size, count), frames_F33, sizes_F2, photo_F)
 
 
+def check_range(photos_BHW3: Tensor) -> None:
+    """Raises InputError for photos that are neither uint8 nor floats in 0-1."""
+    if photos_BHW3.dtype == torch.uint8:
+        return
+    if not photos_BHW3.is_floating_point():
+        raise InputError(f"photos must be uint8, or floats in 0-1, not {photos_BHW3.dtype}")
+    if photos_BHW3.numel() and not (photos_BHW3.amin() >= 0 and photos_BHW3.amax() <= 1):
+        raise InputError("photos hold floats outside 0-1: divide them by 255, or convert them to uint8")
+
+
 def stretched(photos_BHW3: Tensor, size: int) -> Tensor:
-    """What ``View.photo`` gives for photos (uint8) of one size, but fit to be exported: images_B3SS, float in [0, 1].
+    """What ``View.photo`` gives for photos of one size (see ``FaceParser.forward``), but fit to be exported:
+    images_B3SS, float in [0, 1].
 
     Small ones go by way of 256 x 256 here too, equal to ``data.images.make_thumb`` up to the rounding of its bytes.
     """
+    check_range(photos_BHW3)
+    white = 255 if photos_BHW3.dtype == torch.uint8 else 1
     if View.needs_photos(size):
-        return stretch_alike(photos_BHW3, size) / 255
+        return stretch_alike(photos_BHW3, size) / white
     counts = photos_BHW3.shape[1:3]
     lengths_2 = torch.tensor(counts, device=photos_BHW3.device)
     shrinks = (lengths_2 >= THUMB).all()
@@ -259,4 +298,4 @@ def stretched(photos_BHW3: Tensor, size: int) -> Tensor:
         pool_ST @ stretch_weights(count, length, THUMB, shrinks)
         for count, length in zip(counts, lengths_2, strict=True)
     )
-    return stretch_by(photos_BHW3, rows_SH, columns_SW) / 255
+    return stretch_by(photos_BHW3, rows_SH, columns_SW) / white

@@ -28,13 +28,13 @@ from tqdm import tqdm
 from data.images import read_photo, shorten, warp_frame
 from faces.align import frame_of
 from faces.detect import Detection, Detector
-from faces.mtcnn import Mtcnn
+from retrieval.mtcnn import Mtcnn
 from retrieval.people import CROP, list_people, require_outside
 from scoring.pictures import encode
 from utils import checkpoint, files, locks
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.runtime import is_out_of_memory, printable, run_main
+from utils.runtime import end_with_parent, is_out_of_memory, printable, run_main
 
 DETECTORS = {"yunet": Detector, "mtcnn": Mtcnn}
 RECORD, SETTINGS = "faces.jsonl", "align.json"
@@ -191,10 +191,10 @@ def _rows(todo: list[tuple[Path, Path]], cut: Cut, workers: int) -> Iterator[dic
         yield from (align_photo(path, target, cut) for path, target in todo)
         return
     context = multiprocessing.get_context("spawn")  # OpenCV's and torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_begin) as pool:
         paths, targets = zip(*todo, strict=True)
         try:
-            yield from pool.map(align_photo, paths, targets, [cut] * len(todo), chunksize=8)
+            yield from pool.map(align_photo, paths, targets, [cut] * len(todo))
         except BrokenProcessPool as error:
             raise InputError(
                 "a process that aligned photos was ended, as for want of memory: lower --workers; "
@@ -202,7 +202,8 @@ def _rows(todo: list[tuple[Path, Path]], cut: Cut, workers: int) -> Iterator[dic
             ) from error
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    end_with_parent()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 

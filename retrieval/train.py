@@ -26,8 +26,10 @@ from retrieval.losses import Head, centre_loss, weight_penalty
 from retrieval.network import KIND, EmbeddingConfig, InceptionResnetV1, load_published, read_checkpoint
 from retrieval.people import People, list_people, read_crops, require_outside
 from retrieval.ranking import NEAREST, accuracy, embed, features, search
-from training import batchnorm, options
+from scoring import options
+from training import batchnorm
 from training.engine import Optimisation, Run, Scores, Task, fit, refuse_used
+from training.options import require_shares
 from utils import checkpoint, distributed, files
 from utils.cli import Parser
 from utils.errors import InputError
@@ -151,6 +153,8 @@ class Identity(Task):
             self.networks[name].load_state_dict(weights)
         head.centres.zero_()
         self.known, self.asked = known, asked
+        self.labels_N: Tensor
+        self.register_buffer("labels_N", torch.from_numpy(known.labels_N), persistent=False)
         self.known_crops, self.asked_crops = read_crops(known.files), read_crops(asked.files)
 
     @property
@@ -176,11 +180,11 @@ class Identity(Task):
         torch.manual_seed(plan.seed + 2**16 * (epoch * world + rank + 1))  # of dropout
         steps = plan.recipe.steps or len(self.known) // plan.recipe.batch_size
         thumbs = not View.needs_photos(plan.config.size)
-        faces = Epoch(
+        batches = Epoch(
             self.known, self.known_crops, plan.recipe.batch_size, steps, plan.seed, epoch, rank, world, thumbs
         )
-        pinned = plan.machine.device.type == "cuda"
-        return DataLoader(faces, batch_size=None, num_workers=plan.machine.workers, pin_memory=pinned)
+        cuda = plan.machine.device.type == "cuda"
+        return DataLoader(batches, batch_size=None, num_workers=plan.machine.workers, pin_memory=cuda)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, labels_B = self.plan.recipe, self.labels(batch)
@@ -198,7 +202,7 @@ class Identity(Task):
 
     def labels(self, batch: Batch) -> Tensor:
         """Whose photos they are: (B,)."""
-        return torch.from_numpy(self.known.labels_N).to(batch.index_B.device)[batch.index_B]
+        return self.labels_N[batch.index_B]
 
     def validate(self) -> Scores:
         """Top-1 and top-5 of the photos that were left out, among all others. Each process does it all: minutes of
@@ -233,8 +237,14 @@ class Epoch(Dataset):
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        share, count = self.batch_size // self.world, len(self.people)
-        places_B = (self.epoch * self.steps + step) * self.batch_size + self.rank * share + np.arange(share)
+        if step >= self.steps:
+            raise IndexError(step)
+        share = self.batch_size // self.world
+        return self.batch((self.epoch * self.steps + step) * self.batch_size + self.rank * share + np.arange(share))
+
+    def batch(self, places_B: np.ndarray) -> Batch:
+        """The photos at these places of the passes."""
+        count = len(self.people)
         orders = {
             turn: np.random.default_rng((self.seed, int(turn))).permutation(count)
             for turn in np.unique(places_B // count)
@@ -323,14 +333,14 @@ def plan(args: argparse.Namespace) -> Plan:
     if not args.resume:
         refuse_used(args.run_dir)
     recipe = changed(RECIPES[args.recipe][args.step], args)
-    options.require_shares(recipe.batch_size)
+    require_shares(recipe.batch_size)
     require_pair(recipe.batch_size, "embeddings")
     require_outside("--run-dir", args.run_dir, args.data)
     where = options.machine(args)
     people = list_people(args.data)
     torch.manual_seed(args.seed)
     config, start, sources = read_start(args, recipe, people)
-    distributed.start_processes(args.device)
+    distributed.start_processes(where.device)
     every = args.save_every or 1, args.validate_every or 1
     return Plan(people, recipe, args.step, config, where, args.run_dir, args.seed, args.resume, start, sources, *every)
 

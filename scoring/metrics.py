@@ -30,26 +30,20 @@ Scores = dict[str, Any]  # {measure: {column: float | None}, "absent": [label na
 def confusion_matrix(pred: Array, truth: Array, num_labels: int) -> np.ndarray:
     """Count the pixels of each (truth, prediction) pair.
 
-    pred, truth: integer label maps of one shape, any shape, ids 0 to num_labels - 1, NumPy or torch. Tensors are
-    counted on the device where ``pred`` lies; only the counts leave it.
+    pred, truth: integer label maps of one shape, any shape, ids 0 to num_labels - 1, NumPy or on the CPU.
     Returns int64 (num_labels, num_labels), rows = truth, columns = prediction.
     Raises ValueError for shapes that differ, ids out of range, and maps that are not integers.
     """
-    if tuple(pred.shape) != tuple(truth.shape):
-        raise ValueError(f"prediction {tuple(pred.shape)} and truth {tuple(truth.shape)} differ in shape")
-    if isinstance(pred, Tensor) or isinstance(truth, Tensor):
-        device = pred.device if isinstance(pred, Tensor) else None
-        pred_N, truth_N = (torch.as_tensor(ids, device=device).reshape(-1) for ids in (pred, truth))
-        for name, ids in (("prediction", pred_N), ("truth", truth_N)):
-            _check_ids(name, ids, _holds_integers(ids), num_labels)
-        pairs = truth_N.long() * num_labels + pred_N.long()
-        counts = torch.bincount(pairs, minlength=num_labels**2).cpu().numpy()
-    else:
-        for name, labels in (("prediction", pred), ("truth", truth)):
-            _check_ids(name, labels, labels.dtype.kind in "iub", num_labels)
-        pairs_N = truth.astype(np.int64).ravel() * num_labels + pred.astype(np.int64).ravel()
-        counts = np.bincount(pairs_N, minlength=num_labels**2)
-    return counts.astype(np.int64).reshape(num_labels, num_labels)
+    pred, truth = np.asarray(pred), np.asarray(truth)
+    if pred.shape != truth.shape:
+        raise ValueError(f"prediction {pred.shape} and truth {truth.shape} differ in shape")
+    for name, ids in (("prediction", pred), ("truth", truth)):
+        if ids.dtype.kind not in "iub":
+            raise ValueError(f"{name} must hold integer ids, not {ids.dtype}")
+        if ids.size and (ids.min() < 0 or ids.max() >= num_labels):
+            raise ValueError(f"{name} holds ids {ids.min()}..{ids.max()}; the labels are 0..{num_labels - 1}")
+    pairs_N = truth.astype(np.int64).ravel() * num_labels + pred.astype(np.int64).ravel()
+    return np.bincount(pairs_N, minlength=num_labels**2).reshape(num_labels, num_labels)
 
 
 def confusion_matrices(pred_BHW: Tensor, truth_BHW: Tensor, sizes_B2: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
@@ -66,7 +60,7 @@ def confusion_matrices(pred_BHW: Tensor, truth_BHW: Tensor, sizes_B2: Tensor, nu
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (pred_BHW, truth_BHW, sizes_B2))
         raise ValueError(f"prediction, truth and sizes do not fit each other: {shapes}")
     for name, ids_BHW in (("prediction", pred_BHW), ("truth", truth_BHW)):
-        if not _holds_integers(ids_BHW):
+        if ids_BHW.is_floating_point() or ids_BHW.is_complex():
             raise ValueError(f"{name} must hold integer ids, not {ids_BHW.dtype}")
     batch, height, width = pred_BHW.shape
     own_BHW = torch.arange(height, device=pred_BHW.device)[:, None] < sizes_B2[:, 0, None, None]
@@ -86,20 +80,6 @@ def _clamp(ids: Tensor, num_labels: int) -> Tensor:
         return ids.clamp(max=num_labels)  # much faster on the CPU than the general way
     ids = ids.long()
     return torch.where((ids < 0) | (ids >= num_labels), num_labels, ids)
-
-
-def _holds_integers(ids: Tensor) -> bool:
-    return not (ids.is_floating_point() or ids.is_complex())
-
-
-def _check_ids(name: str, ids: Array, integer: bool, num_labels: int) -> None:
-    if not integer:
-        raise ValueError(f"{name} must hold integer ids, not {ids.dtype}")
-    if 0 in ids.shape:
-        return
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= num_labels:
-        raise ValueError(f"{name} holds ids {low}..{high}; the labels are 0..{num_labels - 1}")
 
 
 def _overlap(cm: Array, ids: Sequence[int]) -> tuple[int, int, int]:
@@ -136,8 +116,7 @@ def recall(cm: Array, ids: Sequence[int]) -> float | None:
 
 def _per_label(cm: Array, labels: LabelSet, measure: Measure) -> dict[str, float | None]:
     values = {name: measure(cm, [index]) for index, name in enumerate(labels.names) if index}
-    present = [value for value in values.values() if value is not None]
-    return {**values, "mean": sum(present) / len(present) if present else None}
+    return {**values, "mean": _mean(values.values())}
 
 
 def scores(cm: Array, labels: LabelSet) -> Scores:

@@ -19,8 +19,16 @@ from training.engine import Optimisation, Run, Scores, Task, fit
 
 SIZES = {"train": (72, 80, 96, 80), "val": (80, 72, 80), "test": (80,)}
 
+GPU = Path(__file__).parent / "gpu"
+
 torch.set_num_threads(1)  # networks this small gain nothing from more, and lose much where cores are shared
 os.environ["OMP_NUM_THREADS"] = "1"  # the same for the processes that tests start
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide CUDA devices from all tests and the processes that they start, unless only those of tests/gpu are run."""
+    if not all(GPU in (path := Path(word.split("::")[0]).resolve()).parents or path == GPU for word in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

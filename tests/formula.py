@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -53,5 +52,5 @@ def assert_golden(value: Tensor, entry: Mapping[str, Any], tolerance: float = 1e
     wanted = torch.tensor(entry["value"], dtype=torch.float64)
     scale = max(wanted.abs().max().item(), entry["std"])
     assert (flat[entry["index"]] - wanted).abs().max() < tolerance * scale
-    assert flat.mean().item() == pytest.approx(entry["mean"], abs=tolerance * entry["std"])
-    assert flat.std().item() == pytest.approx(entry["std"], rel=tolerance)
+    assert abs(flat.mean().item() - entry["mean"]) < tolerance * entry["std"]
+    assert abs(flat.std().item() - entry["std"]) < tolerance * entry["std"]

@@ -25,6 +25,7 @@ import predict
 from data.images import read_labels, read_photo
 from faces import SceneParser
 from faces.detect import Detector
+from faces.results import Job
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from utils.errors import InputError
 from utils.runtime import pick_device, run_main
@@ -59,15 +60,13 @@ def parse() -> SceneParser:
 
 
 @pytest.fixture(scope="module")
-def job(parse: SceneParser, photo: Path, tmp_path_factory: pytest.TempPathFactory) -> predict.Job:
+def job(parse: SceneParser, photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     job, faces = app.label(parse, photo, tmp_path_factory.mktemp("results"))
     assert len(faces) == 1
     return job
 
 
-def test_results_are_those_of_predict(
-    job: predict.Job, parse: SceneParser, written: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_results_are_those_of_predict(job: Job, parse: SceneParser, written: dict[str, bytes], tmp_path: Path) -> None:
     labels = parse.parser.labels
     overlay = app.paint(job, range(len(labels)), labels, tmp_path)
     files = [job.outputs["labels"], overlay, job.outputs["faces"]]
@@ -75,7 +74,7 @@ def test_results_are_those_of_predict(
     assert len(json.loads(written["photo_faces.json"])["faces"]) == 1
 
 
-def test_parts_that_are_switched_off_are_not_painted(job: predict.Job, parse: SceneParser, tmp_path: Path) -> None:
+def test_parts_that_are_switched_off_are_not_painted(job: Job, parse: SceneParser, tmp_path: Path) -> None:
     labels, picture = parse.parser.labels, read_photo(job.photo).astype(int)
     labels_HW = read_labels(job.outputs["labels"])
     nose = labels.names.index("nose")
@@ -91,7 +90,7 @@ def test_parts_that_are_switched_off_are_not_painted(job: predict.Job, parse: Sc
     assert (read_labels(job.outputs["labels"]) == labels_HW).all()
 
 
-def test_a_photo_that_was_removed_is_asked_for_again(job: predict.Job, parse: SceneParser, tmp_path: Path) -> None:
+def test_a_photo_that_was_removed_is_asked_for_again(job: Job, parse: SceneParser, tmp_path: Path) -> None:
     gone = job._replace(photo=tmp_path / "gone.jpg")
     with pytest.raises(InputError, match=r"gone\.jpg was removed after 60 minutes: drop it again"):
         app.paint(gone, [1], parse.parser.labels, tmp_path)
@@ -103,8 +102,8 @@ def test_what_is_no_photo_is_told_by_its_name_alone(parse: SceneParser, tmp_path
     path.write_text("no photo")
     with pytest.raises(InputError) as caught:
         app.label(parse, path, tmp_path)
-    assert app.told(caught.value, path).startswith("cannot read image notes.txt: no JPEG, PNG")
-    assert app.told(ZeroDivisionError("a defect"), path) == ""
+    assert app.message(caught.value, path).startswith("cannot read image notes.txt: no JPEG, PNG")
+    assert app.message(ZeroDivisionError("a defect"), path) == ""
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 

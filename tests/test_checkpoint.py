@@ -1,11 +1,12 @@
 """Checkpoint files: whole or not at all, never run, and refused in one line where they do not fit."""
 
-import os
+import gzip
+import io
 import pickle
-import resource
+import random
+import re
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,19 @@ import pytest
 import torch
 
 import train_cropper
-import train_stage1
-from data.batch import Batch
 from data.labels import NINE
 from data.source import FaceData
-from data.view import Augmentation, View
 from models.loading import KINDS, load_parser, read_weights
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from tests.test_resume import assert_same, interrupt, log_of
+from tests.damage import SPECIAL, Runs, little_room
+from tests.test_resume import assert_same_run, interrupt_at
 from tests.tiny_parser import TinyParser
 from training.task import Plan
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import Machine, run_main
 
+State = dict[str, Any]
 CONFIG = STNiCNNConfig(coarse_size=32, crop_size=33)
 
 
@@ -63,14 +63,6 @@ def refused(path: Path) -> str:
     return " | ".join(sorted(lines))
 
 
-class Hostile:
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.trace}",)
-
-
 def test_what_is_saved_comes_back(model: STNiCNN, whole: Path) -> None:
     again = load_parser([whole])
     assert again.config == CONFIG
@@ -80,134 +72,104 @@ def test_what_is_saved_comes_back(model: STNiCNN, whole: Path) -> None:
     assert [path.name for path in whole.parent.iterdir()] == ["whole.pt"]
 
 
-@pytest.mark.parametrize("kind", ["torch", "pickle", "old torch", "inside a good one"])
-def test_a_pickle_that_runs_code_is_refused_and_does_not_run(kind: str, model: STNiCNN, tmp_path: Path) -> None:
-    trace, path = tmp_path / "it_ran", tmp_path / "hostile.pt"
-    bad: Any = {"format": 1, "stage": "stage1", "modules": Hostile(trace)}
-    if kind == "pickle":
-        path.write_bytes(pickle.dumps(bad, protocol=2))
-    elif kind == "inside a good one":
-        torch.save({"format": 1, **state_of(model, "stage1", "coarse"), "extra": Hostile(trace)}, path)
-    else:
-        torch.save(bad, path, _use_new_zipfile_serialization=kind == "torch")
-    line = refused(path)
-    assert "objects other than weights, which are not run" in line
-    assert not trace.exists()
-    torch.load(path, weights_only=False) if kind != "pickle" else pickle.loads(path.read_bytes())
-    assert trace.exists()  # the file would have run, had it been let
+def legacy(value: Any) -> bytes:
+    made = io.BytesIO()
+    torch.save(value, made, _use_new_zipfile_serialization=False)
+    return made.getvalue()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_a_truncated_file_is_refused(share: float, whole: Path) -> None:
-    data = whole.read_bytes()
-    whole.write_bytes(data[: int(share * len(data))])
-    assert ("damaged or not a checkpoint" if share else "damaged, it is empty") in refused(whole)
+def zipped(entries: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", how) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return made.getvalue()
 
 
-def test_foreign_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "some.pt"
-    path.write_bytes(b"\0\1 nobody knows")
-    assert "damaged or not a checkpoint" in refused(path)
-    torch.save([1, 2], path)
-    assert "holds a list" in refused(path)
-    torch.save({"backbone.weight": torch.zeros(3)}, path)
-    assert "is not a checkpoint of this repository" in refused(path)
-    for number, told in ((0, "0"), (3, "3"), ("2", "'2'"), (True, "True"), (2.0, "2.0"), (torch.ones(2), "a Tensor")):
-        torch.save({"format": number, "stage": "stage1"}, path)
-        assert f"format {told})" in refused(path)
-
-
-FOREIGN = {
-    "a text": b"These are no weights.\n" * 500 + "–".encode(),
-    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
-    "a JPEG picture": b"\xff\xd8\xff\xe0 a photo",
-    "a PNG picture": b"\x89PNG\r\n\x1a\n",
-    "a WebP picture": b"RIFF\x10\0\0\0WEBPVP8 ",
-    "a safetensors file": b"\x02\0\0\0\0\0\0\0{}",
-    "a gzip archive": b"\x1f\x8b\x08\0",
-    "a tar archive": b"weights.pt".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"),
-    "a zip archive": {"readme.txt": b"no weights", "weights.pt": b"weights"},
-    "a TorchScript archive": {"m/data.pkl": b"\x80\x02}.", "m/constants.pkl": b"\x80\x02).", "m/version": b"3"},
-    "a program of torch.export": {"m/archive_format": b"pt2"},
-}
-
-
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_a_file_of_another_kind_is_named(kind: str, tmp_path: Path) -> None:
-    path, content = tmp_path / "some.safetensors", FOREIGN[kind]
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, entry in content.items():
-                archive.writestr(name, entry)
-    line = refused(path)
-    assert f"{path}: this is {kind}" in line
-    assert "name one that training wrote" in line
-
-
-def repacked(path: Path, name: str, change: Callable[[bytes], bytes], how: int) -> None:
-    """Write the zip archive again with another content of the entry whose name ends so."""
-    with zipfile.ZipFile(path) as archive:
+def repacked(good: bytes, name: str, change: Callable[[bytes], bytes], how: int = zipfile.ZIP_STORED) -> bytes:
+    """The zip archive with another content of the entry whose name ends so."""
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
         entries = {entry: archive.read(entry) for entry in archive.namelist()}
-    with zipfile.ZipFile(path, "w", how) as archive:
-        for entry, content in entries.items():
-            archive.writestr(entry, change(content) if entry.endswith(name) else content)
+    assert sum(entry.endswith(name) for entry in entries) == 1
+    return zipped({entry: change(data) if entry.endswith(name) else data for entry, data in entries.items()}, how)
 
 
-def test_a_file_that_would_unpack_to_far_more_than_its_size_is_not_unpacked(
-    whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    repacked(whole, "/data/0", lambda content: content + bytes(40 << 20), zipfile.ZIP_DEFLATED)
-    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("it was unpacked"))
-    assert "far more than a checkpoint of its size" in refused(whole)
+def flipped(good: bytes, at: float) -> bytes:
+    """The bytes with one of them changed; at: where, as a share of the file."""
+    changed = bytearray(good)
+    changed[int(at * (len(good) - 1))] ^= 0x5A
+    return bytes(changed)
 
 
-def test_flipped_bits_are_found(whole: Path) -> None:
-    data = bytearray(whole.read_bytes())
-    data[len(data) // 2] ^= 1
-    whole.write_bytes(data)
-    assert "damaged" in refused(whole)
-
-
-def test_a_storage_that_lacks_bytes_is_refused(whole: Path) -> None:
-    repacked(whole, "/data/0", lambda content: content[:8], zipfile.ZIP_STORED)
-    assert "damaged" in refused(whole)
-
-
-STRANGE: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
-    "sparse": (lambda w: w.to_sparse(), "is a sparse_coo, cpu tensor, which no checkpoint holds"),
-    "quantised": (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "is a qint8 tensor"),
-    "nested": (lambda w: torch.nested.nested_tensor([w[0], w[1]]), "is a nested tensor"),
-    "without data": (lambda w: w.to("meta"), "is a strided, meta tensor"),
-    "complex": (lambda w: w.to(torch.complex64), "is a complex64 tensor"),
-    "expanded": (lambda w: torch.zeros(1).expand(10**6, 10**6), "unpacks to far more than the file's size"),
-    "a storage": (lambda w: w.untyped_storage(), "is an? .*torage"),
-    "complex number": (lambda w: 1j, "is a complex, which"),
-    "a set": (lambda w: {1}, "is a set, which"),
-    "whole numbers": (lambda w: w.long(), "holds int64, this model needs float32"),
-    "booleans": (lambda w: w > 0, "holds bool, this model needs float32"),
-    "NaN": (lambda w: w.clone().fill_(torch.nan), "holds NaN or infinity"),
-    "infinity in half precision": (lambda w: w.half().fill_(-torch.inf), "holds NaN or infinity"),
-    "beyond float32": (lambda w: w.double().fill_(1e300), "holds NaN or infinity"),
-    "a list": (lambda w: w.tolist(), "its coarse weights are no state dict of tensors"),
+CODE = "holds objects other than weights, which are not run"
+OTHER = "damaged or not a checkpoint: name one that training wrote"
+BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda good: b"", OTHER),
+    "one byte": (lambda good: b"P", OTHER),
+    "text": (lambda good: b"These are no weights.\n" * 9, OTHER),
+    "text in UTF-16": (lambda good: "no weights".encode("utf-16"), OTHER),
+    "a pointer of Git LFS": (
+        lambda good: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+        "git lfs pull",
+    ),
+    "a picture": (lambda good: b"\x89PNG\r\n\x1a\n" + bytes(99), OTHER),
+    "safetensors": (lambda good: b"\x02\0\0\0\0\0\0\0{}", OTHER),
+    "gzip": (lambda good: gzip.compress(good[:5000]), OTHER),
+    "tar": (lambda good: b"weights.pt".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"), OTHER),
+    "zeros": (lambda good: bytes(4096), OTHER),
+    "noise": (lambda good: random.Random(0).randbytes(4096), OTHER),
+    "zip of nothing": (lambda good: zipped({}), OTHER),
+    "zip of a checkpoint": (lambda good: zipped({"weights.pt": good}), OTHER),
+    "TorchScript": (
+        lambda good: zipped({"m/data.pkl": b"\x80\x02}.", "m/constants.pkl": b"\x80\x02).", "m/version": b"3\n"}),
+        OTHER,
+    ),
+    "plain pickle": (lambda good: pickle.dumps({"format": 2}), OTHER),
+    "pickle without end": (lambda good: b"\x80\x02}q\x00(X\x06\x00\x00\x00format", OTHER),
+    "pickle nested deeply": (lambda good: b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".", OTHER),
+    "pickle with code": (lambda good: pickle.dumps({"format": 2, "stage": Runs()}, protocol=2), CODE),
+    "old format, code": (lambda good: legacy({"format": 2, "stage": Runs()}), CODE),
+    "archive with code": (
+        lambda good: repacked(good, "/data.pkl", lambda _: pickle.dumps({"format": 2, "a": Runs()}, 2)),
+        CODE,
+    ),
+    "old format, a list": (lambda good: legacy([1, 2]), "holds a list"),
+    "old format, cut": (lambda good: legacy({"format": 2, "modules": {"coarse": torch.ones(99)}})[:-200], OTHER),
+    "archive without values": (lambda good: repacked(good, "/data.pkl", lambda _: b""), OTHER),
+    "archive of an unknown version": (lambda good: repacked(good, "/version", lambda _: b"999\n"), OTHER),
+    "a storage too short": (lambda good: repacked(good, "/data/0", lambda _: b"1234"), OTHER),
+    "archive that unpacks to far more": (
+        lambda good: repacked(good, "/data/0", lambda _: bytes(40 << 20), zipfile.ZIP_DEFLATED),
+        "far more than its size promises",
+    ),
+    **{
+        f"cut at {share:.0%}": (lambda good, share=share: good[: int(len(good) * share)], OTHER)
+        for share in (0.01, 0.5, 0.99)
+    },
+    "last byte lost": (lambda good: good[:-1], OTHER),
+    "first byte lost": (lambda good: good[1:], OTHER),
+    "a bit turned over in its middle": (lambda good: flipped(good, 0.5), OTHER),
+    "a bit turned over in its table": (lambda good: flipped(good, 0.9999), OTHER),
 }
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", STRANGE)
-def test_weights_that_are_no_dense_finite_floats_are_refused_by_name(kind: str, model: STNiCNN, tmp_path: Path) -> None:
-    change, said = STRANGE[kind]
-    state = state_of(model, "stage1", "coarse")
-    last = "head.2.weight"
-    weights = {**state["modules"]["coarse"], last: change(state["modules"]["coarse"][last])}
-    checkpoint.save(tmp_path / "odd.pt", {**state, "modules": {"coarse": weights}})
-    with pytest.raises(InputError, match=said) as caught:
-        model.load(read_weights(tmp_path / "odd.pt"), ("coarse",))
-    line = str(caught.value)
-    assert "\n" not in line
-    assert str(tmp_path / "odd.pt") in line
-    assert kind == "a list" or f"coarse.{last}" in line
+@pytest.mark.parametrize("kind", BYTES)
+def test_damaged_and_foreign_files_are_refused_in_one_line_and_never_run(
+    kind: str, model: STNiCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, said = BYTES[kind]
+    path = tmp_path / "some.pt"
+    checkpoint.save(path, state_of(model, "stage1", "coarse"))
+    path.write_bytes(change(path.read_bytes()))
+    monkeypatch.chdir(tmp_path)  # where the code in it would make a folder
+    assert said in refused(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["some.pt"]
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    SPECIAL[kind](tmp_path / "odd.pt")
+    refused(tmp_path / "odd.pt")
 
 
 def endless() -> list[Any]:
@@ -223,47 +185,125 @@ def doubling(times: int) -> list[Any]:
     return made
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        (endless(), "nested deeper"),
-        (doubling(12) * 10, "holds more values"),
-        ({(1, 2): 3}, "an entry of extra has no plain name"),
-        ({"a\nb": 3}, "an entry of extra has no plain name"),
-        ({"a" * 1000: 3}, "an entry of extra has no plain name"),
-    ],
-)
-def test_values_without_end_and_names_that_cannot_be_shown_are_refused(value: Any, said: str, whole: Path) -> None:
-    torch.save({**checkpoint.read_tensors(whole), "extra": value}, whole)
-    assert said in refused(whole)
+def coarse(change: Callable[[Any], Any], key: str = "head.2.weight") -> Callable[[State], State]:
+    """Changes some weights."""
+
+    def apply(state: State) -> State:
+        weights = {**state["modules"]["coarse"], key: change(state["modules"]["coarse"][key])}
+        return {**state, "modules": {**state["modules"], "coarse": weights}}
+
+    return apply
 
 
-def test_dicts_and_tensors_that_are_more_than_they_seem_become_plain_or_are_refused(
-    model: STNiCNN, tmp_path: Path
-) -> None:
+def config(name: str, *values: Any) -> dict[str, tuple[Callable[[State], Any], str]]:
+    return {
+        f"{name} {n}": (lambda state, value=value: {**state, "config": {**state["config"], name: value}}, "config")
+        for n, value in enumerate(values)
+    }
+
+
+def top(said: str, **values: Any) -> dict[str, tuple[Callable[[State], Any], str]]:
+    return {
+        f"{key} {n}": (lambda state, key=key, value=value: {**state, key: value}, said)
+        for key, several in values.items()
+        for n, value in enumerate(several)
+    }
+
+
+NAN, ONES = float("nan"), torch.ones(2)
+DENSE = "is no dense tensor of real numbers"
+STATES: dict[str, tuple[Callable[[State], Any], str]] = {
+    **top("is not a checkpoint of this repository", format=("2", 2.0, 0, 3, 10**30, True, ONES, NAN, None, [2])),
+    **top("comes from stage", stage=(None, ONES)),
+    **top("holds an unknown parser", parser=(None, 5, "other\ny", ["stn_icnn"], ONES)),
+    **top("label set", labels=(7, "other", None, ONES, ["nine"])),
+    **top("lacks its config or weights", config=(None, [], ONES, {"other": 1}, {1: 2}), modules=(None, [], ONES)),
+    **top("its networks have no plain names", modules=({1: {}},)),
+    **config("crop_size", 81.0, "81", -5, 0, 10**9, 10**30, NAN, None, ONES, [17]),
+    **config("coarse_size", 32.5, 7, 10**12, True, "large"),
+    **config("window_margin", "x", NAN, -1.0, float("inf"), None, 10**400),
+    **config("window_aspect", 0, NAN, None),
+    **config("localizer", 5, ["paper"], "other"),
+    **config("frame", None, ONES),
+    **config("paste", [], "x" * 5000),
+    **config("canvas", 1e308, NAN, "1024"),
+    "a list": (lambda state: [state], "holds a list"),
+    "a tensor": (lambda state: ONES, "holds a Tensor"),
+    "a text": (lambda state: "weights", "holds a str"),
+    "an empty dict": (lambda state: {}, "not a checkpoint"),
+    "one level too deep": (lambda state: {"state": state}, "not a checkpoint"),
+    "keys that are tuples": (lambda state: {**state, "extra": {(1, 2): 3}}, "an entry of extra has no plain name"),
+    "keys of two lines": (lambda state: {**state, "extra": {"a\nb": 3}}, "an entry of extra has no plain name"),
+    "keys of 1,000 letters": (lambda state: {**state, "extra": {"a" * 1000: 3}}, "an entry of extra has no plain name"),
+    "a list in itself": (lambda state: {**state, "extra": endless()}, "nested deeper"),
+    "more values than any": (lambda state: {**state, "extra": doubling(12) * 10}, "holds more values"),
+    "a complex number": (lambda state: {**state, "extra": 1j}, "extra is a complex, which"),
+    "a set": (lambda state: {**state, "extra": {1}}, "extra is a set, which"),
+    "a storage": (lambda state: {**state, "extra": ONES.untyped_storage()}, "extra is a TypedStorage, which"),
+    "sparse": (coarse(lambda w: w.to_sparse()), DENSE),
+    "quantised": (coarse(lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)), DENSE),
+    "nested": (coarse(lambda w: torch.nested.nested_tensor([w[0], w[1]])), DENSE),
+    "without data": (coarse(lambda w: w.to("meta")), DENSE),
+    "complex": (coarse(lambda w: w.to(torch.complex64)), DENSE),
+    "one number shown as 4 TB": (
+        coarse(lambda w: torch.zeros(1).expand(10**6, 10**6)),
+        "far more than the file's size",
+    ),
+    "whole numbers": (coarse(lambda w: w.long()), "holds int64, this model needs float32"),
+    "booleans": (coarse(lambda w: w > 0), "holds bool, this model needs float32"),
+    "NaN": (coarse(lambda w: w.clone().fill_(NAN)), "holds NaN or infinity"),
+    "infinity in half precision": (coarse(lambda w: w.half().fill_(-torch.inf)), "holds NaN or infinity"),
+    "beyond float32": (coarse(lambda w: w.double().fill_(1e300)), "holds NaN or infinity"),
+    "half of the channels": (coarse(lambda w: w[: len(w) // 2].clone()), "another class count"),
+    "one axis more": (coarse(lambda w: w[None]), "another class count or size"),
+    "single numbers": (coarse(lambda w: w.flatten()[0]), "another class count or size"),
+    "lists": (coarse(lambda w: w.tolist()), "weights are no state dict of tensors"),
+    "weights in a dict": (coarse(lambda w: {"value": w}), "weights are no state dict of tensors"),
+    "a network without weights": (lambda state: {**state, "modules": {name: {} for name in state["modules"]}}, "lacks"),
+    "a network that is none": (
+        lambda state: {**state, "modules": {**state["modules"], "coarse": None}},
+        "no state dict",
+    ),
+    "a lost weight": (lambda state: {**state, "modules": {**state["modules"], "coarse": {"a": ONES}}}, "architecture"),
+    "a name that is a number": (lambda state: {**state, "modules": {**state["modules"], "coarse": {7: ONES}}}, "lacks"),
+    "authors' layout, a number": (lambda state: {"model1": 5}, "model1: not a state dict of tensors"),
+    "authors' layout, empty": (lambda state: {"model1": {}}, "model1: lacks"),
+    "authors' layout, other names": (lambda state: {"model1": {"weight": ONES}}, "model1: unknown keys weight"),
+    "authors' layout, texts": (lambda state: {"model2": {"weight": "x"}}, "model2: not a state dict of tensors"),
+    "authors' layout, nothing known": (lambda state: {"net": {"weight": ONES}}, "not a checkpoint of the STN-iCNN"),
+    "EAGRNet's layout, a single number": (
+        lambda state: {"edge_layer.x": ONES, "layer6.conv4.bias": torch.tensor(1.0)},
+        "its EAGRNet has 0 classes",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", STATES)
+def test_a_checkpoint_of_absurd_values_is_refused_in_one_line(kind: str, model: STNiCNN, tmp_path: Path) -> None:
+    change, said = STATES[kind]
+    path = tmp_path / "odd.pt"
+    state = {"format": 2, **state_of(model, "stage1", "coarse")}
+    torch.save(change(state), path)
+    with pytest.raises(InputError, match=rf"^\S*odd\.pt.*{re.escape(said)}.*$") as caught:
+        model.load(read_weights(path), ("coarse",))
+    line = str(caught.value)
+    assert line.isprintable()
+    assert len(line.replace(str(path), "")) < 300
+
+
+def test_dicts_and_tensors_that_are_more_than_they_seem_become_plain(model: STNiCNN, tmp_path: Path) -> None:
     state = state_of(model, "stage1", "coarse")
     path = tmp_path / "odd.pt"
     state["modules"]["coarse"].keys = 5  # an attribute, which OrderedDict keeps in files
-    checkpoint.save(path, state)
-    assert type(checkpoint.load(path)["modules"]["coarse"]) is dict
-    model.load(read_weights(path), ("coarse",))
     tensor = torch.nn.Parameter(torch.ones(2))
     tensor.numel = 5  # type: ignore[method-assign, assignment]
     checkpoint.save(path, {**state, "extra": tensor})
-    assert "extra is a tensor of another class" in refused(path)
-
-
-def test_what_torch_warns_of_is_not_shown(whole: Path, recwarn: pytest.WarningsRecorder) -> None:
-    repacked(whole, "/data.pkl", lambda content: content.replace(b"\x80\x02", b"\x80\x03", 1), zipfile.ZIP_STORED)
-    checkpoint.load(whole)
-    assert not recwarn
-
-
-def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    assert "no such checkpoint file" in refused(tmp_path / "none.pt")
-    assert "is a folder, not a file: name a checkpoint file" in refused(tmp_path)
-    os.mkfifo(tmp_path / "pipe.pt")
-    assert "is a pipe, not a file" in refused(tmp_path / "pipe.pt")
+    held = checkpoint.load(path)
+    assert type(held["modules"]["coarse"]) is dict
+    assert type(held["extra"]) is torch.Tensor
+    assert held["extra"].numel() == 2
+    model.load(read_weights(path), ("coarse",))
 
 
 def test_without_a_localizer_the_part_networks_decide_about_the_windows(model: STNiCNN, tmp_path: Path) -> None:
@@ -273,36 +313,6 @@ def test_without_a_localizer_the_part_networks_decide_about_the_windows(model: S
     checkpoint.save(parts, {**state_of(model, "stage2", "parts"), "config": asdict(following)})
     for paths in ([coarse, parts], [parts, coarse]):
         assert load_parser(paths, "baseline").config.windows == following.windows
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        None,
-        {"coarse_size": "large"},
-        {"coarse_size": 1},
-        {"coarse_size": True},
-        {"crop_size": 81.0},
-        {"crop_size": 10**30},
-        {"crop_size": torch.tensor([81, 81])},
-        {"canvas": float("nan")},
-        {"window_margin": float("nan")},
-        {"window_margin": 10**400},
-        {"window_aspect": None},
-        {"localizer": "huge"},
-        {"localizer": ["paper"]},
-        {"paste": "x" * 5000},
-        {"new_field": 1},
-        {1: 2},
-    ],
-)
-def test_an_unusable_config_is_refused(config: Any, tmp_path: Path) -> None:
-    about = {"stage": "stage1", "parser": "stn_icnn", "labels": "nine"}
-    checkpoint.save(tmp_path / "odd.pt", {**about, "config": config, "modules": {}})
-    with pytest.raises(InputError, match=r"odd.pt.*config") as caught:
-        read_weights(tmp_path / "odd.pt")
-    assert len(str(caught.value).removeprefix(str(tmp_path))) < 200
-    assert "\n" not in str(caught.value)
 
 
 def test_a_config_that_checks_nothing_itself_is_checked_when_it_is_read(
@@ -315,28 +325,10 @@ def test_a_config_that_checks_nothing_itself_is_checked_when_it_is_read(
         read_weights(tmp_path / "odd.pt")
 
 
-def test_weights_of_other_labels_are_refused(model: STNiCNN, whole: Path) -> None:
+def test_weights_of_other_labels_are_refused(whole: Path) -> None:
     checkpoint.save(whole, {**checkpoint.load(whole), "labels": "celebamask"})
     with pytest.raises(InputError, match=r"whole.pt is of the label set celebamask, not nine"):
         load_parser([whole])
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"parser": "hourglass"}, "holds an unknown parser 'hourglass': update this repository"),
-        ({"parser": ["stn_icnn"]}, "holds an unknown parser"),
-        ({"labels": "dogs"}, "unknown label set 'dogs'"),
-        ({"labels": torch.ones(2)}, "unknown label set 'a Tensor'"),
-        ({"modules": {1: {}}}, "its networks have no plain names"),
-        ({"stage": None}, "comes from stage None"),
-    ],
-)
-def test_an_unknown_parser_or_label_set_is_refused(changed: dict[str, Any], said: str, whole: Path) -> None:
-    checkpoint.save(whole, {**checkpoint.load(whole), **changed})
-    with pytest.raises(InputError, match=said) as caught:
-        load_parser([whole])
-    assert str(whole) in str(caught.value)
 
 
 def test_a_checkpoint_of_another_stage_names_what_it_lacks(model: STNiCNN, tmp_path: Path) -> None:
@@ -389,17 +381,6 @@ def test_a_refused_module_leaves_the_model_as_it_was(model: STNiCNN, tmp_path: P
     assert all(torch.equal(before[key], value) for key, value in model.coarse.state_dict().items())
 
 
-@contextmanager
-def little_room(size: int) -> Iterator[None]:
-    """Lets this process write files of so many bytes at most, as a disk that fills up does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_leaves_the_old_checkpoint_whole_and_no_litter(model: STNiCNN, whole: Path) -> None:
     before = whole.read_bytes()
     line = r"whole.pt could not be saved \(.*\); an older checkpoint there is untouched"
@@ -407,6 +388,22 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole_and_no_litter(model: STNiCN
         checkpoint.save(whole, state_of(model, "stage1", "coarse"))
     assert whole.read_bytes() == before
     assert [path.name for path in whole.parent.iterdir()] == ["whole.pt"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("DataLoader worker (pid 7) is killed")])
+def test_what_ends_a_run_while_it_saves_is_not_told_as_a_full_disk(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Failing(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell():
+                raise error
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint.files, "write_whole", lambda path, write: write(Failing()))
+    with pytest.raises(type(error)) as caught:
+        checkpoint.save(tmp_path / "last.pt", {"stage": "stage1", "weights": torch.zeros(9)})
+    assert caught.value is error
 
 
 def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
@@ -435,25 +432,18 @@ def test_a_checkpoint_of_format_1_is_an_stn_icnn_of_nine_labels(whole: Path, tmp
 
 
 def test_a_run_of_format_1_resumes_bit_for_bit(
-    tiny_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ["--recipe", "best", "--batch-size", "2", "--max-images", "2", "--coarse-size", "32", "--epochs", "2"]
-    options = [*tiny_options, *small, "--run-dir"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert train_stage1.main([*options, str(whole)]) == 0
-    view = Augmentation.view
-
-    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
-        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
-
+    tiny_fit(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(Augmentation, "view", view_or_stop)
-        assert run_main(lambda: train_stage1.main([*options, str(broken)])) == 130
+        interrupt_at("best.pt", patch)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_fit(broken)
     for name in ("last.pt", "best.pt"):
         torch.save(in_format_1(checkpoint.read_tensors(broken / name)), broken / name)
-    assert train_stage1.main([*options, str(broken), "--resume"]) == 0
-    assert_same(*(checkpoint.read_tensors(run_dir / "last.pt") for run_dir in (whole, broken)), "last.pt")
-    assert log_of(broken) == log_of(whole)
+    tiny_fit(broken, resume=True)
+    assert_same_run(broken, whole)
 
 
 @pytest.fixture(scope="module")

@@ -182,11 +182,6 @@ def test_training_goes_on_where_it_was_interrupted(
     assert label_map.shape == (40, 30)
 
 
-def test_single_faces_in_a_batch_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--batch-size 1"):
-        _train(tmp_path, "--batch-size", "1", "--run-dir", str(tmp_path / "run"))
-
-
 def two_maps() -> np.ndarray:
     """The confusion matrix of the golden file's two maps."""
     i, y, x = np.meshgrid(np.arange(2), np.arange(24), np.arange(32), indexing="ij")

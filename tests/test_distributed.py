@@ -4,8 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +25,7 @@ from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from training import batchnorm
 from utils import checkpoint, distributed
 from utils.errors import InputError
+from utils.runtime import pick_device
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = {"stage1": train_stage1, "cropper": train_cropper, "stage2": train_stage2, "end2end": train_end2end}
@@ -101,6 +105,114 @@ def both(init: Path, tiny_options: list[str], tmp_path_factory: pytest.TempPathF
     assert ended.returncode == 0, ended.stderr
     alone_cache = Path(tiny_options[tiny_options.index("--cache") + 1])
     return Both(root / "alone", root / "together", ended, alone_cache, cache)
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Lets torch see CUDA devices, and tells which became the current one. torch.cuda.set_device is torch's own, with
+    its check of the index; only what it asks of the driver is a stand-in."""
+
+    def run(count: int, current: int = 0, **environment: str) -> list[int]:
+        chosen = [current]
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+        monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+        return chosen
+
+    return run
+
+
+def second_of(processes: int, here: int | None = None) -> dict[str, str]:
+    """torchrun's environment of the second process. here: how many run on this machine, all by default."""
+    return {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(here or processes), "LOCAL_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "plugged", "environment", "device"),
+    [
+        ("auto", 0, {}, "cpu"),
+        ("auto", 1, {}, "cuda:0"),
+        ("cuda", 1, {}, "cuda:0"),
+        ("cuda:0", 1, {}, "cuda:0"),
+        ("auto", 4, {}, "cuda:0"),
+        ("cuda", (4, 2), {}, "cuda:2"),  # the caller's current device
+        ("cuda:3", 4, {}, "cuda:3"),
+        ("cpu", 4, {}, "cpu"),
+        ("auto", 2, second_of(2), "cuda:1"),
+        ("cuda", 2, second_of(2), "cuda:1"),
+        ("cuda", 2, second_of(4, here=2), "cuda:1"),
+        ("cuda:1", 2, {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "cuda:1"),
+        ("cpu", 1, second_of(2), "cpu"),
+        ("auto", 0, second_of(2), "cpu"),
+        ("cuda", 0, {}, "--device cuda: this machine has no usable CUDA device; use --device cpu or auto"),
+        ("cuda:1", 1, {}, "--device cuda:1: this machine has 1 CUDA device(s), numbered from 0"),
+        ("cuda:0", 2, second_of(2), "--device cuda:0: 2 processes would share one device; say --device cuda"),
+        ("auto", 1, second_of(2), "2 processes would share 1 CUDA device(s): start at most 1, or say --device cpu"),
+        ("cuda", 1, {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "2 processes would share 1 CUDA device(s)"),
+    ],
+)
+def test_each_process_has_a_device_of_its_own(
+    name: str, plugged: Any, environment: dict[str, str], device: str, plug_in: Callable[..., list[int]]
+) -> None:
+    chosen = plug_in(*(plugged if isinstance(plugged, tuple) else (plugged,)), **environment)
+    if " " in device:
+        with pytest.raises(InputError) as caught:
+            pick_device(name)
+        assert device in str(caught.value)
+        return
+    assert str(pick_device(name)) == device
+    assert chosen[1:] == ([] if device == "cpu" else [torch.device(device).index])
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "joined"),
+    [("cuda:0", 1, []), ("cpu", 2, ["gloo"]), ("cuda:1", 2, ["gloo", "nccl"])],
+)
+def test_nccl_carries_what_lies_on_cards_and_gives_up_within_a_minute(
+    device: str, processes: int, joined: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = []
+
+    def new_group(backend: str, timeout: timedelta) -> str:
+        groups.append(backend)
+        assert timeout < timedelta(minutes=1)
+        return "cards"
+
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr(dist, "init_process_group", groups.append)
+    monkeypatch.setattr(dist, "new_group", new_group)
+    monkeypatch.setattr(distributed, "_cards", None)
+    distributed.start_processes(torch.device(device))
+    assert groups == joined
+    assert distributed.group(torch.device(device)) == ("cards" if "nccl" in joined else None)
+    assert distributed.group(torch.device("cpu")) is None
+
+
+# Its child would hold the pipe of the output open.
+DYING_PARENT = """
+import multiprocessing, os, signal, time
+from utils.runtime import end_with_parent
+
+def work():
+    end_with_parent()
+    ready.set()
+    time.sleep(600)
+
+context = multiprocessing.get_context("fork")
+ready = context.Event()
+context.Process(target=work).start()
+ready.wait()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_of_a_pool_ends_with_its_parent_even_if_that_is_killed() -> None:
+    command = [sys.executable, "-c", DYING_PARENT]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
 @pytest.mark.parametrize("stage", SCRIPTS)

@@ -307,7 +307,9 @@ def test_two_processes_train_as_one_does(tmp_path: Path, thin: None) -> None:
 
 def _begun(folder: Path, *options: str) -> dict[str, Tensor]:
     """The weights with which a training begins."""
-    parser = train_eagrnet.options.training_parser(None, ["network"], {"--init-from": "", "--imagenet": ""}, guest=True)
+    parser = train_eagrnet.options.training_parser(
+        None, ["network"], {"--init-from": "", "--imagenet": ""}, whole_face=True
+    )
     parser.add_argument("--input-size", type=int)
     args = parser.parse_args(_options(folder, *options, "--run-dir", str(folder / "begun")))
     task = train_eagrnet.build(train_eagrnet.options.plan(args, train_eagrnet.RECIPES, size=args.input_size))

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from models.stn_icnn.icnn import ICNN, ICNNConfig
 from scoring.evaluation import evaluate
+from training.casts import cast_together
 from training.engine import Optimisation, Run, Scores, Task, fit, learning_rate_factor
 from training.losses import segmentation_loss
 from utils.checkpoint import load
@@ -35,6 +37,11 @@ def test_one_cycle_warms_up_peaks_and_ends_near_zero() -> None:
     assert all(np.diff(rates[peak:]) < 0)
     assert 0 < rates[-1] < 1e-3
     assert learning_rate_factor("constant", 17.3, 20) == 1
+
+
+def test_a_schedule_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ValueError, match="no schedule is called 'onecyle'"):
+        learning_rate_factor("onecyle", 1, 20)
 
 
 def log_of(folder: Path) -> list[Scores]:
@@ -180,6 +187,18 @@ def test_one_batch_can_be_learnt_by_heart(tmp_path: Path) -> None:
         task.train()
         end = float(task(task.photos)["coarse"])
     assert end < log_of(tmp_path)[0]["loss"] / 5
+
+
+def test_weights_that_are_cast_together_learn_what_autocast_lets_them_learn() -> None:
+    network, photos, grads = ICNN(ICNNConfig(3, (8, 12), 5, 5, 1)), torch.rand(2, 3, 24, 24), []
+    for how in (nullcontext(), cast_together([network])):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16), how:
+            loss = network(photos).float().square().mean()
+        loss.backward()
+        grads.append([value.grad.clone() for value in network.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*grads, strict=True))
+    assert all(value.dtype == torch.float32 for value in network.parameters())
 
 
 class TwoFaces:

@@ -1,7 +1,6 @@
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -22,9 +21,11 @@ from models.loading import KINDS, load_parser
 from models.parser import Look
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import part_targets
+from scoring import options
+from scoring.evaluation import Request, score_model
+from scoring.files import save
 from tests.fixtures import TO_CELEBAMASK, draw_faces, save_palette, write_challenge
 from tests.tiny_parser import TinyConfig, TinyParser
-from training import options
 from utils import checkpoint, files
 from utils.errors import InputError
 from utils.runtime import Machine, run_main
@@ -172,11 +173,11 @@ def test_scores_are_the_same_from_python_as_from_the_command_line(world, tmp_pat
     result, _ = run("end2end", crops="truth", more=["--worst", "1"])
     data = FaceData("celebamask", root / "faces", cache=root / "cache")
     machine = Machine(torch.device("cpu"), amp="off")
-    request = evaluate.Request([Path(models["end2end"])], data, machine, "val", "truth", batch_size=2)
-    evaluation = evaluate.score_model(request)
+    request = Request([Path(models["end2end"])], data, machine, "val", "truth", batch_size=2)
+    evaluation = score_model(request)
     assert evaluation.matrices_NKK.shape == (5, 9, 9)
     assert evaluation.matrices_NKK.dtype == np.int64
-    saved = evaluate.save(tmp_path / "out", evaluation, worst=1)
+    saved = save(tmp_path / "out", evaluation, worst=1)
     assert saved == json.loads((tmp_path / "out" / "scores.json").read_text()) == result
 
 
@@ -198,7 +199,7 @@ def test_a_parser_of_other_labels_without_windows_is_scored_in_its_own_labels(wo
     assert "paper" not in (tmp_path / "out" / "scores.md").read_text()
     (picture,) = (tmp_path / "out" / "worst").iterdir()
     assert Image.open(picture).size == (3 * 64, 64)
-    with pytest.raises(InputError, match=r"--crops truth: .* holds tiny, which has no crops"):
+    with pytest.raises(InputError, match=r"crops truth: .* holds tiny, which has no crops"):
         evaluate.main([*argv, "--overwrite", "--crops", "truth"])
 
 
@@ -245,33 +246,6 @@ def test_a_missing_module_is_named(world, checkpoints, crops, line):
     _, models, _ = world
     with pytest.raises(InputError, match=line):
         evaluate.main(["--crops", crops, "--checkpoint", *(models[name] for name in checkpoints)])
-
-
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
-        (["--checkpoint", "nowhere.pt"], "no such checkpoint"),
-        (["--device", "cuda"], "no usable CUDA|CUDA device"),
-        (["--worst", "-1"], "at least 0"),
-        (["--worst", "3"], "--out"),
-        (["--batch-size", "0"], "--batch-size 0"),
-        (["--dataset", "helen"], "--data is needed"),
-        (["--predictions", "x"], "belong together"),
-        (["--predictions", "x", "--truth", "y", "--checkpoint", "z"], "leave out"),
-        (["--predictions", "x", "--truth", "y", "--mirror", "--face-size", "64"], "leave out --mirror, --face-size"),
-        (["--ids", "helen"], "leave them out"),
-        (["--partition", "paper"], "--partition paper: there is but one way"),
-        (["--device", "cpu:99"], "--device cpu:99"),
-        (["--split", "nothing"], "invalid choice"),
-    ],
-)
-def test_bad_options_are_one_line_and_status_2(argv, line, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run_main(lambda: evaluate.main(argv)) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    assert re.search(line, told)
 
 
 @pytest.mark.parametrize("name", ["scores.json", "scores.csv", "scores.md", "worst/001_0.5000_mine.jpg"])

@@ -4,21 +4,28 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from data.batch import FRAME_SIDE, framed_batch, photo_batch
 from data.datasets.synthetic import draw_face
 from data.images import make_thumb, warp_frame
 from data.labels import CELEBAMASK, NINE
 from data.view import View
-from faces.align import frame_of, square, whole
-from faces.scene import compose_scene, overlapping, window_distance
-from geometry.paste import Patch, paste, paste_any, paste_turned
+from experiments.scenes import detection_of
+from faces import load
+from faces.align import frame_of, square, whole_photo
+from faces.scene import SceneParser, compose_scene, overlapping, window_distance
+from geometry import paste as geometry_paste
+from geometry.paste import Patch, paste, paste_any
 from geometry.sampling import crop
 from geometry.theta import window_corners, window_theta
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from models.parser import FaceParser
 from tests.tiny_parser import TinyConfig, TinyParser
 from utils.errors import InputError
+from utils.runtime import pack, unpack
+
+SIZE = torch.tensor([[70, 70]])
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +52,12 @@ def turned_in(photo: np.ndarray, degrees: float, height: int, width: int, centre
     return grey, frame
 
 
+def paste_turned(probs: list[Tensor], theta_P23: Tensor, *arguments, **options) -> Patch:
+    """Of one face."""
+    (patch,) = geometry_paste.paste_turned([p[None] for p in probs], theta_P23[None].numpy(), *arguments, **options)
+    return patch
+
+
 def test_the_frame_of_an_upright_face_by_hand() -> None:
     # eyes 40 apart in the row 100, mouth corners 60 below: half the side is max(2 * 40, 1.8 * 60) = 108
     frame = frame_of(np.array([(80, 100), (120, 100), (100, 130), (85, 160), (115, 160)], float))
@@ -68,7 +81,7 @@ def test_points_that_coincide_give_a_frame_that_can_be_sampled() -> None:
 @pytest.mark.parametrize("shape", [(512, 512), (1024, 1024), (300, 400), (100, 90)])
 def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape: tuple[int, int]) -> None:
     photo = cv2.resize(draw_face(1, 0, 192)[0], shape[::-1], interpolation=cv2.INTER_CUBIC)
-    found = warp_frame(photo, whole(*shape).matrix_23).astype(int)
+    found = warp_frame(photo, whole_photo(*shape).matrix_23).astype(int)
     difference = np.abs(found - make_thumb(photo))[4:-4, 4:-4]
     assert difference.max() <= (1 if shape[0] in (512, 1024) else 40)
     assert difference.mean() < 2
@@ -90,7 +103,7 @@ def test_a_turned_face_is_seen_upright(face: np.ndarray, degrees: float) -> None
 
 def test_several_photos_share_a_batch_and_each_is_held_once() -> None:
     photos = [np.full((60, 80, 3), value, np.uint8) for value in (10, 200)]
-    frame = whole(60, 80).matrix_23
+    frame = whole_photo(60, 80).matrix_23
     batch = framed_batch(photos, [[frame, frame], [frame]], NINE)
     assert batch.photos_BHW3.shape == (2, 60, 80, 3)
     theta = torch.tensor([[[0.5, 0, 0], [0, 0.5, 0]]]).expand(3, 1, 2, 3)
@@ -172,7 +185,7 @@ def test_a_window_outside_the_photo_changes_nothing(shift: tuple[float, float]) 
 def test_labels_of_a_framed_photo_equal_those_of_the_photo_itself(parser: FaceParser, face: np.ndarray) -> None:
     with torch.inference_mode():
         plain_HW = parser.parse(photo_batch([face], NINE)).labels_BHW[0]
-        ((patch, _),) = parser.patches(framed_batch([face], [[whole(512, 512).matrix_23]], NINE))
+        ((patch, _),) = parser.patches(framed_batch([face], [[whole_photo(512, 512).matrix_23]], NINE))
     found_HW = torch.zeros_like(plain_HW)
     rows, columns = patch.labels_YX.shape
     found_HW[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.labels_YX
@@ -215,7 +228,7 @@ def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser: FacePars
 
 
 def test_a_parser_without_frames_says_so() -> None:
-    with pytest.raises(InputError, match="--framed: tiny labels whole photos alone"):
+    with pytest.raises(InputError, match="framed: tiny labels whole photos alone"):
         FaceParser.forward_framed(TinyParser(TinyConfig(), CELEBAMASK), torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, 3))
 
 
@@ -228,7 +241,7 @@ def test_where_windows_of_two_faces_overlap_the_nearer_centre_decides() -> None:
     sizes = torch.tensor([[40, 60]])
     patches = []
     for x, label in ((20, 5), (30, 3)):  # windows of 21 pixels around (x, 20)
-        theta = window_theta(torch.tensor([[[float(x), 20.0]]]), torch.tensor([[[21.0]]]), sizes)[0]
+        theta = window_theta(torch.tensor([[[float(x), 20.0]]]), torch.tensor([[[21.0]]]), sizes)[0].double().numpy()
         patches.append((a_patch(10, x - 10, label, 21), theta))
     frames = [square(np.zeros(2), np.ones(2))] * 2
     scene = compose_scene(NINE, (40, 60), patches, frames, [None, None])
@@ -240,6 +253,62 @@ def test_where_windows_of_two_faces_overlap_the_nearer_centre_decides() -> None:
     assert scene.owners_HW[20, 38] == 2
     assert scene.faces[0].areas == {"nose": int((scene.labels_HW == 5).sum())}
     assert scene.faces[1].confidences["eye1"] == pytest.approx(0.75)
+
+
+def test_each_face_s_areas_are_those_of_its_own_pixels_in_the_whole_photo() -> None:
+    rng = np.random.default_rng(0)
+    patches = []
+    for _ in range(12):  # many of them overlap
+        centre, side = rng.integers(5, 60, 2), int(rng.integers(5, 15)) * 2 + 1
+        theta = window_theta(torch.tensor([[centre.tolist()]]).float(), torch.tensor([[[side * 1.0]]]), SIZE)[0]
+        top, left = np.maximum(centre[::-1] - side // 2, 0).tolist()
+        ids_YX = torch.from_numpy(rng.integers(0, 9, (min(side, 70 - top), min(side, 70 - left)), np.uint8))
+        patches.append((Patch(top, left, ids_YX, torch.rand(ids_YX.shape), None), theta.double().numpy()))
+    faces = [square(np.zeros(2), np.ones(2))] * 12
+    scene = compose_scene(NINE, (70, 70), patches, faces, [None] * 12)
+    assert len(np.unique(scene.owners_HW)) > 9
+    nearest_HW, owners_HW, labels_HW = np.full((70, 70), np.inf), np.zeros((70, 70)), np.zeros((70, 70))
+    for owner, (patch, theta) in enumerate(patches, 1):
+        high, wide = patch.labels_YX.shape
+        ids_HW = np.zeros((70, 70))
+        ids_HW[patch.top : patch.top + high, patch.left : patch.left + wide] = patch.labels_YX
+        there_HW = np.zeros((70, 70), bool)
+        there_HW[patch.top : patch.top + high, patch.left : patch.left + wide] = True
+        distance_HW = window_distance(theta, (70, 70), 0, 0, (70, 70))
+        wins_HW = there_HW & (distance_HW < nearest_HW)
+        nearest_HW[wins_HW], labels_HW[wins_HW] = distance_HW[wins_HW], ids_HW[wins_HW]
+        owners_HW[wins_HW] = owner * (ids_HW[wins_HW] > 0)
+    assert np.array_equal(scene.labels_HW, labels_HW)
+    assert np.array_equal(scene.owners_HW, owners_HW)
+    for owner, face in enumerate(scene.faces, 1):
+        counts = np.bincount(scene.labels_HW[scene.owners_HW == owner], minlength=9)
+        assert face.areas == {NINE.names[k]: counts[k] for k in range(1, 9) if counts[k]}
+
+
+def test_a_group_photo_is_parsed_in_chunks_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    parser = TinyParser(TinyConfig(), CELEBAMASK).eval()
+    faces = np.stack([draw_face(0, k, 48)[0] for k in range(60)]).reshape(6, 10, 48, 48, 3)
+    photo = faces.swapaxes(1, 2).reshape(6 * 48, 10 * 48, 3)
+    centres = [(48 * (k % 10) + 23.5, 48 * (k // 10) + 23.5) for k in range(60)]
+    found = [detection_of(square(np.array(centre), np.array([23.0, 3.0]))) for centre in centres]
+    (at_once,) = SceneParser(parser, None, batch_size=60).parse_found([photo], [found])
+    seen: list[int] = []
+    look = parser.look
+    monkeypatch.setattr(parser, "look", lambda batch: seen.append(len(batch.sizes_B2)) or look(batch))
+    (scene,) = SceneParser(parser, None, batch_size=8).parse_found([photo], [found])
+    assert seen == [8] * 7 + [4]
+    assert len(scene.faces) == 60
+    assert np.array_equal(scene.labels_HW, at_once.labels_HW)
+    assert np.array_equal(scene.owners_HW, at_once.owners_HW)
+
+
+def test_tensors_of_several_types_come_back_from_one_copy() -> None:
+    sent = [torch.arange(5, dtype=torch.uint8), torch.rand(2, 3), torch.rand(3).double(), torch.zeros(0, 4)]
+    sent.append(torch.rand(4, 6).half().T)
+    for one, other in zip(sent, unpack(pack(sent), sent), strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
 
 
 def test_patches_that_touch_do_not_overlap() -> None:
@@ -261,3 +330,8 @@ def test_corners_and_distances_of_a_turned_window_by_hand() -> None:
     assert distance[4, 4] == 0
     assert distance[4, 6] == 2
     assert np.isinf(distance[4, 7])
+
+
+def test_an_empty_list_of_checkpoints_is_bad_input():
+    with pytest.raises(InputError, match="the list of checkpoints is empty"):
+        load([])

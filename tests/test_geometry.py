@@ -141,6 +141,20 @@ def test_label_crops_equal_array_slicing_and_are_background_outside_of_the_photo
         assert torch.equal(crops[0, part], sliced(labels[0], centre, 31))
 
 
+def test_the_sampling_of_gpus_gives_the_same_crops_and_labels() -> None:
+    photos, labels = torch.rand(2, 3, 90, 130), torch.randint(len(NINE), (2, 90, 130), dtype=torch.uint8)
+    photos[1, :, 60:], labels[1, 60:] = 0, 0
+    own, theta = (
+        sizes((90, 130), (60, 130)),
+        windows([(60, 40), (3, 5.3), (128, 58.7)], 31.6, 90, 130).expand(2, -1, -1, -1),
+    )
+    points = sampling.sample_points(theta, 25, own)
+    found = sampling.by_grid(photos, points.flatten(1, 2), "bilinear").unflatten(2, (-1, 25)).transpose(1, 2)
+    torch.testing.assert_close(found, crop(photos, theta, 25, own), rtol=0, atol=1e-4)
+    nearest = sampling.by_grid(labels[:, None], points.flatten(1, 2), "nearest").byte().view(2, 3, 25, 25)
+    assert (nearest != crop_labels(labels, theta, 25, own)).sum() < 4  # points in the middle of two pixels
+
+
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize(("height", "width"), [(120, 120), (90, 203), (300, 77)])
 def test_pasting_what_was_cropped_gives_the_labels_back_inside_the_windows(mode, height, width) -> None:

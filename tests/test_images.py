@@ -1,5 +1,6 @@
 """Pictures that are no regular files, too large, of formats that are not read, or damaged where it does not matter."""
 
+import io
 import os
 import struct
 import time
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data.images import list_files, read_labels, read_photo, read_size
+from data.images import LONGEST, as_photo, list_files, read_labels, read_photo, read_size
 from tests.damage import SPECIAL, png_of_size, saved, with_exif
 from tests.test_readers import refuses
+from utils.errors import InputError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 READERS = pytest.mark.parametrize("reader", [read_photo, read_labels, read_size])
@@ -127,3 +129,73 @@ def test_names_that_are_not_utf_8_are_listed_and_read(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_photo(path).shape == (64, 64, 3)
+
+
+def stored(array: np.ndarray, kind: str) -> Image.Image:
+    """A picture as Pillow opens it from a file."""
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind)
+    return Image.open(file)
+
+
+def opened(cut: int = 0, close: bool = False) -> Image.Image:
+    """A PIL image whose pixels cannot be read any more."""
+    picture = Image.open(io.BytesIO(saved("PNG")[: -cut or None]))
+    if close:
+        picture.close()
+    return picture
+
+
+GREY = np.repeat(PICTURE[:, :, :1], 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [
+        (PICTURE, PICTURE),
+        (np.asfortranarray(PICTURE), PICTURE),
+        (PICTURE[..., ::-1], PICTURE[..., ::-1].copy()),
+        (PICTURE[::-1, ::2], PICTURE[::-1, ::2].copy()),
+        (np.rot90(PICTURE), np.rot90(PICTURE).copy()),
+        (PICTURE / 255, PICTURE),
+        ((PICTURE / 255).astype(np.float32)[:, ::-1], PICTURE[:, ::-1].copy()),
+        (Image.fromarray(PICTURE), PICTURE),
+        (Image.fromarray(PICTURE).convert("RGBA"), PICTURE),
+        (Image.fromarray(PICTURE[..., 0]), GREY),
+        (stored(PICTURE[..., 0].astype(np.uint16) << 8, "PNG"), GREY),
+        (stored(PICTURE[..., 0].astype(np.float32) / 255, "TIFF"), GREY),
+        (stored(PICTURE[..., 0].astype(np.float32), "TIFF"), GREY),
+    ],
+)
+def test_a_photo_is_taken_as_people_have_it(photo, expected: np.ndarray, tmp_path: Path) -> None:
+    found = as_photo(photo)
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    assert np.array_equal(found, expected)
+    if isinstance(photo, Image.Image) and photo.mode != "RGBA":
+        photo.save(tmp_path / "a.tif")
+        assert np.array_equal(as_photo(str(tmp_path / "a.tif")), expected)
+
+
+@pytest.mark.parametrize(
+    ("photo", "words"),
+    [
+        (PICTURE[..., 0], "must be a path.*uint8 \\(6, 9\\)"),
+        (np.dstack([PICTURE, PICTURE[..., :1]]), "must be .*uint8 \\(6, 9, 4\\)"),
+        (PICTURE.transpose(2, 0, 1), "must be .*uint8 \\(3, 6, 9\\)"),
+        (PICTURE.astype(np.uint16), "must be .*uint16"),
+        (PICTURE.astype(int), "must be .*int64"),
+        (PICTURE.astype(float), "floats outside 0-1"),
+        (np.full((4, 4, 3), np.nan), "floats outside 0-1"),
+        (np.zeros((0, 5, 3), np.uint8), "0 x 5 pixels"),
+        (np.zeros((LONGEST + 1, 1, 3), np.uint8), "32768 x 1 pixels"),
+        (Image.new("RGB", (LONGEST + 1, 1)), "1 x 32768 pixels"),
+        (opened(close=True), "cannot read face, a PIL image"),
+        (opened(cut=40), "cannot read face, a PIL image"),
+        (None, "not NoneType"),
+    ],
+)
+def test_what_is_no_photo_is_one_line_that_names_the_argument(photo, words: str) -> None:
+    with pytest.raises(InputError, match=f"face.*{words}" if "cannot" not in words else words) as caught:
+        as_photo(photo, "face")
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """Data sets with one label map a face: LaPa, lists of pairs, HELEN merged; read right, checked, refused in one line."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from data.listing import SPLITS
 from data.loaders import open_faces
 from data.source import FaceData, open_source
 from tests import fixtures
+from tests.damage import SPECIAL
 from tests.test_check import draw_faces
 from tools.check import main as check
 from utils.errors import InputError
@@ -100,14 +102,65 @@ def test_folders_that_are_no_such_layout_are_refused(tmp_path: Path) -> None:
         _ = FaceData("lapa", tmp_path, label_set="nine").labels
 
 
-@pytest.mark.parametrize(
-    "line", ["images/0.jpg", "a b c", "/etc/passwd labels/0.png", "images/../../0.jpg labels/0.png"]
-)
-def test_lines_that_name_no_pair_of_the_folder_are_refused(tmp_path: Path, line: str) -> None:
+LINES: dict[str, tuple[bytes, str]] = {
+    "one column": (b"images/0.jpg", "train_list.txt line 2"),
+    "three columns": (b"a b c", "train_list.txt line 2"),
+    "a path from the root": (b"images/1.jpg /etc/passwd", "train_list.txt line 2"),
+    "a path that leaves the folder": (b"images/../../0.jpg labels/0.png", "train_list.txt line 2"),
+    "a zero byte": (b"images/1\0.jpg labels/1.png", "train_list.txt line 2"),
+    "names of 5,000 letters": (b"n" * 5000 + b" " + b"m" * 5000, "train_list.txt line 2"),
+    "no UTF-8": (b"images/\xe9.jpg labels/1.png", "UTF-8"),
+    "a path that does not exist": (b"images/9.jpg labels/9.png", "that are not in"),
+    "a folder as photo": (b"images labels/1.png", "that are not in"),
+    "a line twice": (b"images/0.jpg labels/0.png", "listed twice"),
+    "photo and map exchanged": (b"labels/1.png images/1.jpg", "1.jpg"),
+    "the photo as map": (b"images/1.jpg images/1.jpg", "1.jpg"),
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_lines_that_name_no_pair_of_the_folder_are_refused(tmp_path: Path, kind: str) -> None:
+    line, said = LINES[kind]
     fixtures.write_list(tmp_path, fixtures.draw_faces())
-    (tmp_path / "train_list.txt").write_text(f"images/0.jpg labels/0.png\n{line}\n")
-    with refuses("train_list.txt line 2", "expected"):
-        open_source(FaceData("list", tmp_path, label_set="helen"), "train")
+    (tmp_path / "train_list.txt").write_bytes(b"images/0.jpg labels/0.png\n" + line + b"\n")
+    with refuses(said):
+        read_all(FaceData("list", tmp_path, label_set="helen"), "train")
+
+
+FAULTS: dict[str, tuple[str, str, object, str]] = {
+    "no folder of maps": ("lapa", "train/labels", SPECIAL["missing"], "no folder"),
+    "a pipe as folder": ("lapa", "train/labels", SPECIAL["pipe"], "no folder"),
+    "a link to itself as folder": ("lapa", "train/images", SPECIAL["link to itself"], "no folder"),
+    "a missing map": ("lapa", "train/labels/0.png", SPECIAL["missing"], "photos without mask"),
+    "a missing photo": ("lapa", "train/images/1.jpg", SPECIAL["missing"], "masks without photo"),
+    "a pipe as map": ("lapa", "train/labels/0.png", SPECIAL["pipe"], "0.png"),
+    "a folder as photo": ("lapa", "train/images/0.jpg", SPECIAL["folder"], "0.jpg"),
+    "a map of another size": ("lapa", "train/labels/0.png", np.ones((32, 32), np.uint8), "sizes differ"),
+    "id 11": ("lapa", "train/labels/0.png", np.full((64, 64), 11, np.uint8), "unknown ids"),
+    "id 255": ("lapa", "train/labels/0.png", np.full((64, 64), 255, np.uint8), "unknown ids"),
+    "16 bits": ("helen", "labels/0.png", np.full((64, 64), 40_000, np.uint16), "16-bit"),
+    "a map of colours": ("lapa", "train/labels/0.png", fixtures.draw_face(64)[0], "colours"),
+    "two photos of one name": ("lapa", "train/images/00.png", np.ones((64, 64), np.uint8), "two files for one name"),
+    "a socket as map": ("helen", "labels/0.png", SPECIAL["socket"], "0.png"),
+    "a name twice": ("helen", "exemplars.txt", "1 , 0\n2 , 1\n3 , 0\n", "twice"),
+    "no maps at all": ("helen", "labels", SPECIAL["folder"], "photos without mask"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_folders_with_a_fault_are_one_line(tmp_path: Path, kind: str) -> None:
+    dataset, at, fault, said = FAULTS[kind]
+    root, path = tmp_path / "faces", tmp_path / "faces" / at
+    WRITERS[dataset](root, fixtures.draw_faces())
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if isinstance(fault, np.ndarray):
+        Image.fromarray(fault).save(path)
+    elif isinstance(fault, str):
+        path.write_text(fault)
+    else:
+        fault(path)
+    with refuses(said):
+        read_all(FaceData(dataset, root), "train")
 
 
 def test_brows_and_eyes_that_disagree_about_the_sides_are_refused(tmp_path: Path) -> None:

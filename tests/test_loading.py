@@ -2,14 +2,16 @@
 
 import os
 import re
-import resource
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from data import images, listing, loaders
@@ -17,10 +19,14 @@ from data.cache import label_geometry, part_geometry
 from data.labels import CELEBAMASK, HELEN, NINE
 from data.loaders import Faces, evaluation_batches, open_faces, training_batches
 from data.source import FaceData, open_source
+from tests.damage import SPECIAL, line_of, little_room
 from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
+from utils import locks
 from utils.errors import InputError
+from utils.runtime import Machine, explain
 
 COUNT = 6
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -130,23 +136,75 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-@pytest.mark.parametrize("file", ["photos.bin", "labels.bin", "thumbs.bin"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_face_that_was_damaged_on_the_disk_is_decoded_again_when_it_is_read(
-    file: str, workers: int, root: Path, reads: list[str], capfd: pytest.CaptureFixture
-) -> None:
-    opened = open_train(root)
-    whole = (opened.folder / file).read_bytes()
-    flip(opened.folder / file, 100)
-    reads.clear()
+@pytest.mark.parametrize(("file", "workers"), [("photos.bin", 0), ("labels.bin", 1), ("thumbs.bin", 0)])
+def test_a_face_that_was_damaged_on_the_disk_is_told_in_one_line(file: str, workers: int, root: Path) -> None:
     faces = open_train(root)
-    batches = list(evaluation_batches(faces, 2, workers=workers))
-    assert (opened.folder / file).read_bytes() == whole
-    np.testing.assert_array_equal(batches[0].photos_BHW3[0, :64, :64], faces.photo(0))
-    assert capfd.readouterr().err.count("face0 was damaged, decoded again") == 1
-    assert_holds_the_files(faces, root)
-    list(evaluation_batches(open_train(root), 2, workers=workers))
-    assert "damaged" not in capfd.readouterr().err
+    flip(faces.folder / file, 100)
+    with pytest.raises(InputError, match=r"^the cache \S+ is damaged at face0: remove the folder$"):
+        list(evaluation_batches(faces, 2, machine=Machine(CPU, workers)))
+
+
+def test_a_second_process_waits_for_the_cache_and_says_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    folder = open_train(root).folder
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    lock = FileLock(folder / "lock")
+    lock.acquire()
+    waiting = threading.Thread(target=open_train, args=(root,))
+    waiting.start()
+    waiting.join(1)
+    assert waiting.is_alive()
+    lock.release()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert capfd.readouterr().err == f"the cache {folder} is in use by another process: waiting for its end\n"
+
+
+@pytest.mark.parametrize("file", ["lock", "photos.bin", "labels.bin", "thumbs.bin", "records.bin"])
+def test_what_is_no_file_in_the_place_of_the_cache_s_is_one_line_or_made_anew(file: str, root: Path) -> None:
+    (root / "outside").write_text("mine")
+    for kind in ("folder", "pipe", "endless device", "link to itself", "outside"):
+        folder = open_train(root).folder
+        (folder / file).unlink()
+        (folder / file).symlink_to(root / "outside") if kind == "outside" else SPECIAL[kind](folder / file)
+        assert "\n" not in line_of(lambda: assert_holds_the_files(open_train(root), root))
+        assert (root / "outside").read_text() == "mine"
+        shutil.rmtree(folder)
+
+
+def test_faces_that_nobody_holds_keep_no_file_open(root: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        open_train(root)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def raising(*_: Any) -> None:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failing", "line"),
+    [
+        (torch.Tensor, "share_memory_", raising, "/dev/shm is too small .* --shm-size=8g.*, or say --workers 0"),
+        (Faces, "collate", lambda *_: os.kill(os.getpid(), 9), "loads faces was killed, .* take fewer --workers"),
+    ],
+)
+def test_a_loading_process_that_fails_is_told_in_one_line(
+    owner: type, name: str, failing: Any, line: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(RuntimeError) as caught:
+        list(evaluation_batches(open_train(root), 2, machine=Machine(CPU, 1)))
+    assert re.match(rf"{line}|.*{line}", explain(caught.value))
+
+
+def test_only_batches_for_cuda_are_pinned(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for kind in ("cpu", "cuda"):
+        loader = evaluation_batches(open_train(root), 2, machine=Machine(torch.device(kind)))
+        assert loader.pin_memory == (kind == "cuda")
 
 
 def test_a_record_that_was_damaged_on_the_disk_is_decoded_again(root: Path, reads: list[str]) -> None:
@@ -156,17 +214,6 @@ def test_a_record_that_was_damaged_on_the_disk_is_decoded_again(root: Path, read
     faces = open_train(root)
     assert sorted(reads) == ["face3", "face4", "face5"]
     assert_holds_the_files(faces, root)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_face_whose_files_have_changed_is_told_in_one_line(workers: int, root: Path) -> None:
-    faces = open_train(root)
-    flip(faces.folder / "labels.bin", 100)
-    Image.fromarray(255 - faces.photo(0)).save(root / "images" / "face0.jpg")
-    told = r"cache .* is damaged at face0, and .* changed since: remove the folder"
-    with pytest.raises(InputError, match=told) as caught:
-        list(evaluation_batches(faces, 2, workers=workers))
-    assert "\n" not in str(caught.value)
 
 
 def test_the_fingerprint_is_that_of_the_faces_wherever_they_lie(root: Path, tmp_path: Path) -> None:
@@ -243,13 +290,9 @@ def test_faces_that_are_open_can_still_be_read_after_all_are_built_again(root: P
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_cache_goes_on_later(root: Path, reads: list[str]) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 256 * 256 * 3 + 1000, hard))  # two stretched photos and a bit
-    try:
-        with pytest.raises(InputError, match=r"cache .* could not be written .*--cache") as caught:
-            open_train(root)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    room = 2 * 256 * 256 * 3 + 1000  # two stretched photos and a bit
+    with little_room(room), pytest.raises(InputError, match=r"cache .* could not be written .*--cache") as caught:
+        open_train(root)
     assert "\n" not in str(caught.value)
     reads.clear()
     faces = open_train(root)
@@ -346,7 +389,7 @@ def test_photos_of_different_sizes_are_padded_at_the_right_and_bottom(root: Path
     np.testing.assert_array_equal(batch.centres_BP2, faces.parts()[1])
 
 
-def order_of(faces: Faces, batch_size: int, seed: int, epoch: int, folds: int = 1, **where: int) -> torch.Tensor:
+def order_of(faces: Faces, batch_size: int, seed: int, epoch: int, folds: int = 1, **where: Any) -> torch.Tensor:
     """(N, 4): index and key of each face of an epoch, in order."""
     batches = training_batches(faces, batch_size, seed, epoch, folds, **where)
     return torch.cat([torch.cat([batch.index_B[:, None], batch.keys_B3], 1) for batch in batches])
@@ -376,7 +419,9 @@ def test_the_order_depends_on_seed_and_epoch_alone(root: Path) -> None:
     faces = open_train(root)
     first = order_of(faces, 2, 0, 0)
     torch.manual_seed(99)
-    assert torch.equal(first, order_of(faces, 2, 0, 0, workers=2))
+    for seed, epoch in ((0, 1), (0, 0)):  # the same processes for both
+        loaded = order_of(faces, 2, seed, epoch, machine=Machine(CPU, 2))
+    assert torch.equal(first, loaded)
     assert torch.equal(first, order_of(faces, 3, 0, 0))
     assert not torch.equal(first[:, 0], order_of(faces, 2, 0, 1)[:, 0])
     assert not torch.equal(first[:, 0], order_of(faces, 2, 1, 0)[:, 0])

@@ -1,8 +1,10 @@
 """What every parser keeps to, and a guest of 19 labels on its whole way: trained, scored, predicting, exported."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +15,29 @@ from torch import nn
 
 import evaluate
 import predict
-from data.batch import Batch, photo_batch
+from data.batch import Batch, framed_batch, photo_batch
 from data.images import read_labels
 from data.labels import CELEBAMASK, NINE
 from data.loaders import open_faces
 from data.source import FaceData
 from data.view import Augmentation, View
+from faces.align import whole
+from geometry import paste
 from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
-from models.loading import KINDS, load_for_inference, load_parser
+from models.loading import KINDS, cast_weights, load_for_inference, load_parser
 from models.parser import FaceParser
 from models.stn_icnn.icnn import ICNN
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests import tiny_parser
 from tests.fixtures import draw_faces, write_challenge
 from tests.test_evaluate import save_parser
-from tests.test_resume import assert_same_run, interrupt, log_of
+from tests.test_resume import assert_same_run, interrupted_in_the_second_epoch, log_of
 from tests.test_view import batch_of
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import export
 from utils import checkpoint, files
+from utils.errors import InputError
 from utils.runtime import run_main
 
 PARSERS: dict[str, Callable[[], FaceParser]] = {
@@ -116,6 +121,47 @@ def test_the_network_that_is_exported_labels_as_the_parser_does(parser: FacePars
         assert canvas_BKHW.shape == (2, len(parser.labels), *photo.shape[:2])
         labels_HW = parser.label(photo_batch([photo], parser.labels))[0]
         assert (canvas_BKHW[0].argmax(0) == labels_HW).float().mean() > 0.99
+
+
+@torch.inference_mode()
+def test_photos_are_bytes_or_floats_up_to_one_for_every_network(parser: FaceParser, photos: list[np.ndarray]) -> None:
+    bytes_1HW3 = torch.from_numpy(photos[0][None].copy())
+    frames_F23 = torch.tensor([[[40.0, -9, 50], [9, 40, 50]]])
+    for run in (parser, partial(parser.forward_framed, frames_F23=frames_F23)):
+        torch.testing.assert_close(run(bytes_1HW3 / 255), run(bytes_1HW3), rtol=0, atol=1e-3)
+        for wrong, words in ((bytes_1HW3.float(), "outside 0-1"), (bytes_1HW3.int(), "uint8, or floats in 0-1")):
+            with pytest.raises(InputError, match=words):
+                run(wrong)
+    upside, labels = photos[0][::-1], parser.label_photos([photos[0][::-1].copy()])[0]
+    for photo in (upside, upside / 255, Image.fromarray(upside)):
+        assert np.array_equal(parser.label_photos([photo])[0], labels)
+    with pytest.raises(InputError, match=r"photos\[1\] must be a path"):
+        parser.label_photos([photos[0], photos[0][..., 0]])
+
+
+@pytest.mark.parametrize("parser", ["stn_icnn", "tiny", "fused"], indirect=True)
+@torch.inference_mode()
+def test_a_gpu_s_ways_to_paste_give_the_same_labels(
+    parser: FaceParser, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [whole(*photos[0].shape[:2]).matrix_23, np.array([[40.0, -9, 50], [9, 40, 50]])]
+    framed, batch = framed_batch([photos[0]], [frames], parser.labels), photo_batch(photos[:1] * 3, parser.labels)
+    patches, labels_BHW = parser.patches(framed), parser.label(batch)
+    monkeypatch.setattr(paste, "pixels_are_cheap", lambda device: True)
+    monkeypatch.setattr(paste, "CANVAS_PIXELS", 30_000)
+    for (patch, _), (other, _) in zip(patches, parser.patches(framed), strict=True):
+        assert torch.equal(patch.labels_YX, other.labels_YX)
+        torch.testing.assert_close(patch.confidence_YX, other.confidence_YX)
+    assert torch.equal(parser.label(batch), labels_BHW)
+
+
+@pytest.mark.parametrize("parser", ["stn_icnn", "tiny", "fused"], indirect=True)
+@torch.inference_mode()
+def test_weights_that_are_cast_once_label_as_under_autocast(parser: FaceParser, batch: Batch) -> None:
+    cast = copy.deepcopy(parser)
+    cast_weights(cast)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cast.probabilities(batch)[0], parser.probabilities(batch)[0])
 
 
 def windows_over(theta_P23: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -225,17 +271,10 @@ def test_the_guest_s_checkpoint_says_what_it_is(trained: Path) -> None:
 
 
 def test_an_interrupted_guest_resumes_bit_for_bit(
-    challenge: Path, machine: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    challenge: Path, machine: list[str], trained: Path, tmp_path: Path
 ) -> None:
     options = [*FACES, str(challenge), *machine, "--run-dir", str(tmp_path / "run")]
-    view = Augmentation.view
-
-    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
-        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Augmentation, "view", view_or_stop)
-        assert run_main(lambda: tiny_parser.main(options)) == 130
+    assert interrupted_in_the_second_epoch(lambda: tiny_parser.main(options))
     assert len(log_of(tmp_path / "run")) == 1
     assert tiny_parser.main([*options, "--resume"]) == 0
     assert_same_run(tmp_path / "run", trained)
@@ -326,11 +365,11 @@ def test_faces_that_lack_the_guest_s_labels_are_one_line(
 @pytest.mark.parametrize(
     ("script", "options", "line"),
     [
-        (evaluate, ["--crops", "truth"], "--crops truth: {0} holds tiny, which has no crops; leave it out"),
-        (predict, ["--crops", "baseline"], "--crops baseline: {0} holds tiny, which has no crops; leave it out"),
-        (evaluate, ["--mirror"], "--mirror: tiny has no test-time mirroring; leave it out"),
-        (predict, ["--mirror"], "--mirror: tiny has no test-time mirroring; leave it out"),
-        (predict, ["--windows", "--faces", "none"], "--windows: tiny has no windows to draw; leave it out"),
+        (evaluate, ["--crops", "truth"], "crops truth: {0} holds tiny, which has no crops; leave it out"),
+        (predict, ["--crops", "baseline"], "crops baseline: {0} holds tiny, which has no crops; leave it out"),
+        (evaluate, ["--mirror"], "mirror: tiny has no test-time mirroring; leave it out"),
+        (predict, ["--mirror"], "mirror: tiny has no test-time mirroring; leave it out"),
+        (predict, ["--windows", "--faces", "none"], "windows: tiny has none to draw; leave them out"),
     ],
 )
 def test_what_the_guest_lacks_is_one_line(

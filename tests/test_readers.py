@@ -17,7 +17,7 @@ from data.labels import CELEBAMASK, HELEN, NINE
 from data.listing import SPLITS, Source
 from data.source import FaceData
 from tests import fixtures
-from tests.damage import SPECIAL
+from tests.damage import BAD_PICTURES, SPECIAL
 from utils.errors import InputError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "celebamask"
@@ -31,7 +31,6 @@ def open_source(dataset: str, root: Path | None, split: str, partition: str | No
 
 GREY = RNG.integers(0, 256, (6, 9), np.uint8)
 COLOUR = RNG.integers(0, 256, (6, 9, 3), np.uint8)
-DAMAGED = ("cut.jpg", "cut.png", "stub.png", "text.jpg", "empty.png")
 
 
 def refuses(*words: str):
@@ -97,53 +96,17 @@ def test_cmyk_photos_are_converted(tmp_path: Path) -> None:
     assert np.abs(read_photo(path).astype(int) - flat).max() <= 4
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
-    upright = {
-        1: lambda a: a,
-        2: np.fliplr,
-        3: lambda a: np.rot90(a, 2),
-        4: np.flipud,
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, -1),
-        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
-        8: lambda a: np.rot90(a, 1),
-    }
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = saved(tmp_path, Image.fromarray(COLOUR), exif=exif)
-    np.testing.assert_array_equal(read_photo(path), upright[orientation](COLOUR))
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-@pytest.mark.parametrize("exif", [b"garbage", b"II*\0\xff\xff\xff\x7f", b"MM\0*\0\0\0\x08\0\x05"])
-def test_a_photo_with_broken_exif_is_still_read(tmp_path: Path, exif: bytes) -> None:
-    path = saved(tmp_path, Image.fromarray(COLOUR), "photo.jpg", exif=b"Exif\0\0" + exif)
-    assert read_photo(path).shape == COLOUR.shape
-
-
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 20), (20, 20_000)])
 def test_photos_of_odd_shapes_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
     assert read_photo(saved(tmp_path, Image.new("RGB", size))).shape == (size[1], size[0], 3)
 
 
-@pytest.mark.parametrize("reader", [read_photo, read_labels])
-@pytest.mark.parametrize("name", DAMAGED)
-def test_files_that_are_no_whole_picture_are_refused_by_path(tmp_path: Path, reader, name: str) -> None:
-    path = tmp_path / name
-    noise = Image.fromarray(RNG.integers(0, 256, (64, 64), np.uint8))
-    if name.startswith("cut"):
-        noise.save(path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif name.startswith("stub"):
-        noise.save(path)
-        path.write_bytes(path.read_bytes()[:20])
-    elif name.startswith("text"):
-        path.write_text("<html>404</html>")
-    elif name.startswith("empty"):
-        path.touch()
-    with refuses("cannot read image", path):
-        reader(path)
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_files_that_are_no_whole_picture_are_refused_by_path(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "photo.jpg").write_bytes(BAD_PICTURES[kind]())
+    for reader in (read_photo, read_labels):
+        with refuses(tmp_path / "photo.jpg"):
+            reader(tmp_path / "photo.jpg")
 
 
 def test_shrinking_a_photo_to_half_averages_blocks_of_four() -> None:
@@ -447,18 +410,6 @@ def test_official_folders_with_missing_or_strange_files_are_refused(tmp_path: Pa
     with refuses(root / "CelebAMask-HQ-mask-anno", "official layout"):
         open_source("celebamask", root, "train")
 
-    root = copy("bad mapping")
-    mapping = root / "CelebA-HQ-to-CelebA-mapping.txt"
-    mapping.write_text("idx orig_idx orig_file\n0 zero 000001.jpg\n")
-    with refuses(mapping, "line 2"):
-        open_source("celebamask", root, "train")
-    mapping.write_text("0 1 000001.jpg\n")
-    with refuses(mapping, "line 1", "orig_idx"):
-        open_source("celebamask", root, "train")
-    mapping.write_text("idx orig_idx orig_file\n0 0 000001.jpg\n")
-    with refuses("faces not in", mapping, "5 (1, 2, 3, 4, 5)"):
-        open_source("celebamask", root, "train")
-
 
 def test_helen_folders_with_missing_files_are_refused(tmp_path: Path, faces: fixtures.Faces) -> None:
     whole = tmp_path / "whole"
@@ -487,19 +438,71 @@ def test_helen_folders_with_missing_files_are_refused(tmp_path: Path, faces: fix
     with refuses(root / "testing.txt", "expected"):
         open_source("helen", root, "test")
 
-    root = copy("bad list")
-    (root / "tuning.txt").write_text("1 , 3\nfour\n")
-    with refuses(root / "tuning.txt", "line 2", "four"):
-        open_source("helen", root, "val")
-    (root / "tuning.txt").write_text("\n")
-    with refuses(root / "tuning.txt", "is empty"):
-        open_source("helen", root, "val")
-    (root / "tuning.txt").write_text("1 , 3\n2 , 3\n")
-    with refuses("listed twice", "1 (3)", root / "tuning.txt"):
-        open_source("helen", root, "val")
-    (root / "tuning.txt").write_text("1 , 0\n")
-    with refuses("names both in tuning.txt and exemplars.txt", root, "1 (0)"):
-        open_source("helen", root, "val")
+
+HEAD = b"idx orig_idx orig_file\n"
+LISTS: dict[str, tuple[str, bytes, str]] = {
+    f"{file}, {name}": (file, content, said)
+    for file, rows in {
+        "testing.txt": (
+            ("empty", b"", "is empty"),
+            ("blank lines", b"\n \n\t\n", "is empty"),
+            ("no comma", b"1 5\n", "line 1: expected"),
+            ("no number", b"x , 5\n", "line 1: expected"),
+            ("no name", b"1 , \n", "line 1: expected"),
+            ("a bad second line", b"1 , 5\nfour\n", "line 2: expected"),
+            ("not UTF-8", b"1 , caf\xe9\n", "no text in UTF-8"),
+            ("UTF-16", "1 , 5\n".encode("utf-16"), "no text in UTF-8"),
+            ("zeros", bytes(300), "line 1"),
+            ("a name outside", b"1 , ../../1\n", "line 1: expected"),
+            ("a name from the root", b"1 , /etc/passwd\n", "line 1: expected"),
+            ("the folder above", b"1 , ..\n", "line 1: expected"),
+            ("a zero byte", b"1 , a\0b\n", "line 1: expected"),
+            ("5,000 letters", b"1 , " + b"n" * 5000 + b"\n", "line 1: expected"),
+            ("unknown names", b"1 , nobody\n2 , nothing\n", "2 (nobody, nothing)"),
+            ("a name twice", b"1 , 5\n2 , 5\n", "listed twice"),
+            ("a name of another split", b"1 , 0\n", "names both in"),
+        ),
+        "CelebA-HQ-to-CelebA-mapping.txt": (
+            ("empty", b"", "line 1"),
+            ("header alone", HEAD, "faces not in"),
+            ("no header", b"0 1 000001.jpg\n", "line 1"),
+            ("other columns", b"a b c\n1 2 3\n", "line 1"),
+            ("letters", HEAD + b"0 zero 000001.jpg\n", "line 2"),
+            ("too few columns", HEAD + b"1\n", "line 2"),
+            ("5,000 digits", HEAD + b"1" * 5000 + b" 1 x\n", "line 2"),
+            ("one face alone", HEAD + b"0 0 000001.jpg\n", "5 (1, 2, 3, 4, 5)"),
+            ("a face twice", HEAD + b"1 5 000006.jpg\n" * 2, "face 1 is there for the second time"),
+            ("zeros", bytes(300), "line 1"),
+            ("UTF-16", HEAD.decode().encode("utf-16"), "no text in UTF-8"),
+        ),
+    }.items()
+    for name, content, said in rows
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_damaged_lists_are_one_line(tmp_path: Path, faces: fixtures.Faces, kind: str) -> None:
+    file, content, said = LISTS[kind]
+    dataset, write = (
+        ("helen", fixtures.write_helen) if file == "testing.txt" else ("celebamask", fixtures.write_celebamask_official)
+    )
+    write(tmp_path, faces)
+    (tmp_path / file).write_bytes(content)
+    with refuses(said):
+        open_source(dataset, tmp_path, "test")
+
+
+@pytest.mark.parametrize("kind", ["missing", "pipe", "link to itself", "empty device"])
+@pytest.mark.parametrize("at", ["", "train", "train/train_image", "train/train_mask"])
+def test_what_is_no_folder_in_the_place_of_one_is_refused(
+    tmp_path: Path, faces: fixtures.Faces, at: str, kind: str
+) -> None:
+    root = tmp_path / "faces"
+    fixtures.write_challenge(root, faces)
+    shutil.rmtree(root / at)
+    SPECIAL[kind](root / at)
+    with refuses(root):
+        open_source("celebamask", root, "train")
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "endless device", "link to nothing", "link to itself"])
@@ -515,17 +518,6 @@ def test_lists_that_are_no_regular_files_are_refused_and_never_taken_for_missing
         open_source(dataset, tmp_path, "test")
 
 
-@pytest.mark.parametrize("name", ["../../1", "/etc/passwd", "a\0b", "..", "n" * 5000])
-def test_listed_names_stay_in_their_folder(tmp_path: Path, faces: fixtures.Faces, name: str) -> None:
-    fixtures.write_helen(tmp_path, faces)
-    (tmp_path / "testing.txt").write_text(f"1 , {name}\n")
-    with refuses(tmp_path / "testing.txt", "line 1: expected"):
-        open_source("helen", tmp_path, "test")
-    (tmp_path / "testing.txt").write_bytes(b"1 , caf\xe9\n")
-    with refuses(tmp_path / "testing.txt", "no text in UTF-8"):
-        open_source("helen", tmp_path, "test")
-
-
 def test_what_is_there_twice_under_one_number_is_refused(tmp_path: Path, faces: fixtures.Faces) -> None:
     fixtures.write_challenge(tmp_path / "challenge", faces)
     photos = tmp_path / "challenge" / "train" / "train_image"
@@ -537,11 +529,6 @@ def test_what_is_there_twice_under_one_number_is_refused(tmp_path: Path, faces: 
     parts = root / "CelebAMask-HQ-mask-anno" / "0"
     shutil.copy(parts / "00001_nose.png", parts / "1_nose.png")
     with refuses("two files for one part in", parts, "00001_nose.png", "1_nose.png"):
-        open_source("celebamask", root, "train")
-    (parts / "1_nose.png").unlink()
-    mapping = root / "CelebA-HQ-to-CelebA-mapping.txt"
-    mapping.write_text(mapping.read_text() + "1 5 000006.jpg\n")
-    with refuses(mapping, "face 1 is there for the second time"):
         open_source("celebamask", root, "train")
 
 

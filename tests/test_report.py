@@ -12,6 +12,7 @@ import pytest
 import reproduce
 from data.labels import NINE
 from experiments import report
+from tests.damage import JSON_BYTES, SPECIAL
 from utils.errors import InputError
 
 HOME = report.HOME
@@ -57,7 +58,7 @@ def results(tmp_path: Path) -> Path:
     for seed, overall in enumerate((0.90, 0.92)):
         write_run(root / f"mine-seed{seed}", seed, overall)
     (root / "experiments").mkdir()
-    shutil.copy(HOME / "results" / "experiments" / "crop_parity.json", root / "experiments")
+    shutil.copy(HOME / "results" / "experiments" / "true_windows.json", root / "experiments")
     return root
 
 
@@ -91,7 +92,7 @@ def test_runs_as_reproduce_leaves_them_make_tables_and_curves(results: Path) -> 
     assert "python reproduce.py --recipe paper" in text
     assert "| stage1 | 4 | 2 of 2 | 2 | adam, 0.1, halve | 81, of their pixels | f1 0.6000, epoch 2 | 2.0 |" in text
     assert (results / "mine-seed0" / "curves.png").stat().st_size > 1000
-    assert (results / "experiments" / "crop_parity.png").stat().st_size > 1000
+    assert (results / "experiments" / "true_windows.png").stat().st_size > 1000
 
 
 def test_seeds_are_put_together_in_every_document_that_asks_for_them(results: Path, tmp_path: Path) -> None:
@@ -100,8 +101,11 @@ def test_seeds_are_put_together_in_every_document_that_asks_for_them(results: Pa
         document.write_text("<!-- table: mine/test/seeds -->\n<!-- end -->\n")
     report.write_tables(results, documents)
     first = next(iter(reproduce.ROWS))
-    for document in [*documents, results / "README.md"]:
-        assert f"| {first} | 0.9100 (0.9000–0.9200) | 0.8000 (0.8000–0.8000) |" in document.read_text()
+    row = f"| {first} | 0.9100 (0.9000–0.9200) | 0.8000 (0.8000–0.8000) |"
+    assert all(row in document.read_text() for document in documents)
+    assert row not in (results / "README.md").read_text()  # each table has one place
+    report.write_tables(results, [])
+    assert row in (results / "README.md").read_text()
 
 
 def test_a_second_report_changes_nothing(results: Path) -> None:
@@ -135,9 +139,10 @@ def test_every_experiment_makes_a_table_in_the_documents_and_a_plot(tmp_path: Pa
     assert names == sorted(report.EXPERIMENTS)
     page = (HOME / "docs" / "experiments.md").read_text()
     for name in names:
-        assert (tmp_path / "experiments" / f"{name}.png").stat().st_size > 1000
         assert f"<!-- table: experiments/{name} -->" in page
-        assert f"(../results/experiments/{name}.png)" in page
+        drawn = report.EXPERIMENTS[name][2] is not None
+        assert (tmp_path / "experiments" / f"{name}.png").exists() == drawn
+        assert (f"(../results/experiments/{name}.png)" in page) == drawn
 
 
 def test_the_documents_hold_the_tables_of_the_committed_results(tmp_path: Path) -> None:
@@ -172,15 +177,28 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_a_damaged_file_is_named(results: Path) -> None:
-    (results / "mine-seed0" / "stage1" / "log.jsonl").write_text('{"epoch": 0')
-    with pytest.raises(InputError, match=r"mine-seed0/stage1/log.jsonl, line 1, is damaged"):
-        report.main(["--results", str(results)])
-    scores = next((results / "mine-seed1").rglob("scores.json"))
-    (results / "mine-seed0" / "stage1" / "log.jsonl").write_text("")
-    scores.write_text("{")
-    with pytest.raises(InputError, match=r"scores.json is damaged"):
-        report.main(["--results", str(results)])
+FILES = (
+    "mine-seed0/stage1/log.jsonl",
+    "mine-seed0/stage1/config.json",
+    "mine-seed0/scores.json",
+    "experiments/fused.json",
+)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_named(file: str, results: Path) -> None:
+    path = next((results / "mine-seed0").rglob("scores.json")) if file.endswith("scores.json") else results / file
+    for name, value in JSON_BYTES.items():
+        if name not in ("an empty dict", "empty"):
+            path.write_bytes(value)
+            with pytest.raises(InputError, match=rf"^.*{path.name}.*$"):
+                report.main(["--results", str(results)])
+    for kind in ("pipe", "endless device", "folder"):
+        path.unlink(missing_ok=True)
+        SPECIAL[kind](path)
+        with pytest.raises(InputError, match=rf"^.*{path.name}.*$"):
+            report.main(["--results", str(results)])
+        path.rmdir() if kind == "folder" else path.unlink()
 
 
 def changed(path: Path, *keys: Any, value: Any) -> None:
@@ -200,7 +218,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...], Any]] = {
     "scores that are a number": ("mine-seed1/scores/test/STN-iCNN/scores.json", ("strict",), 3),
     "a score that is a text": ("mine-seed1/scores/test/STN-iCNN/scores.json", ("paper", "overall"), "high"),
     "a count that is a list": ("mine-seed1/scores/test/STN-iCNN/scores.json", ("images",), [1]),
-    "an experiment without options": ("experiments/crop_parity.json", ("options",), None),
+    "an experiment without options": ("experiments/true_windows.json", ("options",), None),
 }
 
 
@@ -217,13 +235,7 @@ def test_values_of_another_type_are_one_line_and_nothing_is_written(kind: str, r
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
 
 
-def test_pipes_and_folders_in_the_place_of_files_are_one_line(results: Path) -> None:
-    log = results / "mine-seed0" / "stage1" / "log.jsonl"
-    log.unlink()
-    os.mkfifo(log)
-    with pytest.raises(InputError, match=r"log\.jsonl is a pipe, not a file"):
-        report.main(["--results", str(results)])
-    log.unlink()
+def test_a_folder_in_the_place_of_the_report_is_one_line(results: Path) -> None:
     (results / "README.md").mkdir()
     with pytest.raises(InputError, match=r"README\.md could not be read or written \(Is a directory\)"):
         report.main(["--results", str(results)])

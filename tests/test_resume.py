@@ -21,6 +21,7 @@ import train_stage1
 from data.batch import Batch
 from data.view import Augmentation, View
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.damage import SPECIAL, line_of
 from training.engine import Scores
 from utils import checkpoint
 from utils.errors import InputError
@@ -29,6 +30,8 @@ from utils.runtime import run_main
 REPOSITORY = Path(__file__).resolve().parent.parent
 TIMES = ("train_s", "val_s")
 RUN_FILES = {"best.pt", "last.pt", "config.json", "log.jsonl", "tensorboard"}
+
+DAMAGED = "weights, epoch or best row are damaged"
 
 Fit = Callable[..., Scores]
 
@@ -82,6 +85,18 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert log_of(one) == log_of(two)
 
 
+def interrupted_in_the_second_epoch(main: Callable[[], int]) -> bool:
+    """Whether a training ends as Ctrl-C ends it, when its second epoch begins."""
+    view = Augmentation.view
+
+    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
+        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Augmentation, "view", view_or_stop)
+        return run_main(main) == 130
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -99,7 +114,9 @@ def uninterrupted(stage1_options: list[str], tmp_path_factory: pytest.TempPathFa
     return run_dir
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 130)]
+)
 def test_a_run_killed_in_its_second_epoch_resumes_bit_for_bit(
     number: int, status: int, stage1_options: list[str], uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -109,7 +126,7 @@ def test_a_run_killed_in_its_second_epoch_resumes_bit_for_bit(
     assert ended.returncode == status, ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(log_of(tmp_path / "run")) == 1
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert ended.stderr.splitlines()[-1].startswith("interrupted")
     assert train_stage1.main([*options, "--resume"]) == 0
     assert_same_run(tmp_path / "run", uninterrupted)
@@ -138,24 +155,15 @@ def save_model(path: Path) -> Path:
 
 
 def end2end_options(tiny_options: list[str], start: Path) -> list[str]:
-    small = ["--recipe", "best", "--batch-size", "2", "--max-images", "2", "--epochs", "3"]
+    small = ["--recipe", "best", "--batch-size", "2", "--max-images", "2", "--epochs", "2"]
     return [*tiny_options, *small, "--init-from", str(start)]
 
 
-def test_end_to_end_resumes_bit_for_bit(
-    tiny_options: list[str], whole_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_end_to_end_resumes_bit_for_bit(tiny_options: list[str], whole_model: Path, tmp_path: Path) -> None:
     options = end2end_options(tiny_options, whole_model)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_end2end.main([*options, "--run-dir", str(whole)]) == 0
-    view = Augmentation.view
-
-    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
-        return interrupt() if batch.keys_B3[0, 1] == 1 else view(augmentation, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Augmentation, "view", view_or_stop)
-        assert run_main(lambda: train_end2end.main([*options, "--run-dir", str(broken)])) == 130
+    assert interrupted_in_the_second_epoch(lambda: train_end2end.main([*options, "--run-dir", str(broken)]))
     assert log_of(broken) == log_of(whole)[:1]
     assert train_end2end.main([*options, "--run-dir", str(broken), "--resume"]) == 0
     assert_same_run(whole, broken)
@@ -197,7 +205,7 @@ def test_a_run_resumed_on_other_faces_of_equal_count_is_refused_in_one_line(
 HOLDER = """
 import fcntl, os, sys
 number = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
-fcntl.lockf(number, fcntl.LOCK_EX)
+fcntl.flock(number, fcntl.LOCK_EX)
 print("locked", flush=True)
 sys.stdin.read()
 """
@@ -241,19 +249,27 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tiny_fit: Fit, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"epoch": "2"}, "weights, epoch or best row are damaged"),
-        ({"epoch": -1}, "weights, epoch or best row are damaged"),
-        ({"epoch": 7}, "was trained for 8 epochs, not 3"),
-        ({"best": [1]}, "weights, epoch or best row are damaged"),
-        ({"best": {"epoch": 0}}, "weights, epoch or best row are damaged"),
-        ({"best": {"epoch": 0, "miss": "low"}}, "weights, epoch or best row are damaged"),
-        ({"modules": 3}, "weights, epoch or best row are damaged"),
+        *(({"epoch": epoch}, DAMAGED) for epoch in ("2", -1, 0.5, float("nan"), None)),
+        *(({"best": best}, DAMAGED) for best in (None, [1], {}, {"epoch": 0}, {"epoch": 0, "miss": "low"})),
+        *(({"modules": modules}, DAMAGED) for modules in (None, 3)),
         ({"modules": {}}, "no state dict"),
+        ({"epoch": 7}, "was trained for 8 epochs, not 3"),
+        ({"stage": "stage2"}, "comes from stage 'stage2'"),
+        ({"stage": torch.ones(2)}, "comes from stage a Tensor"),
         ({"seed": torch.zeros(3)}, "trained with seed"),
         ({"recipe": {"batch_size": torch.zeros(3), "epochs": 3}}, "trained with recipe.batch_size"),
-        ({"optimizer": 7}, "optimizer state is damaged"),
-        ({"optimizer": {}}, "optimizer state is damaged"),
-        ({"optimizer": {"state": {}, "param_groups": []}}, "optimizer state is damaged"),
+        ({"recipe": None}, "trained with recipe"),
+        *(
+            ({"optimizer": state}, "optimizer state is damaged")
+            for state in (
+                7,
+                [],
+                {},
+                {"state": {}},
+                {"state": {}, "param_groups": []},
+                {"state": [1], "param_groups": "x"},
+            )
+        ),
     ],
 )
 def test_a_last_checkpoint_of_absurd_values_is_refused_in_one_line(
@@ -284,7 +300,13 @@ def test_a_damaged_optimizer_state_is_refused_in_one_line(damage: str, tiny_fit:
         tiny_fit(tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("text", ["{}\n{}\n", "[]\n1\n", "\0\0\n\0\n", '{"epoch": "x"}\n\n', '{"epoch": 1e999}\n{}\n'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{}\n{}\n", "[]\n1\n", "\0\0\n\0\n", '{"epoch": "x"}\n\n', '{"epoch": 1e999}\n{}\n', "hello}\n\n"),
+        *('{"loss": 1}\n\n', '{"epoch": ' + "[" * 100_000 + "}\n\n", '{"epoch": 0, "\udcff": 1}\n\n'),
+    ],
+)
 def test_a_damaged_log_is_refused_in_one_line(
     text: str, tiny_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,11 +314,26 @@ def test_a_damaged_log_is_refused_in_one_line(
         interrupt_at("last.pt", patch)
         with pytest.raises(KeyboardInterrupt):
             tiny_fit(tmp_path)
-    (tmp_path / "log.jsonl").write_text(text)
+    (tmp_path / "log.jsonl").write_text(text, errors="surrogateescape")
     before = contents(tmp_path)
     with pytest.raises(InputError, match=r"log\.jsonl, line 1: no row of a log; remove the line"):
         tiny_fit(tmp_path, resume=True)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("file", ["last.pt", "log.jsonl", "config.json", "tensorboard"])
+def test_what_is_no_file_in_the_place_of_a_run_s_file_is_one_line_or_does_no_harm(
+    file: str, tiny_fit: Fit, tmp_path: Path
+) -> None:
+    tiny_fit(tmp_path / "run")
+    for kind in ("folder", "pipe", "endless device", "link to itself"):
+        folder = tmp_path / kind
+        shutil.copytree(tmp_path / "run", folder)
+        shutil.rmtree(folder / file) if file == "tensorboard" else (folder / file).unlink()
+        SPECIAL[kind](folder / file)
+        line = line_of(lambda folder=folder: tiny_fit(folder, resume=True))
+        assert "\n" not in line
+        assert file in line or (not line and file != "last.pt")
 
 
 def interrupt(*_: Any, **__: Any) -> Any:

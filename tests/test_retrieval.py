@@ -5,6 +5,7 @@ import json
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from torch.utils.data import DataLoader
 from data.batch import photo_batch
 from data.labels import NINE
 from data.view import View
-from experiments import detectors, large_gallery
 from faces.detect import Detection
 from retrieval import align, dlib_resnet, search, sort, train
 from retrieval.index import INDEXES
@@ -205,7 +205,7 @@ def test_centre_loss_over_three_batches(alpha):
 def test_adagrad_steps_as_tensorflows_does():
     module = nn.Linear(3, 1, bias=False)
     module.weight.data = torch.tensor([[1.0, -2.0, 0.5]])
-    optimizer = _optimizer(Optimisation(1, {"n": 0.1}, "adagrad"), {"n": module})
+    optimizer = _optimizer(Optimisation(1, {"n": 0.1}, "adagrad"), {"n": module}, torch.device("cpu"))
     for step, (rate, *weights) in enumerate(expected("tensorflow adagrad")):
         optimizer.param_groups[0]["lr"] = 0.1 * 0.8 ** (step // 2)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
@@ -440,18 +440,6 @@ def test_photos_are_sorted_by_the_end_of_their_names(tmp_path, capsys):
     assert "named <person>_1.jpg" in error_of(capsys, sort.main, tmp_path, tmp_path / "new")
 
 
-def test_align_refuses_bad_input(tmp_path, capsys):
-    people = write_people(tmp_path / "in", {"a": 1, "b": 1}, 48)
-    out = tmp_path / "out"
-    assert "no face in any" in error_of(capsys, align.main, people, out, "--workers", "1")
-    assert "whose folders are people" in error_of(capsys, align.main, people, people / "out")
-    (people / "c").mkdir()
-    assert "without photos: 1 (c)" in error_of(capsys, align.main, people, tmp_path / "new", "--workers", "1")
-    assert not (tmp_path / "new").exists()
-    assert "holds no people" in error_of(capsys, align.main, people / "c", tmp_path / "new")
-    assert "--image-size 3" in error_of(capsys, align.main, people, out, "--image-size", 3)
-
-
 def test_alignment_says_so_when_one_of_its_processes_is_killed(tmp_path, capsys, monkeypatch):
     people = write_people(tmp_path / "in", {"a": 2, "b": 2}, 48)
 
@@ -548,22 +536,6 @@ def test_training_in_two_steps_resumes_to_the_same_weights_and_searches(tmp_path
     assert (found / "predictions.txt").read_bytes() == text
 
 
-def test_training_refuses_bad_input(tmp_path, capsys):
-    alone = write_people(tmp_path / "alone", {"a": 1, "b": 1})
-    run = ["--run-dir", tmp_path / "run", *CPU]
-    assert "no person has two photos" in error_of(capsys, train.main, "--data", alone, *run)
-    assert "--keep 0.0: must be" in error_of(capsys, train.main, "--data", alone, *run, "--keep", "0")
-    pair = ["--data", write_people(tmp_path / "pair", {"a": 2, "b": 2}), *run]
-    assert "--batch-size 64 is larger than the 3" in error_of(capsys, train.main, *pair)
-    assert "--pretrained and --init-from" in error_of(
-        capsys, train.main, *pair, "--pretrained", "x", "--init-from", "y"
-    )
-    parser = Path(__file__).parent.parent / "checkpoints" / "stn_icnn.pt"
-    assert "not an identity embedding" in error_of(capsys, train.main, *pair, "--init-from", parser)
-    assert "give it as --init-from" in error_of(capsys, train.main, *pair, "--pretrained", parser)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.fixture
 def other_weights(monkeypatch):
     """A file of dlib's form with small random weights, in place of the package's."""
@@ -633,6 +605,41 @@ def test_search_refuses_bad_input(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["top1"] == 1.0
 
 
+ARRAYS: dict[str, Any] = {
+    "another checkpoint": lambda held: {"checkpoint": np.array("f" * 64)},
+    "no matrix": lambda held: {"embeddings": held["embeddings"].ravel()},
+    "fewer faces": lambda held: {"embeddings": held["embeddings"][:2]},
+    "no faces": lambda held: {name: held[name][:0] for name in ("embeddings", "labels", "paths")},
+    "labels in a column": lambda held: {"labels": held["labels"][:, None]},
+    "names in a row": lambda held: {"names": held["names"][None]},
+    "double precision": lambda held: {"embeddings": held["embeddings"].astype(float)},
+    "NaN": lambda held: {"embeddings": held["embeddings"] * np.float32(np.nan)},
+    "huge values": lambda held: {"embeddings": held["embeddings"] * np.float32(1e38)},
+    "labels outside": lambda held: {"labels": held["labels"] + 9},
+    "objects": lambda held: {"names": np.array([None, 3], object)},
+}
+
+
+@pytest.mark.filterwarnings("error")
+def test_embeddings_that_no_search_wrote_are_one_line(tmp_path):
+    people = write_people(tmp_path / "people", {"a": 3, "b": 2})
+    path = tmp_path / "gallery.npz"
+    search.embeddings_of(people, path, search.Raw(), "key", torch.device("cpu"))
+    assert len(search.read_embeddings(path, "key").rows_NE) == 5
+    good = path.read_bytes()
+    with np.load(path) as stored:
+        held = dict(stored)
+    for change in ARRAYS.values():
+        np.savez(path, **{**held, **change(held)})
+        with pytest.raises(InputError, match=r"^.*gallery\.npz (is no file of emb|holds embeddings of another).*$"):
+            search.read_embeddings(path, "key")
+    np.savez_compressed(path, **{**held, "embeddings": np.zeros((100_000, 512), np.float32)})
+    for content in (path.read_bytes(), b"", good[:-9], good[: len(good) // 2], b"PK\3\4"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"^.*gallery\.npz is no file of emb.*$"):
+            search.read_embeddings(path, "key")
+
+
 def test_published_weights_are_loaded_strictly(tmp_path, network, capsys):
     state = {**network.state_dict(), "logits.weight": torch.zeros(4, 512), "logits.bias": torch.zeros(4)}
     torch.save(state, tmp_path / "good.pt")
@@ -645,26 +652,3 @@ def test_published_weights_are_loaded_strictly(tmp_path, network, capsys):
         load_network(tmp_path / "bad.pt")
     with pytest.raises(InputError, match="not an identity embedding"):
         load_network(Path(__file__).parent.parent / "checkpoints" / "stn_icnn.pt")
-
-
-# experiments
-
-
-def test_detectors_that_choose_another_face_are_listed():
-    def row(name: str, box: list[float] | None) -> dict:
-        return {"photo": name, "faces": int(box is not None), "box": box}
-
-    one = [row("a", [0, 0, 10, 10]), row("b", [0, 0, 10, 10]), row("c", None), row("d", None)]
-    other = [row("a", [0, 0, 10, 5]), row("b", [50, 0, 10, 10]), row("c", [0, 0, 9, 9]), row("d", None)]
-    counted, apart = detectors.compare(one, other)
-    assert sorted(apart) == ["b", "c"]
-    assert counted["found by the first"] == 0.5
-    assert counted["found by both"] == 0.5
-    assert counted["other faces chosen, or missed"] == 2
-
-
-def test_the_gallery_of_random_directions_is_searched(capsys):
-    pytest.importorskip("faiss")
-    assert large_gallery.main(["--gallery", "3000", "--queries", "20"]) == 0
-    row = json.loads(capsys.readouterr().out)
-    assert row["same_five_in_order"] == 1.0

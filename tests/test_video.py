@@ -167,6 +167,6 @@ def test_ctrl_c_leaves_a_video_that_plays(tmp_path, monkeypatch, capsys):
     argv = [str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert run_main(lambda: predict.main(argv), predict.INTERRUPTED) == 130
     told = capsys.readouterr().err
-    assert "clip_overlay.mp4 ends after 3 frames; --overwrite writes it anew" in told
+    assert "clip_overlay.mp4 ends after 3 frames; parse it again for all of them" in told
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip_overlay.mp4"]
     assert len(open_video(tmp_path / "out" / "clip_overlay.mp4")[1]) == 3

@@ -1,5 +1,6 @@
 """A view moves photo, labels, parts and crops alike, and its draw depends on the face's own key alone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -130,14 +131,11 @@ def test_fine_stripes_survive_where_there_are_samples_for_them_and_turn_grey_whe
     assert (contrast[128] < 0.01).all()
 
 
-@pytest.mark.parametrize("size", [129, 300, 473])
-def test_a_draw_that_changes_nothing_shows_the_full_resolution_photo_alike(fine: Batch, size: int) -> None:
-    drawn_B3SS, plain_B3SS = NO_AUGMENTATION.view(fine).photo(size), View(fine).photo(size)
-    for drawn_3SS, plain_3SS, own in zip(drawn_B3SS, plain_B3SS, FINE_SIZES, strict=True):
-        difference_3SS = (drawn_3SS - plain_3SS).abs()
-        assert difference_3SS.mean() < 0.01
-        if 2 * size <= min(own):  # else the draw samples an enlarged photo
-            assert difference_3SS.max() < 2e-4
+@pytest.mark.parametrize("size", [129, 300, 473, 512, 640, 700, 1024])
+def test_a_draw_that_changes_nothing_shows_the_full_resolution_photo_as_evaluation_sees_it(
+    fine: Batch, size: int
+) -> None:
+    torch.testing.assert_close(NO_AUGMENTATION.view(fine).photo(size), View(fine).photo(size), rtol=0, atol=5e-4)
 
 
 @pytest.mark.parametrize("size", [150, 300])
@@ -406,7 +404,7 @@ def test_noise_leaves_theta_its_gradient() -> None:
 
 def test_noise_and_tone_touch_the_photo_alone_and_stay_in_range() -> None:
     batch = with_photos(make_batch(8), np.random.default_rng(0).integers(0, 256, (1, 160, 200, 3)))
-    view, plain = Augmentation(noise=0.5, tone=2).view(batch), View(batch)
+    view, plain = Augmentation(noise=0.5, tone=1).view(batch), View(batch)
     theta_BP23 = windows_in(batch)
     photo_B3SS = view.photo(64)
     for values in (photo_B3SS, view.photo(150), view.crops(theta_BP23, 9)):
@@ -451,7 +449,19 @@ def test_windows_jitter_by_a_share_of_their_side_from_the_face_s_own_key() -> No
     torch.testing.assert_close(alone.jittered(theta_BP23[7:8], 0.1), moved_BP23[7:8])
 
 
-@pytest.mark.parametrize("wrong", [{"rotation": -1}, {"scale": (0, 1)}, {"scale": (1.2, 0.8)}, {"folds": 3}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rotation": -1},
+        {"scale": (0, 1)},
+        {"scale": (1.2, 0.8)},
+        {"scale": (1, math.inf)},
+        {"folds": 3},
+        {"mirror": 5},
+        {"tone": 1.5},
+        {"noise": math.nan},
+    ],
+)
 def test_ranges_that_make_no_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="out of range"):
         Augmentation(**wrong)

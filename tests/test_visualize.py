@@ -27,12 +27,6 @@ def absent_windows():
     return np.full((6, 2, 3), np.nan)
 
 
-def test_each_label_gets_its_colour():
-    labels = np.arange(9, dtype=np.uint8).reshape(3, 3)
-    assert np.array_equal(colour(labels, NINE), COLOURS.reshape(3, 3, 3))
-    assert colour(labels, NINE).dtype == np.uint8
-
-
 def test_ids_that_are_no_labels_are_refused():
     with pytest.raises(ValueError, match=r"0\.\.8"):
         colour(np.array([[0, 9]], np.uint8), NINE)
@@ -49,12 +43,6 @@ def test_an_overlay_leaves_background_untouched_and_blends_the_rest():
     assert np.array_equal(out[:, 0], photo[:, 0])
     assert np.array_equal(out[:, 1:], np.rint(0.75 * photo + 0.25 * colour(labels, NINE).astype(float))[:, 1:])
     assert np.array_equal(photo, before)
-
-
-def test_alpha_one_is_the_colour_and_alpha_zero_the_photo():
-    photo, labels = photo_of(5, 6), np.full((5, 6), 5, np.uint8)
-    assert np.array_equal(overlay(photo, labels, NINE, 1), colour(labels, NINE))
-    assert np.array_equal(overlay(photo, labels, NINE, 0), photo)
 
 
 def test_an_overlay_of_another_size_or_alpha_is_refused():
@@ -101,11 +89,6 @@ def test_windows_beyond_the_photo_and_odd_photos_are_drawn_without_complaint(sha
     assert draw_windows(photo_of(*shape)[::-1, ::-1], np.tile(np.eye(2, 3), (6, 1, 1)), NINE).shape == (*shape, 3)
 
 
-def test_theta_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match="shape"):
-        draw_windows(photo_of(8, 8), np.zeros((1, 6, 2, 3)), NINE)
-
-
 def test_tiles_are_letterboxed_in_reading_order():
     red, green = np.full((10, 20, 3), (255, 0, 0), np.uint8), np.full((400, 100, 3), (0, 255, 0), np.uint8)
     sheet = tile([red, green, red], 2, 40)
@@ -118,15 +101,6 @@ def test_tiles_are_letterboxed_in_reading_order():
     assert not sheet[:40, 40:55].any()
     assert (sheet[50:70, :40] == (255, 0, 0)).all()
     assert not sheet[40:, 40:].any()
-
-
-def test_extreme_pictures_still_fit_their_tile():
-    assert tile([photo_of(1, 1), photo_of(20, 20000), photo_of(64, 64)], 3, 64).shape == (64, 192, 3)
-
-
-def test_a_picture_of_the_tile_size_is_not_altered():
-    photo = photo_of(32, 32)
-    assert np.array_equal(tile([photo], 1, 32), photo)
 
 
 @pytest.mark.parametrize(("count", "columns", "size"), [(0, 2, 8), (1, 0, 8), (1, 2, 0)])
@@ -162,6 +136,8 @@ def test_other_label_sets_have_their_own_colours_and_ids():
 def test_a_label_set_without_parts_has_no_windows():
     with pytest.raises(ValueError, match="two lacks a part"):
         draw_windows(photo_of(8, 8), absent_windows(), TWO)
+    with pytest.raises(ValueError, match="shape"):
+        draw_windows(photo_of(8, 8), np.zeros((1, 6, 2, 3)), NINE)
 
 
 def two_faces():

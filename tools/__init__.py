@@ -1,1 +1,1 @@
-"""What is done now and then, each as ``python -m tools.NAME``: demo, export, release, benchmark."""
+"""What is done now and then, each as ``python -m tools.NAME``: demo, export, release, benchmark, gpu_check."""

@@ -19,13 +19,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import images
-from data.datasets.celebamask import PARTITIONS
-from data.labels import LABEL_SETS, PARTS, LabelSet, among
+from data.labels import PARTS, LabelSet, among
 from data.listing import SPLITS, Listing, Sample, id_problem, size_problem
-from data.source import DATASETS, FaceData, find, reader
+from data.source import FaceData, find, reader
 from faces.detect import Detector
 from scoring import pictures
-from tools.oddities import Print, copies, far_parts, part_places, print_of
+from scoring.options import add_data_options
+from tools.oddities import PhotoHash, copies, far_parts, part_places, photo_hash
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_whole
@@ -41,12 +41,12 @@ Finds = Callable[[np.ndarray], bool]  # whether a photo, uint8 (H, W, 3), shows 
 SIDES = (("brow1", "brow2"), ("eye1", "eye2"))  # the first of each pair lies on the image's left
 
 
-class Face(NamedTuple):
+class Checked(NamedTuple):
     """What one face shows.
 
     size: (H, W) of the photo. present: bool (labels,), None for unreadable masks. swapped: pairs of ``SIDES`` that lie
-    the wrong way round. places_P2: see ``data.oddities.part_places``; None where that cannot be told. print: of the
-    photo, None for unreadable ones. faceless: whether no face is found in the photo.
+    the wrong way round. places_P2: see ``tools.oddities.part_places``; None where that cannot be told. photo_hash:
+    None for unreadable photos. faceless: whether no face is found in the photo.
     """
 
     sample: Sample
@@ -55,7 +55,7 @@ class Face(NamedTuple):
     present: np.ndarray | None
     swapped: tuple[tuple[str, str], ...] = ()
     places_P2: np.ndarray | None = None
-    print: Print | None = None
+    photo_hash: PhotoHash | None = None
     faceless: bool = False
 
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     splits = [options.split] if options.split else list(SPLITS)
     listings, problems = _list_splits(data, splits)
     detector = Detector()
-    checked: dict[str, list[Face]] = {}
+    checked: dict[str, list[Checked]] = {}
     odd: set[Sample] = set()
     for split, listing in listings.items():
         problems += listing.problems
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_faces(
     labels: LabelSet, listing: Listing, finds: Finds, most: int | None = None, title: str = ""
-) -> list[Face]:
+) -> list[Checked]:
     """Reads up to ``most`` faces of a listing, evenly spread, and tells what is wrong with each. finds: is called from
     several threads."""
     samples = _spread(listing.samples, most)
@@ -100,7 +100,7 @@ def check_faces(
         return list(tqdm(faces, title, len(samples), disable=not sys.stderr.isatty()))
 
 
-def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample) -> Face:
+def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample) -> Checked:
     """Reads one face and collects all of its problems."""
     problems: list[str] = []
     photo, ids = None, None
@@ -116,10 +116,10 @@ def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample)
     seen, faceless = None, False
     if photo is not None:
         thumb = images.make_thumb(photo)
-        seen = print_of(thumb)
+        seen = photo_hash(thumb)
         faceless = not (finds(thumb) or finds(photo))
     if ids is None:
-        return Face(sample, problems, size, None, (), None, seen, faceless)
+        return Checked(sample, problems, size, None, (), None, seen, faceless)
     own_size = (ids.shape[0], ids.shape[1])
     unknown = id_problem(labels, sample, ids)
     found = [unknown]
@@ -131,20 +131,16 @@ def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample)
         problems += _empty_or_full(labels, listing, sample, shares)
     places_P2 = part_places(ids, labels) if labels.part_ids and not unknown else None
     swapped = _swapped_pairs(ids, labels)
-    return Face(sample, problems, size if sample.masks else own_size, shares > 0, swapped, places_P2, seen, faceless)
+    return Checked(sample, problems, size if sample.masks else own_size, shares > 0, swapped, places_P2, seen, faceless)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__.partition("\n")[0])
-    parser.prog = "python -m tools.check"
-    parser.add_argument("--dataset", required=True, choices=tuple(DATASETS))
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set (none for synthetic)")
-    parser.add_argument("--split", choices=SPLITS, help="default: all three")
-    parser.add_argument("--partition", choices=PARTITIONS, help="of the official CelebAMask-HQ layout")
-    parser.add_argument("--labels", choices=tuple(LABEL_SETS), help="what the ids of --dataset list mean")
-    parser.add_argument("--max-images", type=int, metavar="N", help="check at most N faces of a split, evenly spread")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="contact sheet to draw, .png or .jpg")
-    options = parser.parse_args(argv)
+    cli = Parser(__doc__.partition("\n")[0])
+    add_data_options(cli, required=True)
+    cli.add_argument("--split", choices=SPLITS, help="default: all three")
+    cli.add_argument("--max-images", type=int, metavar="N", help="check at most N faces of a split, evenly spread")
+    cli.add_argument("--out", type=Path, metavar="FILE", help="contact sheet to draw, .png or .jpg")
+    options = cli.parse_args(argv)
     if options.max_images is not None and options.max_images < 1:
         raise InputError(f"--max-images {options.max_images}: must be at least 1")
     if options.out and options.out.suffix.lower() not in images.PHOTO_SUFFIXES:
@@ -168,7 +164,7 @@ def _list_splits(data: FaceData, splits: list[str]) -> tuple[dict[str, Listing],
     return listings, [str(error) for error in errors]
 
 
-def _report(labels: LabelSet, split: str, faces: list[Face], odd: set[Sample]) -> list[str]:
+def _report(labels: LabelSet, split: str, faces: list[Checked], odd: set[Sample]) -> list[str]:
     """Prints sizes, parts and oddities of a split; returns its problems. odd: the odd faces are added."""
     problems = [problem for face in faces for problem in face.problems]
     sizes = [face.size for face in faces if face.size]
@@ -209,7 +205,7 @@ def _judge(what: str, found: list[tuple[Sample, str]], count: int, odd: set[Samp
     return []
 
 
-def _far(faces: list[Face]) -> list[tuple[Sample, str]]:
+def _far(faces: list[Checked]) -> list[tuple[Sample, str]]:
     """The faces of a split with parts in strange places, and which parts; none of so few that places are chance."""
     placed = [(face.sample, face.places_P2) for face in faces if face.places_P2 is not None]
     if len(placed) < FEW_FACES:
@@ -221,12 +217,14 @@ def _far(faces: list[Face]) -> list[tuple[Sample, str]]:
     ]
 
 
-def _copies(checked: dict[str, list[Face]], odd: set[Sample]) -> list[str]:
+def _copies(checked: dict[str, list[Checked]], odd: set[Sample]) -> list[str]:
     """A problem for each two splits that show nearly the same photo. odd: such faces are added."""
     problems = []
-    seen = {split: [(face.sample, face.print) for face in faces if face.print] for split, faces in checked.items()}
+    seen = {
+        split: [(face.sample, face.photo_hash) for face in faces if face.photo_hash] for split, faces in checked.items()
+    }
     for one, two in combinations(seen, 2):
-        pairs = copies(*([printed for _, printed in seen[split]] for split in (one, two)))
+        pairs = copies(*([known for _, known in seen[split]] for split in (one, two)))
         same = [(seen[one][i][0], seen[two][j][0]) for i, j in pairs]
         odd.update(sample for pair in same for sample in pair)
         if same:
@@ -278,7 +276,7 @@ def _spread(items: list[T], most: int | None) -> list[T]:
     return [items[i * len(items) // most] for i in range(most)]
 
 
-def _draw_sheet(data: FaceData, checked: list[tuple[Listing, list[Face]]], odd: set[Sample], path: Path) -> None:
+def _draw_sheet(data: FaceData, checked: list[tuple[Listing, list[Checked]]], odd: set[Sample], path: Path) -> None:
     """Overlays of up to 24 faces that can be read, those with problems and the odd ones first."""
     faces = [(listing, face) for listing, faces in checked for face in faces if face.present is not None]
     bad = [(listing, face.sample) for listing, face in faces if face.problems or face.sample in odd]

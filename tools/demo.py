@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-import predict
 import reproduce
 from data.loaders import open_faces
 from data.source import FaceData
 from data.view import Augmentation
 from experiments import common, report
 from faces.detect import Detector
+from faces.labelling import Labelling
+from faces.results import Job, write
 from faces.scene import SceneParser
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from scoring.pictures import face_pictures, legend, tile
@@ -47,9 +48,9 @@ PURPOSES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where everything goes")
-    out = parser.parse_args(argv).out
+    cli = Parser(__doc__)
+    cli.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where everything goes")
+    out = cli.parse_args(argv).out
     print(
         f"This draws {FACES} faces, trains STN-iCNN on them in {len(PURPOSES)} stages at a small size, scores the\n"
         f"rows of the paper's table on other drawn faces, and makes pictures: {DURATION}.\n"
@@ -113,10 +114,10 @@ def parse_portrait(out: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     parser = load_for_inference([SHIPPED_WEIGHTS], torch.device("cpu"))
     scenes = SceneParser(parser, Detector())
-    how = predict.Labelling(parser, scenes, Machine(torch.device("cpu")), batch_size=1)
+    how = Labelling(parser, scenes, Machine(torch.device("cpu")), batch_size=1)
     (result,) = how.label([photo], [scenes.find(photo)])
     outputs = {"labels": folder / "portrait.png", "overlay": folder / "portrait_overlay.jpg"}
-    predict.write(predict.Job(out / "portrait.png", outputs), photo, result, parser.labels, windows=True)
+    write(Job(out / "portrait.png", outputs), photo, result, parser.labels, windows=True)
     return outputs["overlay"]
 
 

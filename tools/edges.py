@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from data.datasets.celebamask import PARTITIONS
 from data.edges import edges
-from data.labels import LABEL_SETS
 from data.listing import SPLITS
-from data.source import DATASETS, FaceData, label_maps
+from data.source import FaceData, label_maps
+from scoring.options import add_data_options
 from scoring.pictures import encode
 from utils import files
 from utils.cli import Parser
@@ -57,15 +56,11 @@ def write_edges(data: FaceData, splits: tuple[str, ...], folder: Path) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.prog = "python -m tools.edges"
-    parser.add_argument("--dataset", required=True, choices=tuple(DATASETS))
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set (none for synthetic)")
-    parser.add_argument("--split", nargs="+", choices=SPLITS, help="default: all three")
-    parser.add_argument("--partition", choices=PARTITIONS, help="of the official CelebAMask-HQ layout")
-    parser.add_argument("--labels", choices=tuple(LABEL_SETS), help="what the ids of --dataset list mean")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the edge maps")
-    return parser.parse_args(argv)
+    cli = Parser(__doc__)
+    add_data_options(cli, required=True)
+    cli.add_argument("--split", nargs="+", choices=SPLITS, help="default: all three")
+    cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the edge maps")
+    return cli.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from data.batch import framed_batch
 from data.datasets.synthetic import draw_face
 from models.loading import load_parser
 from models.parser import FaceParser
-from training import options
+from scoring import options
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_whole
@@ -50,6 +50,7 @@ class Labeller(nn.Module):
         self.parser = parser
 
     def forward(self, photos: Tensor) -> Tensor:
+        only_bytes(photos)
         return self.parser(photos).argmax(1).to(torch.uint8)
 
     def checks(self) -> Iterator[tuple[str, tuple[Tensor, ...], Tensor]]:
@@ -60,6 +61,11 @@ class Labeller(nn.Module):
             yield f"{count} × {height}×{width}", (photos_BHW3,), self(photos_BHW3)
 
 
+def only_bytes(photos: Tensor) -> None:
+    """Let the program refuse anything but uint8: "Tensor dtype mismatch! Expected: Byte"."""
+    torch.ops.aten._assert_tensor_metadata.default(photos, dtype=torch.uint8)
+
+
 class FramedLabeller(Labeller):
     """photos_1HW3 (uint8), frames_F23 (float32, see ``data.batch.framed_batch``) -> labels_FHW (uint8)."""
 
@@ -67,6 +73,7 @@ class FramedLabeller(Labeller):
     examples = (torch.zeros(1, 300, 280, 3, dtype=torch.uint8), torch.tensor([[[99.0, 9, 150], [-9, 99, 140]]] * 2))
 
     def forward(self, photos: Tensor, frames: Tensor) -> Tensor:  # type: ignore[override]
+        only_bytes(photos)
         return self.parser.forward_framed(photos, frames).argmax(1).to(torch.uint8)
 
     def checks(self) -> Iterator[tuple[str, tuple[Tensor, ...], Tensor]]:
@@ -125,15 +132,13 @@ def export(
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = Parser(__doc__)
-    options.add_checkpoint_option(parser)
-    parser.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="where the ONNX graph goes")
-    parser.add_argument("--program", type=Path, metavar="FILE.pt2", help="where the torch.export program goes")
-    parser.add_argument(
-        "--framed", action="store_true", help="for photos with faces anywhere, whose frames are an input"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    args = parser.parse_args(argv)
+    cli = Parser(__doc__)
+    options.add_checkpoint_option(cli)
+    cli.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="where the ONNX graph goes")
+    cli.add_argument("--program", type=Path, metavar="FILE.pt2", help="where the torch.export program goes")
+    cli.add_argument("--framed", action="store_true", help="for photos with faces anywhere, whose frames are an input")
+    cli.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    args = cli.parse_args(argv)
     if not (args.onnx or args.program):
         raise InputError("nothing to write: name --onnx FILE.onnx, --program FILE.pt2, or both")
     for flag, path, suffix in (("--onnx", args.onnx, ".onnx"), ("--program", args.program, ".pt2")):

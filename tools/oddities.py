@@ -16,7 +16,7 @@ ALIKE = 0.95  # least correlation of the small grey photos of two copies
 CHUNK = 1024  # faces that are compared with all others at once
 
 
-class Print(NamedTuple):
+class PhotoHash(NamedTuple):
     """By what a photo is known again. bits_64: bool, a perceptual hash. grey_NN: uint8, the photo in small."""
 
     bits_64: np.ndarray
@@ -47,16 +47,16 @@ def far_parts(places_NP2: np.ndarray) -> np.ndarray:
     return far_NP
 
 
-def print_of(photo_HW3: np.ndarray) -> Print:
-    """The print of a photo, or of its thumbnail, which gives the same: uint8 (H, W, 3). Its bits tell which of the
+def photo_hash(photo_HW3: np.ndarray) -> PhotoHash:
+    """The hash of a photo, or of its thumbnail, which gives the same: uint8 (H, W, 3). Its bits tell which of the
     lowest frequencies of the grey thumbnail are above the median."""
     grey_TT = cv2.cvtColor(make_thumb(photo_HW3), cv2.COLOR_RGB2GRAY)
     grey_NN = cv2.resize(grey_TT, (GREY, GREY), interpolation=cv2.INTER_AREA)
     waves_64 = cv2.dct(grey_NN.astype(np.float32))[:BITS, :BITS].ravel()
-    return Print(waves_64 > np.median(waves_64[1:]), grey_NN)  # the first is the mean brightness
+    return PhotoHash(waves_64 > np.median(waves_64[1:]), grey_NN)  # the first is the mean brightness
 
 
-def copies(ones: list[Print], others: list[Print]) -> list[tuple[int, int]]:
+def copies(ones: list[PhotoHash], others: list[PhotoHash]) -> list[tuple[int, int]]:
     """(index in the first list, index in the second) of photos that are nearly the same."""
     if not ones or not others:
         return []

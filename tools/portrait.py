@@ -77,9 +77,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/faces.jpg"), metavar="FILE.jpg", help="the picture")
-    return parser.parse_args(argv)
+    cli = Parser(__doc__)
+    cli.add_argument("--out", type=Path, default=Path("docs/faces.jpg"), metavar="FILE.jpg", help="the picture")
+    return cli.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from data.loaders import open_faces
 from data.relabelled import RECORD
 from models.loading import load_parser
-from training import options
+from scoring import options
 from training.relabel import BATCH_SIZE, Rule, add_rule_options, refuse_inside, relabel, require_labels, table
 from utils import distributed
 from utils.runtime import run_main
@@ -20,19 +20,19 @@ INTERRUPTED = "interrupted: the label maps that are there are whole, and the sam
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = options.base_parser(__doc__, batch_size=BATCH_SIZE)
-    group = parser.add_argument_group("relabelling")
+    cli = options.base_parser(__doc__, batch_size=BATCH_SIZE)
+    group = cli.add_argument_group("relabelling")
     options.add_checkpoint_option(group)
     add_rule_options(group)
     group.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the label maps")
-    args = parser.parse_args(argv)
+    args = cli.parse_args(argv)
     options.check(args)
     rule, data, machine = Rule(args.threshold, args.rare), options.face_data(args), options.machine(args)
     refuse_inside(args.out, data.root, "--out")
     checkpoints = options.checkpoints(args)
     labels = load_parser(checkpoints).labels
     require_labels(labels.name, data.labels.name, checkpoints)  # before the faces are decoded
-    distributed.start_processes(args.device)
+    distributed.start_processes(machine.device)
     with distributed.told_when_lost():
         faces = open_faces(data, "train", labels, threads=machine.threads)
         record = relabel(checkpoints, faces, args.out, rule, machine, args.batch_size)

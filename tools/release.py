@@ -22,8 +22,8 @@ KEPT_OF_ONE = ("seed", "epoch", "best")  # an average has none of its own
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = Parser(__doc__)
-    options.add_argument(
+    cli = Parser(__doc__)
+    cli.add_argument(
         "--checkpoint",
         type=Path,
         required=True,
@@ -31,14 +31,14 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="best.pt of a training, or several that hold the parser's networks between them (the last one wins)",
     )
-    options.add_argument(
+    cli.add_argument(
         "--average",
         action="store_true",
         help="release the mean of the weights of several trainings that started from the same weights",
     )
-    options.add_argument("--out", type=Path, default=SHIPPED_WEIGHTS, metavar="FILE", help="what to write")
-    options.add_argument("--overwrite", action="store_true", help="replace the file that is there")
-    args = options.parse_args(argv)
+    cli.add_argument("--out", type=Path, default=SHIPPED_WEIGHTS, metavar="FILE", help="what to write")
+    cli.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    args = cli.parse_args(argv)
     if os.path.isdir(args.out):
         raise InputError(f"--out {args.out} is a folder: name a file")
     if os.path.exists(args.out) and not args.overwrite:

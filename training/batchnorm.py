@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.distributed import sum_over_processes, world_size
+from utils.distributed import group, sum_over_processes, world_size
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -96,10 +96,13 @@ def _global_statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 def prepare(module: nn.Module, device: torch.device) -> None:
     """Let every torch.nn.BatchNorm2d of the module, in place, normalise over the batch of all processes; weights are
     kept. On CUDA that is torch's own SyncBatchNorm, on CPUs the one here."""
-    if device.type == "cuda":
-        if world_size() > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return
+    if device.type == "cuda" and world_size() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(module, group(device))
     for child in module.modules():
-        if type(child) is nn.BatchNorm2d:
+        if type(child) is not nn.BatchNorm2d:
+            continue
+        if device.type != "cuda":
             child.__class__ = BatchNorm2d
+        elif not dist.is_initialized():
+            assert child.num_batches_tracked is not None
+            child.num_batches_tracked = child.num_batches_tracked.cpu()  # counted on the host, without a launch

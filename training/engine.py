@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training import batchnorm
+from training.casts import cast_together
 from utils import checkpoint, distributed, files, locks, runtime
 from utils.errors import InputError
 
-SCHEDULES = ("halve", "fifths", "onecycle", "restarts", "polynomial", "constant")
+LOOK_EVERY = 50  # steps after which the host waits for the device to see their losses
 Scores = dict[str, float]
 
 
@@ -43,6 +45,14 @@ class Optimisation:
     clip: float = 0.0
 
 
+class Batches(Protocol):
+    """An epoch's batches, such as a DataLoader or a list."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
 class Task(nn.Module):
     """What a training script builds and ``fit`` trains.
 
@@ -58,8 +68,8 @@ class Task(nn.Module):
         super().__init__()
         self.networks, self.optimisation = nn.ModuleDict(networks), optimisation
 
-    def batches(self, epoch: int) -> Iterable[Any]:
-        """This process's share of an epoch's batches, with a length.
+    def batches(self, epoch: int) -> Batches:
+        """This process's share of an epoch's batches.
 
         Everything random in a batch must come from the seed and the epoch: that is what makes a resumed run equal to
         an uninterrupted one.
@@ -99,7 +109,8 @@ class Run:
 
 
 def learning_rate_factor(schedule: str, progress: float, epochs: int) -> float:
-    """Share of the full learning rate at ``progress`` (epochs done, with fractions)."""
+    """Share of the full learning rate at ``progress`` (epochs done, with fractions). schedule: see ``Optimisation``;
+    raises ValueError for another."""
     if schedule == "halve":
         return 0.5 ** (int(progress) // 5)
     if schedule == "fifths":
@@ -119,7 +130,9 @@ def learning_rate_factor(schedule: str, progress: float, epochs: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * epoch / cycle))
     if schedule == "polynomial":
         return (1 - progress / epochs) ** 0.9
-    return 1.0
+    if schedule == "constant":
+        return 1.0
+    raise ValueError(f"no schedule is called {schedule!r}")
 
 
 def fit(task: Task, run: Run) -> Scores:
@@ -138,11 +151,12 @@ def _fit(task: Task, run: Run) -> Scores:
     """See ``fit``."""
     task.to(run.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task.requires_grad_(False)
+    torch.backends.cudnn.benchmark = run.device.type == "cuda"  # the networks' inputs keep their sizes
     learning = {name: network for name, network in task.networks.items() if task.optimisation.lr[name] > 0}
     for network in learning.values():
         network.requires_grad_(True)
         batchnorm.prepare(network, run.device)
-    optimizer = _optimizer(task.optimisation, learning)
+    optimizer = _optimizer(task.optimisation, learning, run.device)
     first_epoch, best = 0, None
     if run.resume:
         first_epoch, best = _resume(task, run, optimizer)
@@ -156,7 +170,7 @@ def _fit(task: Task, run: Run) -> Scores:
     lead = distributed.rank() == 0
     writer = _begin_log(task, run, first_epoch) if lead else None
     distributed.barrier()
-    step = _averaging(task) if dist.is_initialized() else task
+    step = _averaging(task, run.device) if dist.is_initialized() else task
 
     for epoch in range(first_epoch, epochs):
         clock = runtime.Clock()
@@ -179,7 +193,7 @@ def _fit(task: Task, run: Run) -> Scores:
             _show_epoch(writer, row, picture)
             values = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
             print(f"{task.stage} epoch {epoch + 1}/{epochs}  {values}", flush=True)
-    distributed.barrier()
+        distributed.barrier()  # not in the next step, see ``distributed.PATIENCE``
     assert best is not None
     if writer is not None:
         writer.close()
@@ -194,14 +208,16 @@ def refuse_used(folder: Path) -> None:
         raise InputError(f"{folder} already holds a run: go on with --resume, or name another --run-dir")
 
 
-def _averaging(task: Task) -> nn.Module:
+def _averaging(task: Task, device: torch.device) -> nn.Module:
     """The task, with its gradients averaged over the processes."""
-    step = DistributedDataParallel(task)
+    step = DistributedDataParallel(task, process_group=distributed.group(device))
     step.broadcast_buffers = False  # batch statistics are the same everywhere; as an argument newer torch warns of it
     return step
 
 
-def _optimizer(optimisation: Optimisation, learning: dict[str, nn.Module]) -> torch.optim.Optimizer:
+def _optimizer(
+    optimisation: Optimisation, learning: dict[str, nn.Module], device: torch.device
+) -> torch.optim.Optimizer:
     """One parameter group for each network that learns; the schedule sets their rates."""
     groups = [{"params": list(network.parameters()), "name": name} for name, network in learning.items()]
     settings: dict[str, Any] = {"lr": 1.0, "weight_decay": optimisation.weight_decay}
@@ -210,7 +226,7 @@ def _optimizer(optimisation: Optimisation, learning: dict[str, nn.Module]) -> to
     if optimisation.optimizer == "adagrad":
         return torch.optim.Adagrad(groups, initial_accumulator_value=0.1, eps=0, **settings)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimisation.optimizer]
-    return kind(groups, **settings)
+    return kind(groups, fused=device.type == "cuda" or None, **settings)
 
 
 def _train_epoch(
@@ -218,41 +234,53 @@ def _train_epoch(
 ) -> dict[str, float]:
     """One pass over the epoch's batches. step: the task, wrapped for several processes. Returns the mean losses."""
     batches, optimisation = task.batches(epoch), task.optimisation
-    batches = batches if hasattr(batches, "__len__") else list(batches)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    sums: dict[str, Tensor] = {}
-    losses: dict[str, Tensor] = {}
+    names: list[str] = []
+    sums: list[Tensor] = []
+    unseen: list[Tensor] = []  # the losses of the last steps, on the device
     hidden = None if distributed.rank() == 0 else True  # None: shown on terminals alone
     bar = tqdm(batches, desc=f"{task.stage} epoch {epoch + 1}/{optimisation.epochs}", disable=hidden, leave=False)
     for k, batch in enumerate(bar):
-        factor = learning_rate_factor(optimisation.schedule, epoch + k / len(batches), optimisation.epochs)  # type: ignore[arg-type]
+        factor = learning_rate_factor(optimisation.schedule, epoch + k / len(batches), optimisation.epochs)
         for group in optimizer.param_groups:
             group["lr"] = optimisation.lr[group["name"]] * factor
         with runtime.autocast(run.device, run.amp):
-            parts = step(batch.to(run.device))
-            loss = torch.stack(list(parts.values())).sum()
+            on_gpu = run.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+            with cast_together(task.networks.values()) if on_gpu else nullcontext():
+                parts = step(batch.to(run.device))
+            losses_L = torch.stack(list(parts.values()))
+            loss = losses_L.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if optimisation.clip > 0:
             nn.utils.clip_grad_norm_(parameters, optimisation.clip)
         optimizer.step()
-        if k > 0:
-            _check_finite(losses, epoch, k)  # one step late: the device need not wait for the check
-        losses = {"loss": loss.detach()}
-        if len(parts) > 1:
-            losses |= {name: value.detach() for name, value in parts.items()}
-        for name, value in losses.items():
-            sums[name] = sums.get(name, torch.zeros((), device=run.device)) + value
-    count = k + 1
-    _check_finite(losses, epoch, count)
-    shares = count * distributed.world_size()
-    return {name: float(distributed.sum_over_processes(value)) / shares for name, value in sums.items()}
+        names = list(parts)
+        unseen.append(losses_L.detach())
+        if len(unseen) == LOOK_EVERY or k + 1 == len(batches):
+            sums.append(_seen(unseen, names, epoch, k + 1))
+            unseen = []
+    sums_L = distributed.sum_over_processes(torch.stack(sums).sum(0).to(run.device))
+    means_L = sums_L / (len(batches) * distributed.world_size())
+    means = dict(zip(names, means_L.tolist(), strict=True))
+    return {"loss": sum(means.values()), **(means if len(means) > 1 else {})}
 
 
-def _check_finite(losses: dict[str, Tensor], epoch: int, step: int) -> None:
-    if not torch.isfinite(losses["loss"]):
-        values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
-        raise InputError(f"the loss is not finite at epoch {epoch + 1}, step {step} ({values}): lower the --lr")
+def _seen(unseen: list[Tensor], names: list[str], epoch: int, step: int) -> Tensor:
+    """The sums of the last steps' losses, float64 on the CPU; ``step`` was the last.
+
+    Raises InputError for losses that are not finite, naming the first step's.
+    """
+    losses_SL = torch.stack(unseen).cpu().double()
+    finite_S = losses_SL.sum(1).isfinite()
+    if not finite_S.all():
+        first = int(finite_S.int().argmin())
+        losses_L = losses_SL[first]
+        named = [f"{name} {value:.4g}" for name, value in zip(names, losses_L.tolist(), strict=True)]
+        values = ", ".join([f"loss {losses_L.sum():.4g}", *(named if len(named) > 1 else [])])
+        number = step - len(unseen) + first + 1
+        raise InputError(f"the loss is not finite at epoch {epoch + 1}, step {number} ({values}): lower the --lr")
+    return losses_SL.sum(0)
 
 
 def _is_better(score: float, best: float, maximise: bool) -> bool:
@@ -323,6 +351,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) ->
     kept = {torch.optim.Adagrad: {"step", "sum"}, torch.optim.SGD: {"momentum_buffer"}}
     needed = kept.get(type(optimizer), {"step", "exp_avg", "exp_avg_sq"})
     try:
+        for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+            group["fused"] = own.get("fused")  # the device's matter, not the run's
         optimizer.load_state_dict(state)
         sound = all(
             needed <= entry.keys()

@@ -22,10 +22,12 @@ def segmentation_loss(logits_BKHW: Tensor, targets_BHW: Tensor, dice: float = 0.
     loss = F.cross_entropy(logits_BKHW, targets_BHW, ignore_index=IGNORED)
     if dice > 0:
         probs_BKN = logits_BKHW.softmax(1).flatten(2)[:, 1:]
-        truth_BKN = F.one_hot(targets_BHW.flatten(1), logits_BKHW.shape[1]).mT[:, 1:].to(probs_BKN.dtype)
+        classes_K = torch.arange(1, logits_BKHW.shape[1], device=logits_BKHW.device)
+        truth_BKN = targets_BHW.flatten(1)[:, None] == classes_K[:, None]
+        count_BK = truth_BKN.sum(2)
         overlap_BK = 2 * (probs_BKN * truth_BKN).sum(2)
-        area_BK = probs_BKN.sum(2) + truth_BKN.sum(2)
-        held_BK = (truth_BKN.sum(2) > 0).float()
+        area_BK = probs_BKN.sum(2) + count_BK
+        held_BK = (count_BK > 0).float()
         missed_BK = (1 - overlap_BK / area_BK.clamp(min=1e-6)) * held_BK
         loss = loss + dice * (missed_BK.sum(1) / held_BK.sum(1).clamp(min=1)).mean()
     return loss
@@ -42,7 +44,8 @@ def batch_dice_loss(logits_BKHW: Tensor, targets_BHW: Tensor) -> Tensor:
     """One minus the soft Dice of each class over the whole batch, averaged over all classes, background too; a class
     that the batch lacks costs up to 1. Arguments and value as of ``segmentation_loss``."""
     probs_BKHW = logits_BKHW.float().softmax(1)
-    truth_BKHW = F.one_hot(targets_BHW.long(), logits_BKHW.shape[1]).movedim(-1, 1).to(probs_BKHW.dtype)
+    classes_K11 = torch.arange(logits_BKHW.shape[1], device=logits_BKHW.device)[:, None, None]
+    truth_BKHW = targets_BHW[:, None] == classes_K11
     overlap_K = (probs_BKHW * truth_BKHW).sum((0, 2, 3))
     area_K = probs_BKHW.sum((0, 2, 3)) + truth_BKHW.sum((0, 2, 3))
     return 1 - ((2 * overlap_K + 1e-6) / (area_K + 1e-6)).mean()
@@ -76,9 +79,15 @@ def boundary_loss(logits_BKHW: Tensor, targets_BHW: Tensor, edges_BHW: Tensor) -
 def parts_loss(logits: list[Tensor], targets: list[Tensor], dice: float = 0.0) -> Tensor:
     """Sum of ``segmentation_loss`` over the parts: the paper's loss of stage two and of end-to-end training.
 
-    logits, targets: one tensor for each part, in the order of ``data.labels.PARTS``.
+    logits, targets: one tensor for each part, in the order of ``data.labels.PARTS``; all of one size, so that parts of
+    equally many labels can share the mean.
     """
-    return torch.stack([segmentation_loss(x, y, dice) for x, y in zip(logits, targets, strict=True)]).sum()
+    losses = []
+    for count in sorted({x.shape[1] for x in logits}):
+        alike = [(x, y) for x, y in zip(logits, targets, strict=True) if x.shape[1] == count]
+        x, y = (torch.cat(values) for values in zip(*alike, strict=True))
+        losses.append(len(alike) * segmentation_loss(x, y, dice))
+    return torch.stack(losses).sum()
 
 
 def theta_loss(theta_BP23: Tensor, target_BP23: Tensor, present_BP: Tensor, beta: float = 1.0) -> Tensor:
@@ -86,8 +95,8 @@ def theta_loss(theta_BP23: Tensor, target_BP23: Tensor, present_BP: Tensor, beta
 
     The mean is taken over all B x P parts, present or not, so that it does not depend on how a batch is divided
     among processes; missing parts add nothing to the sum.
-    theta_BP23, target_BP23: predicted and true theta. present_BP: bool. beta: where the loss turns from quadratic to
-    linear (1 in the paper and in the released code). Returns a float32 scalar.
+    theta_BP23, target_BP23: predicted and true theta. present_BP: bool, or 0.0 and 1.0. beta: where the loss turns from
+    quadratic to linear (1 in the paper and in the released code). Returns a float32 scalar.
     """
     predicted_BP4, wanted_BP4 = _free_entries(theta_BP23.float()), _free_entries(target_BP23)
     loss_BP4 = F.smooth_l1_loss(predicted_BP4, wanted_BP4, beta=beta, reduction="none")

@@ -59,15 +59,15 @@ class Recipes(NamedTuple):
 RECIPE_NAMES = ("paper", "paper-short", "best", "wide")
 
 
-class GuestRecipes(NamedTuple):
-    """A guest's recipes: that of its authors' code, and ours; the same for every data set."""
+class WholeFaceRecipes(NamedTuple):
+    """The recipes of a parser of the whole face: that of its authors' code, and ours; the same for every data set."""
 
     seed: Recipe
     best: Recipe
 
     def choose(self, name: str, dataset: str) -> Recipe:
-        """The recipe of one of ``GUEST_RECIPE_NAMES``."""
+        """The recipe of one of ``WHOLE_FACE_RECIPE_NAMES``."""
         return getattr(self, name)
 
 
-GUEST_RECIPE_NAMES = GuestRecipes._fields
+WHOLE_FACE_RECIPE_NAMES = WholeFaceRecipes._fields

@@ -46,25 +46,25 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:
-            raise InputError(f"--threshold {self.threshold}: must be at least 0 and below 1")
+            raise InputError(f"threshold {self.threshold}: must be at least 0 and below 1")
         if not 0 <= self.rare <= 1:
-            raise InputError(f"--rare {self.rare}: must be between 0 and 1")
+            raise InputError(f"rare {self.rare}: must be between 0 and 1")
 
     def keeps(self, pixels_K: np.ndarray) -> np.ndarray:
         """Which labels keep their pixels: bool (K,). pixels_K: how many of the training pixels have each."""
         return pixels_K < self.rare * pixels_K.sum()
 
 
-def add_rule_options(parser: argparse._ActionsContainer) -> None:
+def add_rule_options(cli: argparse._ActionsContainer) -> None:
     """``--threshold`` and ``--rare``, the fields of ``Rule``."""
-    parser.add_argument(
+    cli.add_argument(
         "--threshold",
         type=float,
         default=Rule.threshold,
         metavar="P",
         help="probability above which a predicted label replaces that of the training data",
     )
-    parser.add_argument(
+    cli.add_argument(
         "--rare",
         type=float,
         default=Rule.rare,
@@ -149,7 +149,7 @@ def require_labels(held: str, needed: str, checkpoints: Sequence[Path]) -> None:
     """Raises InputError where a parser labels with another set than that of the data."""
     if held != needed:
         names = ", ".join(map(str, checkpoints))
-        raise InputError(f"--checkpoint {names} labels in {held}, the data set in {needed}: name one that fits it")
+        raise InputError(f"{names} labels in {held}, the data set in {needed}: name one that fits it")
 
 
 def table(record: dict[str, Any]) -> str:

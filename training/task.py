@@ -115,7 +115,7 @@ class ParserTask(Task):
             plan.recipe.augmentation.folds,
             distributed.rank(),
             distributed.world_size(),
-            plan.machine.workers,
+            plan.machine,
         )
 
     def parse(self, batch: Batch) -> Parsed:
@@ -125,17 +125,15 @@ class ParserTask(Task):
     def val_batches(self) -> DataLoader:
         """This process's share of the validation split."""
         world = distributed.world_size()
-        return evaluation_batches(
-            self.val_faces, EVAL_BATCH * world, distributed.rank(), world, self.plan.machine.workers
-        )
+        return evaluation_batches(self.val_faces, EVAL_BATCH * world, distributed.rank(), world, self.plan.machine)
 
     def validate(self) -> Scores:
         """As "strict" the mean F1 of the labels; as "f1" the paper's overall F1, or the mean again where the label set
         has no groups."""
         device, labels = self.plan.machine.device, self.model.labels
         _, matrices_NKK = evaluate(lambda batch: self.parse(batch).labels_BHW, self.val_batches(), device, len(labels))
-        total_KK = distributed.sum_over_processes(matrices_NKK.sum(0).to(device))
-        found = headline(scores(total_KK.cpu().numpy(), labels))
+        total_KK = distributed.sum_over_processes(matrices_NKK.sum(0))
+        found = headline(scores(total_KK.numpy(), labels))
         strict = found["strict"] or 0.0
         return {"f1": (found["overall"] or 0.0) if labels.groups else strict, "strict": strict}
 

@@ -3,10 +3,9 @@
 import os
 import reprlib
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,23 +28,9 @@ _NUMPY_SCALARS: list[Any] = [
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-# What is far more than any checkpoint needs. Files of ours are as large as their contents.
-_DEEPEST, _MOST_VALUES, _LONGEST_NAME = 16, 50_000, 200
-_UNPACKED = 4  # times the file's size, and another MiB
-
+_UNPACKED = 4  # times the file's size, and another MiB: more than any checkpoint takes, ours are stored as they are
+_MOST_VALUES = 50_000
 _MEND = "name one that training wrote (best.pt) or one of the authors' (python download.py --list), or get it again"
-_BEGINNINGS = (
-    (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"\x89PNG", "a PNG picture"),
-    (b"GIF8", "a GIF picture"),
-    (b"II*\x00", "a TIFF picture"),
-    (b"MM\x00*", "a TIFF picture"),
-    (b"%PDF", "a PDF document"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"version https://git-lfs", "a Git LFS pointer in place of the file (git lfs pull fetches it)"),
-)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -55,8 +40,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     try:
         files.write_whole(path, lambda file: torch.save({"format": FORMAT, **state}, file))
-    except (OSError, RuntimeError) as error:  # torch reports a failed zip write as RuntimeError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "write failed, disk full?"
+    except (OSError, RuntimeError) as error:
+        # over any other, Ctrl-C's too, torch raises a RuntimeError where it closes the half-written file
+        cause = error.__context__ or error if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise cause from None
+        reason = cause.strerror or cause
         raise InputError(f"{path} could not be saved ({reason}); an older checkpoint there is untouched") from error
 
 
@@ -92,129 +81,75 @@ def foreign_weights(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """torch.load with ``weights_only``. Returns a dict of plain values and dense tensors, whatever classes of dicts and
-    tensors the file holds. Raises InputError for every failure."""
+    """torch.load with ``weights_only``: a dict of plain values and dense tensors, whatever classes the file names.
+
+    Raises InputError for every failure, and for a file that would unpack to far more than its size.
+    """
     with files.open_regular(path, "checkpoint file") as file:
         most = _UNPACKED * os.fstat(file.fileno()).st_size + 2**20
-        _refuse_other_files(file, path, most)
-        file.seek(0)
         try:
+            if file.read(4) == b"PK\3\4":  # the format of torch since 1.6
+                files.check_zip(file, path, most)  # torch itself compares no checksums
+            file.seek(0)
             with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for damaged bytes, OSError among them
+        except InputError:
+            raise
+        except Exception as error:  # torch and zipfile raise many kinds for damaged bytes, OSError among them
+            file.seek(0)
             if any(words in str(error).lower() for words in ("unsupported global", "unrecognized function")):
                 reason = "holds objects other than weights, which are not run: get it again from its source"
             elif isinstance(error, MemoryError) or "allocate memory" in str(error):
                 reason = "damaged, or this machine has too little memory for it: get it again, or free some memory"
+            elif file.read(19) == b"version https://git":
+                reason = "this is a Git LFS pointer in place of the file: git lfs pull fetches it"
             else:
-                reason = "damaged or not a checkpoint: get it again"
+                reason = f"damaged or not a checkpoint: {_MEND}"
             raise InputError(f"{path}: {reason}") from error
     if not isinstance(state, dict):
         raise InputError(f"{path} is no checkpoint: it holds {_article(type(state).__name__)}; {_MEND}")
-    return _Plain(path, most).value(state, "")
+    return _plain(state, path, most)
 
 
-def _refuse_other_files(file: BinaryIO, path: Path, most: int) -> None:
-    """Raises InputError for an empty file, for what is known to be something else, and for a zip archive that would
-    unpack to more than ``most`` bytes."""
-    start = file.read(4096)
-    if not start:
-        raise InputError(f"{path}: damaged, it is empty: get it again")
-    what = next((what for beginning, what in _BEGINNINGS if start.startswith(beginning)), None)
-    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-        what = "a WebP picture"
-    elif start[4:9] == bytes(4) + b"{":  # the length of a JSON header, in eight bytes
-        what = "a safetensors file"
-    elif start[257:262] == b"ustar":
-        what = "a tar archive"
-    elif start.startswith(b"PK"):
-        what = _kind_of_zip(file, path, most)
-    elif what is None and _is_text(start):
-        what = "a text"
-    if what:
-        raise InputError(f"{path}: this is {what}, not a checkpoint: {_MEND}")
+def _plain(state: Any, path: Path, most: int) -> Any:
+    """Dicts of any class as dicts, lists and tuples as such, tensors without attributes, the rest as it is.
 
-
-def _kind_of_zip(file: BinaryIO, path: Path, most: int) -> str | None:
-    """What a zip archive is, None for a checkpoint. Raises InputError for a damaged one and for one of more bytes."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = [name.rpartition("/")[2] for name in archive.namelist()]
-            size = sum(entry.file_size for entry in archive.infolist())
-            if size <= most and archive.testzip():  # torch itself compares no checksums
-                raise zipfile.BadZipFile
-    except Exception as error:  # zipfile raises many kinds for damaged bytes
-        raise InputError(f"{path}: damaged or not a checkpoint: get it again") from error
-    if size > most:
-        raise InputError(f"{path} would unpack to {size:,} bytes, far more than a checkpoint of its size: not read")
-    if "constants.pkl" in names:
-        return "a TorchScript archive"
-    if "archive_format" in names:
-        return "a program of torch.export"
-    return None if "data.pkl" in names else "a zip archive that torch did not write (unpack it first?)"
-
-
-def _is_text(start: bytes) -> bool:
-    try:
-        text = start.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(start) - 3:  # else a character is cut in two
-            return False
-        text = start[: error.start].decode("utf-8")
-    return bool(text) and all(character.isprintable() or character in "\t\r\n\f\ufeff" for character in text)
-
-
-class _Plain:
-    """The contents of a file as plain values, with limits: what is shared or expanded counts as often as it occurs.
-
-    path: the file, for messages. most: bytes that all tensors together may take.
+    most: bytes that one tensor may take. Raises InputError for values of other classes, for tensors that are not dense
+    ones of numbers in memory, for keys that cannot be shown, and for values without end.
     """
+    count = 0
 
-    def __init__(self, path: Path, most: int) -> None:
-        self.path, self.bytes_left, self.values_left = path, most, _MOST_VALUES
-
-    def value(self, value: Any, name: str, depth: int = 0) -> Any:
-        """Dicts of any class as dicts, lists and tuples as such, the rest as it is. name: where it stands.
-
-        Raises InputError for other classes, for tensors that are not dense ones of floats or integers in memory, and
-        beyond the limits.
-        """
-        self.values_left -= 1
-        if depth > _DEEPEST or self.values_left < 0:
-            raise InputError(f"{self.path} is nested deeper, or holds more values, than any checkpoint: not read")
+    def plain(value: Any, name: str) -> Any:
+        nonlocal count
+        count += 1
+        if count > _MOST_VALUES:
+            raise RecursionError
         if isinstance(value, dict):
-            items = dict.items(value)  # not value.items(): a file may give its dicts attributes of that name
-            return {self.key(key, name): self.value(entry, f"{name}.{key}", depth + 1) for key, entry in items}
+            entries = dict.items(value)  # not value.items(): a file may give its dicts attributes of that name
+            if not all(
+                type(key) is int or (type(key) is str and key.isprintable() and len(key) < 200) for key in value
+            ):
+                raise InputError(f"{path}: an entry of {name[1:] or 'it'} has no plain name: get it again")
+            return {key: plain(entry, f"{name}.{key}") for key, entry in entries}
         if isinstance(value, list | tuple):
-            plain = [self.value(entry, f"{name}.{k}", depth + 1) for k, entry in enumerate(value)]
-            return plain if isinstance(value, list) else tuple(plain)
+            values = [plain(entry, f"{name}.{k}") for k, entry in enumerate(value)]
+            return values if isinstance(value, list) else tuple(values)
         if isinstance(value, Tensor):
-            return self.tensor(value, name)
-        if value is not None and type(value) not in (bool, int, float, str) and not isinstance(value, np.number):
-            self.refuse(name, type(value).__name__)
+            value = Tensor.detach(value)
+            dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
+            if not dense or value.dtype not in (*_FLOATS, *_INTEGERS, torch.bool):
+                raise InputError(f"{path}: {name[1:]} is no dense tensor of real numbers: get it again")
+            if value.numel() * value.element_size() > most:
+                raise InputError(f"{path}: {name[1:]} unpacks to far more than the file's size: not read")
+        elif value is not None and not isinstance(value, bool | int | float | str | np.number):
+            raise InputError(f"{path}: {name[1:]} is {_article(type(value).__name__)}, which no checkpoint holds")
         return value
 
-    def key(self, key: Any, name: str) -> str | int:
-        if type(key) is int or (type(key) is str and key.isprintable() and len(key) <= _LONGEST_NAME):
-            return key
-        raise InputError(f"{self.path}: an entry of {name[1:] or 'it'} has no plain name: get it again from its source")
-
-    def tensor(self, tensor: Tensor, name: str) -> Tensor:
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or vars(tensor):
-            self.refuse(name, "tensor of another class")
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
-            self.refuse(name, "nested tensor" if tensor.is_nested else f"{tensor.layout}, {tensor.device} tensor")
-        if tensor.dtype not in (*_FLOATS, *_INTEGERS, torch.bool):
-            self.refuse(name, f"{tensor.dtype} tensor")
-        self.bytes_left -= tensor.numel() * tensor.element_size()
-        if self.bytes_left < 0:
-            raise InputError(f"{self.path}: {name[1:]} unpacks to far more than the file's size: not read")
-        return tensor
-
-    def refuse(self, name: str, what: str) -> None:
-        article = _article(what.removeprefix("torch."))
-        raise InputError(f"{self.path}: {name[1:]} is {article}, which no checkpoint holds: get it again")
+    try:
+        return plain(state, "")
+    except RecursionError:
+        raise InputError(f"{path} is nested deeper, or holds more values, than any checkpoint: not read") from None
 
 
 def _article(noun: str) -> str:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,13 +15,31 @@ from utils.errors import InputError
 # What gloo says, as a plain RuntimeError, when another process has ended; NCCL raises a DistError.
 LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
+# NCCL does not see that another process has ended: it waits for so long, and then ends the process. Nothing may wait
+# that long for it in a training step, therefore: what one process does alone, such as saving, the others await by gloo.
+PATIENCE = timedelta(seconds=45)
+_cards: Any = None  # the group of all processes, over NCCL
 
-def start_processes(device_name: str) -> None:
-    """Join the other processes when started by torchrun; gloo on the CPU, nccl on CUDA."""
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
-        cuda = device_name != "cpu" and torch.cuda.is_available()
+
+def start_processes(device: torch.device) -> None:
+    """Join the other processes when started by torchrun. device: this process's own, see ``utils.runtime.pick_device``.
+
+    Plain values and tensors on the CPU go over gloo, which sees at once when another process ends; tensors on CUDA over
+    NCCL.
+    """
+    global _cards
+    if world_size() > 1 and not dist.is_initialized():
         with told_when_lost():
-            dist.init_process_group("nccl" if cuda else "gloo")
+            dist.init_process_group("gloo")
+            if device.type == "cuda":
+                # beyond the time-out it would wait a minute more for a record of its calls, which nobody reads
+                os.environ.setdefault("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "1000")
+                _cards = dist.new_group(backend="nccl", timeout=PATIENCE)
+
+
+def group(device: torch.device) -> Any:
+    """What exchanges tensors of a device between the processes; None: torch's default."""
+    return _cards if device.type == "cuda" else None
 
 
 def rank() -> int:
@@ -33,6 +52,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_size() -> int:
+    """How many of the processes are on this machine, as far as their launcher tells."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or local_rank() + 1) if world_size() > 1 else 1
+
+
+def local_rank() -> int:
+    """Number of this process among those on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def barrier() -> None:
     """Wait until all processes are here."""
     if dist.is_initialized():
@@ -40,9 +69,10 @@ def barrier() -> None:
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum of every process's tensor, in place. All processes must call it."""
+    """The sum of every process's tensor, in place. All processes must call it; on CUDA at about the same time, see
+    ``PATIENCE``."""
     if dist.is_initialized():
-        dist.all_reduce(value)
+        dist.all_reduce(value, group=group(value.device))
     return value
 
 

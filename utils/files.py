@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import stat
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +43,16 @@ def open_regular(path: Path, what: str = "file") -> BinaryIO:
         os.close(number)
         raise InputError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'special')}, not a file: name a {what}")
     return os.fdopen(number, "rb")
+
+
+def check_zip(file: BinaryIO, path: Path, most: int) -> None:
+    """Raises InputError for a zip archive of more than ``most`` bytes unpacked, and BadZipFile for a damaged one."""
+    with zipfile.ZipFile(file) as archive:
+        if (size := sum(entry.file_size for entry in archive.infolist())) > most:
+            raise InputError(f"{path} would unpack to {size:,} bytes, far more than its size promises: not read")
+        if archive.testzip():
+            raise zipfile.BadZipFile
+    file.seek(0)
 
 
 def read_bytes(path: Path, what: str = "file") -> bytes:
@@ -124,3 +135,11 @@ def sha256(path: Path) -> str:
 def sha256_of_text(text: str) -> str:
     """SHA-256 of a text, in lower-case hexadecimal; what is no UTF-8 counts as the bytes of a file's name."""
     return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make an output folder and those above it; flag: the option that named it. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag} {folder} cannot be made ({error.strerror}): name another folder") from error

@@ -4,21 +4,27 @@ import ctypes
 import errno
 import io
 import logging
+import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from utils.distributed import world_size
+from utils.distributed import local_rank, local_size
 from utils.errors import InputError
 
 INTERRUPTED = "interrupted (a training run goes on with --resume)"
@@ -34,14 +40,23 @@ _NO_MEMORY = (  # of torch on CPU and GPU, of cuBLAS and cuDNN, C++, OpenCV and 
     "bad_alloc",
     "Insufficient memory",
     "can't start new thread",
+    "could not create a primitive",  # of oneDNN
 )
+_WORKERS = {  # what torch says of the processes that load faces: what it means and how to mend it
+    "shared memory": "/dev/shm is too small for the processes that load faces: enlarge it (docker run --shm-size=8g), "
+    "or say --workers 0",
+    "DataLoader worker": "a process that loads faces was killed, as the system does where memory is short: take fewer "
+    "--workers, or --workers 0",
+}
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def run_main(main: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
     """Run a script's ``main``: bad input, a full disk, too little memory and a failing GPU become one line and exit
-    status 2, Ctrl-C the line ``interrupted`` and status 130."""
+    status 2, Ctrl-C, SIGTERM and SIGHUP the line ``interrupted`` and status 130."""
     keep_freed_memory()
     keep_output_clean()
+    end_as_by_ctrl_c()
     try:
         return main()
     except KeyboardInterrupt:
@@ -71,7 +86,36 @@ def explain(error: Exception) -> str:
         return f"{error.filename2 or error.filename or 'a file'} could not be read or written: {error.strerror}"
     if isinstance(error, RuntimeError) and str(error).startswith("CUDA error"):
         return f"the GPU failed{first_line(error)}: run it again, or with --device cpu"
+    if isinstance(error, RuntimeError):
+        return next((line for words, line in _WORKERS.items() if words in str(error)), "")
     return ""
+
+
+def end_as_by_ctrl_c() -> None:
+    """Let SIGTERM and SIGHUP (the end of a batch job, a closed terminal) raise KeyboardInterrupt, so that temporary
+    files go and processes of ours end. The first of them counts; one that is ignored, as under nohup, stays so."""
+
+    def interrupt(number: int, _: object) -> None:
+        for end in _ENDS:
+            signal.signal(end, signal.SIG_IGN)
+        for stream in (1, 2) if number == signal.SIGHUP else ():
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # a terminal, which has gone: to write there would fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for end in _ENDS:
+            if signal.getsignal(end) == signal.SIG_DFL:
+                signal.signal(end, interrupt)
+
+
+def end_with_parent() -> None:
+    """In a process of a pool: leave Ctrl-C and SIGHUP to the parent, and end as soon as it has ended, killed or not."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: parent.join() or os._exit(1), daemon=True).start()  # type: ignore[func-returns-value]
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -118,13 +162,10 @@ def keep_freed_memory() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:N". Raises InputError where there is no such device."""
+    """ "auto", "cpu", "cuda" or "cuda:N". A CUDA device has an index, is the current one from now on, and each of
+    torchrun's processes has its own. Raises InputError where there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and world_size() > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    elif name.startswith("cuda:") and world_size() > 1:
-        raise InputError(f"--device {name}: several processes would share one device; say --device cuda")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -134,11 +175,20 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cpu" and device.index:
         raise InputError(f"--device {name}: there is one CPU device; say --device cpu")
     if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count, sharing = torch.cuda.device_count() if torch.cuda.is_available() else 0, local_size()
         if count == 0:
             raise InputError(f"--device {name}: this machine has no usable CUDA device; use --device cpu or auto")
         if (device.index or 0) >= count:
             raise InputError(f"--device {name}: this machine has {count} CUDA device(s), numbered from 0")
+        if sharing > 1 and device.index is not None:
+            raise InputError(f"--device {name}: {sharing} processes would share one device; say --device cuda")
+        if sharing > count:
+            raise InputError(
+                f"--device {name}: {sharing} processes would share {count} CUDA device(s): start at most {count}, "
+                "or say --device cpu"
+            )
+        if device.index is None:
+            device = torch.device("cuda", local_rank() if sharing > 1 else torch.cuda.current_device())
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = True  # convolutions alone: matrix products carry the geometry
     return device
@@ -174,8 +224,36 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     """amp: "off", "bf16", or "auto" (bf16 where the hardware has it)."""
-    enabled = amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, amp))
+
+
+def uses_bf16(device: torch.device, amp: str) -> bool:
+    """Whether ``autocast`` takes bfloat16."""
+    return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one device on the CPU: one copy and one wait for all of them."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return list(tensors)
+    return unpack(pack(tensors).cpu(), tensors)
+
+
+def pack(tensors: Sequence[Tensor]) -> Tensor:
+    """The bytes of some tensors, uint8 (N), the widest numbers first, as ``unpack`` reads them."""
+    return torch.cat([tensors[k].contiguous().flatten().view(torch.uint8) for k in _widest_first(tensors)])
+
+
+def unpack(bytes_N: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """What ``pack`` has packed. like: tensors of the same shapes and types."""
+    order = _widest_first(like)
+    parts = bytes_N.split([like[k].nbytes for k in order])
+    found = {k: part.view(like[k].dtype).view(like[k].shape) for k, part in zip(order, parts, strict=True)}
+    return [found[k] for k in range(len(like))]
+
+
+def _widest_first(tensors: Sequence[Tensor]) -> list[int]:
+    return sorted(range(len(tensors)), key=lambda k: -tensors[k].itemsize)
 
 
 @dataclass(frozen=True)
@@ -192,12 +270,21 @@ class Machine:
         return max(2, self.workers)
 
 
+@cache
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Plain values as a tensor that is made once for each device: each making is a copy that the host waits for."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
+
+
 def git_revision() -> str:
     """Commit of the code, with "+" where the tree has changes; "unknown" outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+        head, dirty = (
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+            for words in (["rev-parse", "HEAD"], ["--no-optional-locks", "status", "--porcelain"])  # git writes nothing
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -62,8 +62,12 @@ def downsample(x_BCHW: Tensor) -> Tensor:
 
 
 def upsample_to(x_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
-    """Nearest neighbour, to the height and width of ``like_BCHW``."""
-    return F.interpolate(x_BCHW, like_BCHW.shape[-2:], mode="nearest")
+    """Nearest neighbour, to the height and width of ``like_BCHW``, in its own dtype: autocast would give float32, which
+    the concatenation would take over."""
+    if not torch.is_autocast_enabled(x_BCHW.device.type):
+        return F.interpolate(x_BCHW, like_BCHW.shape[-2:], mode="nearest")
+    with torch.autocast(x_BCHW.device.type, enabled=False):
+        return F.interpolate(x_BCHW, like_BCHW.shape[-2:], mode="nearest")
 
 
 class Interlink(nn.Module):
@@ -106,6 +110,15 @@ class ICNN(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """images_B3HW: float in [0, 1]. Returns logits_BLHW (float, no softmax)."""
+        device = images_B3HW.device.type
+        if torch.is_autocast_enabled(device):
+            images_B3HW = images_B3HW.to(torch.get_autocast_dtype(device))  # once: the maximum commutes with it
+            if next(self.parameters()).dtype == images_B3HW.dtype:  # autocast has nothing left to do
+                with torch.autocast(device, enabled=False):
+                    return self._logits(images_B3HW)
+        return self._logits(images_B3HW)
+
+    def _logits(self, images_B3HW: Tensor) -> Tensor:
         rows = []
         for r, block in enumerate(self.inputs):
             if r > 0:

@@ -8,9 +8,9 @@ from data.labels import NINE, NUM_PARTS
 
 KINDS = ("paper", "resnet18", "released")
 
-# A plain frontal face in normalised coordinates, (x, y, scale) of each part's window (medians over aligned
-# portraits, windows 1.6 times the part): where the paper's
-# localizer starts from, and where parts that a photo does not show are presumed.
+# A plain frontal face in normalised coordinates, (x, y, scale) of each part's window (medians over aligned portraits,
+# windows 1.6 times the part): where the paper's localizer starts from, and where parts that a photo does not show are
+# presumed.
 FACE_LAYOUT = torch.tensor(
     [
         [-0.26, -0.17, 0.27],
@@ -26,9 +26,16 @@ FACE_LAYOUT = torch.tensor(
 PART_SHAPES = torch.tensor([[1, 0.33], [1, 0.33], [1, 0.37], [1, 0.37], [0.74, 1], [1, 0.4]])
 
 
-def zero_shear(theta_BP23: Tensor) -> Tensor:
-    """theta * [[1, 0, 1], [0, 1, 1]]."""
-    return theta_BP23 * theta_BP23.new_tensor([[1, 0, 1], [0, 1, 1]])
+class ZeroShear(nn.Module):
+    """theta * [[1, 0, 1], [0, 1, 1]], of (B, 36) values or (B, 6, 2, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free_23: Tensor
+        self.register_buffer("free_23", torch.tensor([[1.0, 0, 1], [0, 1, 1]]), persistent=False)
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return theta.view(-1, NUM_PARTS, 2, 3) * self.free_23
 
 
 class PaperLocalizer(nn.Module):
@@ -48,7 +55,7 @@ class PaperLocalizer(nn.Module):
                 channels = width
             layers.append(nn.AvgPool2d(3, 2, 1))
             size = (size + 1) // 2
-        self.features = nn.Sequential(*layers)
+        self.features, self.zero_shear = nn.Sequential(*layers), ZeroShear()
         self.linear = nn.Linear(channels * size * size, NUM_PARTS * 6)
         nn.init.normal_(self.linear.weight, std=1e-3)
         with torch.no_grad():
@@ -59,8 +66,7 @@ class PaperLocalizer(nn.Module):
 
     def forward(self, probs_BKHW: Tensor) -> Tensor:
         """probs_BKHW: softmax of the coarse logits. Returns theta_BP23."""
-        theta_B36 = self.linear(self.features(probs_BKHW).flatten(1))
-        return zero_shear(theta_B36.view(-1, NUM_PARTS, 2, 3))
+        return self.zero_shear(self.linear(self.features(probs_BKHW).flatten(1)))
 
 
 class ResNetLocalizer(nn.Module):
@@ -68,12 +74,12 @@ class ResNetLocalizer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.resnet = resnet18(num_classes=NUM_PARTS * 6)
+        self.resnet, self.zero_shear = resnet18(num_classes=NUM_PARTS * 6), ZeroShear()
         self.resnet.conv1 = nn.Conv2d(len(NINE), 64, 7, 2, 3, bias=False)
 
     def forward(self, probs_BKHW: Tensor) -> Tensor:
         """probs_BKHW: softmax of the coarse logits. Returns theta_BP23."""
-        return zero_shear(self.resnet(probs_BKHW).view(-1, NUM_PARTS, 2, 3))
+        return self.zero_shear(self.resnet(probs_BKHW))
 
 
 class ReleasedLocalizer(nn.Module):
@@ -93,11 +99,11 @@ class ReleasedLocalizer(nn.Module):
                 layers.append(nn.BatchNorm2d(NUM_PARTS))
                 if k != 9:
                     layers.append(nn.ReLU(inplace=True))
-        self.layers = nn.Sequential(*layers)
+        self.layers, self.zero_shear = nn.Sequential(*layers), ZeroShear()
 
     def forward(self, probs_BKHW: Tensor) -> Tensor:
         """probs_BKHW: softmax of the coarse logits, 128 x 128. Returns theta_BP23."""
-        return zero_shear(self.layers(probs_BKHW))
+        return self.zero_shear(self.layers(probs_BKHW))
 
 
 def build_localizer(kind: str, input_size: int = 128) -> nn.Module:

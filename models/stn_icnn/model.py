@@ -101,7 +101,10 @@ class STNiCNN(FaceParser):
         self.crops = crops
         self.coarse = ICNN(ICNNConfig(num_labels=len(NINE)))
         self.localizer = build_localizer(config.localizer, config.coarse_size)
+        self.localizer.full_precision = True  # type: ignore[assignment]
         self.parts = PartNets()
+        self.layout_P3: Tensor
+        self.register_buffer("layout_P3", FACE_LAYOUT, persistent=False)
 
     @classmethod
     def from_weights(cls, found: Sequence[Weights], crops: str = "predicted") -> "STNiCNN":
@@ -141,25 +144,29 @@ class STNiCNN(FaceParser):
     def locate(self, coarse_logits_BKhw: Tensor, sizes_B2: Tensor) -> Tensor:
         """Rough mask to theta_BP23 in the frame of each photo. sizes_B2: the photos' (height, width) in pixels."""
         with torch.autocast(coarse_logits_BKhw.device.type, enabled=False):  # bfloat16 is half a pixel coarse at 512
-            theta_BP23 = self.localizer(coarse_logits_BKhw.float().softmax(1))
+            theta_BP23 = self.localizer(coarse_logits_BKhw.softmax(1, dtype=torch.float32))
         if self.config.frame == "canvas":
             return compose(canvas_to_image(sizes_B2, self.config.canvas), theta_BP23)
         if self.config.window_margin == 0:
             # Windows of crop_size photo pixels: their scale depends on the photo's size, which the stretched photo
             # does not show, so it is predicted relative to that of a photo in which they fit the face layout.
-            span_B1 = (sizes_B2.flip(-1).float() - 1).clamp(min=1)[:, None, :, None]
-            nominal_BP21 = (self.config.crop_size - 1) / span_B1 / FACE_LAYOUT[:, 2].to(theta_BP23)[:, None, None]
+            span_B121 = (sizes_B2.flip(-1).float() - 1).clamp(min=1)[:, None, :, None]
+            nominal_BP21 = (self.config.crop_size - 1) / span_B121 / self.layout_P3[:, 2, None, None]
             return torch.cat([theta_BP23[..., :2] * nominal_BP21, theta_BP23[..., 2:]], -1)
         return theta_BP23
 
-    def true_windows(self, view: View) -> Tensor:
-        """theta_BP23 around the true parts, in the frame of each photo of the view."""
-        return target_theta(view.parts(), view.sizes_B2, self.config.windows)
+    def true_windows(self, view: View, jitter: float = 0.0) -> tuple[Tensor, Tensor]:
+        """theta_BP23 around the true parts, in the frame of each photo of the view, and which parts are present_BP
+        (1.0 or 0.0). jitter: see ``View.jittered``."""
+        parts, host = view.parts(), view.host
+        theta_BP23 = host.jittered(target_theta(parts, host.sizes_B2, self.config.windows), jitter)
+        theta_BP23, present_BP = view.send(theta_BP23, parts.present_BP.float())
+        return theta_BP23, present_BP
 
     def windows_of(self, batch: Batch, crops: str) -> Tensor:
         """theta_BP23 in the frame of each photo of the batch's view. crops: "predicted", "baseline" or "truth"."""
         if crops == "truth":
-            return self.true_windows(View(batch))
+            return self.true_windows(View(batch))[0]
         logits_BKSS, sizes_B2 = self.rough_mask(batch), View(batch).sizes_B2
         if crops == "baseline":
             return baseline_theta(logits_BKSS.argmax(1), sizes_B2, self.config.windows)
@@ -202,7 +209,7 @@ class STNiCNN(FaceParser):
         return paste(probs, padded_BP23, height, width, self.paste), theta_BP23
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
-        """photos_BHW3: uint8, all of one size. Returns canvas_BKHW of label probabilities."""
+        """See ``FaceParser.forward``."""
         batch, height, width, _ = photos_BHW3.shape
         sizes_B2 = torch.tensor([[height, width]], device=photos_BHW3.device).expand(batch, 2)
         theta_BP23 = self.locate(self.coarse(stretched(photos_BHW3, self.config.coarse_size)), sizes_B2)
@@ -227,7 +234,7 @@ class STNiCNN(FaceParser):
 
 
 def _softmax(part_logits: list[Tensor]) -> list[Tensor]:
-    return [logits.float().softmax(1) for logits in part_logits]
+    return [logits.softmax(1, dtype=torch.float32) for logits in part_logits]
 
 
 def _require_same_windows(localizer: Weights, parts: Weights) -> None:

@@ -5,16 +5,22 @@ from torch import Tensor, nn
 
 from data.labels import NINE, NUM_PARTS
 from models.stn_icnn.icnn import ICNN, ICNNConfig
+from utils.runtime import constant
 
 # Which network labels which parts: the second of a pair goes through mirrored, in and out.
 NETWORKS = {"brows": (0, 1), "eyes": (2, 3), "nose": (4,), "mouth": (5,)}
 
 
 class PartNets(nn.Module):
-    """Four iCNNs for six crops: brows, eyes, nose (two labels each) and mouth (four)."""
+    """Four iCNNs for six crops: brows, eyes, nose (two labels each) and mouth (four).
+
+    twice: average nose and mouth with their mirror images; a pair shares its network by mirroring already, so that a
+    mirrored photo shows it the very same crops.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.twice = False
         self.nets = nn.ModuleDict(
             {name: ICNN(ICNNConfig(num_labels=1 + len(NINE.part_ids[parts[0]]))) for name, parts in NETWORKS.items()}
         )
@@ -26,21 +32,20 @@ class PartNets(nn.Module):
         channel 0 is background, channel k the k-th of the part's labels.
         """
         logits: list[Tensor] = [crops_BP3SS] * NUM_PARTS
-        for name, parts in NETWORKS.items():
-            crops = [
-                crops_BP3SS[:, part] if side == 0 else crops_BP3SS[:, part].flip(-1) for side, part in enumerate(parts)
-            ]
-            outputs = self.nets[name](torch.cat(crops)).unflatten(0, (len(parts), -1))
-            for side, part in enumerate(parts):
-                logits[part] = outputs[side] if side == 0 else outputs[side].flip(-1)
+        for name, (one, *other) in NETWORKS.items():
+            mirrored = other or ([one] if self.twice else [])
+            crops = [crops_BP3SS[:, one], *(crops_BP3SS[:, part].flip(-1) for part in mirrored)]
+            outputs = self.nets[name](torch.cat(crops) if mirrored else crops[0]).unflatten(0, (len(crops), -1))
+            logits[one] = outputs[0]
+            for part in mirrored:
+                flipped = outputs[1].flip(-1)
+                logits[part] = flipped if other else (outputs[0] + flipped) / 2
         return logits
 
 
 def part_targets(labels_BPSS: Tensor) -> list[Tensor]:
     """Nine-label crops (uint8) to the targets of each part network (int64): what is not the part is background."""
-    targets = []
-    for part, labels in enumerate(NINE.part_ids):
-        lut = torch.zeros(len(NINE), dtype=torch.long, device=labels_BPSS.device)
-        lut[list(labels)] = torch.arange(1, len(labels) + 1, device=labels_BPSS.device)
-        targets.append(lut[labels_BPSS[:, part].long()])
-    return targets
+    rows = ((1 + ids.index(k) if k in ids else 0 for k in range(len(NINE))) for ids in NINE.part_ids)
+    lut_PK = constant(tuple(map(tuple, rows)), torch.long, labels_BPSS.device)
+    offsets_P11 = len(NINE) * torch.arange(NUM_PARTS, device=labels_BPSS.device)[:, None, None]
+    return list(lut_PK.flatten()[labels_BPSS + offsets_P11].unbind(1))

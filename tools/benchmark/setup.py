@@ -1,11 +1,10 @@
 """What all measurements share: the options as plain values, both models, and pictures to work on."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,80 +13,66 @@ from PIL import Image
 
 from data.batch import photo_batch
 from data.datasets.synthetic import draw_face
-from data.labels import HELEN
-from models.loading import load_for_inference, load_parser
+from data.source import FaceData
+from models.loading import load_for_inference
 from models.parser import FaceParser
-from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from tools.benchmark.measure import Rounds
+from models.stn_icnn.model import STNiCNN
 from tools.benchmark.reference import Plain, load_plain
 from tools.portrait import portrait
 from utils import runtime
 from utils.errors import InputError
 from utils.runtime import Machine
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
-DISTINCT_FACES = 16
+QUICK: dict[str, Any] = {"quick": True, "sizes": [(96, 96)], "batches": [1, 2], "seconds": 0.0}
+QUICK |= {"faces": 4, "face_size": 96, "steps": 1}
 
 
 @dataclass(frozen=True)
 class Setup:
     """What is measured, and where.
 
-    sizes: photos' (height, width). precisions: of ours, "fp32" first, "bf16" where it is fast or was asked for.
-    rounds: how long each timing lasts. limit: seconds beyond which a single call is not tried.
-    faces, face_size: training data in HELEN's layout. steps: of an epoch that are timed.
-    scratch: a temporary folder.
+    scratch: a temporary folder. sizes: photos' (height, width). batches: photos at once. seconds: how long each timing
+    lasts. steps: of a training that are timed. faces, face_size: drawn to train on. quick: see ``QUICK``.
     """
 
     machine: Machine
     checkpoints: list[Path]
-    precisions: tuple[str, ...]
-    sizes: list[tuple[int, int]]
-    batches: list[int]
-    faces: int
-    face_size: int
-    steps: int
-    batch_size: int
-    rounds: Rounds
-    limit: float
-    quick: bool
-    out: Path
     scratch: Path
+    sizes: Sequence[tuple[int, int]] = ((256, 256), (512, 512), (1024, 1024), (2000, 3000))
+    batches: Sequence[int] = (1, 8)
+    seconds: float = 6
+    steps: int = 3
+    faces: int = 400
+    face_size: int = 512
+    quick: bool = False
 
     @property
     def device(self) -> torch.device:
         return self.machine.device
 
-    @cached_property
-    def config(self) -> STNiCNNConfig:
-        """The shape of the networks. Raises InputError for checkpoints of another parser."""
-        return _stn_icnn(load_parser(self.checkpoints)).config
-
     @property
-    def few_rounds(self) -> Rounds:
-        """For what takes longer."""
-        return Rounds(self.rounds.seconds / 2, min(3, self.rounds.least), 10)
+    def precisions(self) -> Sequence[str]:
+        """Of ours."""
+        amp = self.machine.amp
+        fast = amp == "bf16" or (amp == "auto" and runtime.has_fast_bf16(self.device))
+        return ("fp32", "bf16") if fast else ("fp32",)
 
     def load_ours(self) -> STNiCNN:
-        """As predict.py loads it."""
-        return _stn_icnn(load_for_inference(self.checkpoints, self.device))
+        """As predict.py loads it. Raises InputError for checkpoints of another parser."""
+        parser = load_for_inference(self.checkpoints, self.device)
+        if not isinstance(parser, STNiCNN):
+            raise InputError(f"--checkpoint: {parser.kind} cannot be measured; name a checkpoint of {STNiCNN.kind}")
+        return parser
 
     def load_plain(self) -> Plain:
         """The same weights, for the reference."""
         return load_plain(self.checkpoints, self.device)
 
 
-def _stn_icnn(parser: FaceParser) -> STNiCNN:
-    if not isinstance(parser, STNiCNN):
-        raise InputError(f"--checkpoint: {parser.kind} cannot be measured; name a checkpoint of {STNiCNN.kind}")
-    return parser
-
-
 def parse_photos(parser: FaceParser, photos: list[np.ndarray], device: torch.device, precision: str) -> np.ndarray:
     """Ours: decoded photos of one size, uint8 (H, W, 3), to labels (B, H, W) uint8."""
     batch = photo_batch(photos, parser.labels).to(device)
-    fast = runtime.autocast(device, "bf16") if precision == "bf16" else nullcontext()
-    with torch.inference_mode(), fast:
+    with torch.inference_mode(), runtime.autocast(device, "bf16" if precision == "bf16" else "off"):
         return parser.label(batch).cpu().numpy()
 
 
@@ -101,35 +86,20 @@ def face_photos(count: int, height: int, width: int) -> list[np.ndarray]:
     return [np.roll(photo, -i * short // 512, 1) for i in range(count)]
 
 
-def helen_folder(setup: Setup, faces: int) -> Path:
-    """Drawn faces with eleven soft masks each in HELEN's layout, ``faces`` to train on; a few are repeated."""
-    root = setup.scratch / f"helen{faces}"
+def drawn_faces(setup: Setup) -> FaceData:
+    """Drawn faces as files, a JPEG and a PNG each, ``setup.faces`` to train on; a few are there many times."""
+    root, few = setup.scratch / "faces", min(setup.faces, 16)
+    data = FaceData("list", root, cache=setup.scratch / "cache", label_set="helen")
     if root.exists():
-        return root
-    (root / "images").mkdir(parents=True)
-    held = {"exemplars.txt": faces, "tuning.txt": min(faces, 8), "testing.txt": 1}
-    names = {file: [f"{file[:3]}{i}" for i in range(count)] for file, count in held.items()}
-    for file, listed in names.items():
-        (root / file).write_text("".join(f"{number} , {name}\n" for number, name in enumerate(listed, 1)))
-    every = [name for listed in names.values() for name in listed]
-    distinct = every[: min(len(every), DISTINCT_FACES)]
-
-    def write(number: int) -> None:
-        photo, labels = draw_face(3, number, setup.face_size)
-        Image.fromarray(photo).save(root / "images" / f"{distinct[number]}.jpg", quality=95)
-        folder = root / "labels" / distinct[number]
-        folder.mkdir(parents=True)
-        for label in range(len(HELEN.names)):
-            mask = cv2.GaussianBlur(np.where(labels == label, 255, 0).astype(np.uint8), (3, 3), 0)
-            Image.fromarray(mask).save(folder / f"{folder.name}_lbl{label:02d}.png")
-
-    with ThreadPoolExecutor(setup.machine.threads) as pool:
-        list(pool.map(write, range(len(distinct))))
-    for k, name in enumerate(every[len(distinct) :]):
-        same = distinct[k % len(distinct)]
-        os.link(root / "images" / f"{same}.jpg", root / "images" / f"{name}.jpg")
-        (root / "labels" / name).mkdir()
-        for label in range(len(HELEN.names)):
-            mask = f"_lbl{label:02d}.png"
-            os.link(root / "labels" / same / f"{same}{mask}", root / "labels" / name / f"{name}{mask}")
-    return root
+        return data
+    root.mkdir()
+    for k in range(few):
+        photo, labels = draw_face(3, k, setup.face_size)
+        Image.fromarray(photo).save(root / f"{k}.jpg", quality=95)
+        Image.fromarray(labels).save(root / f"{k}.png")
+    for k in range(few, setup.faces):
+        for suffix in ("jpg", "png"):
+            os.link(root / f"{k % few}.{suffix}", root / f"{k}.{suffix}")
+    for split, count in (("train", setup.faces), ("val", 1), ("test", 1)):
+        (root / f"{split}_list.txt").write_text("".join(f"{k}.jpg {k}.png\n" for k in range(count)))
+    return data

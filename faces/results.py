@@ -1,0 +1,168 @@
+"""What parsing a photo or a video gives, and the files that it is written into."""
+
+import errno
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data.labels import LabelSet
+from faces.inputs import is_video
+from faces.scene import Face
+from scoring.pictures import colour, draw_outlines, encode, encode_labels, overlay
+from utils.errors import InputError
+from utils.files import write_whole
+from utils.runtime import is_out_of_memory
+
+
+class Job(NamedTuple):
+    """A photo or video and the files to write for it.
+
+    outputs: kind ("labels", "overlay", "coloured", "faces" or "probabilities"; of a video "video" or "frames") -> path.
+    """
+
+    photo: Path
+    outputs: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which results are written, and where.
+
+    out: the folder of all but ``coloured``, which is one of its own. frames: a label map for each frame of a video.
+    overwrite: replace results that exist already.
+    """
+
+    out: Path
+    overlay: bool = True
+    coloured: Path | None = None
+    faces: bool = True
+    probabilities: bool = False
+    frames: bool = False
+    overwrite: bool = False
+
+    def outputs(self, file: Path, name: str) -> dict[str, Path]:
+        """The results of a photo or video, as in ``Job``. name: what they are called after."""
+        if is_video(file):
+            frames = {"frames": self.out / f"{name}_labels"} if self.frames else {}
+            return {"video": self.out / f"{name}_overlay.mp4", **frames}
+        found = {"labels": self.out / f"{name}.png"}
+        if self.overlay:
+            found["overlay"] = self.out / f"{name}_overlay.jpg"
+        if self.coloured:
+            found["coloured"] = self.coloured / f"{name}.png"
+        if self.faces:
+            found["faces"] = self.out / f"{name}_faces.json"
+        if self.probabilities:
+            found["probabilities"] = self.out / f"{name}.npz"
+        return found
+
+
+class Result(NamedTuple):
+    """What is made of a photo: labels_HW uint8; windows: corners_P42 in its pixels for each face, for the overlay;
+    faces: None where the photo itself is the face; probabilities_KHW float16, None where they are not asked for."""
+
+    labels_HW: np.ndarray
+    windows: list[np.ndarray]
+    faces: list[Face] | None
+    probabilities_KHW: np.ndarray | None
+
+
+def plan(files: list[Path], wanted: Wanted) -> tuple[list[Job], list[str]]:
+    """What to write for each photo and video, and one line for each whose results would have another one's name or
+    cannot be written.
+
+    Results are named after the file's stem, or after its whole name where several photos, or videos, share a stem.
+    Results that exist already are left out unless ``wanted.overwrite``, those of a video all or none. Raises InputError
+    where a result would replace one of the files.
+    """
+    stems = Counter((file.stem, is_video(file)) for file in files)
+    given = {os.path.realpath(file) for file in files}
+    taken: dict[tuple[str, bool], Path] = {}
+    jobs, failed = [], []
+    for file in files:
+        name = file.stem if stems[file.stem, is_video(file)] == 1 else file.name
+        if (other := taken.setdefault((name, is_video(file)), file)) != file:
+            failed.append(f"{file}: its results would be named like those of {other}: it needs another folder for them")
+            continue
+        outputs = wanted.outputs(file, name)
+        for path in outputs.values():
+            if os.path.realpath(path) in given:
+                raise InputError(f"{path} is to be parsed, and its results would replace it: name another folder")
+        try:
+            there = {kind for kind, path in outputs.items() if is_result(path, kind)}
+        except OSError as error:
+            failed.append(not_written(file, error))
+            continue
+        if there and is_video(file):
+            there = set(outputs)
+        jobs.append(Job(file, {kind: outputs[kind] for kind in outputs if wanted.overwrite or kind not in there}))
+    return jobs, failed
+
+
+def is_result(path: Path, kind: str) -> bool:
+    """Whether a result is there already. Raises OSError where none can be written, as its name is too long or
+    something else has it."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):  # as yet; whoever makes the folder tells where none can be
+        return False
+    if os.path.isdir(path) if kind == "frames" else os.path.isfile(path):
+        return True
+    raise OSError(errno.EEXIST, f"{path} is there and is no file")
+
+
+def not_written(photo: Path, error: Exception) -> str:
+    reason = "too little memory" if is_out_of_memory(error) else getattr(error, "strerror", None) or error
+    return f"{photo}: its results could not be written ({reason})"
+
+
+def put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def write(job: Job, photo: np.ndarray, result: Result, labels: LabelSet, windows: bool) -> None:
+    """Write the job's files, all or none. Raises OSError."""
+    made: dict[str, Callable[[BinaryIO], object]] = {}
+    if "labels" in job.outputs:
+        made["labels"] = partial(put, encode_labels(result.labels_HW, labels))
+    if "overlay" in job.outputs:
+        shown = overlay(photo, result.labels_HW, labels)
+        if windows:
+            for corners_P42 in result.windows:
+                shown = draw_outlines(shown, corners_P42, labels)
+        made["overlay"] = partial(put, encode(Image.fromarray(shown), "JPEG", quality=92))
+    if "coloured" in job.outputs:
+        picture = Image.fromarray(colour(result.labels_HW, labels, published=True))
+        made["coloured"] = partial(put, encode(picture, "PNG"))
+    if "faces" in job.outputs and result.faces is not None:
+        found = {"labels": labels.name, "faces": [face.report() for face in result.faces]}
+        made["faces"] = partial(put, (json.dumps(found, indent=1) + "\n").encode())
+    if "probabilities" in job.outputs and result.probabilities_KHW is not None:
+        made["probabilities"] = partial(np.savez_compressed, probabilities=result.probabilities_KHW)
+    placed: list[Path] = []
+    with ExitStack() as folders:
+        parents = {job.outputs[kind].parent for kind in made}
+        beside = {
+            parent: folders.enter_context(tempfile.TemporaryDirectory(prefix=".", dir=parent)) for parent in parents
+        }
+        parts = {kind: Path(beside[job.outputs[kind].parent], kind) for kind in made}
+        for kind, save in made.items():
+            write_whole(parts[kind], save)
+        try:
+            for kind in made:
+                os.replace(parts[kind], job.outputs[kind])
+                placed.append(job.outputs[kind])
+        except OSError:
+            for path in placed:
+                path.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,186 @@
+"""The command-line options that the scripts share (data, weights, machine), and their checks."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.datasets.celebamask import PARTITIONS
+from data.labels import LABEL_SETS
+from data.listing import SPLITS
+from data.source import DATASETS, FaceData
+from models.loading import SHIPPED_WEIGHTS
+from utils import runtime
+from utils.cli import Parser
+from utils.errors import InputError
+from utils.runtime import Machine
+
+
+def base_parser(description: str | None, splits: bool = False, batch_size: int | None = None) -> Parser:
+    """The command line of every script that reads a data set.
+
+    splits: with --split. batch_size: the default; None: the recipe's.
+    """
+    cli = Parser(description)
+    group = cli.add_argument_group("data")
+    add_data_options(group)
+    group.add_argument(
+        "--face-size",
+        type=int,
+        metavar="N",
+        help="longer side of the faces, pixels; default: 192 for synthetic faces, photos as they are",
+    )
+    group.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help="where decoded faces are kept")
+    group.add_argument(
+        "--max-images",
+        type=int,
+        metavar="N",
+        help="use the first N faces of each split, for a quick look; of synthetic faces, draw N to train on",
+    )
+    if splits:
+        group.add_argument("--split", choices=SPLITS, default="test", help="which part of the data set")
+    add_machine_options(cli, batch_size)
+    return cli
+
+
+def add_data_options(cli: argparse._ActionsContainer, required: bool = False) -> None:
+    """``--dataset``, ``--data``, ``--partition`` and ``--labels``. required: a data set has to be named."""
+    default = None if required else "synthetic"
+    cli.add_argument("--dataset", choices=tuple(DATASETS), required=required, default=default, help="which data set")
+    cli.add_argument("--data", type=Path, metavar="DIR", help="its folder; synthetic faces need none")
+    cli.add_argument("--partition", choices=PARTITIONS, help="how to split CelebAMask-HQ's official layout")
+    cli.add_argument(
+        "--labels",
+        choices=tuple(LABEL_SETS),
+        help="what the ids of --dataset list mean; of training the whole face: what to label, default all that the "
+        "data set does; of evaluate.py --predictions: the label set to compare in",
+    )
+
+
+def add_checkpoint_option(cli: argparse._ActionsContainer) -> None:
+    cli.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="extend",
+        nargs="+",
+        metavar="FILE",
+        help="a checkpoint of a parser, or several that hold its networks between them; default: the weights that ship",
+    )
+
+
+def add_mirror_option(cli: argparse._ActionsContainer) -> None:
+    cli.add_argument(
+        "--mirror", action="store_true", help="label the mirrored photo too and average: about 1.5 times the time"
+    )
+
+
+def checkpoints(args: argparse.Namespace) -> list[Path]:
+    """The checkpoints that the options name, or the weights that ship. Raises InputError where there are neither."""
+    if args.checkpoint:
+        return args.checkpoint
+    if SHIPPED_WEIGHTS.is_file():
+        return [Path(os.path.relpath(SHIPPED_WEIGHTS))]  # scores.json names it: no folder of this machine
+    raise InputError(f"--checkpoint FILE is needed: no weights lie at {SHIPPED_WEIGHTS}")
+
+
+def add_device_option(cli: argparse._ActionsContainer) -> None:
+    cli.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def add_machine_options(cli: argparse.ArgumentParser, batch_size: int | None = None) -> None:
+    group = cli.add_argument_group("machine")
+    add_device_option(group)
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that load faces beside the main one, and threads that decode photos; default: 2, but on the "
+        "CPU, where loading takes a hundredth of a step, 0 processes",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=batch_size,
+        metavar="N",
+        help="faces at once, over all processes" + ("; default: the recipe's" if batch_size is None else ""),
+    )
+    group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    group.add_argument(
+        "--amp",
+        choices=("auto", "off", "bf16"),
+        default="auto",
+        help="bfloat16 arithmetic; auto: where the hardware has it, but never for the paper's recipes",
+    )
+
+
+def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
+    """Check the shared options' ranges; settle ``--workers``. Raises one InputError that names every problem."""
+    problems: list[str] = []
+
+    def need(name: str, holds: Callable[[Any], bool], rule: str, flag: str = "") -> None:
+        given = getattr(args, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is None or holds(value):
+                continue
+            problems.append(f"--{(flag or name).replace('_', '-')} {value}: must be {rule}")
+
+    dataset, partition = getattr(args, "dataset", "synthetic"), getattr(args, "partition", None)
+    need("max_images", lambda v: v >= 1, "at least 1")
+    need("face_size", lambda v: 16 <= v <= 2048, "between 16 and 2048")
+    need("workers", lambda v: 0 <= v <= 256, "between 0 and 256")
+    need("batch_size", lambda v: 1 <= v <= 65536, "between 1 and 65536")
+    need("seed", lambda v: 0 <= v < 2**63, "between 0 and 2**63 - 1")
+    need("epochs", lambda v: v >= 1, "at least 1")
+    rates = sum(name.startswith("lr_") for name in vars(args))  # a single one is called --lr
+    for name in vars(args):
+        if name.startswith("lr_"):
+            need(name, lambda v: 0 <= v < 100, "at least 0 and below 100", "lr" if rates == 1 else name)
+    for name in required:
+        if getattr(args, name) is None:
+            problems.append(f"--{name.replace('_', '-')} is needed")
+    if dataset != "synthetic" and args.data is None:
+        problems.append(f"--data is needed for --dataset {dataset}: name its folder")
+    if partition is not None and not DATASETS[dataset].partitions:
+        problems.append(f"--partition {partition}: there is but one way to split --dataset {dataset}; leave it out")
+    if hasattr(args, "labels"):
+        any_ids = DATASETS[dataset].labels is None
+        if any_ids and args.labels is None:
+            problems.append(f"--labels is needed for --dataset {dataset}: say what the ids of its label maps mean")
+        if args.labels and not any_ids and dataset != "synthetic" and not getattr(args, "any_labels", False):
+            problems.append(f"--labels {args.labels}: --dataset {dataset} has its own; leave it out")
+    try:
+        device = runtime.pick_device(args.device)
+    except InputError as error:
+        problems.append(str(error))
+    for name in ("run_dir", "out", "coloured"):
+        if folder := getattr(args, name, None):
+            problems += _blocked(f"--{name.replace('_', '-')} {folder}", folder)
+    if problems:
+        raise InputError("; ".join(problems))
+    if args.workers is None:
+        args.workers = 0 if device.type == "cpu" else 2
+
+
+def _blocked(flag: str, folder: Path) -> list[str]:
+    """The problem of a folder that cannot be made since a file stands in its way."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if there is None or there.is_dir():
+        return []
+    return [f"{flag}: {'it' if there == folder else there} is a file; name a folder"]
+
+
+def face_data(args: argparse.Namespace) -> FaceData:
+    """Which faces the options name."""
+    relabelled = getattr(args, "train_labels", None)
+    chosen = getattr(args, "any_labels", False) and DATASETS[args.dataset].labels is not None  # of what is trained
+    ids = None if chosen else args.labels
+    return FaceData(
+        args.dataset, args.data, args.partition, args.face_size, args.max_images, args.cache, ids, relabelled
+    )
+
+
+def machine(args: argparse.Namespace) -> Machine:
+    """Where the options let the script run. Raises InputError where there is no such device."""
+    papers = args.amp == "auto" and getattr(args, "recipe", "").startswith("paper")
+    return Machine(runtime.pick_device(args.device), args.workers, "off" if papers else args.amp)

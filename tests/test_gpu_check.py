@@ -1,0 +1,91 @@
+"""The GPU check, all of it on the CPU at tiny sizes, and what it makes of a device's events."""
+
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+
+from tests.test_benchmark import write_weights
+from tools import gpu_check
+from tools.benchmark.training import Case
+from utils.runtime import run_main
+
+STAGES = ("stage1", "cropper", "stage2", "end2end")
+
+
+def test_every_part_runs_and_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = write_weights(tmp_path / "tiny.pt", coarse_size=16, crop_size=17)
+    monkeypatch.setattr(gpu_check, "SHIPPED_WEIGHTS", tiny)
+    monkeypatch.setitem(gpu_check.SHIPPED, "stn_icnn", tiny)
+    monkeypatch.setitem(gpu_check.TOLERANCES, "deeplab", {"bf16": 1.0})
+    monkeypatch.setitem(gpu_check.TOLERANCES, "eagrnet", {"tf32": 1.0})
+    monkeypatch.setattr(gpu_check, "FIRST", [Case(stage, "paper", "off") for stage in STAGES])
+    monkeypatch.setattr(gpu_check, "REST", [Case(stage, "best", "off") for stage in ("deeplab", "eagrnet", "none")])
+    out = tmp_path / "out"
+    assert gpu_check.main(["--quick", "--device", "cpu", "--minutes", "60", "--out", str(out)]) == 1
+    tables = {table["title"]: table for table in json.loads((out / "benchmark.json").read_text())["tables"]}
+    *trained, failed = tables["Training"]["rows"]
+    assert failed == {"what": "none best off None", "result": "failed: KeyError ('none')"}
+    assert [row["training"] for row in trained] == [*STAGES, "deeplab", "eagrnet"]
+    assert all(row["launches"] > 100 and row["faces/s with loader"] > 0 for row in trained)
+    assert "250,000 views" in tables["The paper's schedule"]["note"]
+    assert [row["what"] for row in tables["Golden numbers"]["rows"]] == [
+        *("model1", "select_net.custom", "select_net.resnet18", "model2")
+    ]
+    for title, rows in (("Golden numbers", 4), ("Beside the CPU in float32", 5), ("Killed and resumed", 1)):
+        assert [row["result"] for row in tables[title]["rows"]] == ["ok"] * rows
+    assert tables["Killed and resumed"]["rows"][0]["weights off by"] == 0
+    assert len(tables["Decoded photo to label map"]["rows"]) == len(tables["Launches of labelling"]["rows"]) == 4
+    assert "failed: KeyError" in (out / "benchmark.md").read_text()
+
+
+def test_differences_beyond_what_is_allowed_are_told_of() -> None:
+    check = gpu_check.Check(None, None, Path(), {}, until=0.0)
+    assert check.compare({"what": "a", "off by": 2.0}, "off by", 3.0)["result"] == "ok"
+    assert not check.bad
+    for value in (4.0, float("nan")):
+        assert check.compare({"what": "a", "off by": value}, "off by", 3.0)["result"] == "beyond"
+    assert check.bad == ["what: a, off by: 4, allowed: 3", "what: a, off by: nan, allowed: 3"]
+
+
+def event(name: str, on: str, start: float = 0, end: float = 0, named: bool = False) -> SimpleNamespace:
+    kind = {"host": DeviceType.CPU, "card": DeviceType.CUDA}[on]
+    return SimpleNamespace(
+        name=name, device_type=kind, time_range=SimpleNamespace(start=start, end=end), is_user_annotation=named
+    )
+
+
+def test_events_of_a_device_are_counted_and_kernels_at_the_same_time_once() -> None:
+    events = [
+        *(event(name, "host") for name in ("cudaLaunchKernel", "cuLaunchKernelEx", "cudaMemcpyAsync", "aten::add")),
+        *(event("cudaStreamSynchronize", "host"), event("cudaDeviceSynchronize", "host")),
+        *(event("void f<{lambda()#1}>", "card", 1000, 3000), event("g", "card", 2000, 4000)),
+        *(event("Memcpy HtoD", "card", 5000, 6000), event("Optimizer.step#Adam.step", "card", 0, 9000)),
+        event("a range", "card", 0, 9000, named=True),
+    ]
+    assert gpu_check.count_events(events, True) == {"launches": 3, "kernels": 3, "waits": 1, "busy ms": 4.0}
+
+
+def test_a_wait_is_told_with_the_line_of_ours_that_it_is_at() -> None:
+    row: dict = {}
+    with gpu_check.observed(torch.device("cpu"), row, 2, 1.0):
+        for message in ("called a synchronizing CUDA operation", "called a synchronizing CUDA operation", "other"):
+            warnings.warn(message, stacklevel=1)
+        torch.ones(2).add(1)
+    ((line, count),) = row["lines that wait"].items()
+    assert line.startswith("tests/test_gpu_check.py:")
+    assert count == 2
+    assert 0 < row["launches"] < 10
+
+
+def test_without_a_cuda_device_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert run_main(lambda: gpu_check.main([])) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert "no usable CUDA device" in complaint
