@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -34,13 +33,9 @@ from experiments import (
     true_windows,
 )
 from geometry.theta import window_theta
-from models import loading
 from models.stn_icnn.baseline import part_boxes
-from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from tests.test_evaluate import save_parser
-from tests.tiny_parser import TinyConfig, TinyParser
+from models.stn_icnn.model import STNiCNNConfig
 from training.task import Plan
-from utils import checkpoint
 from utils.errors import InputError
 
 SIZES_B2 = torch.tensor([[101, 201]])
@@ -136,27 +131,6 @@ def test_cost_counts_what_the_specification_counts() -> None:
 
 
 # the scripts
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An end-to-end checkpoint that has learnt nothing."""
-    torch.manual_seed(0)
-    model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, window_margin=1.6))
-    path = tmp_path_factory.mktemp("weights") / "best.pt"
-    save_parser(path, model, model.networks, "end2end")
-    return path
-
-
-@pytest.fixture
-def other_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint of a parser that has other labels and no windows."""
-    monkeypatch.setitem(loading.KINDS, TinyParser.kind, TinyParser)
-    model = TinyParser(TinyConfig(), HELEN)
-    about = {"parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
-    path = tmp_path / "tiny.pt"
-    checkpoint.save(path, {"stage": "tiny", **about, "modules": {"network": model.network.state_dict()}})
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ from models import loading
 from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
 from models.loading import SHIPPED_WEIGHTS, load_parser
-from tests.fixtures import draw_faces, save_photo, write_challenge
-from tests.test_evaluate import save_parser
+from tests.fixtures import draw_faces, save_parser, save_photo, write_challenge
 from tests.test_view import batch_of
 from utils.errors import InputError
 
@@ -43,7 +42,7 @@ def astronaut() -> np.ndarray:
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Random weights in place of those of the whole face that ship."""
     path = tmp_path / "whole.pt"
-    save_parser(path, deeplab(), DeepLab.networks, "deeplab")
+    save_parser(path, deeplab(), "deeplab")
     monkeypatch.setattr(loading, "SHIPPED_WHOLE", path)
     return path
 
@@ -139,7 +138,7 @@ def test_evaluate_takes_both_checkpoints(tmp_path: Path, shipped: Path) -> None:
 def test_labels_that_a_checkpoint_does_not_have_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="labels nine; name a checkpoint of helen"):
         load_parser([SHIPPED_WEIGHTS], labels="helen")
-    save_parser(tmp_path / "lapa.pt", deeplab(HELEN), DeepLab.networks, "deeplab")
+    save_parser(tmp_path / "lapa.pt", deeplab(HELEN), "deeplab")
     with pytest.raises(InputError, match="labels helen; name a checkpoint of celebamask"):
         load_parser([tmp_path / "lapa.pt"], labels="celebamask")
     monkeypatch.setattr(loading, "SHIPPED_WHOLE", tmp_path / "none.pt")
