@@ -3,9 +3,14 @@
 ``faces``: split (train, val, test) -> list of (name, photo uint8 (H, W, 3), labels uint8 (H, W) of HELEN's 11 ids).
 """
 
-from collections.abc import Sequence
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -181,6 +186,31 @@ def save_parser(path: Path, parser: FaceParser, stage: str = "end2end", networks
     modules = {name: getattr(parser, name).state_dict() for name in networks or parser.networks}
     checkpoint.save(path, {**about, "modules": modules})
     return path
+
+
+def fork(main: Callable[[], Any], **environment: str) -> int:
+    """The id of a process that runs ``main`` as a copy of this one, which spares it the imports."""
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        os.environ.update(environment)
+        status = main() or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def two_processes(main: Callable[[], Any]) -> None:
+    """Run ``main`` as torchrun would in two processes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    alike = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [fork(main, RANK=rank, LOCAL_RANK=rank, **alike) for rank in "01"]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
 
 
 def lively(parser: FaceParser) -> FaceParser:

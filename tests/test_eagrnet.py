@@ -1,5 +1,6 @@
 """EAGRNet: numbers of the original network under formula-made weights, its losses, edges, schedule and files."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from data.labels import CELEBAMASK, HELEN, LAPA
 from models import eagrnet
 from models.eagrnet import EAGRNet, EAGRNetConfig, EAGRNetParser, imagenet_start, released_names
 from models.loading import load_parser
+from tests.fixtures import two_processes, write_list
 from tests.formula import assert_golden, formula_image, formula_state, indices, wave
-from tests.test_distributed import torchrun
 from tests.test_resume import interrupt_at
 from tools.edges import main as write_edges
 from training.engine import learning_rate_factor
@@ -26,18 +27,6 @@ from utils.errors import InputError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_side.json").read_text())["eagrnet"]
 THIN = ((4, 1, 1, 1), (4, 1, 2, 1), (8, 1, 1, 1), (8, 1, 1, 2))  # in place of ResNet-101's layers
-
-# What a process that torchrun starts runs: the script, with the thin layers.
-PROGRAM = """
-import sys
-from models import eagrnet
-from utils.runtime import run_main
-
-eagrnet.LAYERS = {thin}
-import train_eagrnet
-
-sys.exit(run_main(train_eagrnet.main))
-"""
 
 
 def formula_weights(network: EAGRNet, damping: float = 1.0) -> None:
@@ -286,34 +275,24 @@ def test_training_goes_on_where_it_was_interrupted(
     assert label_map.shape == (40, 30)
 
 
-def test_two_processes_train_as_one_does(tmp_path: Path, thin: None) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(thin=THIN))
+def test_two_processes_train_as_one_does(tmp_path: Path, thin: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # One step: afterwards a network from scratch, which normalises four pooled values, makes much of any rounding.
-    options = ["--recipe", "seed", "--epochs", "1", "--lr", "0.0001", "--seed", "1"]
-    options += ["--batch-size", "4"]
-    begun = _begun(tmp_path, *options)
+    options = ["--recipe", "seed", "--epochs", "1", "--lr", "0.0001", "--seed", "1", "--batch-size", "4"]
+    begun: list[dict[str, Tensor]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            train_eagrnet, "fit", lambda task, _: begun.append(copy.deepcopy(task.model.network.state_dict()))
+        )
+        _train(tmp_path, *options, "--run-dir", str(tmp_path / "begun"))
     _train(tmp_path, *options, "--run-dir", str(tmp_path / "alone"))
-    ended = torchrun(program, *_options(tmp_path, *options, "--run-dir", str(tmp_path / "together")))
-    assert ended.returncode == 0, ended.stderr
+    two_processes(lambda: _train(tmp_path, *options, "--run-dir", str(tmp_path / "together")))
     (alone,), (together,) = _rows(tmp_path / "alone"), _rows(tmp_path / "together")
     for name in ("loss", "segmentation", "edge", "boundary"):
         assert together[name] == pytest.approx(alone[name], rel=1e-4), name
     one, two = (checkpoint.load(tmp_path / run / "last.pt")["modules"]["network"] for run in ("alone", "together"))
     learned = [name for name, _ in EAGRNet(len(HELEN)).named_parameters()]
-    steps, apart = (torch.cat([(one[key] - other[key]).flatten() for key in learned]) for other in (begun, two))
+    steps, apart = (torch.cat([(one[key] - other[key]).flatten() for key in learned]) for other in (*begun, two))
     assert apart.norm() < 0.01 * steps.norm()
-
-
-def _begun(folder: Path, *options: str) -> dict[str, Tensor]:
-    """The weights with which a training begins."""
-    parser = train_eagrnet.options.training_parser(
-        None, ["network"], {"--init-from": "", "--imagenet": ""}, whole_face=True
-    )
-    parser.add_argument("--input-size", type=int)
-    args = parser.parse_args(_options(folder, *options, "--run-dir", str(folder / "begun")))
-    task = train_eagrnet.build(train_eagrnet.options.plan(args, train_eagrnet.RECIPES, size=args.input_size))
-    return task.model.network.state_dict()
 
 
 def test_options_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -338,20 +317,10 @@ def test_the_network_sees_blue_first_where_its_authors_did(thin: None) -> None:
     torch.testing.assert_close(seen[1][0, :, 3, 5], (flipped - Tensor(eagrnet.MEAN)) / Tensor(eagrnet.STD))
 
 
-def _list_folder(root: Path) -> Path:
-    for name in ("images", "labels"):
-        (root / name).mkdir(parents=True)
-    ids = np.zeros((20, 30), np.uint8)
-    ids[5:, 10:] = 1
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "images" / "a.jpg")
-    Image.fromarray(ids).save(root / "labels" / "a.png")
-    for split in ("train", "val", "test"):
-        (root / f"{split}_list.txt").write_text("images/a.jpg labels/a.png\n")
-    return root
-
-
 def test_edge_maps_are_written_beside_images_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = _list_folder(tmp_path / "set")
+    root, ids = tmp_path / "set", np.zeros((20, 30), np.uint8)
+    ids[5:, 10:] = 1
+    write_list(root, {split: [("a", np.zeros((20, 30, 3), np.uint8), ids)] for split in ("train",)})
     options = ["--dataset", "list", "--data", str(root), "--labels", "lapa", "--split", "train"]
     assert write_edges([*options, "--out", str(root / "edges")]) == 0
     assert capsys.readouterr().out == f"1 edge maps in {root / 'edges'}\n"

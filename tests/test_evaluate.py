@@ -1,8 +1,6 @@
 import argparse
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +21,12 @@ from models.stn_icnn.parts import part_targets
 from scoring import options
 from scoring.evaluation import Request, score_model
 from scoring.files import save
-from tests.fixtures import TO_CELEBAMASK, draw_faces, lively, save_palette, save_parser, write_challenge
+from tests.fixtures import TO_CELEBAMASK, draw_faces, lively, save_palette, save_parser, two_processes, write_challenge
 from tests.tiny_parser import TinyConfig, TinyParser
 from utils import files
 from utils.errors import InputError
 from utils.runtime import Machine, run_main
 
-ROOT = Path(evaluate.__file__).parent
 CONFIG = STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="bilinear")
 STAGES = {
     "stage1": ("coarse",),
@@ -278,18 +275,16 @@ def test_folders_that_do_not_pair_and_ids_that_do_not_exist_are_told_in_full(tmp
         evaluate.main(argv)
 
 
-def test_two_processes_score_as_one(world):
+def test_two_processes_score_as_one(world, capfd):
     root, models, run = world
     alone, _ = run("end2end", more=["--worst", "5"])
     out = root / "two"
     argv = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache"), "--split", "val"]
     argv += ["--workers", "0", "--device", "cpu", "--amp", "off", "--out", str(out), "--checkpoint", models["end2end"]]
-    argv += ["--worst", "5"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "evaluate.py"]
-    done = subprocess.run([*command, *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    capfd.readouterr()
+    two_processes(lambda: evaluate.main([*argv, "--worst", "5"]))
     together = json.loads((out / "scores.json").read_text())
     assert together["confusion"] == alone["confusion"]
     assert together["worst"] == alone["worst"]  # each face has its own matrix
     assert len({face["strict_mean"] for face in alone["worst"]}) > 1
-    assert done.stdout.count("F1, paper") == 1
+    assert capfd.readouterr().out.count("F1, paper") == 1

@@ -15,7 +15,7 @@ import predict
 from data.batch import Batch, framed_batch, photo_batch
 from data.images import read_labels
 from data.labels import CELEBAMASK, NINE
-from faces.align import whole
+from faces.align import whole_photo
 from geometry import paste
 from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
@@ -123,7 +123,7 @@ def test_photos_are_bytes_or_floats_up_to_one_for_every_network(parser: FacePars
 def test_a_gpu_s_ways_to_paste_give_the_same_labels(
     parser: FaceParser, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frames = [whole(*photos[0].shape[:2]).matrix_23, np.array([[40.0, -9, 50], [9, 40, 50]])]
+    frames = [whole_photo(*photos[0].shape[:2]).matrix_23, np.array([[40.0, -9, 50], [9, 40, 50]])]
     framed, batch = framed_batch([photos[0]], [frames], parser.labels), photo_batch(photos[:1] * 3, parser.labels)
     patches, labels_BHW = parser.patches(framed), parser.label(batch)
     monkeypatch.setattr(paste, "pixels_are_cheap", lambda device: True)
