@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from tests.fixtures import (
 )
 from tests.formula import assert_golden, indices, wave
 from tests.test_deeplab import GOLDEN, labels19
+from tests.test_resume import log_of
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import relabel as script
 from training import relabel
@@ -213,45 +215,50 @@ def _train(folder: Path, *more: str) -> int:
     return train_deeplab.main([*data, *how, *more])
 
 
-@pytest.mark.parametrize("place", ["relabelling", "later"])
+RULE = ("--threshold", "0.05", "--rare", "0.001")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    _train(folder, *RULE, "--run-dir", str(folder / "run"))
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("place", "maps"), [("relabelling", 1), ("later", 4)])
 def test_one_command_trains_relabels_and_goes_on_however_it_is_interrupted(
-    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, place: str, maps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rule = ["--threshold", "0.05", "--rare", "0.001"]
-    _train(tmp_path, *rule, "--run-dir", str(tmp_path / "whole"))
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    maps = sorted((whole / "labels").glob("*.png"))
-    assert len(maps) == 4
+    parts, written = tmp_path / "parts", []
     assert json.loads((whole / "labels" / "relabel.json").read_text())["changed"] > 0
     assert json.loads((whole / "config.json").read_text())["self_distillation"]["after"] == 1
-
-    written, write = [], relabel._write
 
     def stop(task: object) -> None:
         raise KeyboardInterrupt
 
-    def write_one(path: Path, label_map: np.ndarray, labels: LabelSet) -> None:
-        written.append(path)
+    def write_one(*args: Any, write: Callable = relabel._write) -> None:
+        written.append(args)
         if len(written) > 1:
             raise KeyboardInterrupt
-        write(path, label_map, labels)
+        write(*args)
 
     with monkeypatch.context() as patch:
+        task = train_deeplab.TrainDeepLab
         if place == "relabelling":
             patch.setattr(relabel, "_write", write_one)
         else:
-            task = train_deeplab.TrainDeepLab
             patch.setattr(task, "validate", lambda self, go=task.validate: (stop if self.epoch == 2 else go)(self))
         with pytest.raises(KeyboardInterrupt):
-            _train(tmp_path, *rule, "--run-dir", str(parts))
-    assert len(list((parts / "labels").glob("*.png"))) == (1 if place == "relabelling" else 4)
+            _train(tmp_path, *RULE, "--run-dir", str(parts))
+    assert len(list((parts / "labels").glob("*.png"))) == maps
     with pytest.raises(InputError, match="self_distillation"):
         _train(tmp_path, "--threshold", "0.5", "--run-dir", str(parts), "--resume")
-    _train(tmp_path, *rule, "--run-dir", str(parts), "--resume")
-    assert [path.read_bytes() for path in sorted((parts / "labels").glob("*.png"))] == [p.read_bytes() for p in maps]
-    losses = [
-        [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()] for run in (whole, parts)
-    ]
+    _train(tmp_path, *RULE, "--run-dir", str(parts), "--resume")
+    one, two = ({p.name: p.read_bytes() for p in (run / "labels").glob("*.png")} for run in (whole, parts))
+    assert one == two
+    assert len(one) == 4
+    losses = [[row["loss"] for row in log_of(run)] for run in (whole, parts)]
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
