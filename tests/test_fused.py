@@ -20,7 +20,6 @@ from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
 from models.loading import SHIPPED_WEIGHTS, load_parser
 from tests.fixtures import draw_faces, save_parser, save_photo, write_challenge
-from tests.test_view import batch_of
 from utils.errors import InputError
 
 
@@ -83,21 +82,6 @@ def test_a_framed_face_is_labelled_as_the_photo_that_it_fills(astronaut: np.ndar
     for label in range(1, len(NINE)):
         here = sure[: found.shape[0], : found.shape[1]] & (parts.labels_YX[: found.shape[0], : found.shape[1]] == label)
         assert (found[here] == ids[label]).all()
-
-
-@torch.inference_mode()
-def test_probabilities_and_labels_of_whole_photos_agree(astronaut: np.ndarray) -> None:
-    fused = FusedParser(deeplab(), load_parser([SHIPPED_WEIGHTS])).eval()
-    photos = [np.ascontiguousarray(astronaut[:192, 128:320]), np.ascontiguousarray(astronaut[:160, 128:300])]
-    batch = batch_of([(photo, np.zeros(photo.shape[:2], np.uint8)) for photo in photos], CELEBAMASK)
-    canvas_BKHW, theta_BP23 = fused.probabilities(batch)
-    labels_BHW = fused.label(batch)
-    assert theta_BP23 is not None
-    for canvas_KHW, labels_HW, photo in zip(canvas_BKHW, labels_BHW, photos, strict=True):
-        height, width = photo.shape[:2]
-        assert torch.equal(canvas_KHW[:, :height, :width].argmax(0).byte(), labels_HW[:height, :width])
-        assert not labels_HW[height:].any()
-        assert not labels_HW[:, width:].any()
 
 
 def test_predict_draws_the_parts_into_all_labels(tmp_path: Path, shipped: Path, astronaut: np.ndarray) -> None:

@@ -12,7 +12,6 @@ from data.cache import label_geometry, part_geometry
 from data.datasets.synthetic import draw_face
 from data.labels import HELEN, MIRROR_PARTS, NINE, NUM_PARTS
 from data.view import View
-from geometry.sampling import crop
 from geometry.theta import window_theta
 from models.parser import stretched
 from models.stn_icnn.baseline import baseline_theta, mask_geometry
@@ -108,27 +107,6 @@ def test_shear_is_zero_whatever_the_weights(kind: str) -> None:
     assert not theta[:, :, 0, 1].any()
     assert not theta[:, :, 1, 0].any()
     assert theta[:, :, [0, 1], [0, 1]].all()
-
-
-@pytest.mark.parametrize("config", [STNiCNNConfig(), STNiCNNConfig(localizer="resnet18", frame="canvas", canvas=256)])
-@pytest.mark.parametrize(("height", "width"), [(200, 160), (33, 300)])
-def test_the_whole_labels_a_photo_on_its_own_grid(config: STNiCNNConfig, height: int, width: int) -> None:
-    model = STNiCNN(config).eval()
-    with torch.inference_mode():
-        probs = model(torch.randint(256, (1, height, width, 3), dtype=torch.uint8))
-    assert probs.shape == (1, 9, height, width)
-    assert probs.isfinite().all()
-    assert probs.min() >= 0
-    assert probs[:, 0].max() <= 1 + 1e-6
-
-
-def test_the_part_loss_reaches_all_three_modules() -> None:
-    model, sizes = STNiCNN(STNiCNNConfig(crop_size=33)), torch.tensor([[90, 70], [90, 70]])
-    theta = model.locate(model.coarse(torch.rand(2, 3, 128, 128)), sizes)
-    logits = model.parts(crop(torch.rand(2, 90, 70, 3), theta, 33, sizes))
-    sum(part.pow(2).mean() for part in logits).backward()
-    for module in (model.coarse, model.localizer, model.parts):
-        assert any(parameter.grad.abs().max() > 0 for parameter in module.parameters())
 
 
 def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_centre_for_a_missing_part() -> None:

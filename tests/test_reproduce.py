@@ -203,17 +203,6 @@ def test_damaged_scores_are_named(kind: str, chain: list[str], tmp_path: Path) -
         reproduce.is_scored(file, request)
 
 
-@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
-def test_a_damaged_checkpoint_of_a_stage_is_named(
-    name: str, chain: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    out = tmp_path / "chain"
-    shutil.copytree(chain[-1], out)
-    (out / "cropper" / name).write_bytes(b"no weights")
-    assert run_main(lambda: reproduce.main([*chain[:-1], str(out)])) == 2
-    assert f"cropper/{name}" in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_other_options_do_not_pass_for_the_old_results(chain: list[str]) -> None:
     before = written(Path(chain[-1]))
     with pytest.raises(InputError, match=r"trained with seed 0, not 5"):

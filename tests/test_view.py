@@ -232,23 +232,6 @@ def test_a_mirror_swaps_sides() -> None:
     assert (centres_BP2[:, 0, 0] < centres_BP2[:, 1, 0]).all()  # brow1 stays on the image's left
 
 
-def test_labels_swap_sides_in_the_mirrored_faces_alone() -> None:
-    batch = make_batch(20)
-    view = Augmentation(mirror=0.5).view(batch)
-    theta_BP23 = windows_in(batch, 61)
-    seen_BPSS, plain_BPSS = view.crop_labels(theta_BP23, 61), View(batch).crop_labels(theta_BP23, 61)
-    mirrored_B = view.draw.mirrored_B
-    assert 0 < mirrored_B.sum() < 20
-    assert torch.equal(seen_BPSS[~mirrored_B], plain_BPSS[~mirrored_B])
-    flipped_BHW = torch.zeros_like(batch.labels_BHW)
-    for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
-        flipped_BHW[b, :height, :width] = batch.labels_BHW[b, :height, :width].flip(-1)
-    lut = torch.tensor(NINE.mirror, dtype=torch.uint8)
-    expected_BPSS = lut[crop_labels(flipped_BHW, theta_BP23, 61, batch.sizes_B2).long()]
-    assert torch.equal(seen_BPSS[mirrored_B], expected_BPSS[mirrored_B])
-    assert expected_BPSS.unique().tolist() == list(range(9))
-
-
 def test_stretch_changes_the_shape_of_half_of_the_faces_and_the_size_of_none() -> None:
     view = Augmentation(stretch=0.5).view(make_batch(100))
     affine_B33 = view.draw.affine_B33
@@ -349,21 +332,13 @@ def test_crops_of_a_view_equal_crops_of_the_augmented_photo() -> None:
         assert (expected_PSS > 0).float().mean() > 0.05
 
 
-@pytest.mark.parametrize("augmentation", [None, replace(ANY, blur=1.0, tone=0.2)])
+@pytest.mark.parametrize("augmentation", [None, replace(ANY, blur=1.0, tone=0.2, noise=0.02)])
 def test_crops_are_differentiable_in_theta(augmentation: Augmentation | None) -> None:
     photo = np.random.default_rng(0).integers(100, 150, (1, 160, 200, 3))  # tone clips nothing
     batch = with_photos(make_batch(2), photo)
     view = View(batch) if augmentation is None else augmentation.view(batch)
     theta_BP23 = (windows_in(batch, 7.3) + 0.003).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda theta: view.crops(theta, 4), theta_BP23, eps=1e-7, atol=1e-3)
-
-
-def test_noise_leaves_theta_its_gradient() -> None:
-    batch = make_batch(2)
-    theta_BP23 = target_theta(View(batch).parts(), batch.sizes_B2, Windows(33, 1.6, 1.0)).requires_grad_()
-    Augmentation(noise=0.05, tone=0.8).view(batch).crops(theta_BP23, 33).mean().backward()
-    assert theta_BP23.grad.isfinite().all()
-    assert theta_BP23.grad.abs().amax((0, 2, 3)).min() > 0
 
 
 def test_noise_and_tone_touch_the_photo_alone_and_stay_in_range() -> None:
