@@ -20,7 +20,8 @@ from data.labels import CELEBAMASK
 from models.deeplab import DeepLab, DeepLabConfig
 from tests import damage, fixtures
 from tests.damage import BAD_PICTURES, BAD_VIDEOS, GOOD_PICTURES, SPECIAL, little_room
-from tests.test_evaluate import save_models, save_parser
+from tests.fixtures import save_parser
+from tests.test_evaluate import save_models
 from tests.test_report import write_run
 from tests.test_resume import REPOSITORY, another_run
 from tests.test_retrieval import write_people
@@ -49,7 +50,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fixtures.write_list(root / "list", faces)
     fixtures.write_helen_merged(root / "helen", faces)
     save_models(root)
-    save_parser(root / "w19.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), ("network",), "deeplab")
+    save_parser(root / "w19.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), "deeplab")
     write_people(root / "people", {"ann": 3, "bob": 3})
     write_people(root / "asked", {"ann": 1, "bob": 1})
     write_people(root / "faceless", {"a": 1, "b": 1}, 48)
