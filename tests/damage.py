@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import random
+import re
 import resource
 import socket
 import struct
@@ -16,7 +17,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, PngImagePlugin
+import pytest
+from PIL import Image
 
 from tests.fixtures import draw_face
 from utils.errors import InputError
@@ -100,14 +102,6 @@ def with_exif(content: bytes) -> bytes:
     """A JPEG with this EXIF block, whatever it holds."""
     good, block = jpeg(), b"Exif\0\0" + content
     return good[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + good[2:]
-
-
-def with_text_bomb() -> bytes:
-    info = PngImagePlugin.PngInfo()
-    info.add_text("comment", "x" * (80 << 20), zip=True)
-    made = io.BytesIO()
-    Image.fromarray(draw_face(64)[0]).save(made, "PNG", pnginfo=info)
-    return made.getvalue()
 
 
 def truncated(content: bytes, share: float) -> bytes:
@@ -225,6 +219,11 @@ JSON_BYTES: dict[str, bytes] = {
     "an empty dict": b"{}",
     "a list of dicts": b"[{}]",
 }
+
+
+def refuses(*words: object) -> Any:
+    """pytest.raises for one line of InputError that holds all words, in this order."""
+    return pytest.raises(InputError, match="^.*" + ".*".join(re.escape(str(word)) for word in words) + ".*$")
 
 
 def line_of(call: Callable[[], object]) -> str:

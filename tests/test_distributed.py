@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -154,9 +154,7 @@ def second_of(processes: int, here: int | None = None) -> dict[str, str]:
         ("cuda", 1, {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "2 processes would share 1 CUDA device(s)"),
     ],
 )
-def test_each_process_has_a_device_of_its_own(
-    name: str, plugged: Any, environment: dict[str, str], device: str, plug_in: Callable[..., list[int]]
-) -> None:
+def test_each_process_has_a_device_of_its_own(name, plugged, environment, device, plug_in):
     chosen = plug_in(*(plugged if isinstance(plugged, tuple) else (plugged,)), **environment)
     if " " in device:
         with pytest.raises(InputError) as caught:
@@ -171,9 +169,7 @@ def test_each_process_has_a_device_of_its_own(
     ("device", "processes", "joined"),
     [("cuda:0", 1, []), ("cpu", 2, ["gloo"]), ("cuda:1", 2, ["gloo", "nccl"])],
 )
-def test_nccl_carries_what_lies_on_cards_and_gives_up_within_a_minute(
-    device: str, processes: int, joined: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nccl_carries_what_lies_on_cards_and_gives_up_within_a_minute(device, processes, joined, monkeypatch):
     groups = []
 
     def new_group(backend: str, timeout: timedelta) -> str:
@@ -209,14 +205,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_process_of_a_pool_ends_with_its_parent_even_if_that_is_killed() -> None:
+def test_a_process_of_a_pool_ends_with_its_parent_even_if_that_is_killed():
     command = [sys.executable, "-c", DYING_PARENT]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
 @pytest.mark.parametrize("stage", SCRIPTS)
-def test_two_processes_train_and_score_as_one_does(stage: str, both: Both, init: Path) -> None:
+def test_two_processes_train_and_score_as_one_does(stage, both, init):
     one, two = both.alone / stage, both.together / stage
     rows = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
     assert len(rows[0]) == len(rows[1]) == 3
@@ -239,7 +235,7 @@ def test_two_processes_train_and_score_as_one_does(stage: str, both: Both, init:
             assert apart.norm() < 0.01 * steps.norm(), name
 
 
-def test_two_processes_write_one_run_and_one_cache_without_a_warning(both: Both) -> None:
+def test_two_processes_write_one_run_and_one_cache_without_a_warning(both):
     for stage in SCRIPTS:
         assert len(list((both.together / stage / "tensorboard").iterdir())) == 1
         assert json.loads((both.together / stage / "config.json").read_text())["environment"]["processes"] == 2
@@ -289,9 +285,7 @@ def with_other_faces(options: list[str], root: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("script", ["train", "evaluate"])
-def test_processes_with_other_faces_of_equal_count_are_refused_in_one_line(
-    script: str, tiny_options: list[str], helen_root: Path, init: Path, tmp_path: Path
-) -> None:
+def test_processes_with_other_faces_of_equal_count_are_refused(script, tiny_options, helen_root, init, tmp_path):
     other = with_other_faces(tiny_options, helen_root, tmp_path / "faces")
     more = {
         "train": ["--recipe", "best", "--batch-size", "2", "--coarse-size", "32", "--run-dir", str(tmp_path / "run")],
@@ -308,7 +302,7 @@ def test_processes_with_other_faces_of_equal_count_are_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_when_one_process_is_killed_the_other_ends_without_a_traceback(tiny_options: list[str], tmp_path: Path) -> None:
+def test_when_one_process_is_killed_the_other_ends_without_a_traceback(tiny_options, tmp_path):
     program = tmp_path / "each_its_own.py"
     program.write_text(EACH_ITS_OWN)
     options = [*tiny_options, "--recipe", "best", "--batch-size", "2", "--coarse-size", "32", "--epochs", "3"]
@@ -330,9 +324,7 @@ def test_when_one_process_is_killed_the_other_ends_without_a_traceback(tiny_opti
         ({"resume": True}, "process 1 has resume True, not False as process 0"),
     ],
 )
-def test_what_differs_between_processes_is_named(
-    changed: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_differs_between_processes_is_named(changed, told, monkeypatch):
     own = {"face_size": None, "images": 4, "recipe": {"batch_size": 2}, "resume": False}
     distributed.require_same(own)
     monkeypatch.setattr(distributed, "gather", lambda value: [value, {**own, **changed}])
@@ -354,7 +346,7 @@ def test_what_differs_between_processes_is_named(
         RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1000ms for recv"),
     ],
 )
-def test_the_end_of_another_process_is_told_in_one_line(error: RuntimeError) -> None:
+def test_the_end_of_another_process_is_told_in_one_line(error):
     with (
         pytest.raises(InputError, match="has lost the others, of which one has ended") as caught,
         distributed.told_when_lost(),
@@ -363,7 +355,7 @@ def test_the_end_of_another_process_is_told_in_one_line(error: RuntimeError) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_other_errors_keep_their_traceback() -> None:
+def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="shapes differ"), distributed.told_when_lost():
         raise RuntimeError("shapes differ")
 
@@ -382,9 +374,7 @@ def small() -> nn.Module:
         ("cpu", 1, batchnorm.BatchNorm2d),
     ],
 )
-def test_batches_are_normalised_over_all_processes_by_what_the_device_has(
-    device: str, processes: int, kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_are_normalised_over_all_processes_by_what_the_device_has(device, processes, kind, monkeypatch):
     monkeypatch.setattr(batchnorm, "world_size", lambda: processes)
     network = small()
     weights = {name: value.data_ptr() for name, value in network.named_parameters()}

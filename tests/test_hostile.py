@@ -257,9 +257,7 @@ LINES: tuple[tuple[str, str], ...] = (
 
 
 @pytest.mark.parametrize(("line", "said"), LINES, ids=[f"{line[:60]} {k}" for k, (line, _) in enumerate(LINES)])
-def test_a_call_that_cannot_be_right_is_one_line(
-    line: str, said: str, here: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_a_call_that_cannot_be_right_is_one_line(line, said, here, capfd):
     assert said in refused(line, capfd)
 
 
@@ -269,9 +267,7 @@ ODD_NAMES = (
 )
 
 
-def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others(
-    here: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others(here, capfd):
     bad, good = here / "out" / "bad", here / "out" / "good"
     bad.mkdir(parents=True)
     good.mkdir()
@@ -311,9 +307,7 @@ def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others
         assert not [name for name in maps if name.endswith(".part")]
 
 
-def test_predict_labels_photos_of_every_mode_and_with_strange_metadata(
-    here: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_predict_labels_photos_of_every_mode_and_with_strange_metadata(here, capfd):
     (here / "out").mkdir()
     for k, make in enumerate(GOOD_PICTURES.values()):
         (here / "out" / f"{k}.jpg").write_bytes(make())
@@ -333,7 +327,7 @@ sys.exit(run_main(lambda: predict.main(sys.argv[1:])))
 """
 
 
-def test_a_photo_that_is_too_large_for_the_memory_fails_alone(here: Path) -> None:
+def test_a_photo_that_is_too_large_for_the_memory_fails_alone(here):
     (here / "out").mkdir()
     Image.new("L", (12_000, 12_000), 99).save(here / "out" / "big.jpg")
     options = ["good.jpg", "out/big.jpg", "--checkpoint", "w.pt", "--out", "out", "--faces", "none", *CPU.split()]
@@ -357,7 +351,7 @@ MASKS: dict[str, np.ndarray] = {
 
 
 @pytest.mark.parametrize("kind", ["pictures", "masks", "special", "names"])
-def test_folders_of_label_maps_with_a_bad_one_are_one_line(kind: str, here: Path, capfd: pytest.CaptureFixture) -> None:
+def test_folders_of_label_maps_with_a_bad_one_are_one_line(kind, here, capfd):
     def saved(ids: np.ndarray) -> Callable[[Path], object]:
         return lambda path: Image.fromarray(ids).save(path)
 
@@ -392,9 +386,7 @@ IN_PLACE: tuple[tuple[str, str], ...] = (
 
 
 @pytest.mark.parametrize(("line", "name"), IN_PLACE, ids=[f"{line.split()[0]} {name}" for line, name in IN_PLACE])
-def test_what_is_no_folder_in_the_place_of_one_is_left_alone(
-    line: str, name: str, here: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_what_is_no_folder_in_the_place_of_one_is_left_alone(line, name, here, capfd):
     for kind, make in SPECIAL.items():
         if kind not in ("missing", "folder", "link to nothing"):
             make(here / name)
@@ -408,7 +400,7 @@ def test_what_is_no_folder_in_the_place_of_one_is_left_alone(
 
 
 @pytest.mark.parametrize("file", ["good.png", "good_overlay.jpg", "good.npz"])
-def test_a_folder_in_the_place_of_a_result_is_left_alone(file: str, here: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_folder_in_the_place_of_a_result_is_left_alone(file, here, capfd):
     (here / "out" / file / "mine").mkdir(parents=True)
     assert call(f"predict good.jpg --checkpoint w.pt --out out --overwrite --probabilities {CPU}") == 2
     (line,) = [row for row in capfd.readouterr().err.splitlines() if row.startswith("failed: ")]
@@ -431,9 +423,7 @@ FULL: tuple[tuple[str, str], ...] = (
 
 
 @pytest.mark.parametrize(("line", "older"), FULL, ids=[line.split()[0] for line, _ in FULL])
-def test_a_full_disk_is_one_line_and_older_files_stay(
-    line: str, older: str, here: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_full_disk_is_one_line_and_older_files_stay(line, older, here, capsys):
     if older:
         (here / older).parent.mkdir(exist_ok=True)
         (here / older).write_bytes(b"mine")
@@ -454,7 +444,7 @@ BUSY = (
 
 
 @pytest.mark.parametrize("line", BUSY, ids=[line.split()[0] for line in BUSY])
-def test_a_folder_that_another_run_writes_is_left_alone(line: str, here: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_folder_that_another_run_writes_is_left_alone(line, here, capfd):
     folder = here / ("run" if "--run-dir" in line else "out")
     folder.mkdir()
     with another_run(folder):

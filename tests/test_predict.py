@@ -361,9 +361,7 @@ KINDS_OF_RESULTS = {"labels": "1.png", "overlay": "1_overlay.jpg", "probabilitie
 
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("result", KINDS_OF_RESULTS.values())
-def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed_and_gets_none(
-    run, tmp_path, capsys, result, overwrite
-):
+def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed(run, tmp_path, capsys, result, overwrite):
     for name in ("1.jpg", "2.jpg"):
         save_photo(tmp_path / name, photo(32))
     (tmp_path / "out" / result).mkdir(parents=True)
@@ -380,9 +378,7 @@ def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed_and_gets_none
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), "rename"])
 @pytest.mark.parametrize("kind", KINDS_OF_RESULTS)
-def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo_behind(
-    run, tmp_path, capsys, monkeypatch, kind, error
-):
+def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo(run, tmp_path, capsys, monkeypatch, kind, error):
     def failing_write(path, save):
         if path.name == kind and error != "rename":
             raise error

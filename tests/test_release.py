@@ -35,7 +35,7 @@ def trained(tmp_path: Path) -> Path:
     return save(tmp_path / "best.pt", STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17)), "end2end")
 
 
-def test_weights_that_ship_are_half_as_large_and_label_alike(trained: Path, tmp_path: Path) -> None:
+def test_weights_that_ship_are_half_as_large_and_label_alike(trained, tmp_path):
     out = tmp_path / "shipped.pt"
     assert release.main(["--checkpoint", str(trained), "--out", str(out)]) == 0
     assert out.stat().st_size < 0.6 * trained.stat().st_size
@@ -45,7 +45,7 @@ def test_weights_that_ship_are_half_as_large_and_label_alike(trained: Path, tmp_
     assert (one == two).float().mean() > 0.99
 
 
-def test_what_the_weights_are_is_kept_and_what_only_training_needs_is_not(trained: Path, tmp_path: Path) -> None:
+def test_what_the_weights_are_is_kept_and_what_only_training_needs_is_not(trained, tmp_path):
     out = tmp_path / "shipped.pt"
     assert release.main(["--checkpoint", str(trained), "--out", str(out)]) == 0
     shipped, state = checkpoint.load(out), checkpoint.load(trained)
@@ -54,7 +54,7 @@ def test_what_the_weights_are_is_kept_and_what_only_training_needs_is_not(traine
         assert shipped[key] == state[key]
 
 
-def test_any_parser_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_parser_ships(tmp_path, monkeypatch):
     monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
     best = save(tmp_path / "best.pt", TinyParser(TinyConfig(channels=4), CELEBAMASK), "tiny")
     out = tmp_path / "shipped.pt"
@@ -63,7 +63,7 @@ def test_any_parser_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(load_parser([out]), TinyParser)
 
 
-def test_modules_of_a_later_checkpoint_win(trained: Path, tmp_path: Path) -> None:
+def test_modules_of_a_later_checkpoint_win(trained, tmp_path):
     state = checkpoint.load(trained)
     localizer = {key: torch.zeros_like(value) for key, value in state["modules"]["localizer"].items()}
     other = {**state, "stage": "cropper", "modules": {"localizer": localizer}, "seed": 7}
@@ -77,19 +77,19 @@ def test_modules_of_a_later_checkpoint_win(trained: Path, tmp_path: Path) -> Non
     assert shipped["seed"] == 7
 
 
-def test_a_file_that_is_there_is_not_replaced_unasked(trained: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_not_replaced_unasked(trained, tmp_path):
     (tmp_path / "mine.pt").write_text("mine")
     with pytest.raises(InputError, match="is there already"):
         release.main(["--checkpoint", str(trained), "--out", str(tmp_path / "mine.pt")])
     assert (tmp_path / "mine.pt").read_text() == "mine"
 
 
-def test_a_name_that_no_file_can_have_is_one_line(trained: Path, tmp_path: Path) -> None:
+def test_a_name_that_no_file_can_have_is_one_line(trained, tmp_path):
     with pytest.raises(InputError, match=r"could not be saved \(File name too long\)"):
         release.main(["--checkpoint", str(trained), "--out", str(tmp_path / ("a" * 300))])
 
 
-def test_weights_that_are_not_finite_do_not_ship(trained: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_do_not_ship(trained, tmp_path):
     state = checkpoint.load(trained)
     state["modules"]["parts"]["nets.brows.head.2.bias"].fill_(torch.nan)
     checkpoint.save(trained, state)
@@ -98,28 +98,26 @@ def test_weights_that_are_not_finite_do_not_ship(trained: Path, tmp_path: Path) 
     assert not (tmp_path / "shipped.pt").exists()
 
 
-def test_the_help_names_the_command_as_it_is_typed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_help_names_the_command_as_it_is_typed(monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="tools.release"))
     with pytest.raises(SystemExit):
         release.main(["--help"])
     assert capsys.readouterr().out.startswith("usage: python -m tools.release ")
 
 
-def test_weights_beyond_half_precision_are_refused() -> None:
+def test_weights_beyond_half_precision_are_refused():
     with pytest.raises(InputError, match=r"coarse\.w does not fit"):
         release.halved({"coarse": {"w": torch.tensor([1e6])}})
 
 
-def test_two_parsers_are_not_released_as_one(trained: Path, tmp_path: Path) -> None:
+def test_two_parsers_are_not_released_as_one(trained, tmp_path):
     whole = save(tmp_path / "whole.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), "deeplab")
     with pytest.raises(InputError, match="are of two parsers"):
         release.main(["--checkpoint", str(trained), str(whole), "--out", str(tmp_path / "shipped.pt")])
     assert not (tmp_path / "shipped.pt").exists()
 
 
-def test_the_average_of_trainings_is_the_mean_of_weights_and_statistics(trained: Path, tmp_path: Path) -> None:
+def test_the_average_of_trainings_is_the_mean_of_weights_and_statistics(trained, tmp_path):
     state, out = checkpoint.load(trained), tmp_path / "shipped.pt"
     paths = [trained, tmp_path / "second.pt", tmp_path / "third.pt"]
     for factor, path in zip((4, 7), paths[1:], strict=True):
@@ -137,7 +135,7 @@ def test_the_average_of_trainings_is_the_mean_of_weights_and_statistics(trained:
             torch.testing.assert_close(shipped["modules"][name][key].to(value.dtype), mean, rtol=1e-3, atol=1e-4)
 
 
-def test_only_trainings_of_one_parser_are_averaged(trained: Path, tmp_path: Path) -> None:
+def test_only_trainings_of_one_parser_are_averaged(trained, tmp_path):
     def average(*paths: Path) -> None:
         release.main(["--average", "--checkpoint", *map(str, paths), "--out", str(tmp_path / "shipped.pt")])
 

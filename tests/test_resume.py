@@ -117,9 +117,7 @@ def uninterrupted(stage1_options: list[str], tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 130)]
 )
-def test_a_run_killed_in_its_second_epoch_resumes_bit_for_bit(
-    number: int, status: int, stage1_options: list[str], uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_in_its_second_epoch_resumes_bit_for_bit(number, status, stage1_options, uninterrupted, tmp_path):
     options = [*stage1_options, "--run-dir", str(tmp_path / "run")]
     command = [sys.executable, "-c", INTERRUPTED, str(int(number)), "4", *options]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
@@ -132,7 +130,7 @@ def test_a_run_killed_in_its_second_epoch_resumes_bit_for_bit(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_the_run_learns_so_that_equality_says_something(uninterrupted: Path) -> None:
+def test_the_run_learns_so_that_equality_says_something(uninterrupted):
     state = checkpoint.load(uninterrupted / "last.pt")
     assert state["epoch"] == 2
     assert len({row["loss"] for row in log_of(uninterrupted)}) == 3
@@ -159,7 +157,7 @@ def end2end_options(tiny_options: list[str], start: Path) -> list[str]:
     return [*tiny_options, *small, "--init-from", str(start)]
 
 
-def test_end_to_end_resumes_bit_for_bit(tiny_options: list[str], whole_model: Path, tmp_path: Path) -> None:
+def test_end_to_end_resumes_bit_for_bit(tiny_options, whole_model, tmp_path):
     options = end2end_options(tiny_options, whole_model)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_end2end.main([*options, "--run-dir", str(whole)]) == 0
@@ -169,9 +167,7 @@ def test_end_to_end_resumes_bit_for_bit(tiny_options: list[str], whole_model: Pa
     assert_same_run(whole, broken)
 
 
-def test_a_run_resumed_from_another_checkpoint_is_refused_in_one_line(
-    tiny_options: list[str], whole_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_resumed_from_another_checkpoint_is_refused_in_one_line(tiny_options, whole_model, tmp_path, capsys):
     run = ["--epochs", "1", "--run-dir", str(tmp_path / "run")]
     assert train_end2end.main([*end2end_options(tiny_options, whole_model), *run]) == 0
     before = contents(tmp_path / "run")
@@ -183,9 +179,9 @@ def test_a_run_resumed_from_another_checkpoint_is_refused_in_one_line(
     assert contents(tmp_path / "run") == before
 
 
-def test_a_run_resumed_on_other_faces_of_equal_count_is_refused_in_one_line(
-    stage1_options: list[str], uninterrupted: Path, helen_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_resumed_on_other_faces_of_equal_count_is_refused(
+    stage1_options, uninterrupted, helen_root, tmp_path, capsys
+):
     shutil.copytree(helen_root, tmp_path / "faces")
     images = tmp_path / "faces" / "images"
     (images / "train0.jpg").write_bytes((images / "train1.jpg").read_bytes())
@@ -222,7 +218,7 @@ def another_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_second_run_in_a_folder_is_refused_while_the_first_one_lives(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_a_second_run_in_a_folder_is_refused_while_the_first_one_lives(tiny_fit, tmp_path):
     tiny_fit(tmp_path / "whole")
     run_dir = tmp_path / "run"
     run_dir.mkdir()
@@ -238,7 +234,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_one_lives(tiny_fit:
     assert {path.name for path in run_dir.iterdir()} == RUN_FILES
 
 
-def test_a_link_in_place_of_the_lock_is_not_followed(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_lock_is_not_followed(tiny_fit, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="--run-dir"):
@@ -272,9 +268,7 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tiny_fit: Fit, tmp_path: Pa
         ),
     ],
 )
-def test_a_last_checkpoint_of_absurd_values_is_refused_in_one_line(
-    changed: dict[str, Any], told: str, tiny_fit: Fit, tmp_path: Path
-) -> None:
+def test_a_last_checkpoint_of_absurd_values_is_refused_in_one_line(changed, told, tiny_fit, tmp_path):
     tiny_fit(tmp_path)
     path = tmp_path / "last.pt"
     torch.save({**checkpoint.read_tensors(path), **changed}, path)
@@ -286,7 +280,7 @@ def test_a_last_checkpoint_of_absurd_values_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("damage", ["shape", "lacks", "nan"])
-def test_a_damaged_optimizer_state_is_refused_in_one_line(damage: str, tiny_fit: Fit, tmp_path: Path) -> None:
+def test_a_damaged_optimizer_state_is_refused_in_one_line(damage, tiny_fit, tmp_path):
     tiny_fit(tmp_path)
     path = tmp_path / "last.pt"
     state = checkpoint.read_tensors(path)
@@ -307,9 +301,7 @@ def test_a_damaged_optimizer_state_is_refused_in_one_line(damage: str, tiny_fit:
         *('{"loss": 1}\n\n', '{"epoch": ' + "[" * 100_000 + "}\n\n", '{"epoch": 0, "\udcff": 1}\n\n'),
     ],
 )
-def test_a_damaged_log_is_refused_in_one_line(
-    text: str, tiny_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_log_is_refused_in_one_line(text, tiny_fit, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at("last.pt", patch)
         with pytest.raises(KeyboardInterrupt):
@@ -322,9 +314,7 @@ def test_a_damaged_log_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("file", ["last.pt", "log.jsonl", "config.json", "tensorboard"])
-def test_what_is_no_file_in_the_place_of_a_run_s_file_is_one_line_or_does_no_harm(
-    file: str, tiny_fit: Fit, tmp_path: Path
-) -> None:
+def test_what_is_no_file_in_the_place_of_a_run_s_file_is_one_line_or_does_no_harm(file, tiny_fit, tmp_path):
     tiny_fit(tmp_path / "run")
     for kind in ("folder", "pipe", "endless device", "link to itself"):
         folder = tmp_path / kind
@@ -365,9 +355,7 @@ def interrupt_at(moment: str, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("moment", ["best.pt", "last.pt", "half of the log's line", "half of last.pt", "renaming"])
-def test_a_run_interrupted_between_any_two_writes_resumes_bit_for_bit(
-    moment: str, tiny_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_interrupted_between_two_writes_resumes_bit_for_bit(moment, tiny_fit, tmp_path, monkeypatch):
     best, run_dir = tiny_fit(tmp_path / "whole"), tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt_at("last.pt" if "log" in moment else moment, patch)
@@ -381,7 +369,7 @@ def test_a_run_interrupted_between_any_two_writes_resumes_bit_for_bit(
     assert {path.name for path in run_dir.iterdir()} == RUN_FILES
 
 
-def test_the_best_epoch_survives_a_resume(tiny_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_epoch_survives_a_resume(tiny_fit, tmp_path, monkeypatch):
     assert tiny_fit(tmp_path / "whole", maximise=True)["epoch"] == 0  # the score falls
     with monkeypatch.context() as patch:
         interrupt_at("last.pt", patch)
@@ -391,16 +379,14 @@ def test_the_best_epoch_survives_a_resume(tiny_fit: Fit, tmp_path: Path, monkeyp
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_finished_run_resumes_to_nothing(
-    stage1_options: list[str], uninterrupted: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_finished_run_resumes_to_nothing(stage1_options, uninterrupted, capsys):
     before = contents(uninterrupted)
     assert run_main(lambda: train_stage1.main([*stage1_options, "--run-dir", str(uninterrupted), "--resume"])) == 0
     assert contents(uninterrupted) == before
     assert "finished already" in capsys.readouterr().out
 
 
-def test_resume_with_nothing_there_starts_from_the_beginning(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_resume_with_nothing_there_starts_from_the_beginning(tiny_fit, tmp_path):
     tiny_fit(tmp_path / "one")
     tiny_fit(tmp_path / "two", resume=True)
     assert_same_run(tmp_path / "one", tmp_path / "two")
@@ -418,9 +404,7 @@ def test_resume_with_nothing_there_starts_from_the_beginning(tiny_fit: Fit, tmp_
         (["--coarse-size", "48"], "coarse_size 32, not 48"),
     ],
 )
-def test_a_run_resumed_with_other_options_is_refused_in_one_line(
-    changed: list[str], told: str, stage1_options: list[str], uninterrupted: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_resumed_with_other_options_is_refused_in_one_line(changed, told, stage1_options, uninterrupted, capsys):
     before = contents(uninterrupted)
     options = [*stage1_options, "--run-dir", str(uninterrupted), "--resume", *changed]
     assert run_main(lambda: train_stage1.main(options)) == 2
@@ -431,9 +415,7 @@ def test_a_run_resumed_with_other_options_is_refused_in_one_line(
     assert contents(uninterrupted) == before
 
 
-def test_a_used_run_folder_is_refused_and_left_as_it_is(
-    stage1_options: list[str], uninterrupted: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_used_run_folder_is_refused_and_left_as_it_is(stage1_options, uninterrupted, capsys):
     before = contents(uninterrupted)
     assert run_main(lambda: train_stage1.main([*stage1_options, "--run-dir", str(uninterrupted)])) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -441,7 +423,7 @@ def test_a_used_run_folder_is_refused_and_left_as_it_is(
     assert contents(uninterrupted) == before
 
 
-def test_a_lone_best_checkpoint_is_not_overwritten_either(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_a_lone_best_checkpoint_is_not_overwritten_either(tiny_fit, tmp_path):
     tiny_fit(tmp_path)
     (tmp_path / "last.pt").unlink()
     before = contents(tmp_path)
@@ -450,22 +432,20 @@ def test_a_lone_best_checkpoint_is_not_overwritten_either(tiny_fit: Fit, tmp_pat
     assert contents(tmp_path) == before
 
 
-def test_best_weights_posing_as_the_last_are_refused(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_best_weights_posing_as_the_last_are_refused(tiny_fit, tmp_path):
     tiny_fit(tmp_path)
     (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
     with pytest.raises(InputError, match=r"last.pt cannot be resumed: it lacks optimizer"):
         tiny_fit(tmp_path, resume=True)
 
 
-def test_a_checkpoint_of_another_stage_is_not_resumed(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_stage_is_not_resumed(tiny_fit, tmp_path):
     tiny_fit(tmp_path, stage="cropper")
     with pytest.raises(InputError, match="comes from stage 'cropper'; needed here: stage1"):
         tiny_fit(tmp_path, resume=True)
 
 
-def test_a_disk_that_fills_up_while_saving_leaves_a_run_that_resumes(
-    tiny_fit: Fit, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_disk_that_fills_up_while_saving_leaves_a_run_that_resumes(tiny_fit, tmp_path, monkeypatch):
     tiny_fit(tmp_path / "whole")
     torch_save = torch.save
 
