@@ -1,14 +1,17 @@
-"""Writes tiny data sets to disk in the three layouts, from faces drawn elsewhere.
+"""Writes tiny data sets to disk in every layout, from faces drawn elsewhere; and what checkpoints hold.
 
 ``faces``: split (train, val, test) -> list of (name, photo uint8 (H, W, 3), labels uint8 (H, W) of HELEN's 11 ids).
 """
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from data.labels import CELEBAMASK, HELEN
+from models.parser import FaceParser
 
 Faces = dict[str, list[tuple[str, np.ndarray, np.ndarray]]]
 
@@ -170,3 +173,10 @@ def write_helen_merged(root: Path, faces: Faces, first_is_left: bool = True) -> 
 
 def _sided(labels: np.ndarray, first_is_left: bool) -> np.ndarray:
     return labels if first_is_left else np.array(HELEN.mirror, np.uint8)[labels]
+
+
+def state_of(model: FaceParser, stage: str, *names: str, **more: Any) -> dict[str, Any]:
+    """What a checkpoint holds of these networks of a parser, by default of all."""
+    modules = {name: getattr(model, name).state_dict() for name in names or model.networks}
+    about = {"stage": stage, "parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
+    return {**about, "modules": modules, **more}

@@ -20,7 +20,7 @@ from data.source import FaceData
 from models.loading import KINDS, load_parser, read_weights
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import SPECIAL, Runs, little_room
-from tests.test_resume import assert_same_run, interrupt_at
+from tests.test_resume import assert_same_run, fit_until
 from tests.tiny_parser import TinyParser
 from training.task import Plan
 from utils import checkpoint
@@ -423,13 +423,10 @@ def test_a_checkpoint_of_format_1_is_an_stn_icnn_of_nine_labels(whole, tmp_path)
         assert torch.equal(load_parser([old])(photos), load_parser([whole])(photos))
 
 
-def test_a_run_of_format_1_resumes_bit_for_bit(tiny_fit, tmp_path, monkeypatch):
+def test_a_run_of_format_1_resumes_bit_for_bit(tiny_fit, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     tiny_fit(whole)
-    with monkeypatch.context() as patch:
-        interrupt_at("best.pt", patch)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_fit(broken)
+    fit_until("best.pt", lambda: tiny_fit(broken))
     for name in ("last.pt", "best.pt"):
         torch.save(in_format_1(checkpoint.read_tensors(broken / name)), broken / name)
     tiny_fit(broken, resume=True)

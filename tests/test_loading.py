@@ -19,7 +19,7 @@ from data.cache import label_geometry, part_geometry
 from data.labels import CELEBAMASK, HELEN, NINE
 from data.loaders import Faces, evaluation_batches, open_faces, training_batches
 from data.source import FaceData, open_source
-from tests.damage import SPECIAL, line_of, little_room
+from tests.damage import SPECIAL, line_of, little_room, refuses
 from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
 from utils import locks
 from utils.errors import InputError
@@ -285,9 +285,8 @@ def test_faces_that_are_open_can_still_be_read_after_all_are_built_again(root):
 
 def test_a_full_disk_is_told_in_one_line_and_the_cache_goes_on_later(root, reads):
     room = 2 * 256 * 256 * 3 + 1000  # two stretched photos and a bit
-    with little_room(room), pytest.raises(InputError, match=r"cache .* could not be written .*--cache") as caught:
+    with little_room(room), refuses("cache", "could not be written", "another folder for it"):
         open_train(root)
-    assert "\n" not in str(caught.value)
     reads.clear()
     faces = open_train(root)
     assert len(reads) == COUNT - 2
