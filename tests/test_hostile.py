@@ -4,20 +4,25 @@ What the readers do with damaged files is tested with each of them; ``tests.dama
 """
 
 import importlib
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.labels import CELEBAMASK
 from models.deeplab import DeepLab, DeepLabConfig
+from retrieval.align import Cut
 from tests import damage, fixtures
 from tests.damage import BAD_PICTURES, BAD_VIDEOS, GOOD_PICTURES, SPECIAL, little_room
 from tests.test_evaluate import save_models, save_parser
@@ -183,7 +188,6 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"evaluate {LIST} --labels helen --checkpoint w19.pt {MACHINE}", "does not tell eye_g"),
     ("evaluate --predictions maps --truth maps --ids nine --labels celebamask", "does not tell"),
     ("train_stage1", "--run-dir"),
-    ("train_stage1 --run-dir run extra", "extra"),
     ("train_stage1 --run-di run", "--run-di"),
     (f"train_stage1 --run-dir run --epochs {'9' * 5000}", "--epochs"),
     ("train_stage1 --run-dir good.jpg/run", "--run-dir"),
@@ -225,9 +229,10 @@ LINES: tuple[tuple[str, str], ...] = (
     ("tools.release --checkpoint w.pt --average --out new.pt", "--average"),
     ("tools.relabel --checkpoint w.pt --threshold 1 --out new", "--threshold"),
     ("tools.relabel --checkpoint w.pt --out good.jpg/new", "good.jpg"),
-    (f"tools.edges --split train --out edges {LIST}", "--labels"),
+    (f"tools.edges --split train --out edges {LIST}", "name their label set"),
     (f"tools.edges --split train --out lapa/train/labels {LAPA}", "holds something else"),
     (f"tools.edges --split train --out good.jpg {LAPA}", "--out good.jpg"),
+    (f"tools.edges --split train --out edges {LIST} --labels nine", "unknown ids"),
     ("experiments.report --results none", "none"),
     ("experiments.report --results good.jpg", "good.jpg"),
     ("hubconf none.pt", "none.pt"),
@@ -399,13 +404,48 @@ def test_what_is_no_folder_in_the_place_of_one_is_left_alone(line, name, here, c
                 remove(here / result)
 
 
-@pytest.mark.parametrize("file", ["good.png", "good_overlay.jpg", "good.npz"])
-def test_a_folder_in_the_place_of_a_result_is_left_alone(file, here, capfd):
-    (here / "out" / file / "mine").mkdir(parents=True)
-    assert call(f"predict good.jpg --checkpoint w.pt --out out --overwrite --probabilities {CPU}") == 2
-    (line,) = [row for row in capfd.readouterr().err.splitlines() if row.startswith("failed: ")]
-    assert line.startswith("failed: good.jpg")
-    assert (here / "out" / file / "mine").is_dir()
+SETTINGS = {"source": "", **asdict(Cut())}
+EMBEDDING = {"format": 2, "stage": "identity", "parser": "identity", "config": {}, "modules": {"embedding": {}}}
+IDENTITY = f"retrieval.search {SEARCH} --checkpoint run/w.pt"
+ODD: tuple[tuple[str, dict[str, Any], str, str], ...] = (  # files as text, checkpoints or photos; call; what it says
+    ("settings cut off", {"out/align.json": '{"source": '}, "retrieval.align people out", "align.json"),
+    ("settings of another kind", {"out/align.json": "[1]"}, "retrieval.align people out", "align.json"),
+    ("settings of others", {"out/align.json": "{}"}, "retrieval.align people out", "cut out otherwise"),
+    *(
+        (f"record {k}", {"out/align.json": None, "out/faces.jsonl": text}, "retrieval.align people out", "faces.jsonl")
+        for k, text in enumerate(('{"photo": 1}\n', '{"box": 1}\n', "[]\n", "{\n", '{"photo": "\udcff"}\n'))
+    ),
+    (
+        "a file for a person",
+        {"out/align.json": None, "out/ann": "x"},
+        "retrieval.align people out",
+        "out/ann is a file",
+    ),
+    ("two photos of one name", dict.fromkeys(("run/a/1.jpg", "run/a/1.png")), "retrieval.align run out", "two files"),
+    ("a person called as a file of ours", {"run/faces.jsonl/1.jpg": None}, "retrieval.align run out", "rename that"),
+    ("a name of two lines", {"run/a\nb/1.jpg": None}, "retrieval.align run out", "rename them"),
+    ("a name that is not UTF-8", {"run/\udce9/1.jpg": None}, "retrieval.align run out", "rename them"),
+    ("an embedding without weights", {"run/w.pt": EMBEDDING}, IDENTITY, "run/w.pt: its embedding weights"),
+    ("an embedding of NaN", {"run/w.pt": {"last_bn.weight": torch.full((512,), torch.nan)}}, IDENTITY, "run/w.pt"),
+    ("no config", {"run/w.pt": {**EMBEDDING, "config": 5}}, IDENTITY, "run/w.pt lacks its config"),
+    ("absurd config", {"run/w.pt": {**EMBEDDING, "config": {"size": 1}}}, IDENTITY, "its config is unusable"),
+)
+
+
+@pytest.mark.parametrize(("kind", "files", "line", "said"), ODD, ids=[row[0] for row in ODD])
+def test_a_damaged_file_of_the_retrieval_is_one_line(kind, files, line, said, here, capfd):
+    for name, content in files.items():
+        path = here / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, dict):
+            torch.save(content, path)
+        elif content is None and path.suffix == ".json":
+            path.write_text(json.dumps({**SETTINGS, "source": os.path.realpath("people")}))
+        elif content is None:
+            path.write_bytes(damage.jpeg())
+        else:
+            path.write_text(content, errors="surrogateescape")
+    assert said in refused(line if "search" in line else f"{line} --workers 1", capfd)
 
 
 FULL: tuple[tuple[str, str], ...] = (

@@ -172,8 +172,9 @@ def test_brow_and_eye_of_lapa_with_the_smaller_id_are_the_images_left():
 @pytest.mark.parametrize("layout", ["lapa", "merged", "list"])
 def test_check_passes_a_sound_folder_and_lists_what_is_wrong(tmp_path, capsys, layout):
     dataset, writer = LAYOUTS[layout]
-    writer(tmp_path / "data", draw_real_faces(train=6))
-    options = ["--dataset", dataset, "--data", str(tmp_path / "data"), *["--labels", "helen"][: 2 * (layout == "list")]]
+    writer(tmp_path / "data", draw_real_faces(train=5, val=0, test=0))
+    options = ["--dataset", dataset, "--data", str(tmp_path / "data"), "--split", "train"]
+    options += ["--labels", "helen"] if layout == "list" else []
     assert check(options) == 0
     masks = tmp_path / "data" / ("train/labels" if dataset == "lapa" else "labels")
     (masks / "3.png").unlink()
