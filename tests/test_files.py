@@ -40,18 +40,20 @@ def test_a_write_that_fails_leaves_the_older_file_and_no_other(tmp_path, error):
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_until_it_is_whole_only_the_older_file_is_seen(tmp_path):
-    write_text(tmp_path / "a.txt", "old")
-    seen = []
-
-    def write(file):
-        file.write(b"new")
+def test_until_it_is_whole_only_the_older_file_is_seen_and_two_writers_of_one_file_do_not_mix(tmp_path):
+    def write_around(file):
+        file.write(b"out")
         file.flush()
         seen.append((tmp_path / "a.txt").read_text())
+        write_text(tmp_path / "a.txt", "inner")
+        file.write(b"er")
 
-    write_whole(tmp_path / "a.txt", write)
+    seen = []
+    write_text(tmp_path / "a.txt", "old")
+    write_whole(tmp_path / "a.txt", write_around)
     assert seen == ["old"]
-    assert (tmp_path / "a.txt").read_text() == "new"
+    assert (tmp_path / "a.txt").read_text() == "outer"
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_a_link_is_replaced_and_its_target_left_alone(tmp_path):
@@ -61,17 +63,6 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path):
     assert (tmp_path / "target").read_text() == "mine"
     assert not (tmp_path / "a.txt").is_symlink()
     assert (tmp_path / "a.txt").read_text() == "new"
-
-
-def test_two_writers_of_one_file_do_not_mix(tmp_path):
-    def write_around(file):
-        file.write(b"out")
-        write_text(tmp_path / "a.txt", "inner")
-        file.write(b"er")
-
-    write_whole(tmp_path / "a.txt", write_around)
-    assert (tmp_path / "a.txt").read_text() == "outer"
-    assert names(tmp_path) == ["a.txt"]
 
 
 def test_a_folder_that_is_missing_or_in_the_way_is_an_os_error(tmp_path):

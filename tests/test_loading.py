@@ -20,7 +20,7 @@ from data.labels import CELEBAMASK, HELEN, NINE
 from data.loaders import Faces, evaluation_batches, open_faces, training_batches
 from data.source import FaceData, open_source
 from tests.damage import SPECIAL, line_of, little_room, refuses
-from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
+from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_challenge, write_helen
 from utils import locks
 from utils.errors import InputError
 from utils.runtime import Machine, explain
@@ -116,15 +116,6 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(file, keep, garbage, agai
     assert_holds_the_files(faces, root)
 
 
-def test_a_cache_that_was_cut_after_it_was_finished_is_mended(root, reads):
-    folder = open_train(root).folder
-    os.truncate(folder / "photos.bin", 20_000)
-    reads.clear()
-    faces = open_train(root)
-    assert 0 < len(reads) < COUNT
-    assert_holds_the_files(faces, root)
-
-
 def flip(path: Path, offset: int) -> None:
     """Change one byte of a file, its size and name left alone."""
     with open(path, "r+b") as file:
@@ -160,7 +151,7 @@ def test_a_second_process_waits_for_the_cache_and_says_so(root, monkeypatch, cap
 @pytest.mark.parametrize("file", ["lock", "photos.bin", "labels.bin", "thumbs.bin", "records.bin"])
 def test_what_is_no_file_in_the_place_of_the_cache_s_is_one_line_or_made_anew(file, root):
     (root / "outside").write_text("mine")
-    for kind in ("folder", "pipe", "endless device", "link to itself", "outside"):
+    for kind in ("folder", "pipe", "link to itself", "outside"):
         folder = open_train(root).folder
         (folder / file).unlink()
         (folder / file).symlink_to(root / "outside") if kind == "outside" else SPECIAL[kind](folder / file)
@@ -245,16 +236,14 @@ def test_pixels_with_a_label_are_counted_in_the_label_set_of_the_batches(root):
 
 def test_a_damaged_photo_is_named_and_once_mended_the_cache_goes_on(root, reads):
     path = root / "images" / "face3.jpg"
-    whole = path.read_bytes()
-    stat = path.stat()
-    path.write_bytes(b"\xff" * len(whole))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(InputError, match=r"face3\.jpg") as caught:
-        open_train(root)
-    assert "\n" not in str(caught.value)
-    path.write_bytes(whole)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    reads.clear()
+    whole, stat = path.read_bytes(), path.stat()
+    for content in (b"\xff" * len(whole), whole):
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        if content != whole:
+            with refuses("face3.jpg"):
+                open_train(root)
+            reads.clear()
     faces = open_train(root)
     assert "face0" not in reads
     assert "face3" in reads
@@ -295,7 +284,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_cache_goes_on_later(root, reads
 
 def test_a_cache_folder_that_is_a_file_is_told_in_one_line(root):
     (root.parent / "cache").write_text("")
-    with pytest.raises(InputError, match=r"cache .* could not be written \(Not a directory\)"):
+    with refuses("cache", "could not be written (Not a directory)"):
         open_train(root)
 
 
@@ -337,18 +326,6 @@ def test_labels_that_the_data_cannot_tell_are_refused_before_anything_is_decoded
         open_faces(data_of(root), "train", CELEBAMASK)
     assert not reads
     assert not (root.parent / "cache").exists()
-
-
-@pytest.mark.parametrize("write", [write_challenge, write_celebamask_official])
-def test_celebamask_faces_come_out_with_the_nine_labels(write, tmp_path):
-    faces = draw_faces(train=2, val=1, test=1)
-    write(tmp_path / "faces", faces)
-    opened = open_faces(FaceData("celebamask", tmp_path / "faces", cache=tmp_path / "cache"), "train", NINE)
-    assert len(opened) == 2
-    for k, (_, photo, labels) in enumerate(faces["train"]):
-        np.testing.assert_array_equal(opened.label_map(k), HELEN.map_to(NINE)[labels])
-        assert opened.photo(k).shape == photo.shape
-        assert np.abs(opened.photo(k).astype(int) - photo).mean() < 15
 
 
 def test_centroids_and_extents_equal_hand_worked_ones():

@@ -12,7 +12,7 @@ import train_end2end
 import train_stage1
 import train_stage2
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from tests.fixtures import draw_faces, write_challenge
+from tests.fixtures import draw_faces, state_of, write_challenge
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import run_main
@@ -85,27 +85,18 @@ def test_all_problems_are_told_at_once(refusal):
         assert told in line
 
 
-def test_the_run_folder_is_asked_for(tiny_options, capsys):
-    assert run_main(lambda: train_stage1.main(tiny_options)) == 2
-    assert "--run-dir" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("dataset", ["helen", "celebamask"])
-def test_a_data_set_on_disk_needs_its_folder(dataset, refusal):
+def test_missing_empty_and_foreign_data_folders_are_named(dataset, refusal, tmp_path):
     line = refusal(common=["--dataset", dataset])
     assert line == f"error: --data is needed for --dataset {dataset}: name its folder"
-
-
-def test_missing_empty_and_foreign_data_folders_are_named(refusal, tmp_path):
-    common = ["--cache", str(tmp_path / "cache"), "--device", "cpu"]
+    common = ["--cache", str(tmp_path / "cache"), "--device", "cpu", "--dataset", dataset]
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "notes.txt").write_text("no faces")
-    for dataset in ("helen", "celebamask"):
-        for name, told in (("none", "does not exist"), ("empty", "is empty"), ("odd", "odd")):
-            line = refusal("--dataset", dataset, "--data", str(tmp_path / name), common=common)
-            assert str(tmp_path / name) in line
-            assert told in line
+    for name, told in (("none", "does not exist"), ("empty", "is empty"), ("odd", "odd")):
+        line = refusal("--data", str(tmp_path / name), common=common)
+        assert str(tmp_path / name) in line
+        assert told in line
     assert not (tmp_path / "cache").exists()
 
 
@@ -125,11 +116,8 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(refusal, monkeypatch
 
 
 def test_the_released_localizer_needs_its_own_size(refusal, tmp_path):
-    model = STNiCNN(STNiCNNConfig(coarse_size=32))
-    state = {"parser": model.kind, "labels": model.labels.name, "config": vars(model.config)}
-    state["modules"] = {"coarse": model.coarse.state_dict()}
-    checkpoint.save(tmp_path / "stage1.pt", {"stage": "stage1", **state})
-    line = refusal("--init-from", str(tmp_path / "stage1.pt"), "--localizer", "released", script=train_cropper)
+    checkpoint.save(tmp_path / "a.pt", state_of(STNiCNN(STNiCNNConfig(coarse_size=32)), "stage1", "coarse"))
+    line = refusal("--init-from", str(tmp_path / "a.pt"), "--localizer", "released", script=train_cropper)
     assert "128" in line
 
 
