@@ -28,10 +28,11 @@ def save(path: Path, model: FaceParser, stage: str) -> Path:
     return path
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    return save(tmp_path / "best.pt", STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17)), "end2end")
+    path = tmp_path_factory.mktemp("trained") / "best.pt"
+    return save(path, STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17)), "end2end")
 
 
 @pytest.fixture
@@ -90,9 +91,9 @@ def test_a_file_that_is_there_is_not_replaced_unasked_and_a_name_that_none_can_h
 def test_weights_that_are_not_finite_or_beyond_half_precision_do_not_ship(trained, ship, tmp_path):
     state = checkpoint.load(trained)
     state["modules"]["parts"]["nets.brows.head.2.bias"].fill_(torch.nan)
-    checkpoint.save(trained, state)
+    checkpoint.save(tmp_path / "nan.pt", state)
     with refuses("parts.nets.brows.head.2.bias holds NaN or infinity"):
-        ship(trained)
+        ship(tmp_path / "nan.pt")
     assert not (tmp_path / "shipped.pt").exists()
     with refuses("coarse.w does not fit"):
         release.halved({"coarse": {"w": torch.tensor([1e6])}})
