@@ -75,12 +75,12 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(kit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The kit, as the working folder. Whatever a test does, its files are as before, and no call takes too long."""
 
-    def held(path: Path) -> object:
+    def state(path: Path) -> object:
         return path.stat().st_mtime_ns if path.suffix == ".pt" else path.read_bytes()  # weights are large
 
     def contents() -> dict[str, object]:
         paths = [kit.parent / "outside.txt", *(path for path in kit.rglob("*") if path.suffix != ".bin")]
-        found = {str(path): held(path) if path.is_file() else "no file" for path in paths}
+        found = {str(path): state(path) if path.is_file() else "no file" for path in paths}
         return {name: held for name, held in found.items() if Path(name).relative_to(kit.parent).parts[1:2] not in OWN}
 
     monkeypatch.chdir(kit)
