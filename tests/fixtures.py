@@ -1,4 +1,4 @@
-"""Writes tiny data sets to disk in the three layouts, from faces drawn elsewhere, and tiny checkpoints.
+"""Writes tiny data sets to disk in every layout, from faces drawn elsewhere, and tiny checkpoints.
 
 ``faces``: split (train, val, test) -> list of (name, photo uint8 (H, W, 3), labels uint8 (H, W) of HELEN's 11 ids).
 """
@@ -182,9 +182,7 @@ def write_helen_merged(root: Path, faces: Faces, first_is_left: bool = True) -> 
 
 def save_parser(path: Path, parser: FaceParser, stage: str = "end2end", networks: Sequence[str] = ()) -> Path:
     """A parser's networks, or some of them, as a checkpoint of a stage."""
-    about = {"stage": stage, "parser": parser.kind, "labels": parser.labels.name, "config": asdict(parser.config)}
-    modules = {name: getattr(parser, name).state_dict() for name in networks or parser.networks}
-    checkpoint.save(path, {**about, "modules": modules})
+    checkpoint.save(path, state_of(parser, stage, *networks))
     return path
 
 
@@ -232,3 +230,10 @@ def lively(parser: FaceParser) -> FaceParser:
 
 def _sided(labels: np.ndarray, first_is_left: bool) -> np.ndarray:
     return labels if first_is_left else np.array(HELEN.mirror, np.uint8)[labels]
+
+
+def state_of(model: FaceParser, stage: str, *names: str, **more: Any) -> dict[str, Any]:
+    """What a checkpoint holds of these networks of a parser, by default of all."""
+    modules = {name: getattr(model, name).state_dict() for name in names or model.networks}
+    about = {"stage": stage, "parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
+    return {**about, "modules": modules, **more}
