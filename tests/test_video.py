@@ -1,8 +1,12 @@
 """Videos: faces followed over the frames, frames without a face, files that are no videos, interruptions."""
 
+import json
 import struct
+from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -36,17 +40,31 @@ def moving_face(count: int) -> list[np.ndarray]:
     return frames
 
 
-def save_video(path: Path, frames: list[np.ndarray]) -> Path:
-    writer = cv2.VideoWriter(str(path), video.CODEC, 12.5, frames[0].shape[1::-1])
-    for frame in frames:
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
+def save_video(path: Path, frames: list[np.ndarray], times: list[float] | None = None, sound: str = "") -> Path:
+    """Times: in seconds, by default 12.5 frames a second. sound: the codec of a second of 440 Hz."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=Fraction(25, 2), options={"crf": "10"})
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv444p"  # takes odd sides too
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        if sound:
+            speaker = output.add_stream(sound, rate=48_000, layout="mono")
+            wave = np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000)
+            tone = av.AudioFrame.from_ndarray((wave * 9000).astype(np.int16)[None], "s16", "mono")
+            tone.rate, tone.pts = 48_000, 0
+            output.mux([*speaker.encode(tone), *speaker.encode(None)])
+        for k, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image)
+            frame.pts, frame.time_base = round(1000 * (times[k] if times else k / 12.5)), Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
     return path
 
 
-def open_video(path: Path) -> tuple[float, list[np.ndarray]]:
-    capture = cv2.VideoCapture(str(path))
-    return capture.get(cv2.CAP_PROP_FPS), list(video.read_frames(capture))
+def open_video(path: Path) -> tuple[list[float], list[np.ndarray]]:
+    """The times and the frames."""
+    with ExitStack() as stack:
+        frames = list(video.read_frames(stack.enter_context(video.open_video(path, stack))))
+    return [frame.time for frame in frames], [frame.image_HW3 for frame in frames]
 
 
 def test_a_video_gives_a_video_with_labels_and_a_label_map_for_each_frame(tmp_path, capsys):
@@ -55,8 +73,13 @@ def test_a_video_gives_a_video_with_labels_and_a_label_map_for_each_frame(tmp_pa
     out = ["--out", str(tmp_path / "out"), "--device", "cpu", "--amp", "off"]
     assert predict.main([str(tmp_path / "clip.mp4"), "--frame-labels", *out]) == 0
     assert "7 frames, 5 with faces" in capsys.readouterr().out
-    rate, shown = open_video(tmp_path / "out" / "clip_overlay.mp4")
-    assert (rate, len(shown)) == (12.5, 7)
+    times, shown = open_video(tmp_path / "out" / "clip_overlay.mp4")
+    assert times == pytest.approx(np.arange(7) / 12.5)
+    found = json.loads((tmp_path / "out" / "clip_frames.json").read_text())
+    assert [(frame["time"], len(frame["faces"])) for frame in found["frames"]] == [
+        *((time, 1) for time in times[:5]),
+        *((time, 0) for time in times[5:]),
+    ]
     maps = [read_labels(tmp_path / "out" / "clip_labels" / f"{number:06d}.png") for number in range(1, 8)]
     centres = [np.argwhere(labels == 5).mean(0)[1] for labels in maps[:5]]
     assert np.diff(centres) == pytest.approx(6, abs=2.5)  # the nose moves as the face does
