@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from av import FFmpegError
 
 from data.labels import LABEL_SETS
 from faces import video
@@ -164,7 +165,7 @@ def show(job: Job, scenes: SceneParser, windows: bool) -> None:
     try:
         found = video.parse_video(scenes, job.photo, job.outputs, windows)
     except Exception as error:
-        if not isinstance(error, OSError) and not is_out_of_memory(error):
+        if not isinstance(error, (OSError, FFmpegError)) and not is_out_of_memory(error):
             raise
         raise InputError(not_written(job.photo, error)) from error
     rate = f"{found.frames / max(found.seconds, 1e-9):.1f} frames/s"

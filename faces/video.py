@@ -2,11 +2,13 @@
 
 import errno
 import json
+import math
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -25,11 +27,12 @@ from utils.errors import InputError
 from utils.files import open_regular
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
-CODEC = next(
-    name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available
-)  # H.264 or the next best
+KINDS = re.compile(
+    rb"(?P<mov>.{4}(?:ftyp|moov|mdat|wide|free|skip))|(?P<avi>RIFF....AVI )|(?P<matroska>\x1aE\xdf\xa3)", re.S
+)
+CODEC = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 COPIED = ("aac", "mp3", "opus")  # sound that browsers play in an mp4; any other becomes AAC
-TICKS = 60_000  # of the result's clock in a second: exact for the usual rates, and MPEG-4 takes at most 65,535
+TICK = Fraction(1, 60_000)  # of a second: exact for the usual rates, and MPEG-4 takes no finer one than 1 / 65,535
 SEARCH = 12  # the whole frame is searched for new faces once in so many frames; between, known ones are followed
 AT_ONCE = 8  # frames that are parsed together
 STILL, SLOWEST = 0.04, 0.25  # movement of the points, in sides of the face's box, and weight of new points without any
@@ -86,80 +89,72 @@ class Follower:
 
 
 class Film:
-    """An mp4 that is written frame by frame, with the sound of the video ``source``, which is open in a container of
-    its own. ``finish`` it, then ``close``. Raises OSError, FFmpegError."""
+    """An mp4 written frame by frame, with the sound of ``source``, a container that nobody else reads; ``stack``
+    closes it."""
 
-    def __init__(self, path: Path, source: Any) -> None:
-        self.path, self.frames, self.ticks, self.source = path, 0, -1, source
-        self.file = open(path, "xb")  # noqa: SIM115
-        self.output = av.open(self.file, "w", format="mp4")
+    def __init__(self, path: Path, source: Any, stack: ExitStack) -> None:
+        self.path, self.source, self.frames, self.ticks = path, source, 0, -1
+        self.file = stack.enter_context(open(path, "xb"))  # noqa: SIM115
+        self.output = stack.enter_context(av.open(self.file, "w", format="mp4"))
         like = source.streams.best("video")
-        self.stream = self.output.add_stream(CODEC, rate=like.average_rate or 25, options={"crf": "20"})
-        self.stream.pix_fmt, self.stream.color_range = "yuv420p", 1
+        # without B-frames, whose order in the file makes players cut the end of a video of variable rate
+        self.stream: Any = self.output.add_stream(CODEC, rate=like.average_rate or 25, options={"crf": "20", "bf": "0"})
+        self.stream.codec_context.flags |= 1 << 8  # AV_CODEC_FLAG_FRAME_DURATION: the last frame lasts as it did
+        self.stream.codec_context.time_base = self.stream.time_base = TICK
+        self.stream.pix_fmt, self.stream.color_range = "yuv420p", 1  # as all browsers play it
         self.stream.color_primaries, self.stream.color_trc = like.color_primaries, like.color_trc
-        self.matrix = {1: 1, 5: 5, 6: 5, 9: 9}.get(like.colorspace)  # FFmpeg's numbers; None: whatever is the default
-        self.stream.colorspace = self.matrix or 2
-        self.stream.codec_context.time_base = self.stream.time_base = Fraction(1, TICKS)
+        self.matrix = {1: 1, 5: 5, 6: 5, 9: 9}.get(like.colorspace, 2)  # FFmpeg's numbers, those it converts to; 2: any
+        self.stream.colorspace = self.matrix
         self.sound = self._sound()
-        self.next_sound = next(self.sound, None)
+        self.waiting = next(self.sound, None)
 
     def add(self, image_HW3: np.ndarray, frame: Frame) -> None:
-        """image_HW3: shown at the time of ``frame``. H.264 takes even sides: odd ones repeat their last pixels."""
+        """Show the image at the time of ``frame``. Odd sides, which H.264 cannot have, repeat their last pixels."""
         height, width = image_HW3.shape[:2]
-        picture_HW3 = np.pad(image_HW3, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
+        image_HW3 = np.pad(image_HW3, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
         if self.frames == 0:
-            self.stream.height, self.stream.width = picture_HW3.shape[:2]
-        shown = av.VideoFrame.from_ndarray(picture_HW3).reformat(
-            format="yuv420p", dst_colorspace=self.matrix, dst_color_range=1
-        )
-        self.ticks = max(self.ticks + 1, round(frame.time * TICKS))
-        shown.pts, shown.time_base, shown.duration = self.ticks, Fraction(1, TICKS), round(frame.duration * TICKS)
-        self._add_sound(frame.time + frame.duration)
-        self.output.mux(self.stream.encode(shown))
+            self.stream.height, self.stream.width = image_HW3.shape[:2]
+        picture = av.VideoFrame.from_ndarray(image_HW3)
+        picture = picture.reformat(format="yuv420p", dst_colorspace=self.matrix, dst_color_range=1)
+        self.ticks = max(self.ticks + 1, round(frame.time / TICK))
+        picture.pts, picture.time_base, picture.duration = self.ticks, TICK, round(frame.duration / TICK)
+        self.output.mux(self.stream.encode(picture))
         self.frames += 1
+        self._add_sound(frame.time + frame.duration)
 
     def finish(self, whole: bool) -> None:
-        """Write the rest, of the sound too if ``whole``, and read the file back to its last frame."""
-        self._add_sound(float("inf") if whole else 0)
+        """Write the rest, of the sound too if ``whole``, and read the file back to its last frame. Raises OSError."""
+        self._add_sound(math.inf if whole else 0)
         self.output.mux(self.stream.encode(None))
         self.output.close()
         self.file.flush()
         os.fsync(self.file.fileno())
         with open(self.path, "rb") as file, av.open(file, format="mp4") as container:
             times = [packet.pts for packet in container.demux(video=0) if packet.size]
-            container.seek(max(times), stream=container.streams.video[0])
-            last = max(frame.pts for frame in container.decode(video=0))
-        if len(times) != self.frames or last != max(times):
-            raise OSError(errno.EIO, "the video cannot be read back")
-
-    def close(self) -> None:
-        with suppress(OSError, av.FFmpegError):  # where it is not finished, it is thrown away
-            self.output.close()
-        with suppress(OSError):
-            self.file.close()
+            container.seek(times[-1], stream=container.streams.video[0])
+            if len(times) != self.frames or times[-1] not in [frame.pts for frame in container.decode(video=0)]:
+                raise OSError(errno.EIO, "it cannot be read back")
 
     def _add_sound(self, until: float) -> None:
-        while self.next_sound is not None and float(self.next_sound.dts * self.next_sound.time_base) < until:
-            self.output.mux(self.next_sound)
-            self.next_sound = next(self.sound, None)
+        while self.waiting is not None and self.waiting.dts * self.waiting.time_base < until:
+            self.output.mux(self.waiting)
+            self.waiting = next(self.sound, None)
 
     def _sound(self) -> Iterator[Any]:
-        """The packets of the source's sound, from the start of the video, for the output."""
+        """The packets of the source's sound."""
         stream = self.source.streams.best("audio")
         if stream is None or stream.codec_context is None:
             return
         start = round(start_of(self.source) / stream.time_base)
-        if stream.codec_context.name in COPIED:
+        if stream.codec_context.codec.canonical_name in COPIED:
             copy = self.output.add_stream_from_template(stream)
             with suppress(av.error.InvalidDataError):
                 for packet in self.source.demux(stream):
-                    if packet.dts is not None and packet.pts is not None:
+                    if packet.pts is not None and packet.dts is not None:
                         packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copy
                         yield packet
             return
-        rates = av.Codec("aac", "w").audio_rates
-        encoder = self.output.add_stream("aac", rate=stream.rate if stream.rate in rates else 48_000)
-        encoder.layout = "mono" if stream.channels == 1 else "stereo"
+        encoder: Any = self.output.add_stream("aac", rate=48_000, layout="stereo")
         for frame in decode(self.source, stream):
             if frame.pts is not None:
                 frame.pts -= start
@@ -168,29 +163,28 @@ class Film:
 
 
 def parse_video(scenes: SceneParser, source: Path, outputs: dict[str, Path], windows: bool = False) -> Report:
-    """Parse a video into files that appear once all are whole.
+    """Parse a video into files that get their names once all are whole.
 
     outputs: kind -> path, all in one folder. "video": an mp4 that shows the labels over the frames, with the sound.
-    "times": JSON, for each frame its time in seconds and its faces. "frames": a folder for the frames' label maps as
-    PNGs, 000001.png for the first; those of an earlier run go. windows: draw the parser's windows too. Where it is
-    interrupted (KeyboardInterrupt) and no older video is there, the frames so far become ``part_of`` the video before
-    the exception goes on. Raises InputError for a file that is no video, OSError where nothing can be written.
+    "times": JSON, of each frame its time in seconds and its faces. "frames": a folder for label maps as PNGs,
+    000001.png of the first frame. windows: draw the parser's windows too. Where it is interrupted (KeyboardInterrupt),
+    and no older video is there, the frames so far become ``part_of`` it before the exception goes on. Raises InputError
+    for a file that is no video, OSError where nothing can be written.
     """
-    started, film, interrupted = time.monotonic(), None, None
+    started, film, interrupted, with_faces = time.monotonic(), None, None, 0
     rows: list[str] = []
     with ExitStack() as stack:
-        container, beside = (stack.enter_context(open_video(source, stack)) for _ in range(2))
+        container, beside = (open_video(source, stack) for _ in range(2))
         folder = stack.enter_context(TemporaryDirectory(prefix=".", dir=next(iter(outputs.values())).parent))
         parts = {kind: Path(folder, kind) for kind in outputs}
-        total = container.streams.best("video").frames or None
-        bar = stack.enter_context(tqdm(total=total, unit="frame", desc=source.name, disable=None, leave=False))
-        with_faces = 0
-        if "frames" in outputs:
+        if "frames" in parts:
             parts["frames"].mkdir()
+        total = container.streams.best("video").frames or None
         try:
-            for frame, scene in parse_frames(scenes, read_frames(container)):
-                if "video" in outputs:
-                    film = film or stack.enter_context(closing(Film(parts["video"], beside)))
+            frames = tqdm(read_frames(container), source.name, total, leave=False, unit="frame", disable=None)
+            for frame, scene in parse_frames(scenes, frames):
+                if "video" in parts:
+                    film = film or Film(parts["video"], beside, stack)
                     shown_HW3 = overlay(frame.image_HW3, scene.labels_HW, scene.labels)
                     for face in scene.faces if windows else ():
                         shown_HW3 = draw_outlines(shown_HW3, face.windows_P42, scene.labels)
@@ -198,24 +192,20 @@ def parse_video(scenes: SceneParser, source: Path, outputs: dict[str, Path], win
                 faces = [face.report() for face in scene.faces]
                 rows.append(json.dumps({"time": round(frame.time, 4), "faces": faces}))
                 with_faces += bool(faces)
-                if "frames" in outputs:
-                    map_png = encode_labels(scene.labels_HW, scene.labels)
-                    Path(parts["frames"], f"{len(rows):06d}.png").write_bytes(map_png)
-                bar.update()
+                if "frames" in parts:
+                    (parts["frames"] / f"{len(rows):06d}.png").write_bytes(encode_labels(scene.labels_HW, scene.labels))
         except KeyboardInterrupt as error:
             interrupted = error
-        except av.FFmpegError as error:
-            raise InputError(f"{source}: its result cannot be written as a video ({error.strerror})") from error
-        if not rows and interrupted is None:
-            raise InputError(f"{source} has no frame that can be read: convert it to mp4")
         if film is not None:
             film.finish(whole=interrupted is None)
         if interrupted is not None:
             if film is not None and not outputs["video"].exists():
                 os.replace(parts["video"], part_of(outputs["video"]))
-                tqdm.write(f"{part_of(outputs['video'])} holds {film.frames} frames, all so far", file=sys.stderr)
+                tqdm.write(f"{part_of(outputs['video'])} holds the first {film.frames} frames", file=sys.stderr)
             raise interrupted
-        if "times" in outputs:
+        if not rows:
+            raise InputError(f"{source} has no frame that FFmpeg can read: convert it to mp4")
+        if "times" in parts:
             head = json.dumps({"labels": scenes.parser.labels.name})[:-1]
             parts["times"].write_text(f'{head}, "frames": [\n' + ",\n".join(rows) + "\n]}\n")
         place(parts, outputs)
@@ -228,85 +218,68 @@ def part_of(video: Path) -> Path:
 
 
 def place(parts: dict[str, Path], outputs: dict[str, Path]) -> None:
-    """Give finished files their names, and remove what earlier runs left of a longer or interrupted one."""
+    """Give finished files their names, and remove what is left of earlier runs."""
     for kind, path in outputs.items():
-        if kind != "frames":
-            os.replace(parts[kind], path)
-            continue
-        path.mkdir(exist_ok=True)
-        maps = {part.name for part in parts[kind].iterdir()}
-        for name in maps:
-            os.replace(parts[kind] / name, path / name)
-        for old in path.glob("[0-9]*.png"):
-            if old.stem.isdecimal() and old.name not in maps:
+        if kind == "frames" and path.exists():
+            for old in path.glob("[0-9]" * 6 + "*.png"):
                 old.unlink()
+            for part in parts[kind].iterdir():
+                os.replace(part, path / part.name)
+        else:
+            os.replace(parts[kind], path)
     if "video" in outputs:
         with suppress(OSError):
             part_of(outputs["video"]).unlink()
 
 
 def open_video(path: Path, stack: ExitStack) -> Any:
-    """A video, which FFmpeg reads through its open file alone, so that nothing in it can name another. Raises
-    InputError."""
+    """A video as a container of PyAV, which ``stack`` closes. FFmpeg sees its open file alone, and takes it for nothing
+    but what it is, so that no list of other files is followed. Raises InputError."""
     file = stack.enter_context(open_regular(path, "video"))
-    start = file.read(12)
+    kind = KINDS.match(file.read(12))
     file.seek(0)
-    if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        kind = "mov"
-    elif start[:4] == b"RIFF" and start[8:12] == b"AVI ":
-        kind = "avi"
-    elif start[:4] == b"\x1a\x45\xdf\xa3":
-        kind = "matroska"
-    else:
+    if kind is None:
         raise InputError(f"{path} is no MP4, MOV, AVI, MKV or WEBM video: convert it to mp4")
     try:
-        container = av.open(file, format=kind, metadata_errors="replace")
+        container = stack.enter_context(av.open(file, format=kind.lastgroup, metadata_errors="replace"))
     except av.FFmpegError as error:
         raise InputError(f"{path} is no video that FFmpeg can read: convert it to mp4") from error
     stream = container.streams.best("video")
     if stream is None or stream.codec_context is None:
-        container.close()
-        raise InputError(f"{path} has no picture that FFmpeg can read: convert it to mp4")
+        raise InputError(f"{path} has no pictures that FFmpeg can read: convert it to mp4")
     return container
 
 
-def decode(container: Any, stream: Any) -> Iterator[Any]:
-    """The frames of a stream; damaged ones are left out, as players do."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            frames = next(packets).decode()
-        except StopIteration:
-            return
-        except av.error.InvalidDataError:
-            continue
-        yield from frames
-
-
 def start_of(container: Any) -> Fraction:
-    """When picture and sound begin, in seconds."""
+    """When a video begins, in seconds of its own clock."""
     return Fraction(container.start_time or 0, av.time_base)
 
 
+def decode(container: Any, stream: Any) -> Iterator[Any]:
+    """The frames of a stream, without what is damaged."""
+    with suppress(av.error.InvalidDataError):
+        for packet in container.demux(stream):
+            with suppress(av.error.InvalidDataError):
+                yield from packet.decode()
+
+
 def read_frames(container: Any) -> Iterator[Frame]:
-    """The frames of a video. One without a time follows the one before."""
-    stream = container.streams.best("video")
+    """The frames of a video, all of the first one's size. One without a time follows the one before."""
+    stream, first, due = container.streams.best("video"), None, 0.0
     stream.thread_type = "AUTO"
-    start, step, first, due = start_of(container), float(1 / (stream.average_rate or 25)), None, 0.0
     for frame in decode(container, stream):
         first = first or frame
-        shown = float(frame.pts * frame.time_base - start) if frame.pts is not None else due
-        lasts = float(frame.duration * frame.time_base) or step
+        seconds = due if frame.pts is None else float(frame.pts * frame.time_base - start_of(container))
+        duration = float(frame.duration * frame.time_base or 1 / (stream.average_rate or 25))
         image_HW3 = frame.to_ndarray(format="rgb24", width=first.width, height=first.height)
-        yield Frame(np.ascontiguousarray(np.rot90(image_HW3, first.rotation // 90)), shown, lasts)
-        due = shown + lasts
+        yield Frame(np.ascontiguousarray(np.rot90(image_HW3, first.rotation // 90)), seconds, duration)
+        due = seconds + duration
 
 
-def parse_frames(scenes: SceneParser, frames: Iterator[Frame]) -> Iterator[tuple[Frame, Scene]]:
+def parse_frames(scenes: SceneParser, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Scene]]:
     """Each frame and what it shows; ``AT_ONCE`` frames are parsed together."""
     follower = Follower(scenes)
     found = ((frame, follower.next(frame.image_HW3)) for frame in frames)
     while group := list(islice(found, AT_ONCE)):
-        members = [frame for frame, _ in group]
-        photos = [frame.image_HW3 for frame in members]
-        yield from zip(members, scenes.parse_found(photos, [faces for _, faces in group]), strict=True)
+        scenes_found = scenes.parse_found([frame.image_HW3 for frame, _ in group], [faces for _, faces in group])
+        yield from zip([frame for frame, _ in group], scenes_found, strict=True)
