@@ -1,5 +1,5 @@
 """Find the faces of photos and videos and parse them: for each photo a label map, an overlay and a list of its faces,
-for each video one that shows the labels."""
+for each video one that shows the labels, and a list of each frame's faces."""
 
 import argparse
 import glob

@@ -95,7 +95,8 @@ class Film:
     def __init__(self, path: Path, source: Any, stack: ExitStack) -> None:
         self.path, self.source, self.frames, self.ticks = path, source, 0, -1
         self.file = stack.enter_context(open(path, "xb"))  # noqa: SIM115
-        self.output = stack.enter_context(av.open(self.file, "w", format="mp4"))
+        self.output = av.open(self.file, "w", format="mp4")
+        stack.callback(self.close)
         like = source.streams.best("video")
         # without B-frames, whose order in the file makes players cut the end of a video of variable rate
         self.stream: Any = self.output.add_stream(CODEC, rate=like.average_rate or 25, options={"crf": "20", "bf": "0"})
@@ -134,6 +135,10 @@ class Film:
             container.seek(times[-1], stream=container.streams.video[0])
             if len(times) != self.frames or times[-1] not in [frame.pts for frame in container.decode(video=0)]:
                 raise OSError(errno.EIO, "it cannot be read back")
+
+    def close(self) -> None:
+        with suppress(OSError, av.FFmpegError):  # where it is not finished: what went wrong before is told
+            self.output.close()
 
     def _add_sound(self, until: float) -> None:
         while self.waiting is not None and self.waiting.dts * self.waiting.time_base < until:
