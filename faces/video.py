@@ -93,13 +93,13 @@ class Film:
     closes it."""
 
     def __init__(self, path: Path, source: Any, stack: ExitStack) -> None:
-        self.path, self.source, self.frames, self.ticks = path, source, 0, -1
+        self.path, self.source, self.frames, self.ticks, self.heard = path, source, 0, -1, -math.inf
         self.file = stack.enter_context(open(path, "xb"))  # noqa: SIM115
         self.output = av.open(self.file, "w", format="mp4")
         stack.callback(self.close)
         like = source.streams.best("video")
         # without B-frames, whose order in the file makes players cut the end of a video of variable rate
-        self.stream: Any = self.output.add_stream(CODEC, rate=like.average_rate or 25, options={"crf": "20", "bf": "0"})
+        self.stream = self.output.add_stream(CODEC, rate=like.average_rate or 25, options={"crf": "20", "bf": "0"})
         self.stream.codec_context.flags |= 1 << 8  # AV_CODEC_FLAG_FRAME_DURATION: the last frame lasts as it did
         self.stream.codec_context.time_base = self.stream.time_base = TICK
         self.stream.pix_fmt, self.stream.color_range = "yuv420p", 1  # as all browsers play it
@@ -125,7 +125,8 @@ class Film:
 
     def finish(self, whole: bool) -> None:
         """Write the rest, of the sound too if ``whole``, and read the file back to its last frame. Raises OSError."""
-        self._add_sound(math.inf if whole else 0)
+        if whole:
+            self._add_sound(math.inf)
         self.output.mux(self.stream.encode(None))
         self.output.close()
         self.file.flush()
@@ -133,7 +134,7 @@ class Film:
         with open(self.path, "rb") as file, av.open(file, format="mp4") as container:
             times = [packet.pts for packet in container.demux(video=0) if packet.size]
             container.seek(times[-1], stream=container.streams.video[0])
-            if len(times) != self.frames or times[-1] not in [frame.pts for frame in container.decode(video=0)]:
+            if len(times) < self.frames or times[-1] not in [frame.pts for frame in container.decode(video=0)]:
                 raise OSError(errno.EIO, "it cannot be read back")
 
     def close(self) -> None:
@@ -142,7 +143,11 @@ class Film:
 
     def _add_sound(self, until: float) -> None:
         while self.waiting is not None and self.waiting.dts * self.waiting.time_base < until:
-            self.output.mux(self.waiting)
+            if (
+                self.waiting.dts > self.heard
+            ):  # a clock that goes back, as where files were joined, is an error in an mp4
+                self.heard = self.waiting.dts
+                self.output.mux(self.waiting)
             self.waiting = next(self.sound, None)
 
     def _sound(self) -> Iterator[Any]:
@@ -155,11 +160,11 @@ class Film:
             copy = self.output.add_stream_from_template(stream)
             with suppress(av.error.InvalidDataError):
                 for packet in self.source.demux(stream):
-                    if packet.pts is not None and packet.dts is not None:
+                    if packet.dts is not None:  # as of the end
                         packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copy
                         yield packet
             return
-        encoder: Any = self.output.add_stream("aac", rate=48_000, layout="stereo")
+        encoder = self.output.add_stream("aac", rate=48_000, layout="stereo")
         for frame in decode(self.source, stream):
             if frame.pts is not None:
                 frame.pts -= start
@@ -201,10 +206,10 @@ def parse_video(scenes: SceneParser, source: Path, outputs: dict[str, Path], win
                     (parts["frames"] / f"{len(rows):06d}.png").write_bytes(encode_labels(scene.labels_HW, scene.labels))
         except KeyboardInterrupt as error:
             interrupted = error
-        if film is not None:
+        if film is not None and film.frames:
             film.finish(whole=interrupted is None)
         if interrupted is not None:
-            if film is not None and not outputs["video"].exists():
+            if film is not None and film.frames and not outputs["video"].exists():
                 os.replace(parts["video"], part_of(outputs["video"]))
                 tqdm.write(f"{part_of(outputs['video'])} holds the first {film.frames} frames", file=sys.stderr)
             raise interrupted
@@ -226,8 +231,9 @@ def place(parts: dict[str, Path], outputs: dict[str, Path]) -> None:
     """Give finished files their names, and remove what is left of earlier runs."""
     for kind, path in outputs.items():
         if kind == "frames" and path.exists():
-            for old in path.glob("[0-9]" * 6 + "*.png"):
-                old.unlink()
+            for old in path.glob("*.png"):
+                if old.stem.isdecimal():
+                    old.unlink()
             for part in parts[kind].iterdir():
                 os.replace(part, path / part.name)
         else:
