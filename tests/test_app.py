@@ -106,6 +106,8 @@ def test_what_is_no_photo_is_told_by_its_name_alone(parse: SceneParser, tmp_path
     assert app.message(caught.value, path).startswith("cannot read image notes.txt: no JPEG, PNG")
     assert app.message(ZeroDivisionError("a defect"), path) == ""
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(InputError, match=r"clip\.mp4 is a video, .* python predict\.py does"):
+        app.label(parse, tmp_path / "clip.mp4", tmp_path)
 
 
 def test_faces_are_counted(parse: SceneParser, photo: Path, tmp_path: Path) -> None:
