@@ -115,7 +115,9 @@ class TrainDeepLab(ParserTask):
                 f"{self.stage}: {record['changed']} pixels of {len(faces)} faces relabelled, {folder}\n{table(record)}"
             )
         data = replace(plan.data, train_labels=folder)
-        self.train_faces = open_faces(data, "train", self.model.labels, faces.with_photos, plan.machine.threads)
+        self.train_faces = open_faces(
+            data, "train", self.model.labels, faces.with_photos, plan.machine.threads, faces.camera
+        )
         self.distilled = True
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

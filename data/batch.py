@@ -66,7 +66,7 @@ class Batch:
     def part(self, faces: slice) -> "Batch":
         """Some of the faces of ``framed_batch``, in the same photos."""
         kept = {name: value[faces] for name, value in self._tensors().items() if name != "photos_BHW3"}
-        return replace(self, **kept)
+        return replace(self, **kept, origin=None if self.origin is None else self.origin.part(faces))
 
     def _tensors(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

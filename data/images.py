@@ -72,7 +72,7 @@ def as_photo(photo: Any, name: str = "photo") -> np.ndarray:
     if isinstance(photo, str | PathLike):
         name, pixels = str(photo), read_photo(Path(photo))
     elif isinstance(photo, Image.Image):
-        with _explained(f"{name}, a PIL image,", PHOTO_FORMATS):
+        with _explained(f"{name} (a PIL image)", PHOTO_FORMATS):
             pixels = _rgb(photo, name)
     elif isinstance(photo, np.ndarray) and photo.ndim == 3 and photo.shape[2] == 3 and photo.dtype.kind in "uf":
         pixels = photo
@@ -87,7 +87,7 @@ def as_photo(photo: Any, name: str = "photo") -> np.ndarray:
         raise InputError(f"{name} has {height} x {width} pixels: each side must have 1 to {LONGEST}; resize it")
     if pixels.dtype.kind == "f":
         if not (pixels.min() >= 0 and pixels.max() <= 1):  # nor NaN
-            raise InputError(f"{name} holds floats outside 0-1: divide it by its largest value, or convert it to uint8")
+            raise InputError(f"{name} holds floats outside 0-1: divide it by 255, or convert it to uint8")
         pixels = np.rint(pixels * 255).astype(np.uint8)
     return np.ascontiguousarray(pixels)
 

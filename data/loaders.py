@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.batch import Batch, Key
 from data.cache import FILES, THUMB_BYTES, build_cache, part_geometry, record_type
-from data.images import THUMB
+from data.camera import degraded, is_degraded
+from data.images import THUMB, make_thumb
 from data.labels import LabelSet, among
 from data.source import FaceData, open_source
 from utils.errors import InputError
@@ -41,7 +42,7 @@ class Faces(Dataset):
     what training and evaluation use.
 
     labels: of the batches' label maps. data_labels: of the cached ones. photos: False leaves the photos of batches
-    empty, for those who look at the thumbs alone.
+    empty, for those who look at the thumbs alone. camera: see ``data.view.Augmentation``.
     What is read is compared with the checksums of its record, once for each face: raises InputError where it differs.
     Raises InputError where ``labels`` cannot be told from ``data_labels``.
     """
@@ -54,8 +55,9 @@ class Faces(Dataset):
         labels: LabelSet,
         split: str,
         photos: bool = True,
+        camera: float = 0.0,
     ) -> None:
-        self.folder, self.names, self.split, self.with_photos = folder, names, split, photos
+        self.folder, self.names, self.split, self.with_photos, self.camera = folder, names, split, photos, camera
         self.data_labels, self.labels = data_labels, labels
         self.lut = data_labels.map_to(labels)
         self.records = np.fromfile(folder / "records.bin", record_type(len(data_labels)), len(names))
@@ -142,7 +144,11 @@ class Faces(Dataset):
     def __getitem__(self, ticket: tuple[int, Key]) -> tuple[int, Key, np.ndarray, np.ndarray, np.ndarray]:
         index, key = ticket
         photo = self.photo(index) if self.with_photos else np.empty((0, 0, 3), np.uint8)
-        return index, key, photo, self.label_map(index), self.thumb(index)
+        thumb = self.thumb(index)
+        if is_degraded(key, self.camera):
+            photo = degraded(photo, key) if self.with_photos else photo
+            thumb = make_thumb(photo) if self.with_photos else degraded(thumb, key)
+        return index, key, photo, self.label_map(index), thumb
 
     def collate(self, items: list[tuple[int, Key, np.ndarray, np.ndarray, np.ndarray]]) -> Batch:
         """A batch of faces as ``faces[...]`` gives them."""
@@ -177,8 +183,10 @@ class Faces(Dataset):
         return self.collate([self[index, (0, 0, index)] for index in range(min(count, len(self)))])
 
 
-def open_faces(data: FaceData, split: str, labels: LabelSet, photos: bool = True, threads: int = 2) -> Faces:
-    """Open a split through its cache, decoding what is missing. labels, photos: see ``Faces``. threads: that decode.
+def open_faces(
+    data: FaceData, split: str, labels: LabelSet, photos: bool = True, threads: int = 2, camera: float = 0.0
+) -> Faces:
+    """Open a split through its cache, decoding what is missing. threads: that decode. For the rest see ``Faces``.
 
     One cache serves every ``data.max_images`` and every label set. Raises InputError for a bad data folder, and where
     ``labels`` cannot be told from the data set's own.
@@ -193,7 +201,7 @@ def open_faces(data: FaceData, split: str, labels: LabelSet, photos: bool = True
     folder = data.cache / f"{data.dataset}-{split}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}"
     build_cache(source, folder, threads)
     names = [sample.name for sample in source.samples]
-    return Faces(folder, names, data.labels, labels, split, photos)
+    return Faces(folder, names, data.labels, labels, split, photos, camera)
 
 
 def training_batches(

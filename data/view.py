@@ -9,6 +9,7 @@ all sampling runs there, on whole batches, and waits for nothing.
 import math
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,9 @@ class Augmentation:
     for photos of other shapes that are stretched to a square; half of the faces keep their shape. noise: largest
     standard deviation of the Gaussian noise (photo in [0, 1]). tone: strength of the brightness, contrast, gamma and
     colour changes, in [0, 1]. blur: largest standard deviation of the Gaussian blur, in samples of each look; half of
-    the faces stay sharp. mirror: probability of a mirrored face (sides swapped in labels and parts).
+    the faces stay sharp. mirror: probability of a mirrored face (sides swapped in labels and parts). camera:
+    probability of a photo with fewer pixels, blur, noise and JPEG artefacts (see ``data.camera``), drawn where photos
+    are loaded, so that a soft photo is soft in every look.
     subsets: apply 0, 1, 2, 3 or 4 of rotation, shift, scale and noise to each face, as the paper does; otherwise all
     four. folds: how often each face is seen in an epoch; 5 (the paper's) shows each face with every number of
     operations.
@@ -49,13 +52,18 @@ class Augmentation:
     tone: float = 0.0
     blur: float = 0.0
     mirror: float = 0.0
+    camera: float = 0.0
     subsets: bool = False
     folds: int = 1
 
     def __post_init__(self) -> None:
         amounts = [float(getattr(self, f.name)) for f in fields(self) if f.name not in ("scale", "folds")]
         sound = 0 < self.scale[0] <= self.scale[1] < math.inf and self.folds in (1, 5)
-        if not sound or not all(0 <= amount < math.inf for amount in amounts) or max(self.tone, self.mirror) > 1:
+        if (
+            not sound
+            or not all(0 <= amount < math.inf for amount in amounts)
+            or max(self.tone, self.mirror, self.camera) > 1
+        ):
             raise ValueError(f"augmentation out of range: {self}")
 
     def view(self, batch: Batch) -> "View":
@@ -72,7 +80,7 @@ PAPER_AUGMENTATION = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), nois
 
 # For photos of other kinds than the training data's: turned, off-centre, of other sizes and shapes, dark, blurred.
 WIDE_AUGMENTATION = Augmentation(
-    rotation=30, shift=0.18, scale=(0.6, 1.4), stretch=0.5, noise=0.04, tone=1.0, blur=1.5, mirror=0.5
+    rotation=30, shift=0.18, scale=(0.6, 1.4), stretch=0.5, noise=0.04, tone=1.0, blur=1.5, mirror=0.5, camera=0.5
 )
 
 
@@ -274,10 +282,11 @@ class View:
         assert batch.photo_B is not None
         assert batch.host.frames_B33 is not None
         sides_B2 = (batch.host.frames_B33[:, :2, :2] * (batch.host.sizes_B2.flip(-1)[:, :, None] - 1)).norm(dim=1)
-        images = []
-        for b, length in enumerate(sides_B2.amax(1).tolist()):
-            count, face = max(1, min(8, math.ceil(length / side))), slice(b, b + 1)
-            framed = batch.frames_B33[face], batch.sizes_B2[face], batch.photo_B[face]
+        counts = [max(1, min(8, math.ceil(length / side))) for length in sides_B2.amax(1).tolist()]
+        images, first = [], 0
+        for count, alike in groupby(counts):
+            faces = slice(first, first := first + len(list(alike)))
+            framed = batch.frames_B33[faces], batch.sizes_B2[faces], batch.photo_B[faces]
             images.append(framed_images(batch.photos_BHW3, *framed, side, count) * 255)
         return torch.cat(images)
 

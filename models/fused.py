@@ -44,7 +44,7 @@ class FusedParser(FaceParser):
         whole_BKHW, _ = self.whole.probabilities(batch)
         parts_BJHW, theta_BP23 = self.parts.probabilities(batch)
         fused_BKHW = self._fuse_batch(whole_BKHW, parts_BJHW)
-        for fused_KHW, (height, width) in zip(fused_BKHW, batch.sizes_B2.tolist(), strict=True):
+        for fused_KHW, (height, width) in zip(fused_BKHW, batch.host.sizes_B2.tolist(), strict=True):
             fused_KHW[:, height:], fused_KHW[:, :, width:] = 0, 0  # windows may reach into the padding
         return fused_BKHW, theta_BP23
 

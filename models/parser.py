@@ -215,7 +215,7 @@ class WholeFaceParser(FaceParser):
 
     def parse(self, batch: Batch) -> Parsed:
         logits_BKhw = self.logits(View(batch).photo(self.config.size))
-        return Parsed(enlarged_labels(logits_BKhw, batch.sizes_B2, *batch.labels_BHW.shape[1:]), None)
+        return Parsed(enlarged_labels(logits_BKhw, batch.host.sizes_B2, *batch.labels_BHW.shape[1:]), None)
 
     def look(self, batch: Batch) -> Look:
         return whole_look(self.logits(View(batch).photo(self.config.size)))
@@ -223,7 +223,7 @@ class WholeFaceParser(FaceParser):
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         logits_BKhw = self.logits(View(batch).photo(self.config.size))
         canvas_BKHW = torch.zeros(*logits_BKhw.shape[:2], *batch.labels_BHW.shape[1:], device=logits_BKhw.device)
-        for canvas_KHW, logits_KHW in zip(canvas_BKHW, enlarge(logits_BKhw, batch.sizes_B2), strict=True):
+        for canvas_KHW, logits_KHW in zip(canvas_BKHW, enlarge(logits_BKhw, batch.host.sizes_B2), strict=True):
             canvas_KHW[:, : logits_KHW.shape[1], : logits_KHW.shape[2]] = logits_KHW.softmax(0)
         return canvas_BKHW, None
 

@@ -1,9 +1,11 @@
 """Cuts the face out of every photo of a folder of people (one folder a person), as FaceNet's release does.
 
 Writes OUT/<person>/<photo>.png, and OUT/faces.jsonl: of each photo how many faces were found and the box of the chosen
-one. An interrupted run goes on where it stopped. Photos without a face are kept as they are, and listed.
+one. Called again, it goes on where it stopped, does what has changed anew (the record holds SHA-256s), and removes the
+faces of photos that are gone. Photos without a face are kept as they are, and listed.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -11,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -35,7 +38,11 @@ from utils.runtime import end_with_parent, is_out_of_memory, printable, run_main
 
 DETECTORS = {"yunet": Detector, "mtcnn": Mtcnn}
 RECORD, SETTINGS = "faces.jsonl", "align.json"
+SHAPES = ("box", "upright", "dlib")
 NARROW = 0.62  # of the frame that parsing uses: from the brow to below the mouth
+# where a face's points (see ``Detection``) lie in the square for dlib's network, -1 to 1 from edge to edge: the medians
+# in dlib's own squares, 8 % larger, and with five pixels around
+DLIB_POINTS_52 = np.array([(-0.372, -0.408), (0.372, -0.408), (0, 0.046), (-0.329, 0.367), (0.329, 0.367)])
 
 
 class Finder(Protocol):
@@ -44,13 +51,13 @@ class Finder(Protocol):
 
 @dataclass(frozen=True)
 class Cut:
-    """How a face is cut out. image_size: side of the result, pixels. margin: what is added to the box's width and to
-    its height, pixels of the photo. upright: a square turned as the face is, in place of the box."""
+    """How a face is cut out. shape: "box", or a square turned as the face is, one of ``SHAPES``. image_size: side of
+    the result, pixels. margin: what is added to the box's width and to its height, pixels of the photo."""
 
     detector: str = "yunet"
     image_size: int = CROP
     margin: int = 32
-    upright: bool = False
+    shape: str = "box"
 
 
 def choose(faces: list[Detection], height: int, width: int) -> Detection | None:
@@ -77,11 +84,22 @@ def rectangle(box: tuple[float, float, float, float], margin: int, height: int, 
     )
 
 
+def fitted_square(points_52: np.ndarray) -> np.ndarray:
+    """matrix_23 (see ``faces.align.Frame``) of the square where the points lie nearest to ``DLIB_POINTS_52``, in least
+    squares."""
+    wanted_5, seen_5 = (points @ (1, 1j) for points in (DLIB_POINTS_52, points_52))
+    around_5 = wanted_5 - wanted_5.mean()
+    turn = np.vdot(around_5, seen_5) / np.vdot(around_5, around_5)
+    shift = seen_5.mean() - turn * wanted_5.mean()
+    return np.array([(turn.real, -turn.imag, shift.real), (turn.imag, turn.real, shift.imag)])
+
+
 def cut_out(photo_HW3: np.ndarray, face: Detection, cut: Cut) -> np.ndarray:
-    """The face as uint8 (S, S, 3). Antialiased; the box's aspect is not kept, the upright square's is."""
-    if cut.upright:
-        inner_23 = frame_of(face.points_52).matrix_23 * [NARROW, NARROW, 1]
-        return warp_frame(photo_HW3, inner_23, cut.image_size)
+    """The face as uint8 (S, S, 3). Antialiased; the box's aspect is not kept, that of squares is."""
+    if cut.shape == "upright":
+        return warp_frame(photo_HW3, frame_of(face.points_52).matrix_23 * [NARROW, NARROW, 1], cut.image_size)
+    if cut.shape == "dlib":
+        return warp_frame(photo_HW3, fitted_square(face.points_52), cut.image_size)
     left, top, right, bottom = rectangle(face.box, cut.margin, *photo_HW3.shape[:2])
     if right <= left or bottom <= top:  # a box beside the photo
         return photo_HW3
@@ -95,14 +113,19 @@ def _finder(name: str) -> Finder:
     return DETECTORS[name]()
 
 
+def cut_photo(photo_HW3: np.ndarray, cut: Cut) -> tuple[np.ndarray, Detection | None, int]:
+    """The face of a photo, or the photo itself where there is none; the chosen face; and how many there are."""
+    faces = _finder(cut.detector).find(photo_HW3)
+    face = choose(faces, *photo_HW3.shape[:2])
+    return (photo_HW3 if face is None else cut_out(photo_HW3, face, cut)), face, len(faces)
+
+
 def align_photo(path: Path, target: Path, cut: Cut) -> dict[str, Any]:
     """Write the face of a photo, or the photo itself where there is none; returns its row of the record."""
-    row: dict[str, Any] = {"photo": f"{path.parent.name}/{path.name}"}
+    row: dict[str, Any] = {"photo": _name(path)}
     try:
-        photo_HW3 = read_photo(path)
-        faces = _finder(cut.detector).find(photo_HW3)
-        face = choose(faces, *photo_HW3.shape[:2])
-        picture = photo_HW3 if face is None else cut_out(photo_HW3, face, cut)
+        row["photo_sha256"] = files.sha256(path)
+        picture, face, count = cut_photo(read_photo(path), cut)
     except InputError as error:
         return {**row, "failed": str(error)}
     except Exception as error:
@@ -110,8 +133,21 @@ def align_photo(path: Path, target: Path, cut: Cut) -> dict[str, Any]:
             raise
         return {**row, "failed": f"too little memory for the faces of {path}: save it smaller"}
     target.parent.mkdir(exist_ok=True)
-    files.write_bytes(target, encode(Image.fromarray(picture), "PNG"))
-    return {**row, "faces": len(faces), "box": None if face is None else [round(value, 2) for value in face.box]}
+    data = encode(Image.fromarray(picture), "PNG")
+    files.write_bytes(target, data)
+    row["face_sha256"] = hashlib.sha256(data).hexdigest()
+    return {**row, "faces": count, "box": None if face is None else [round(value, 2) for value in face.box]}
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _sha256(path: Path) -> str:
+    """Of a file's bytes; empty for one that cannot be read."""
+    with suppress(InputError, OSError):
+        return files.sha256(path)
+    return ""
 
 
 def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any]]:
@@ -124,13 +160,19 @@ def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any
         if files_there := [name for name in people.names if os.path.lexists(out / name) and not (out / name).is_dir()]:
             raise InputError(f"{out / files_there[0]} is a file, where a person's faces belong: remove it")
         done = _done(out)
-        names = [f"{path.parent.name}/{path.name}" for path in people.files]
+        names = [_name(path) for path in people.files]
         targets = [out / path.parent.name / f"{path.stem}.png" for path in people.files]
-        todo = [
-            (path, target)
-            for path, target, name in zip(people.files, targets, names, strict=True)
-            if name not in done or not target.exists()
-        ]
+        todo = []
+        for path, target, name in zip(people.files, targets, names, strict=True):
+            row = done.get(name, {})
+            if not row or (row.get("photo_sha256"), row.get("face_sha256")) != (_sha256(path), _sha256(target)):
+                todo.append((path, target))
+        gone = {out / Path(name).with_suffix(".png") for name in done.keys() - set(names)} - set(targets)
+        gone |= {target for path, target in todo if done.pop(_name(path), None)}  # the photo may have become unreadable
+        for face in gone.intersection(out.glob("*/*.png")):
+            face.unlink()
+            with suppress(OSError):  # others are left
+                face.parent.rmdir()
         with open(out / RECORD, "a") as record:
             for row in tqdm(_rows(todo, cut, workers), total=len(todo), desc="align", disable=None, leave=False):
                 if "failed" not in row:
@@ -183,6 +225,14 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
     files.write_text(path, json.dumps(settings, indent=1) + "\n")
 
 
+def read_cut(out: Path) -> Cut | None:
+    """How the faces of a folder were cut out; None where it does not say so, as one that an older version has made."""
+    with suppress(InputError, TypeError):
+        held = files.read_json(out / SETTINGS, "settings")
+        return Cut(**{name: value for name, value in held.items() if name != "source"})
+    return None
+
+
 def _done(out: Path) -> dict[str, dict[str, Any]]:
     """The rows of an interrupted run, of which the last may be cut off."""
     path = out / RECORD
@@ -205,24 +255,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--margin", type=int, default=32, metavar="N", help="added to a box's sides, pixels")
     parser.add_argument("--detector", choices=tuple(DETECTORS), default="yunet", help="what finds the faces")
     parser.add_argument(
-        "--upright",
-        action="store_true",
-        help="cut out a square turned as the face is; the published weights know boxes",
+        "--cut",
+        dest="shape",
+        choices=SHAPES,
+        default="box",
+        help="the box, as the published weights know it; upright: a square turned as the face is; dlib: the one that "
+        "dlib's network knows",
     )
+    parser.add_argument("--upright", dest="shape", action="store_const", const="upright", help="--cut upright")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
     args = parser.parse_args(argv)
-    problems = []
-    for flag, value, low, high in (
-        ("--image-size", args.image_size, 16, 2048),
-        ("--margin", args.margin, 0, 2048),
-        ("--workers", args.workers, 1, 256),
-    ):
-        if not low <= value <= high:
-            problems.append(f"{flag} {value}: must be between {low} and {high}")
+    problems = [
+        f"--{name} {value}: must be between {low} and {high}"
+        for name, value, low, high in (
+            ("image-size", args.image_size, 16, 2048),
+            ("margin", args.margin, 0, 2048),
+            ("workers", args.workers, 1, 256),
+        )
+        if not low <= value <= high
+    ]
     if problems:
         raise InputError("; ".join(problems))
     require_outside("OUT", args.out, args.source)
-    cut = Cut(args.detector, args.image_size, args.margin, args.upright)
+    cut = Cut(args.detector, args.image_size, args.margin, args.shape)
     DETECTORS[cut.detector]()  # its weights are missed before anything is written
     rows = align(args.source, args.out, cut, args.workers)
     without = [row["photo"] for row in rows if row["box"] is None]
@@ -231,7 +286,16 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(rows)} photos, {len(rows) - len(without)} faces, into {args.out}")
     if without:
         print(f"no face in {shorten(without)}: kept as they are")
-    return 0 if len(rows) == len(list_people(args.source)) else 1
+    photos = list_people(args.source).files
+    if left := sorted(_name(path) for path in _others(args.source) - set(photos)):
+        print(f"left out, no photos by their names: {shorten(left)}")
+    return 0 if len(rows) == len(photos) else 1
+
+
+def _others(source: Path) -> set[Path]:
+    """Whatever lies among the people and their photos, but for hidden files."""
+    beside = {path for path in source.glob("*") if not path.is_dir()}
+    return {path for path in beside | set(source.glob("*/*")) if not path.name.startswith(".")}
 
 
 if __name__ == "__main__":

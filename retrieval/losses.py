@@ -25,11 +25,12 @@ class Head(nn.Module):
         self.register_buffer("centres", torch.zeros(people, EMBEDDING))
 
     def forward(self, features_BE: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits (B, K)."""
+        """Logits (B, K); in training the true name's are lowered by the margin."""
         if not self.scale:
             return F.linear(features_BE, self.weight, self.bias)
         cosines_BK = F.linear(F.normalize(features_BE), F.normalize(self.weight))
-        return self.scale * (cosines_BK - self.margin * F.one_hot(labels_B, cosines_BK.shape[1]))
+        margin = self.margin if self.training else 0.0
+        return self.scale * (cosines_BK - margin * F.one_hot(labels_B, cosines_BK.shape[1]))
 
 
 def centre_loss(features_BE: Tensor, labels_B: Tensor, centres_KE: Tensor, alpha: float) -> Tensor:

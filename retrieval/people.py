@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import PHOTO_SUFFIXES, list_files, read_photo, shorten
+from data.images import READ_SUFFIXES, list_files, read_photo, shorten
 from utils.errors import InputError
 from utils.files import read_bytes
 
@@ -54,7 +54,7 @@ def list_people(folder: Path) -> People:
         raise InputError(f"cannot list folder {folder}: {error.strerror}") from error
     if not names:
         raise InputError(f"{folder} holds no people: it needs one folder a person, with their photos")
-    photos = {name: list(list_files(folder / name, PHOTO_SUFFIXES).values()) for name in names}
+    photos = {name: list(list_files(folder / name, READ_SUFFIXES).values()) for name in names}
     if empty := [name for name, files in photos.items() if not files]:
         raise InputError(f"{folder}: people without photos: {shorten(empty)}; add photos or remove their folders")
     known = [f"{name}/{file.name}" for name, files in photos.items() for file in files]

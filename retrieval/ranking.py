@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retrieval.people import People
+from utils.errors import InputError
 
 FACES, ROWS = 32, 256  # at once: embedded, and compared
 NEAREST = 5
@@ -28,13 +29,21 @@ class Accuracy(NamedTuple):
 
 
 @torch.no_grad()
-def embed(network: nn.Module, crops_NSS3: np.ndarray, device: torch.device) -> np.ndarray:
-    """Embeddings of length 1, float32 (N, 512), of aligned faces (uint8 (N, S, S, 3))."""
+def features(network: nn.Module, crops_NSS3: np.ndarray, device: torch.device) -> Tensor:
+    """Embeddings, float32 (N, E), of aligned faces (uint8 (N, S, S, 3)), on the CPU."""
     parts = []
     for start in range(0, len(crops_NSS3), FACES):
         faces = torch.from_numpy(crops_NSS3[start : start + FACES]).to(device).permute(0, 3, 1, 2).float()
-        parts.append(F.normalize(network(faces).float(), eps=1e-5).cpu())
-    return torch.cat(parts).numpy()
+        parts.append(network(faces).float().cpu())
+    return torch.cat(parts)
+
+
+def embed(network: nn.Module, crops_NSS3: np.ndarray, device: torch.device) -> np.ndarray:
+    """``features`` of length 1. Raises InputError where they are not finite."""
+    rows_NE = F.normalize(features(network, crops_NSS3, device), eps=1e-5)
+    if not rows_NE.isfinite().all():
+        raise InputError("embeddings that are not finite: name another --checkpoint")
+    return rows_NE.numpy()
 
 
 def directions(embeddings_NE: np.ndarray, mean_E: np.ndarray) -> np.ndarray:

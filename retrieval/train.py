@@ -2,7 +2,8 @@
 
 Step 1 trains the layer of the people's names on a given network, step 2 everything; what trains from scratch begins
 with step 2. Of every fourth person with several photos the last one is left out and looked for among all others: the
-share that is found at the first place (top1) decides which epoch is the best.
+share that is found at the first place (top1) decides which epoch is the best; head_top1 is the share that the layer of
+names names itself.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from data.view import NO_AUGMENTATION, Augmentation, View
 from retrieval.losses import Head, centre_loss, weight_penalty
 from retrieval.network import KIND, EmbeddingConfig, InceptionResnetV1, load_published, read_checkpoint
 from retrieval.people import People, list_people, read_crops, require_outside
-from retrieval.ranking import NEAREST, accuracy, embed, search
+from retrieval.ranking import NEAREST, accuracy, embed, features, search
 from scoring import options
 from training import batchnorm
 from training.engine import Optimisation, Run, Scores, Task, fit, refuse_used
@@ -103,6 +104,16 @@ COSINE = {
     ),
 }
 RECIPES = {"seed": SEED, "cosine": COSINE}
+RANGES = {  # of the options that change a recipe: least, greatest, help
+    "decay": (0.0, 1.0, "factor of the learning rates every --decay-epochs, in place of the recipe's schedule"),
+    "decay_epochs": (1, 10**6, "default: 20, times 0.8"),
+    "weight_decay": (0.0, 100.0, "factor of half the weights' squares"),
+    "keep": (0.01, 1.0, "share of the embedding that dropout keeps"),
+    "centre": (0.0, 1000.0, "factor of the centre loss"),
+    "alpha": (0.0, 1.0, "how much of a centre stays"),
+    "save_every": (1, 10**6, "epochs from one last.pt to the next; default: 1"),
+    "validate_every": (1, 10**6, "epochs from one validation to the next; default: 1"),
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,8 @@ class Plan:
     resume: bool = False
     start: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    save_every: int = 1
+    validate_every: int = 1
 
 
 class Identity(Task):
@@ -158,7 +171,8 @@ class Identity(Task):
             "recipe": asdict(plan.recipe),
             "started_from": plan.sources,
         }
-        return Run(plan.folder, plan.resume, plan.machine.device, plan.machine.amp, description)
+        every = plan.save_every, plan.validate_every
+        return Run(plan.folder, plan.resume, plan.machine.device, plan.machine.amp, description, *every)
 
     def batches(self, epoch: int) -> DataLoader:
         plan = self.plan
@@ -194,9 +208,14 @@ class Identity(Task):
         """Top-1 and top-5 of the photos that were left out, among all others. Each process does it all: minutes of
         training stand against seconds."""
         device = self.plan.machine.device
-        known, asked = (embed(self.embedding, crops, device) for crops in (self.known_crops, self.asked_crops))
-        found = accuracy(search(known, asked), self.known, self.asked)
-        return {"top1": found.top1, "top5": found.top5}
+        known_NE, asked_NE = (
+            embed(self.embedding, self.known_crops, device),
+            features(self.embedding, self.asked_crops, device),
+        )
+        found = accuracy(search(known_NE, F.normalize(asked_NE, eps=1e-5).numpy()), self.known, self.asked)
+        labels_N = torch.from_numpy(self.asked.labels_N)
+        named_N = self.head(asked_NE.to(device), labels_N.to(device)).argmax(1).cpu()
+        return {"top1": found.top1, "top5": found.top5, "head_top1": float((named_N == labels_N).float().mean())}
 
 
 @dataclass(frozen=True)
@@ -283,18 +302,37 @@ def read_start(args: argparse.Namespace, recipe: Recipe, people: People) -> tupl
     return config, {name: modules[name] for name in names}, {"init_from": files.sha256(args.init_from)}
 
 
+def changed(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """The recipe with what the options set. Raises InputError for those out of range."""
+    given = {name: value for name in RANGES if (value := getattr(args, name)) is not None}
+    if wrong := [
+        f"--{name.replace('_', '-')} {value}: must be from {RANGES[name][0]} to {RANGES[name][1]}"
+        for name, value in given.items()
+        if not RANGES[name][0] <= value <= RANGES[name][1]
+    ]:
+        raise InputError("; ".join(wrong))
+    optimisation, values = recipe.optimisation, {}
+    rates = {name: rate for name in optimisation.lr if (rate := getattr(args, f"lr_{name}")) is not None}
+    optimisation = replace(optimisation, lr=optimisation.lr | rates, epochs=args.epochs or optimisation.epochs)
+    if "decay" in given or "decay_epochs" in given:
+        schedule = f"step {given.get('decay', 0.8)} {given.get('decay_epochs', 20)}"
+        optimisation = replace(optimisation, schedule=schedule)
+    if "weight_decay" in given and recipe.penalty:
+        values["penalty"] = given["weight_decay"]
+    elif "weight_decay" in given:
+        optimisation = replace(optimisation, weight_decay=given["weight_decay"])
+    if "keep" in given:
+        values["dropout"] = 1 - given["keep"]
+    values |= {name: given[name] for name in ("centre", "alpha") if name in given}
+    return replace(recipe, optimisation=optimisation, batch_size=args.batch_size or recipe.batch_size, **values)
+
+
 def plan(args: argparse.Namespace) -> Plan:
     """The options, checked; joins the other processes. Raises InputError."""
     options.check(args)
     if not args.resume:
         refuse_used(args.run_dir)
-    recipe = RECIPES[args.recipe][args.step]
-    epochs = recipe.optimisation.epochs if args.epochs is None else args.epochs
-    recipe = replace(
-        recipe,
-        optimisation=replace(recipe.optimisation, epochs=epochs),
-        batch_size=args.batch_size or recipe.batch_size,
-    )
+    recipe = changed(RECIPES[args.recipe][args.step], args)
     require_shares(recipe.batch_size)
     require_pair(recipe.batch_size, "embeddings")
     require_outside("--run-dir", args.run_dir, args.data)
@@ -303,7 +341,8 @@ def plan(args: argparse.Namespace) -> Plan:
     torch.manual_seed(args.seed)
     config, start, sources = read_start(args, recipe, people)
     distributed.start_processes(where.device)
-    return Plan(people, recipe, args.step, config, where, args.run_dir, args.seed, args.resume, start, sources)
+    every = args.save_every or 1, args.validate_every or 1
+    return Plan(people, recipe, args.step, config, where, args.run_dir, args.seed, args.resume, start, sources, *every)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -313,7 +352,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--step", type=int, choices=(1, 2), default=2, help="1: the names alone; 2: everything")
     parser.add_argument("--pretrained", type=Path, metavar="FILE", help="facenet-pytorch's file for VGGFace2")
     parser.add_argument("--init-from", type=Path, metavar="FILE", help="a checkpoint of another run of this script")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's, as of all that follows")
+    parser.add_argument("--lr-embedding", type=float, metavar="X", help="learning rate of the network")
+    parser.add_argument("--lr-head", type=float, metavar="X", help="learning rate of the layer of names")
+    for name, (low, _, what) in RANGES.items():
+        kind = type(low)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=what)
     parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="where this run's files go")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
     options.add_machine_options(parser)

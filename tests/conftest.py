@@ -100,11 +100,11 @@ def tiny_fit() -> Callable[..., Scores]:
         torch.manual_seed(0)
         networks = changed.pop("networks", None) or {"body": Small(), "frozen": Small()}
         rates = lr or {"body": 0.01, "frozen": 0.0}
-        optimisation = Optimisation(epochs, rates, optimizer="adamw", schedule="onecycle", clip=1.0)
+        optimisation, every = Optimisation(epochs, rates, "adamw", "onecycle", clip=1.0), changed.pop("every", ())
         task = TinyTask(networks, changed.pop("optimisation", optimisation))
         for name, value in changed.items():
             setattr(task, name, value)
         description = {"seed": 0, "recipe": {"batch_size": 2, "epochs": epochs}}
-        return fit(task, Run(folder, resume, torch.device("cpu"), "off", description))
+        return fit(task, Run(folder, resume, torch.device("cpu"), "off", description, *every))
 
     return run

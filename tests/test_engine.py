@@ -134,6 +134,19 @@ def test_the_best_epoch_is_kept_apart_from_the_last(tiny_fit: Fit, tmp_path: Pat
     assert tiny_fit(tmp_path / "least", validate=lambda: {"miss": next(scores)})["miss"] == 0.2
 
 
+def test_epochs_between_are_neither_validated_nor_saved(tiny_fit: Fit, tmp_path: Path) -> None:
+    def stopping() -> Scores:
+        raise KeyboardInterrupt
+
+    scores = iter([{"miss": 0.5}])
+    with pytest.raises(KeyboardInterrupt):
+        tiny_fit(tmp_path, epochs=5, every=(3, 2), validate=lambda: next(scores, None) or stopping())
+    assert load(tmp_path / "last.pt")["epoch"] == 0  # the second validation was that of epoch 2
+    tiny_fit(tmp_path, epochs=5, every=(3, 2), resume=True)
+    assert ["miss" in row for row in log_of(tmp_path)] == [True, False, True, False, True]
+    assert load(tmp_path / "last.pt")["epoch"] == 4
+
+
 def test_a_run_folder_that_cannot_be_made_is_told_in_one_line(tiny_fit: Fit, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"--run-dir .*file.* cannot be made \(File exists\)"):

@@ -74,7 +74,7 @@ def test_in_evaluation_an_output_depends_neither_on_the_batch_nor_on_the_memory_
 def shaken(network: nn.Module) -> nn.Module:
     """Batch statistics and biases as after training, so that labels differ."""
     with torch.no_grad():
-        for tensor in [*network.parameters(), *network.buffers()]:
+        for tensor in network.state_dict().values():
             if tensor.is_floating_point():
                 tensor.add_(0.2 * torch.rand_like(tensor))
     return network.eval().requires_grad_(False)

@@ -21,7 +21,7 @@ from data.labels import CELEBAMASK, NINE
 from data.loaders import open_faces
 from data.source import FaceData
 from data.view import Augmentation, View
-from faces.align import whole
+from faces.align import whole_photo
 from geometry import paste
 from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
@@ -128,7 +128,8 @@ def test_photos_are_bytes_or_floats_up_to_one_for_every_network(parser: FacePars
     bytes_1HW3 = torch.from_numpy(photos[0][None].copy())
     frames_F23 = torch.tensor([[[40.0, -9, 50], [9, 40, 50]]])
     for run in (parser, partial(parser.forward_framed, frames_F23=frames_F23)):
-        torch.testing.assert_close(run(bytes_1HW3 / 255), run(bytes_1HW3), rtol=0, atol=1e-3)
+        equal = run(bytes_1HW3 / 255).argmax(1) == run(bytes_1HW3).argmax(1)
+        assert equal.float().mean() > 0.999
         for wrong, words in ((bytes_1HW3.float(), "outside 0-1"), (bytes_1HW3.int(), "uint8, or floats in 0-1")):
             with pytest.raises(InputError, match=words):
                 run(wrong)
@@ -144,7 +145,7 @@ def test_photos_are_bytes_or_floats_up_to_one_for_every_network(parser: FacePars
 def test_a_gpu_s_ways_to_paste_give_the_same_labels(
     parser: FaceParser, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frames = [whole(*photos[0].shape[:2]).matrix_23, np.array([[40.0, -9, 50], [9, 40, 50]])]
+    frames = [whole_photo(*photos[0].shape[:2]).matrix_23, np.array([[40.0, -9, 50], [9, 40, 50]])]
     framed, batch = framed_batch([photos[0]], [frames], parser.labels), photo_batch(photos[:1] * 3, parser.labels)
     patches, labels_BHW = parser.patches(framed), parser.label(batch)
     monkeypatch.setattr(paste, "pixels_are_cheap", lambda device: True)

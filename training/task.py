@@ -79,7 +79,8 @@ class ParserTask(Task):
         self.plan, self.model = plan, model
         self.whole = {*networks} == {*model.networks}
         threads = plan.machine.threads
-        self.train_faces = open_faces(plan.data, "train", model.labels, photos, threads)
+        camera = plan.recipe.augmentation.camera
+        self.train_faces = open_faces(plan.data, "train", model.labels, photos, threads, camera)
         self.val_faces = open_faces(plan.data, "val", model.labels, threads=threads)
         if not self.train_faces.count_labelled():
             raise InputError(

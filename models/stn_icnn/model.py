@@ -191,7 +191,7 @@ class STNiCNN(FaceParser):
         """See ``FaceParser.parse``. crops: see ``look``."""
         if (crops or self.crops) == "none":
             height, width = batch.labels_BHW.shape[1:]
-            return Parsed(enlarged_labels(self.rough_mask(batch), batch.sizes_B2, height, width), None)
+            return Parsed(enlarged_labels(self.rough_mask(batch), batch.host.sizes_B2, height, width), None)
         return self.pasted(self.look(batch, crops), batch)
 
     def pasted(self, look: Look, batch: Batch) -> Parsed:
