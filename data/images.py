@@ -249,7 +249,9 @@ def _explained(name: str, formats: tuple[str, ...]) -> Iterator[None]:
         raise InputError(f"{name} has more than 179 million pixels, which are not read: save it smaller") from error
     except Image.UnidentifiedImageError as error:
         known = f"{', '.join(formats[:-1])} or {formats[-1]}" if len(formats) > 1 else formats[0]
-        raise InputError(f"cannot read {name}: no {known} picture, or a damaged one; fetch or save it again") from error
+        heic = name.lower().endswith((".heic", ".heif")) and "HEIF" not in formats
+        mend = "pip install pillow-heif, which reads HEIC" if heic else "fetch or save it again"
+        raise InputError(f"cannot read {name}: no {known} picture, or a damaged one; {mend}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise InputError(f"cannot read {name}: {reason or type(error).__name__}; fetch or save it again") from error
