@@ -57,7 +57,7 @@ REFUSED: tuple[tuple[ModuleType, str, str], ...] = (
     (train_stage1, "--epochs 0 --batch-size 0", "--batch-size 0"),
     (train_stage1, "--lr 0", "every learning rate is 0"),
     (train_stage1, "--partition paper", ONE_WAY),
-    (train_stage1, "--dataset synthetic --data .", "leave --data out"),
+    (train_stage1, "--dataset synthetic --data .", "say which --dataset it holds"),
     *((train_stage1, f"--device={name}", f"--device {name}: {NO_CUDA}") for name in ("cuda", "cuda:0", "cuda:7")),
     *(
         (train_stage1, f"--device={name}", f"--device {name}")

@@ -336,7 +336,7 @@ def test_options_that_do_not_fit_the_data_set_are_refused(tmp_path: Path, faces:
 
 @pytest.mark.parametrize("dataset", ["helen", "celebamask"])
 def test_missing_and_empty_folders_and_other_layouts_are_refused(tmp_path: Path, dataset: str) -> None:
-    with refuses("--data"):
+    with refuses("needs its folder"):
         open_source(dataset, None, "train")
     with refuses(tmp_path / "absent", "does not exist"):
         open_source(dataset, tmp_path / "absent", "train")
