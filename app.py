@@ -17,6 +17,7 @@ import numpy as np
 from data.images import read_labels, read_photo
 from data.labels import LABEL_SETS, LabelSet
 from faces.detect import Detector
+from faces.inputs import is_video
 from faces.results import Job, Result, write
 from faces.scene import Face, SceneParser
 from models.loading import load_for_inference
@@ -109,6 +110,8 @@ def label(parse: SceneParser, photo: Path, folder: Path) -> tuple[Job, list[Face
 
     Raises InputError for a file that is no photo, OSError where the results cannot be written.
     """
+    if is_video(photo):
+        raise InputError(f"{photo} is a video, which this page does not parse: python predict.py does")
     job = Job(photo, {"labels": folder / f"{photo.stem}.png", "faces": folder / f"{photo.stem}_faces.json"})
     picture = read_photo(photo)
     (scene,) = parse.parse([picture])

@@ -1,5 +1,5 @@
 """Find the faces of photos and videos and parse them: for each photo a label map, an overlay and a list of its faces,
-for each video one that shows the labels."""
+for each video one that shows the labels, and a list of each frame's faces."""
 
 import argparse
 import glob
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from av import FFmpegError
 from PIL import Image
 
 from data.labels import LABEL_SETS
@@ -25,7 +26,7 @@ from scoring.pictures import encode, legend
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import make_folder, write_whole
-from utils.runtime import printable, run_main
+from utils.runtime import is_out_of_memory, printable, run_main
 
 FACES = (*WHICH, "none")
 CROPS = ("predicted", "baseline")  # those that need neither the truth nor go without windows
@@ -43,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     videos = [file for file in files if is_video(file)]
     if videos and args.faces == "none":
         raise InputError(f"--faces none: the faces of {videos[0]} have to be found; say --faces all or largest")
+    for flag in ("probabilities", "coloured"):
+        if videos and getattr(args, flag):
+            raise InputError(f"--{flag} is for photos, and {videos[0]} is a video: leave one of them out")
     wanted = Wanted(
         args.out,
         not args.no_overlay,
@@ -56,8 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     jobs, unplanned = plan(files, wanted)
     failed += unplanned
-    photos = [job for job in jobs if job.outputs and "video" not in job.outputs]
-    clips = [job for job in jobs if "video" in job.outputs]
+    photos = [job for job in jobs if job.outputs and not is_video(job.photo)]
+    clips = [job for job in jobs if job.outputs and is_video(job.photo)]
     faceless: list[Path] = []
     labelled = shown = 0
     started = time.monotonic()
@@ -191,11 +195,13 @@ def is_input(word: str) -> bool:
 def show(job: Job, scenes: SceneParser, windows: bool) -> None:
     """Parse a video. Raises InputError."""
     try:
-        found = video.parse_video(scenes, job.photo, job.outputs["video"], job.outputs.get("frames"), windows)
-    except OSError as error:
+        found = video.parse_video(scenes, job.photo, job.outputs, windows)
+    except Exception as error:
+        if not isinstance(error, (OSError, FFmpegError)) and not is_out_of_memory(error):
+            raise
         raise InputError(not_written(job.photo, error)) from error
     rate = f"{found.frames / max(found.seconds, 1e-9):.1f} frames/s"
-    target = printable(str(job.outputs["video"]))
+    target = printable(str(next(iter(job.outputs.values()))))
     print(f"{target}: {found.frames} frames, {found.with_faces} with faces ({rate})")
 
 

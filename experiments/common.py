@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -214,7 +215,7 @@ def score(setup: reproduce.Setup, checkpoint: Path, crops: str, folder: Path, sp
 @cache
 def cost(config: STNiCNNConfig, networks: tuple[str, ...]) -> dict[str, float]:
     """Parameters, and GFLOP (2 x MAC) of some networks of STN-iCNN for one face. Nothing is computed."""
-    with torch.device("meta"):
+    with FakeTensorMode(allow_non_fake_inputs=True):  # on the meta device autocast cannot be asked for
         model = STNiCNN(config).eval()
         coarse, crop = config.coarse_size, config.crop_size
         inputs = {

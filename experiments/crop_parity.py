@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     worst = dict.fromkeys(configs, 0.0)
     tallies = {size: common.Tally(NINE) for size in configs}
     for batch in common.batches(faces, machine, args.batch_size):
-        view = View(replace(batch, centres_BP2=batch.centres_BP2.round()))
+        view = View(replace(batch, centres_BP2=batch.centres_BP2.round(), origin=None))
         centres_BP2 = view.batch.centres_BP2
         for size, config in configs.items():
             (theta_BP23,) = view.send(target_theta(view.parts(), view.host.sizes_B2, config.windows))

@@ -27,7 +27,8 @@ from utils.runtime import is_out_of_memory
 class Job(NamedTuple):
     """A photo or video and the files to write for it.
 
-    outputs: kind ("labels", "overlay", "coloured", "faces" or "probabilities"; of a video "video" or "frames") -> path.
+    outputs: kind ("labels", "overlay", "coloured", "faces" or "probabilities"; of a video "video", "times" or "frames")
+    -> path.
     """
 
     photo: Path
@@ -56,8 +57,9 @@ class Wanted:
     def outputs(self, file: Path, name: str) -> dict[str, Path]:
         """The results of a photo or video, as in ``Job``. name: what they are called after."""
         if is_video(file):
-            frames = {"frames": self.out / f"{name}_labels"} if self.frames else {}
-            return {"video": self.out / f"{name}_overlay.mp4", **frames}
+            found = {"video": self.out / f"{name}_overlay.mp4"} if self.overlay else {}
+            found["times"] = self.out / f"{name}_frames.json"  # _faces.json is that of a photo of the same name
+            return {**found, "frames": self.out / f"{name}_labels"} if self.frames else found
         found = {"labels": self.out / f"{name}.png"}
         if self.overlay:
             found["overlay"] = self.out / f"{name}_overlay.jpg"
@@ -94,8 +96,8 @@ def plan(files: list[Path], wanted: Wanted) -> tuple[list[Job], list[str]]:
     cannot be written.
 
     Results are named after the file's stem, or after its whole name where several photos, or videos, share a stem.
-    Results that exist already are left out unless ``wanted.overwrite``, those of a video all or none. Raises InputError
-    where a result would replace one of the files.
+    Results that exist already are left out unless ``wanted.overwrite``. Raises InputError where a result would replace
+    one of the files.
     """
     stems = Counter((wanted.inside(file) / file.stem, is_video(file)) for file in files)
     given = {os.path.realpath(file) for file in files}
@@ -116,8 +118,6 @@ def plan(files: list[Path], wanted: Wanted) -> tuple[list[Job], list[str]]:
         except OSError as error:
             failed.append(not_written(file, error))
             continue
-        if there and is_video(file):
-            there = set(outputs)
         jobs.append(Job(file, {kind: outputs[kind] for kind in outputs if wanted.overwrite or kind not in there}))
     return jobs, failed
 

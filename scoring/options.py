@@ -139,7 +139,7 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
     for name in required:
         if getattr(args, name) is None:
             problems.append(f"--{name.replace('_', '-')} is needed")
-    if dataset == "synthetic" and getattr(args, "data", None) is not None:
+    if "dataset" in args and dataset == "synthetic" and getattr(args, "data", None) is not None:
         problems.append(f"--data {args.data}: say which --dataset it holds; synthetic faces are drawn and need none")
     if dataset != "synthetic" and args.data is None:
         problems.append(f"--data is needed for --dataset {dataset}: name its folder")

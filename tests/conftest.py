@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from data.datasets.synthetic import draw_face
-from data.labels import NINE
+from data.labels import HELEN, NINE
 from data.loaders import Faces, open_faces
 from data.source import FaceData
-from tests.fixtures import write_helen
+from models.loading import KINDS
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.fixtures import save_parser, write_helen
+from tests.tiny_parser import TinyConfig, TinyParser
 from training.engine import Optimisation, Run, Scores, Task, fit
 
 SIZES = {"train": (72, 80, 96, 80), "val": (80, 72, 80), "test": (80,)}
@@ -55,6 +58,21 @@ def tiny_options(helen_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     cache = tmp_path_factory.mktemp("cache")
     data = ["--dataset", "helen", "--data", str(helen_root), "--cache", str(cache)]
     return [*data, "--device", "cpu", "--workers", "0", "--amp", "off"]
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An end-to-end checkpoint of STN-iCNN that has learnt nothing."""
+    torch.manual_seed(0)
+    model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, window_margin=1.6))
+    return save_parser(tmp_path_factory.mktemp("weights") / "best.pt", model)
+
+
+@pytest.fixture
+def other_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint of a parser that has HELEN's labels and no windows."""
+    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
+    return save_parser(tmp_path / "tiny.pt", TinyParser(TinyConfig(), HELEN), "tiny")
 
 
 class Small(nn.Module):

@@ -1,14 +1,26 @@
-"""Writes tiny data sets to disk in the three layouts, from faces drawn elsewhere.
+"""Writes tiny data sets to disk in every layout, from faces drawn elsewhere, and tiny checkpoints.
 
 ``faces``: split (train, val, test) -> list of (name, photo uint8 (H, W, 3), labels uint8 (H, W) of HELEN's 11 ids).
 """
 
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
 from data.labels import CELEBAMASK, HELEN
+from models.parser import FaceParser, WholeFaceParser
+from models.stn_icnn.icnn import ICNN
+from utils import checkpoint
 
 Faces = dict[str, list[tuple[str, np.ndarray, np.ndarray]]]
 
@@ -168,5 +180,60 @@ def write_helen_merged(root: Path, faces: Faces, first_is_left: bool = True) -> 
         (root / name_of_list).write_text("".join(lines))
 
 
+def save_parser(path: Path, parser: FaceParser, stage: str = "end2end", networks: Sequence[str] = ()) -> Path:
+    """A parser's networks, or some of them, as a checkpoint of a stage."""
+    checkpoint.save(path, state_of(parser, stage, *networks))
+    return path
+
+
+def fork(main: Callable[[], Any], **environment: str) -> int:
+    """The id of a process that runs ``main`` as a copy of this one, which spares it the imports."""
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        os.environ.update(environment)
+        status = main() or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def two_processes(main: Callable[[], Any]) -> None:
+    """Run ``main`` as torchrun would in two processes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    alike = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [fork(main, RANK=rank, LOCAL_RANK=rank, **alike) for rank in "01"]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+
+def lively(parser: FaceParser) -> FaceParser:
+    """The parser, with random weights whose labels depend on the photo: fresh batch statistics would shrink every
+    signal to nothing."""
+    for module in parser.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        blocks_BHW3 = torch.randint(256, (8, 6, 6, 3), dtype=torch.uint8)
+        parser.train()(blocks_BHW3.repeat_interleave(20, 1).repeat_interleave(20, 2))
+        heads = [net.head[2] for net in parser.modules() if isinstance(net, ICNN)]
+        heads += [net.network[-1] for net in parser.modules() if isinstance(net, WholeFaceParser)]
+        for head in heads:
+            head.weight *= 20
+            head.bias.zero_()
+    return parser.eval().requires_grad_(False)
+
+
 def _sided(labels: np.ndarray, first_is_left: bool) -> np.ndarray:
     return labels if first_is_left else np.array(HELEN.mirror, np.uint8)[labels]
+
+
+def state_of(model: FaceParser, stage: str, *names: str, **more: Any) -> dict[str, Any]:
+    """What a checkpoint holds of these networks of a parser, by default of all."""
+    modules = {name: getattr(model, name).state_dict() for name in names or model.networks}
+    about = {"stage": stage, "parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
+    return {**about, "modules": modules, **more}

@@ -106,6 +106,8 @@ def test_what_is_no_photo_is_told_by_its_name_alone(parse: SceneParser, tmp_path
     assert app.message(caught.value, path).startswith("cannot read image notes.txt: no JPEG, PNG")
     assert app.message(ZeroDivisionError("a defect"), path) == ""
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(InputError, match=r"clip\.mp4 is a video, .* python predict\.py does"):
+        app.label(parse, tmp_path / "clip.mp4", tmp_path)
 
 
 def test_faces_are_counted(parse: SceneParser, photo: Path, tmp_path: Path) -> None:
@@ -128,46 +130,35 @@ def test_every_part_has_a_patch_of_its_colour(parse: SceneParser) -> None:
     assert app.parse_options(["--port", str(free_port()), "--labels", "celebamask"]).labels == "celebamask"
 
 
-def test_without_gradio_there_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "no_proxy"):
-        monkeypatch.setenv(name, "as it was")  # and again after the test
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    assert run_main(lambda: app.main(["--port", str(free_port())])) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the page needs gradio")
-    assert line.endswith("pip install -r requirements-app.txt")
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        ([], "the page needs gradio: pip install -r requirements-app.txt"),
         (["--port", "0"], "--port 0: must be between 1 and 65535"),
         (["--port", "http"], "--port"),
+        (["--port", "TAKEN"], "--host 127.0.0.1 --port TAKEN: cannot be listened on ("),
         (["--host", "no such host"], "--host no such host --port"),
         (["--device", "toaster"], "--device toaster: not a device"),
         (["--checkpoint", "missing.pt"], "missing.pt"),
         (["photo.jpg"], "photo.jpg"),
     ],
 )
-def test_wrong_options_are_one_line(
+def test_wrong_options_and_a_missing_package_are_one_line(
     words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "no_proxy"):
-        monkeypatch.setenv(name, "as it was")
-    monkeypatch.setattr(app, "import_gradio", lambda: None)
-    port = [] if "--port" in words else ["--port", str(free_port())]
-    assert run_main(lambda: app.main([*words, *port])) == 2
+        monkeypatch.setenv(name, "as it was")  # and again after the test
+    if words:
+        monkeypatch.setattr(app, "import_gradio", lambda: None)
+    else:
+        monkeypatch.setitem(sys.modules, "gradio", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = [] if "--port" in words else ["--port", str(free_port())]
+        words = [word.replace("TAKEN", number := str(taken.getsockname()[1])) for word in [*words, *port]]
+        assert run_main(lambda: app.main(words)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert told in line
-
-
-def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert run_main(lambda: app.main(["--port", str(port)])) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: --host 127.0.0.1 --port {port}: cannot be listened on (")
+    assert all(piece in line for piece in told.replace("TAKEN", number).split(": pip"))
 
 
 def free_port() -> int:

@@ -9,21 +9,17 @@ import torch
 
 from models.loading import SHIPPED_WEIGHTS, load_parser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.fixtures import save_parser
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import measure, reference
 from tools.benchmark.setup import face_photos, parse_photos
-from utils import checkpoint
 from utils.runtime import run_main
 
 
 def write_weights(path: Path, **config: object) -> Path:
     """An end-to-end checkpoint with random weights and small crops."""
     torch.manual_seed(1)
-    model = STNiCNN(STNiCNNConfig(**{"coarse_size": 32, "crop_size": 33, **config}))
-    modules = {name: getattr(model, name).state_dict() for name in model.networks}
-    about = {"stage": "end2end", "parser": model.kind, "labels": model.labels.name, "config": vars(model.config)}
-    checkpoint.save(path, {**about, "modules": modules})
-    return path
+    return save_parser(path, STNiCNN(STNiCNNConfig(**{"coarse_size": 32, "crop_size": 33, **config})))
 
 
 def test_a_quick_run_measures_every_section(tmp_path: Path) -> None:

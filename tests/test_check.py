@@ -103,51 +103,72 @@ def test_a_part_that_no_face_has_is_a_problem_and_a_missing_one_is_counted(tmp_p
     assert told.rstrip().endswith("1 problem in 10 faces")
 
 
-def test_a_split_without_masks_is_a_problem_and_the_others_are_still_checked(tmp_path: Path, capsys) -> None:
-    fixtures.write_challenge(tmp_path, draw_faces())
-    for path in (tmp_path / "test" / "test_mask").iterdir():
-        path.unlink()
-    assert main(["--dataset", "celebamask", "--data", str(tmp_path)]) == 1
-    told = capsys.readouterr().out
-    assert "problem: no masks for split test" in told
-    assert "1 problem in 5 faces" in told
+def change(faces: fixtures.Faces, values: dict[int, int]) -> None:
+    for number, value in values.items():
+        faces["train"][number][2][:] = value
 
 
-def test_empty_masks_and_parts_that_fill_the_photo_are_problems(tmp_path: Path, capsys) -> None:
-    faces = draw_faces(train=3, val=0, test=0)
-    for (_, _, labels), value in zip(faces["train"], (0, 10, 6), strict=True):
-        labels[:] = value
-    fixtures.write_challenge(tmp_path, faces)
-    assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 1
-    told, masks = capsys.readouterr().out, tmp_path / "train" / "train_mask"
-    assert f"problem: empty mask {masks / '0.png'}" in told
-    assert f"problem: hair fills 100% of the photo in mask {masks / '1.png'}" in told
-    assert f"problem: nose fills 100% of the photo in mask {masks / '2.png'}" in told
-    assert told.rstrip().endswith("3 problems in 3 faces")
-
-
-def test_a_file_of_the_official_layout_that_shows_nothing_of_its_part_is_a_problem(tmp_path: Path, capsys) -> None:
-    fixtures.write_celebamask_official(tmp_path, draw_faces(val=0, test=0), mapping=False)
-    path = tmp_path / "CelebAMask-HQ-mask-anno" / "0" / "00001_nose.png"
-    Image.new("L", (SIZE, SIZE)).save(path)
-    assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 1
-    told = capsys.readouterr().out
-    assert f"problem: empty mask {path}" in told
-    assert told.rstrip().endswith("1 problem in 3 faces")
-
-
-def test_a_part_in_a_strange_place_and_a_photo_without_a_face_are_told(tmp_path: Path, capsys) -> None:
-    faces = draw_faces(train=10, val=0, test=0)
-    name, _, labels = faces["train"][4]
+def strange(faces: fixtures.Faces) -> None:
+    """An eye where an ear may be, and a photo without a face."""
+    labels = faces["train"][4][2]
     labels[labels == 4] = 1
-    labels[58:62, 2:8] = 4  # where an ear may be
+    labels[58:62, 2:8] = 4
     faces["train"][6] = ("6", np.full((SIZE, SIZE, 3), 128, np.uint8), faces["train"][6][2])
+
+
+def nearly_the_same(faces: fixtures.Faces) -> None:
+    photo = faces["train"][1][1]
+    brighter = np.clip(1.1 * cv2.GaussianBlur(photo, (0, 0), 0.6) + 6, 0, 255).astype(np.uint8)
+    faces["test"][0] = ("5", brighter, faces["test"][0][2])
+
+
+ODD = {  # what is odd, how many faces each split has, what is told
+    "whole masks": (
+        lambda faces: change(faces, {0: 0, 1: 10, 2: 6}),
+        (3, 0, 0),
+        ("empty mask {masks}/0.png", "hair fills 100% of the photo in mask {masks}/1.png", "nose fills 100% of the"),
+    ),
+    "strange places": (
+        strange,
+        (10, 0, 0),
+        (
+            "parts far from where they usually lie in split train: 1 (4 eye1)",
+            "photos in which no face is found in split train: 1 (6)",
+        ),
+    ),
+    "copies": (nearly_the_same, (3, 2, 1), ("nearly the same photo in the splits train and test: 1 (1 and 5)",)),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_is_odd_is_a_problem_and_nothing_else_is(case: str, tmp_path: Path, capsys) -> None:
+    make, counts, lines = ODD[case]
+    faces = draw_faces(*counts)
+    make(faces)
     fixtures.write_challenge(tmp_path, faces)
-    assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 1
-    told = capsys.readouterr().out
-    assert f"problem: parts far from where they usually lie in split train: 1 ({name} eye1)" in told
-    assert "problem: photos in which no face is found in split train: 1 (6)" in told
-    assert told.rstrip().endswith("2 problems in 10 faces")
+    split = [] if counts[2] else ["--split", "train"]
+    assert main(["--dataset", "celebamask", "--data", str(tmp_path), *split]) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+    assert len(told) == len(lines), told
+    for line in lines:
+        assert any(line.format(masks=tmp_path / "train" / "train_mask") in words for words in told), line
+
+
+def test_a_split_without_masks_and_a_file_that_shows_nothing_of_its_part_are_problems(tmp_path: Path, capsys) -> None:
+    fixtures.write_challenge(tmp_path / "a", draw_faces())
+    for path in (tmp_path / "a" / "test" / "test_mask").iterdir():
+        path.unlink()
+    fixtures.write_celebamask_official(tmp_path / "b", draw_faces(val=0, test=0), mapping=False)
+    nose = tmp_path / "b" / "CelebAMask-HQ-mask-anno" / "0" / "00001_nose.png"
+    Image.new("L", (SIZE, SIZE)).save(nose)
+    for words, line, faces in (
+        (["a"], "no masks for split test", 5),
+        (["b", "--split", "train"], f"empty mask {nose}", 3),
+    ):
+        assert main(["--dataset", "celebamask", "--data", str(tmp_path / words[0]), *words[1:]]) == 1
+        told = capsys.readouterr().out
+        assert f"problem: {line}" in told
+        assert told.rstrip().endswith(f"1 problem in {faces} faces")
 
 
 def test_few_odd_faces_of_many_are_a_note(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,18 +178,6 @@ def test_few_odd_faces_of_many_are_a_note(tmp_path: Path, capsys, monkeypatch: p
     fixtures.write_challenge(tmp_path, faces)
     assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 0
     assert "note: photos in which no face is found in split train: 1 (6)" in capsys.readouterr().out
-
-
-def test_nearly_the_same_photo_in_two_splits_is_a_problem(tmp_path: Path, capsys) -> None:
-    faces = draw_faces()
-    photo = faces["train"][1][1]
-    brighter = np.clip(1.1 * cv2.GaussianBlur(photo, (0, 0), 0.6) + 6, 0, 255).astype(np.uint8)
-    faces["test"][0] = ("5", brighter, faces["train"][1][2])
-    fixtures.write_challenge(tmp_path, faces)
-    assert main(["--dataset", "celebamask", "--data", str(tmp_path)]) == 1
-    told = capsys.readouterr().out
-    assert "problem: nearly the same photo in the splits train and test: 1 (1 and 5)" in told
-    assert told.rstrip().endswith("1 problem in 6 faces")
 
 
 def test_copies_are_found_again_and_other_faces_are_not() -> None:

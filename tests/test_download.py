@@ -92,9 +92,7 @@ def held(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_file_is_fetched_checked_named_and_not_fetched_twice(
-    get: Callable[..., int], tmp_path: Path, server: Any, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_file_is_fetched_checked_named_and_not_fetched_twice(get, tmp_path, server, capsys):
     for said in ("downloaded", "already there"):
         assert get() == 0
         assert f"{said}, SHA-256 is right" in capsys.readouterr().out
@@ -103,9 +101,7 @@ def test_a_file_is_fetched_checked_named_and_not_fetched_twice(
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_answer_is_one_line_and_a_different_file_is_replaced_only_when_forced_and_by_the_right_one(
-    name: str, get: Callable[..., int], tmp_path: Path, server: Any, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_different_file_is_replaced_only_when_forced_and_by_the_right_one(name, get, tmp_path, server, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "w.bin").write_bytes(b"mine")
     with pytest.raises(InputError, match="--force"):
@@ -121,9 +117,7 @@ def test_a_bad_answer_is_one_line_and_a_different_file_is_replaced_only_when_for
     assert held(tmp_path / "out") == {"w.bin": CONTENT}
 
 
-def test_a_failed_download_is_tried_again(
-    get: Callable[..., int], server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_is_tried_again(get, server, monkeypatch):
     monkeypatch.setattr(download, "RETRIES", 1)
     server.answer = BAD["not found"]
     with pytest.raises(InputError, match="404"):
@@ -131,9 +125,7 @@ def test_a_failed_download_is_tried_again(
     assert server.count == 2
 
 
-def test_without_a_network_with_a_full_disk_and_with_no_folder_to_write_to_it_is_one_line(
-    get: Callable[..., int], tmp_path: Path, server: Any
-) -> None:
+def test_without_a_network_with_a_full_disk_and_with_no_folder_to_write_to_it_is_one_line(get, tmp_path, server):
     with little_room(300_000), pytest.raises(InputError, match=r"out: cannot be written \(File too large"):
         get()
     assert held(tmp_path / "out") == {}
@@ -156,22 +148,20 @@ def test_without_a_network_with_a_full_disk_and_with_no_folder_to_write_to_it_is
         ({"sha256": "g" * 64}, "64 hexadecimal digits"),
     ],
 )
-def test_a_manifest_of_other_values_is_one_line_and_leads_nowhere(
-    tmp_path: Path, changes: dict[str, Any], said: str
-) -> None:
+def test_a_manifest_of_other_values_is_one_line_and_leads_nowhere(tmp_path, changes, said):
     with pytest.raises(InputError, match=rf"^.*manifest\.json: entry 1.*{said}.*$"):
         download.main(["weights", "--manifest", str(write_manifest(tmp_path, **changes)), "--out", str(tmp_path)])
     assert list(held(tmp_path)) == ["manifest.json"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"files": {}}', '{"files": [null]}', "[" * 100_000])
-def test_another_file_than_a_manifest_is_refused(tmp_path: Path, text: str) -> None:
+def test_another_file_than_a_manifest_is_refused(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(InputError, match=r"^.*m\.json.*$"):
         download.main(["--list", "--manifest", str(tmp_path / "m.json")])
 
 
-def test_the_list_shows_every_published_checkpoint_and_whose_they_are(capsys: pytest.CaptureFixture) -> None:
+def test_the_list_shows_every_published_checkpoint_and_whose_they_are(capsys):
     assert download.main(["--list"]) == 0
     shown = capsys.readouterr().out
     entries, licence = download.read_manifest(download.CHECKPOINTS / "manifest.json")

@@ -1,5 +1,6 @@
 """EAGRNet: numbers of the original network under formula-made weights, its losses, edges, schedule and files."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from data.labels import CELEBAMASK, HELEN, LAPA
 from models import eagrnet
 from models.eagrnet import EAGRNet, EAGRNetConfig, EAGRNetParser, imagenet_start, released_names
 from models.loading import load_parser
+from tests.fixtures import two_processes, write_list
 from tests.formula import assert_golden, formula_image, formula_state, indices, wave
-from tests.test_distributed import torchrun
-from tests.test_resume import interrupt_at
+from tests.test_deeplab import goes_on
+from tests.test_resume import log_of
 from tools.edges import main as write_edges
 from training.engine import learning_rate_factor
 from training.losses import boundary_loss, edge_loss, segmentation_loss
@@ -27,24 +29,16 @@ from utils.errors import InputError
 GOLDEN = json.loads((Path(__file__).parent / "golden_side.json").read_text())["eagrnet"]
 THIN = ((4, 1, 1, 1), (4, 1, 2, 1), (8, 1, 1, 1), (8, 1, 1, 2))  # in place of ResNet-101's layers
 
-# What a process that torchrun starts runs: the script, with the thin layers.
-PROGRAM = """
-import sys
-from models import eagrnet
-from utils.runtime import run_main
-
-eagrnet.LAYERS = {thin}
-import train_eagrnet
-
-sys.exit(run_main(train_eagrnet.main))
-"""
-
 
 def formula_weights(network: EAGRNet, damping: float = 1.0) -> None:
     """Fill a network as the golden file says. damping: of the features, by the running variances."""
     state = formula_state(GOLDEN["keys"])
     state = {key: value * damping if key.endswith("running_var") else value for key, value in state.items()}
     network.load_state_dict({ours: state[theirs] for ours, theirs in released_names(network).items()})
+
+
+def released_state(network: EAGRNet) -> dict[str, Tensor]:
+    return {theirs: network.state_dict()[ours] for ours, theirs in released_names(network).items()}
 
 
 def features(*shape: int) -> Tensor:
@@ -182,18 +176,15 @@ def test_a_training_step_is_that_of_the_original(monkeypatch: pytest.MonkeyPatch
         assert_golden(buffers[names[name.removesuffix(" after the step")]], golden[name])
 
 
-def test_edges_are_those_of_the_original() -> None:
-    y, x = (index.long() for index in indices(40, 48))
-    found = edges((((x * x + 3 * y * y) // 700) % 11)[None])[0]
-    assert found.sum() == GOLDEN["edge pixels (value 255)"]
-    assert found.sum(1).tolist() == GOLDEN["edge pixels of each row"]
-
-
-def test_edges_are_both_sides_of_a_border_and_never_the_photo_s_own() -> None:
+def test_edges_are_those_of_the_original_both_sides_of_a_border_and_never_the_photo_s_own() -> None:
     labels = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]])
     wanted = torch.tensor([[[0, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]]).bool()
     assert torch.equal(edges(labels), wanted)
     assert torch.equal(edges(labels.mT), wanted.mT)
+    y, x = (index.long() for index in indices(40, 48))
+    found = edges((((x * x + 3 * y * y) // 700) % 11)[None])[0]
+    assert found.sum() == GOLDEN["edge pixels (value 255)"]
+    assert found.sum(1).tolist() == GOLDEN["edge pixels of each row"]
 
 
 def test_the_learning_rate_falls_as_the_original_one() -> None:
@@ -202,17 +193,15 @@ def test_the_learning_rate_falls_as_the_original_one() -> None:
         assert 1e-3 * learning_rate_factor("polynomial", 200 * step / 57000, 200) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize(("classes", "labels"), [(11, HELEN), (19, CELEBAMASK)])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(("classes", "labels", "prefix"), [(11, HELEN, ""), (19, CELEBAMASK, "module.")])
 def test_a_checkpoint_of_the_authors_is_the_same_parser(
     tmp_path: Path, thin: None, classes: int, labels: object, prefix: str
 ) -> None:
     network = EAGRNet(classes)
+    state = {prefix + name: value.clone() for name, value in released_state(network).items()}
     state = {
-        prefix + theirs: network.state_dict()[ours].clone()
-        for ours, theirs in released_names(network).items()
-        if not theirs.endswith("num_batches_tracked")  # InPlaceABN 1.0 has none
-    }
+        name: value for name, value in state.items() if not name.endswith("num_batches_tracked")
+    }  # as InPlaceABN 1.0
     state[f"{prefix}bn1.weight"] *= -1  # which it multiplies by without its sign
     torch.save(state, tmp_path / "best.pth")
     parser = load_parser([tmp_path / "best.pth"])
@@ -226,13 +215,10 @@ def test_a_checkpoint_of_the_authors_is_the_same_parser(
 
 
 def test_authors_checkpoints_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, thin: None) -> None:
-    network = EAGRNet(7)
-    state = {theirs: network.state_dict()[ours] for ours, theirs in released_names(network).items()}
-    torch.save(state, tmp_path / "seven.pth")
+    torch.save(released_state(EAGRNet(7)), tmp_path / "seven.pth")
     with pytest.raises(InputError, match="its EAGRNet has 7 classes"):
         load_parser([tmp_path / "seven.pth"])
-    network = EAGRNet(11)
-    state = {theirs: network.state_dict()[ours] for ours, theirs in released_names(network).items()}
+    state = released_state(EAGRNet(11))
     for change, told in (({"bn1.bias": None}, "lacks bn1.bias"), ({"block3.gcn": torch.ones(1)}, "unknown value")):
         changed = {key: value for key, value in {**state, **change}.items() if value is not None}
         torch.save(changed, tmp_path / "changed.pth")
@@ -242,7 +228,7 @@ def test_authors_checkpoints_that_do_not_fit_are_refused_in_one_line(tmp_path: P
 
 def test_a_backbone_of_imagenet_starts_a_training(tmp_path: Path, thin: None) -> None:
     network, other = EAGRNet(11), EAGRNet(11)
-    state = {theirs: other.state_dict()[ours] for ours, theirs in released_names(other).items()}
+    state = released_state(other)
     backbone = {key: value for key, value in state.items() if not key.startswith(("layer5", "layer6", "edge", "block"))}
     imagenet_start(network, {**backbone, "fc.weight": torch.ones(1000, 32)})
     assert torch.equal(network.layer4[0].conv2.weight, other.layer4[0].conv2.weight)
@@ -253,67 +239,35 @@ def test_a_backbone_of_imagenet_starts_a_training(tmp_path: Path, thin: None) ->
             _train(tmp_path, "--imagenet", str(tmp_path / "resnet.pth"), "--run-dir", str(tmp_path / "run"))
 
 
-def _options(folder: Path, *more: str) -> list[str]:
-    data = ["--face-size", "64", "--max-images", "4", "--cache", str(folder / "cache"), "--device", "cpu"]
-    return [*data, "--input-size", "65", "--batch-size", "2", *more]
-
-
 def _train(folder: Path, *more: str) -> int:
-    return train_eagrnet.main(_options(folder, *more))
-
-
-def _rows(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    data = ["--face-size", "64", "--max-images", "4", "--cache", str(folder / "cache"), "--device", "cpu"]
+    return train_eagrnet.main([*data, "--input-size", "65", "--batch-size", "2", *more])
 
 
 @pytest.mark.parametrize("recipe", ["seed", "best"])
-def test_training_goes_on_where_it_was_interrupted(
-    tmp_path: Path, thin: None, recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = ["--recipe", recipe, "--epochs", "2"]
-    _train(tmp_path, *options, "--run-dir", str(tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        interrupt_at("last.pt", patch)
-        with pytest.raises(KeyboardInterrupt):
-            _train(tmp_path, *options, "--run-dir", str(tmp_path / "parts"))
-    _train(tmp_path, *options, "--run-dir", str(tmp_path / "parts"), "--resume")
-    whole, parts = _rows(tmp_path / "whole"), _rows(tmp_path / "parts")
-    for name in ("loss", "segmentation", "edge", "boundary"):
-        assert [row[name] for row in parts] == pytest.approx([row[name] for row in whole], rel=1e-4)
-    parser = load_parser([tmp_path / "parts" / "best.pt"])
+def test_training_goes_on_where_it_was_interrupted(tmp_path: Path, thin: None, recipe: str) -> None:
+    parser = goes_on(_train, tmp_path, "--recipe", recipe)
     assert (parser.labels, parser.config) == (HELEN, EAGRNetConfig(65, bgr=recipe == "seed"))
-    (label_map,) = parser.label_photos([np.zeros((40, 30, 3), np.uint8)])
-    assert label_map.shape == (40, 30)
 
 
-def test_two_processes_train_as_one_does(tmp_path: Path, thin: None) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(thin=THIN))
+def test_two_processes_train_as_one_does(tmp_path: Path, thin: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # One step: afterwards a network from scratch, which normalises four pooled values, makes much of any rounding.
-    options = ["--recipe", "seed", "--epochs", "1", "--lr", "0.0001", "--seed", "1"]
-    options += ["--batch-size", "4"]
-    begun = _begun(tmp_path, *options)
+    options = ["--recipe", "seed", "--epochs", "1", "--lr", "0.0001", "--seed", "1", "--batch-size", "4"]
+    begun: list[dict[str, Tensor]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            train_eagrnet, "fit", lambda task, _: begun.append(copy.deepcopy(task.model.network.state_dict()))
+        )
+        _train(tmp_path, *options, "--run-dir", str(tmp_path / "begun"))
     _train(tmp_path, *options, "--run-dir", str(tmp_path / "alone"))
-    ended = torchrun(program, *_options(tmp_path, *options, "--run-dir", str(tmp_path / "together")))
-    assert ended.returncode == 0, ended.stderr
-    (alone,), (together,) = _rows(tmp_path / "alone"), _rows(tmp_path / "together")
+    two_processes(lambda: _train(tmp_path, *options, "--run-dir", str(tmp_path / "together")))
+    (alone,), (together,) = log_of(tmp_path / "alone"), log_of(tmp_path / "together")
     for name in ("loss", "segmentation", "edge", "boundary"):
         assert together[name] == pytest.approx(alone[name], rel=1e-4), name
     one, two = (checkpoint.load(tmp_path / run / "last.pt")["modules"]["network"] for run in ("alone", "together"))
     learned = [name for name, _ in EAGRNet(len(HELEN)).named_parameters()]
-    steps, apart = (torch.cat([(one[key] - other[key]).flatten() for key in learned]) for other in (begun, two))
+    steps, apart = (torch.cat([(one[key] - other[key]).flatten() for key in learned]) for other in (*begun, two))
     assert apart.norm() < 0.01 * steps.norm()
-
-
-def _begun(folder: Path, *options: str) -> dict[str, Tensor]:
-    """The weights with which a training begins."""
-    parser = train_eagrnet.options.training_parser(
-        None, ["network"], {"--init-from": "", "--imagenet": ""}, whole_face=True
-    )
-    parser.add_argument("--input-size", type=int)
-    args = parser.parse_args(_options(folder, *options, "--run-dir", str(folder / "begun")))
-    task = train_eagrnet.build(train_eagrnet.options.plan(args, train_eagrnet.RECIPES, size=args.input_size))
-    return task.model.network.state_dict()
 
 
 def test_options_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -338,20 +292,10 @@ def test_the_network_sees_blue_first_where_its_authors_did(thin: None) -> None:
     torch.testing.assert_close(seen[1][0, :, 3, 5], (flipped - Tensor(eagrnet.MEAN)) / Tensor(eagrnet.STD))
 
 
-def _list_folder(root: Path) -> Path:
-    for name in ("images", "labels"):
-        (root / name).mkdir(parents=True)
-    ids = np.zeros((20, 30), np.uint8)
-    ids[5:, 10:] = 1
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "images" / "a.jpg")
-    Image.fromarray(ids).save(root / "labels" / "a.png")
-    for split in ("train", "val", "test"):
-        (root / f"{split}_list.txt").write_text("images/a.jpg labels/a.png\n")
-    return root
-
-
 def test_edge_maps_are_written_beside_images_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = _list_folder(tmp_path / "set")
+    root, ids = tmp_path / "set", np.zeros((20, 30), np.uint8)
+    ids[5:, 10:] = 1
+    write_list(root, {split: [("a", np.zeros((20, 30, 3), np.uint8), ids)] for split in ("train",)})
     options = ["--dataset", "list", "--data", str(root), "--labels", "lapa", "--split", "train"]
     assert write_edges([*options, "--out", str(root / "edges")]) == 0
     assert capsys.readouterr().out == f"1 edge maps in {root / 'edges'}\n"

@@ -22,7 +22,9 @@ from utils.errors import InputError
 Fit = Callable[..., Scores]
 
 
-def test_the_paper_s_rate_is_halved_every_five_epochs() -> None:
+def test_the_paper_s_rate_is_halved_every_five_epochs_and_an_unknown_schedule_refused() -> None:
+    with pytest.raises(ValueError, match="no schedule is called 'onecyle'"):
+        learning_rate_factor("onecyle", 1, 20)
     rates = [learning_rate_factor("halve", epoch, 25) for epoch in (0, 4.99, 5, 9.9, 10, 24.9)]
     assert rates == [1, 1, 0.5, 0.5, 0.25, 0.0625]
 
@@ -37,11 +39,6 @@ def test_one_cycle_warms_up_peaks_and_ends_near_zero() -> None:
     assert all(np.diff(rates[peak:]) < 0)
     assert 0 < rates[-1] < 1e-3
     assert learning_rate_factor("constant", 17.3, 20) == 1
-
-
-def test_a_schedule_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(ValueError, match="no schedule is called 'onecyle'"):
-        learning_rate_factor("onecyle", 1, 20)
 
 
 def log_of(folder: Path) -> list[Scores]:

@@ -1,9 +1,6 @@
 import argparse
 import json
 import os
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +21,12 @@ from models.stn_icnn.parts import part_targets
 from scoring import options
 from scoring.evaluation import Request, score_model
 from scoring.files import save
-from tests.fixtures import TO_CELEBAMASK, draw_faces, save_palette, write_challenge
+from tests.fixtures import TO_CELEBAMASK, draw_faces, lively, save_palette, save_parser, two_processes, write_challenge
 from tests.tiny_parser import TinyConfig, TinyParser
-from utils import checkpoint, files
+from utils import files
 from utils.errors import InputError
 from utils.runtime import Machine, run_main
 
-ROOT = Path(evaluate.__file__).parent
 CONFIG = STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="bilinear")
 STAGES = {
     "stage1": ("coarse",),
@@ -40,47 +36,17 @@ STAGES = {
 }
 
 
-def lively_model():
-    """A random model whose labels depend on the photo: fresh batch statistics would shrink every signal to nothing."""
-    torch.manual_seed(0)
-    model = STNiCNN(CONFIG).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        blocks = torch.randint(256, (16, 6, 6, 3), dtype=torch.uint8)
-        model(blocks.repeat_interleave(10, 1).repeat_interleave(10, 2))
-        for net in (model.coarse, *model.parts.nets.values()):
-            net.head[2].weight *= 20
-            net.head[2].bias.zero_()
-    return model.eval()
-
-
 def save_models(folder):
     """One random model as a checkpoint of each stage: {stage: path}."""
-    model = lively_model()
-    paths = {}
-    for stage, names in STAGES.items():
-        paths[stage] = folder / f"{stage}.pt"
-        save_parser(paths[stage], model, names, stage)
-    return {stage: str(path) for stage, path in paths.items()}
-
-
-def save_parser(path, model, networks, stage):
-    """A parser's networks as a checkpoint."""
-    state = {"stage": stage, "parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
-    modules = {name: getattr(model, name).state_dict() for name in networks}
-    checkpoint.save(path, {**state, "modules": modules})
+    torch.manual_seed(0)
+    model = lively(STNiCNN(CONFIG))
+    return {stage: str(save_parser(folder / f"{stage}.pt", model, stage, names)) for stage, names in STAGES.items()}
 
 
 def save_tiny(path):
     """A random parser of CelebAMask-HQ's 19 labels, with no windows, as a checkpoint."""
     torch.manual_seed(0)
-    model = TinyParser(TinyConfig(), CELEBAMASK)
-    with torch.no_grad():
-        model.network[-1].weight *= 100  # labels that depend on the photo
-    save_parser(path, model.eval(), TinyParser.networks, "tiny")
-    return str(path)
+    return str(save_parser(path, lively(TinyParser(TinyConfig(), CELEBAMASK)), "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -143,17 +109,19 @@ def test_the_written_scores_are_those_of_an_independent_count(world, crops):
     assert "paper.overall" in (out / "scores.csv").read_text()
 
 
-def test_stage_checkpoints_together_score_as_the_whole(world):
+@pytest.mark.parametrize(
+    ("stages", "crops"),
+    [
+        (("stage1", "cropper", "stage2"), "predicted"),
+        (("cropper", "stage2"), "predicted"),
+        (("stage1",), "none"),
+        (("stage2",), "truth"),
+        (("stage1", "stage2"), "baseline"),
+    ],
+)
+def test_stage_checkpoints_together_score_as_the_whole(world, stages, crops):
     _, _, run = world
-    whole, trio, pair = run("end2end")[0], run("stage1", "cropper", "stage2")[0], run("cropper", "stage2")[0]
-    assert whole["confusion"] == trio["confusion"] == pair["confusion"]
-
-
-def test_one_stage_alone_will_do_where_the_others_are_not_used(world):
-    _, _, run = world
-    assert run("stage1", crops="none")[0]["confusion"] == run("end2end", crops="none")[0]["confusion"]
-    assert run("stage2", crops="truth")[0]["confusion"] == run("end2end", crops="truth")[0]["confusion"]
-    assert run("stage1", "stage2", crops="baseline")[0]["confusion"] == run("end2end", crops="baseline")[0]["confusion"]
+    assert run(*stages, crops=crops)[0]["confusion"] == run("end2end", crops=crops)[0]["confusion"]
 
 
 def test_perfect_part_networks_score_nearly_one_with_true_crops(world, monkeypatch):
@@ -168,17 +136,23 @@ def test_perfect_part_networks_score_nearly_one_with_true_crops(world, monkeypat
     assert result["strict"]["mean"] > 0.95
 
 
-def test_scores_are_the_same_from_python_as_from_the_command_line(world, tmp_path):
+def test_scores_are_the_same_from_python_as_from_the_command_line_and_the_worst_faces_come_first(world, tmp_path):
     root, models, run = world
-    result, _ = run("end2end", crops="truth", more=["--worst", "1"])
+    result, out = run("end2end", crops="truth", more=["--worst", "2"])
     data = FaceData("celebamask", root / "faces", cache=root / "cache")
     machine = Machine(torch.device("cpu"), amp="off")
     request = Request([Path(models["end2end"])], data, machine, "val", "truth", batch_size=2)
     evaluation = score_model(request)
     assert evaluation.matrices_NKK.shape == (5, 9, 9)
     assert evaluation.matrices_NKK.dtype == np.int64
-    saved = save(tmp_path / "out", evaluation, worst=1)
+    saved = save(tmp_path / "out", evaluation, worst=2)
     assert saved == json.loads((tmp_path / "out" / "scores.json").read_text()) == result
+    first, second = result["worst"]
+    assert first["strict_mean"] <= second["strict_mean"]
+    pictures = sorted((out / "worst").iterdir())
+    assert [path.name[:4] for path in pictures] == ["001_", "002_"]
+    assert pictures[0].name == f"001_{first['strict_mean']:.4f}_{first['name']}.jpg"
+    assert Image.open(pictures[0]).size == (3 * 64, 64)
 
 
 def test_a_parser_of_other_labels_without_windows_is_scored_in_its_own_labels(world, monkeypatch, tmp_path):
@@ -195,42 +169,33 @@ def test_a_parser_of_other_labels_without_windows_is_scored_in_its_own_labels(wo
     assert np.sum(result["confusion"], axis=0) == pytest.approx(np.array(pixels), abs=2)  # of 20480
     assert max(pixels) < 5 * 64 * 64
     assert (result["labels"], result["paper"], result["images"]) == ("celebamask", {}, 5)
+    assert result["sha256"] == [files.sha256(Path(path))]
     assert list(result["strict"]) == [*CELEBAMASK.names[1:], "mean"]
     assert "paper" not in (tmp_path / "out" / "scores.md").read_text()
     (picture,) = (tmp_path / "out" / "worst").iterdir()
     assert Image.open(picture).size == (3 * 64, 64)
-    with pytest.raises(InputError, match=r"crops truth: .* holds tiny, which has no crops"):
-        evaluate.main([*argv, "--overwrite", "--crops", "truth"])
-
-
-def test_faces_that_cannot_be_named_in_the_parsers_labels_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
-    argv = ["--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
     with pytest.raises(InputError, match="label set helen does not tell"):  # synthetic faces are labelled as HELEN's
-        evaluate.main([*argv, "--max-images", "1"])
+        evaluate.main(
+            ["--checkpoint", path, "--cache", str(tmp_path / "cache"), "--device", "cpu", "--max-images", "1"]
+        )
 
 
-def test_the_worst_faces_are_drawn_worst_first(world):
-    _, _, run = world
-    result, out = run("end2end", more=["--worst", "2"])
-    files = sorted((out / "worst").iterdir())
-    assert len(files) == 2
-    assert result["worst"][0]["strict_mean"] <= result["worst"][1]["strict_mean"]
-    assert files[0].name == f"001_{result['worst'][0]['strict_mean']:.4f}_{result['worst'][0]['name']}.jpg"
-    assert Image.open(files[0]).size == (3 * 64, 64)
-
-
-def test_scores_are_replaced_only_when_asked(world):
-    root, models, run = world
-    _, out = run("stage1", crops="none")
-    before = (out / "scores.json").read_bytes()
-    argv = ["--checkpoint", models["stage1"], "--crops", "none", "--out", str(out)]
-    with pytest.raises(InputError, match=r"already holds scores\.json"):
-        evaluate.main(argv)
-    assert (out / "scores.json").read_bytes() == before
-    faces = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache"), "--workers", "0"]
-    assert evaluate.main([*argv, *faces, "--split", "test", "--overwrite", "--max-images", "1"]) == 0
-    assert json.loads((out / "scores.json").read_text())["images"] == 1
+@pytest.mark.parametrize("name", ["scores.json", "scores.csv", "scores.md", "worst/001_0.5000_mine.jpg"])
+def test_scores_are_replaced_only_when_asked(name, world, tmp_path, capsys):
+    root, models, _ = world
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    argv = ["--checkpoint", models["stage1"], "--crops", "none", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert run_main(lambda: evaluate.main(argv)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"already holds {name}: name another --out, or add --overwrite" in line
+    assert file.read_text() == "mine"
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
+    if name == "scores.json":
+        faces = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache")]
+        assert evaluate.main([*argv, *faces, "--split", "test", "--overwrite", "--max-images", "1"]) == 0
+        assert json.loads(file.read_text())["images"] == 1
 
 
 @pytest.mark.parametrize(
@@ -248,33 +213,6 @@ def test_a_missing_module_is_named(world, checkpoints, crops, line):
         evaluate.main(["--crops", crops, "--checkpoint", *(models[name] for name in checkpoints)])
 
 
-@pytest.mark.parametrize("name", ["scores.json", "scores.csv", "scores.md", "worst/001_0.5000_mine.jpg"])
-def test_whatever_would_be_replaced_or_removed_is_already_there(name, world, tmp_path, capsys):
-    file = tmp_path / "out" / name
-    file.parent.mkdir(parents=True)
-    file.write_text("mine")
-    argv = ["--checkpoint", world[1]["end2end"], "--device", "cpu", "--out", str(tmp_path / "out")]
-    assert run_main(lambda: evaluate.main(argv)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"already holds {name}: name another --out, or add --overwrite" in line
-    assert file.read_text() == "mine"
-    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
-
-
-def test_folders_of_names_that_are_not_utf_8_are_scored(tmp_path):
-    argv = write_folders(tmp_path, {"a": [[0, 1]]}, {"a": [[0, 1]]})
-    argv[1] = str((tmp_path / "pred").rename(tmp_path / os.fsdecode(b"pr\xffd")))
-    assert evaluate.main([*argv, "--out", str(tmp_path / "out")]) == 0
-    assert "pr\\udcffd" in (tmp_path / "out" / "scores.md").read_text()
-
-
-def test_names_as_long_as_disks_allow_have_pictures_too(tmp_path):
-    argv = write_folders(tmp_path, {"a" * 250: [[0, 1]]}, {"a" * 250: [[0, 1]]})
-    assert evaluate.main([*argv, "--out", str(tmp_path / "out"), "--worst", "1"]) == 0
-    (picture,) = (tmp_path / "out" / "worst").iterdir()
-    assert picture.name.startswith("001_1.0000_aaa")
-
-
 def test_without_weights_that_ship_a_checkpoint_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(options, "SHIPPED_WEIGHTS", tmp_path / "stn_icnn.pt")
     with pytest.raises(InputError, match="--checkpoint FILE is needed"):
@@ -286,12 +224,12 @@ def test_weights_that_ship_are_told_from_here(monkeypatch):
     assert options.checkpoints(argparse.Namespace(checkpoint=None)) == [Path("stn_icnn.pt")]
 
 
-def write_folders(root, pred, truth):
-    for name, maps in (("pred", pred), ("truth", truth)):
+def write_folders(root, pred, truth, folder="pred"):
+    for name, maps in ((folder, pred), ("truth", truth)):
         (root / name).mkdir()
         for stem, ids in maps.items():
             save_palette(root / name / f"{stem}.png", np.asarray(ids, np.uint8))
-    return ["--predictions", str(root / "pred"), "--truth", str(root / "truth"), "--device", "cpu"]
+    return ["--predictions", str(root / folder), "--truth", str(root / "truth"), "--device", "cpu"]
 
 
 def test_two_folders_give_the_hand_worked_scores(tmp_path):
@@ -310,53 +248,46 @@ def test_two_folders_give_the_hand_worked_scores(tmp_path):
     assert result["worst"][0]["name"] == "b"  # (2/3 + 4/5) / 2 < 6/8
 
 
-def test_two_folders_may_use_the_ids_of_their_data_sets(tmp_path):
+def test_two_folders_may_use_the_ids_of_their_data_sets_and_odd_names(tmp_path):
+    long, pred = "a" * 250, os.fsdecode(b"pr\xffd")  # as long as disks allow; no UTF-8
     helen = np.array([0, *range(2, 10)])[None]
-    argv = write_folders(tmp_path, {"a": helen}, {"a": TO_CELEBAMASK[helen]})
-    assert evaluate.main([*argv, "--ids", "helen", "--truth-ids", "celebamask", "--out", str(tmp_path / "out")]) == 0
+    argv = write_folders(tmp_path, {long: helen}, {long: TO_CELEBAMASK[helen]}, pred)
+    out = ["--out", str(tmp_path / "out"), "--worst", "1"]
+    assert evaluate.main([*argv, "--ids", "helen", "--truth-ids", "celebamask", *out]) == 0
     result = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert result["confusion"] == np.eye(9, dtype=int).tolist()
+    assert (result["labels"], result["confusion"]) == ("nine", np.eye(9, dtype=int).tolist())
     assert result["strict"]["mean"] == 1
+    (picture,) = (tmp_path / "out" / "worst").iterdir()
+    assert picture.name.startswith("001_1.0000_aaa")
+    assert "pr\\udcffd" in (tmp_path / "out" / "scores.md").read_text()
 
 
-def test_two_folders_of_one_data_sets_labels_are_scored_in_the_nine(tmp_path):
-    ids = np.arange(19)[None]
-    argv = write_folders(tmp_path, {"a": ids}, {"a": ids})
-    assert evaluate.main([*argv, "--ids", "celebamask", "--out", str(tmp_path / "out"), "--worst", "1"]) == 0
-    result = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert result["labels"] == "nine"
-    assert np.diag(result["confusion"]).tolist() == [11, *[1] * 8]
-
-
-def test_folders_that_do_not_pair_are_told_in_full(tmp_path):
-    argv = write_folders(tmp_path, {"a": [[0]], "b": [[0]], "s": [[0, 0]]}, {"a": [[0]], "c": [[0]], "s": [[0]]})
+def test_folders_that_do_not_pair_and_ids_that_do_not_exist_are_told_in_full(tmp_path):
+    argv = write_folders(tmp_path, {"a": [[0]], "b": [[0]], "s": [[0, 9]]}, {"a": [[0]], "c": [[0]], "s": [[0]]})
     with pytest.raises(InputError) as caught:
         evaluate.main(argv)
     for piece in ("pred lacks 1 (c.png)", "truth lacks 1 (b.png)", "sizes differ", "1 (s.png)"):
         assert piece in str(caught.value)
-
-
-def test_ids_that_do_not_exist_are_told_with_their_file(tmp_path):
-    argv = write_folders(tmp_path, {"a": [[0, 9]]}, {"a": [[0, 1]]})
-    with pytest.raises(InputError, match=r"a\.png holds ids that nine does not have: 1 \(9\)"):
+    for name in ("pred/b.png", "truth/c.png"):
+        (tmp_path / name).unlink()
+    save_palette(tmp_path / "truth" / "s.png", np.zeros((1, 2), np.uint8))
+    with pytest.raises(InputError, match=r"s\.png holds ids that nine does not have: 1 \(9\)"):
         evaluate.main(argv)
 
 
-def test_two_processes_score_as_one(world):
+def test_two_processes_score_as_one(world, capfd):
     root, models, run = world
     alone, _ = run("end2end", more=["--worst", "5"])
     out = root / "two"
     argv = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache"), "--split", "val"]
     argv += ["--workers", "0", "--device", "cpu", "--amp", "off", "--out", str(out), "--checkpoint", models["end2end"]]
-    argv += ["--worst", "5"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "evaluate.py"]
-    done = subprocess.run([*command, *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    capfd.readouterr()
+    two_processes(lambda: evaluate.main([*argv, "--worst", "5"]))
     together = json.loads((out / "scores.json").read_text())
     assert together["confusion"] == alone["confusion"]
     assert together["worst"] == alone["worst"]  # each face has its own matrix
     assert len({face["strict_mean"] for face in alone["worst"]}) > 1
-    assert done.stdout.count("F1, paper") == 1
+    assert capfd.readouterr().out.count("F1, paper") == 1
 
 
 def test_label_maps_in_other_orders_and_with_other_sides_are_scored_right(tmp_path, capsys):

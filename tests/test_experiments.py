@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +16,7 @@ import train_end2end
 import train_stage1
 import train_stage2
 from data.cache import label_geometry, part_geometry
-from data.labels import CELEBAMASK, HELEN, NINE
+from data.labels import HELEN, NINE
 from data.loaders import Faces
 from data.source import FaceData, open_source
 from experiments import (
@@ -34,13 +33,9 @@ from experiments import (
     true_windows,
 )
 from geometry.theta import window_theta
-from models import loading
 from models.stn_icnn.baseline import part_boxes
-from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from tests.test_evaluate import save_parser
-from tests.tiny_parser import TinyConfig, TinyParser
+from models.stn_icnn.model import STNiCNNConfig
 from training.task import Plan
-from utils import checkpoint
 from utils.errors import InputError
 
 SIZES_B2 = torch.tensor([[101, 201]])
@@ -65,13 +60,9 @@ def test_a_window_misses_when_it_is_far_off_or_cuts_the_part() -> None:
     np.testing.assert_allclose(found.share_NP[0], np.array([0, 5, 6, 8, 12, 100]) / 41, atol=1e-4)
     # inside; inside; cut at the left by a pixel; inside above and below; cut and beyond a quarter; elsewhere
     assert found.missed_NP[0].tolist() == [False, False, True, False, True, True]
-
-
-def test_a_part_that_exceeds_its_true_window_is_not_cut() -> None:
-    truth = windows([(50.0, 50.0)] * 6, 41)
-    found = windows([(52.0, 50.0)] * 6, 41)
-    boxes = torch.tensor([20.0, 40, 80, 60]).expand(1, 6, 4)
-    assert not common.misses(found, truth, boxes, SIZES_B2).missed_NP.any()
+    truth, near = windows([(50.0, 50.0)] * 6, 41), windows([(52.0, 50.0)] * 6, 41)
+    larger = torch.tensor([20.0, 40, 80, 60]).expand(1, 6, 4)  # than its true window, which cuts it too
+    assert not common.misses(near, truth, larger, SIZES_B2).missed_NP.any()
 
 
 def test_the_summary_counts_the_chosen_windows_alone() -> None:
@@ -102,14 +93,12 @@ def test_a_power_law_is_found_again() -> None:
     assert few_images.power_law(counts, [0.8 * n**-0.3 for n in counts]) == pytest.approx((0.8, 0.3))
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"), [(3000, (4, 32)), (1000, (12, 32)), (200, (62, 32)), (50, (372, 32)), (8, (372, 8))]
-)
+@pytest.mark.parametrize(("count", "expected"), [(3000, (4, 32)), (200, (62, 32)), (50, (372, 32)), (8, (372, 8))])
 def test_fewer_faces_are_seen_as_often_in_all(count: int, expected: tuple[int, int]) -> None:
     assert few_images.schedule(4, 3000, count, 32, 1) == expected
 
 
-def test_all_changes_together_make_the_best_recipe_on_the_short_schedule() -> None:
+def test_all_changes_together_make_the_best_recipe_on_the_short_schedule_and_one_changes_nothing_else() -> None:
     for script in (train_stage1, train_cropper, train_stage2, train_end2end):
         short, best = script.RECIPES.paper_short, script.RECIPES.best
         made = ablation.adopt(short, best, ablation.fields_of("all"))
@@ -119,13 +108,9 @@ def test_all_changes_together_make_the_best_recipe_on_the_short_schedule() -> No
         for part in ("optimizer", "schedule", "weight_decay", "clip"):
             assert getattr(made.optimisation, part) == getattr(best.optimisation, part), (script.__name__, part)
         assert made.optimisation.lr == short.optimisation.lr
-
-
-def test_a_change_alone_changes_nothing_else() -> None:
-    recipes = train_stage1.RECIPES
-    made = ablation.adopt(recipes.paper_short, recipes.best, ablation.fields_of("mirror"))
-    assert made.augmentation.mirror == recipes.best.augmentation.mirror > 0
-    assert ablation.adopt(made, recipes.paper_short, ablation.fields_of("mirror")) == recipes.paper_short
+        alone = ablation.adopt(short, best, ablation.fields_of("mirror"))
+        assert alone.augmentation.mirror == best.augmentation.mirror > 0
+        assert ablation.adopt(alone, short, ablation.fields_of("mirror")) == short
 
 
 def test_cost_counts_what_the_specification_counts() -> None:
@@ -139,38 +124,27 @@ def test_cost_counts_what_the_specification_counts() -> None:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An end-to-end checkpoint that has learnt nothing."""
-    torch.manual_seed(0)
-    model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, window_margin=1.6))
-    path = tmp_path_factory.mktemp("weights") / "best.pt"
-    save_parser(path, model, model.networks, "end2end")
-    return path
-
-
-@pytest.fixture
-def other_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint of a parser that has other labels and no windows."""
-    monkeypatch.setitem(loading.KINDS, TinyParser.kind, TinyParser)
-    model = TinyParser(TinyConfig(), HELEN)
-    about = {"parser": model.kind, "labels": model.labels.name, "config": asdict(model.config)}
-    path = tmp_path / "tiny.pt"
-    checkpoint.save(path, {"stage": "tiny", **about, "modules": {"network": model.network.state_dict()}})
-    return path
-
-
-@pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
-def read(results: Path, name: str) -> dict:
-    return json.loads((results / "experiments" / f"{name}.json").read_text())
+@pytest.fixture
+def options(tiny_options: list[str], results: Path) -> list[str]:
+    return [*tiny_options, "--out", str(results)]
+
+
+Run = Callable[..., dict]
 
 
 @pytest.fixture
-def options(tiny_options: list[str], results: Path) -> list[str]:
-    return [*tiny_options, "--out", str(results / "experiments")]
+def run(options: list[str], results: Path) -> Run:
+    """Runs an experiment; what it wrote."""
+
+    def run(script: ModuleType, *words: str) -> dict:
+        assert script.main([*options, *words]) == 0
+        return json.loads((results / f"{script.NAME}.json").read_text())
+
+    return run
 
 
 def test_hidden_parts_are_covered_in_photo_and_thumb_and_nowhere_else(val_faces: Faces) -> None:
@@ -202,18 +176,16 @@ def test_parts_are_hidden_one_after_the_other_in_an_order_of_the_seed() -> None:
     assert len({tuple(hidden_parts.hiding_order(present, 3, index)) for index in range(20)}) > 10
 
 
-def test_hidden_parts_gives_a_row_for_each_number_and_cropper(options: list[str], weights: Path, results: Path) -> None:
-    assert hidden_parts.main([*options, "--checkpoint", str(weights)]) == 0
-    rows = read(results, "hidden_parts")["rows"]
+def test_hidden_parts_gives_a_row_for_each_number_and_cropper(run: Run, weights: Path) -> None:
+    rows = run(hidden_parts, "--checkpoint", str(weights))["rows"]
     assert [(row["hidden"], row["cropper"]) for row in rows] == [(k, c) for k in range(7) for c in common.CROPPERS]
     assert rows[0]["hidden_only"] is None
     assert rows[-1]["hidden_only"] == rows[-1]["all"]
     assert all(0 <= row["all"]["miss_rate"] <= 1 and row["f1"]["overall"] is not None for row in rows)
 
 
-def test_odd_crops_equal_slices_and_even_ones_do_not(options: list[str], results: Path) -> None:
-    assert crop_parity.main([*options, "--sizes", "40", "41"]) == 0
-    even, odd = read(results, "crop_parity")["rows"]
+def test_odd_crops_equal_slices_and_even_ones_do_not(run: Run) -> None:
+    even, odd = run(crop_parity, "--sizes", "40", "41")["rows"]
     assert odd["error"] < 1e-3
     assert odd["f1"] == {"overall": 1.0, "strict": 1.0}
     assert even["error"] > 1
@@ -221,21 +193,19 @@ def test_odd_crops_equal_slices_and_even_ones_do_not(options: list[str], results
 
 
 def test_coarse_sizes_are_trained_once_and_compared(
-    options: list[str], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["--sizes", "32", "48", "--epochs", "1", "1", "--batch-size", "2", "--max-images", "2", "--crop-size", "33"]
-    command = [*options, *small, "--recipe", "best", "--runs", str(tmp_path)]
-    assert coarse_size.main(command) == 0
-    rows = read(results, "coarse_size")["rows"]
+    command = [*small, "--recipe", "best", "--runs", str(tmp_path)]
+    rows = run(coarse_size, *command)["rows"]
     assert [row["size"] for row in rows] == [32, 48]
     assert rows[1]["gflop"] > 2 * rows[0]["gflop"]
     assert all(row["windows"][name]["pixels_mean"] > 0 for row in rows for name in common.CROPPERS)
     capsys.readouterr()
-    assert coarse_size.main(command) == 0
+    assert run(coarse_size, *command)["rows"] == rows
     printed = capsys.readouterr().out
     assert printed.count("finished already") == 4
     assert "epoch 1/1 " not in printed
-    assert read(results, "coarse_size")["rows"] == rows
 
 
 def test_displaced_windows_are_off_as_those_of_the_face_before_that_has_the_part() -> None:
@@ -249,9 +219,8 @@ def test_displaced_windows_are_off_as_those_of_the_face_before_that_has_the_part
     torch.testing.assert_close(made_NP23, expected.view(3, 1, 2, 3))
 
 
-def test_true_windows_are_compared_with_windows_as_near(options: list[str], weights: Path, results: Path) -> None:
-    assert true_windows.main([*options, "--checkpoint", str(weights)]) == 0
-    rows = {row["windows"]: row for row in read(results, "true_windows")["rows"]}
+def test_true_windows_are_compared_with_windows_as_near(run: Run, weights: Path) -> None:
+    rows = {row["windows"]: row for row in run(true_windows, "--checkpoint", str(weights))["rows"]}
     assert len(rows) == 5
     assert rows[true_windows.TRUE]["off"] == {"pixels": 0.0, "sides": 0.0}
     assert rows[true_windows.LOCALIZER]["off"]["pixels"] > 0
@@ -291,31 +260,28 @@ def test_turned_and_tilted_heads_are_measured_by_eyes_and_nose(
     assert traits.brightness_N[0] == pytest.approx((skin @ [0.299, 0.587, 0.114]).mean() / 255)
 
 
-def test_kinds_of_faces_are_scored_apart(options: list[str], weights: Path, results: Path) -> None:
-    assert kinds.main([*options, "--checkpoint", str(weights)]) == 0
-    rows = {row["kind"]: row for row in read(results, "kinds")["rows"]}
+def test_kinds_of_faces_are_scored_apart(run: Run, weights: Path) -> None:
+    rows = {row["kind"]: row for row in run(kinds, "--checkpoint", str(weights))["rows"]}
     assert rows["all"]["faces"] == 3
     assert rows["skin in the darkest fifth"]["faces"] == 1
     assert "glasses" not in rows  # HELEN does not know them
 
 
 def test_few_images_compares_both_starts_and_the_curve_reuses_its_runs(
-    options: list[str], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = [*options, "--epochs", "1", "--batch-size", "2", "--coarse-size", "32", "--runs", str(tmp_path)]
-    assert few_images.main([*small, "--drawn", "2", "--drawn-size", "48", "--counts", "0", "2", "all"]) == 0
-    rows = read(results, "few_images")["rows"]
+    small = ["--epochs", "1", "--batch-size", "2", "--coarse-size", "32", "--runs", str(tmp_path)]
+    drawn = ["--drawn", "2", "--drawn-size", "48"]
+    rows = run(few_images, *small, *drawn, "--counts", "0", "2", "all")["rows"]
     assert [row["faces"] for row in rows] == [0, 2, 4]
     assert rows[0]["scratch"] is None
     assert all(row[start]["overall"] is not None for row in rows[1:] for start in few_images.STARTS)
-    logs = [
-        len((tmp_path / f"few_images/stage1/scratch-{n}/stage1/log.jsonl").read_text().splitlines()) for n in (2, 4)
-    ]
-    assert logs == [2, 1]  # epochs of one and of two steps
+    logs = [tmp_path / f"few_images/stage1/scratch-{n}/stage1/log.jsonl" for n in (2, 4)]
+    assert [len(log.read_text().splitlines()) for log in logs] == [2, 1]  # epochs of one and of two steps
     capsys.readouterr()
-    assert few_images.main([*small, "--scratch-only", "--counts", "2", "all"]) == 0
+    run(few_images, *small, "--scratch-only", "--counts", "2", "all")
     assert "epoch 1/1 " not in capsys.readouterr().out
-    curve = read(results, "training_images")
+    curve = json.loads((results / "training_images.json").read_text())
     assert curve["fit"]["strict"]["faces"] == 18_000
     assert [row["scratch"] for row in curve["rows"]] == [row["scratch"] for row in rows[1:]]
 
@@ -343,12 +309,9 @@ def test_few_images_starts_the_chain_s_networks_from_the_drawn_faces(
     assert [plan.data.dataset for _, plan in trained] == 4 * ["synthetic"] + 8 * ["helen"]
 
 
-def test_the_ablation_trains_what_a_change_touches_and_counts_its_cost(
-    options: list[str], results: Path, tmp_path: Path
-) -> None:
+def test_the_ablation_trains_what_a_change_touches_and_counts_its_cost(run: Run, tmp_path: Path) -> None:
     small = ["--epochs", "1", "--batch-size", "2", "--max-images", "2", "--crop-size", "33", "--runs", str(tmp_path)]
-    assert ablation.main([*options, *small, "--rows", "jitter", "taught", "all"]) == 0
-    rows = read(results, "ablation")["rows"]
+    rows = run(ablation, *small, "--rows", "jitter", "taught", "all")["rows"]
     assert [row["change"] for row in rows] == ["paper-short", "jitter", "all"]  # stage 2 knows no end to end
     assert all(row["parameters"] == 2_185_140 and row["gflop"] > 0.5 for row in rows)
     recipe = json.loads((tmp_path / "ablation/stage2/jitter/stage2/config.json").read_text())["recipe"]
@@ -393,56 +356,46 @@ def test_written_commands_name_no_folder_of_this_machine() -> None:
         (ablation.main, ["--rows", "luck"], "invalid choice: 'luck'"),
         (ablation.main, ["--epochs", "0"], "--epochs 0: must be at least 1"),
         (hidden_parts.main, ["--checkpoint", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (hidden_parts.main, ["--checkpoint", "TINY"], r"tiny.pt holds tiny, but .* compares windows of stn_icnn$"),
         (coarse_size.main, ["--sizes", "8", "--max-images", "2"], "--sizes 8: coarse size must lie between"),
         (crop_parity.main, ["--out", "/proc/none"], "--out /proc/none: numbers and plot cannot be written there"),
     ],
 )
 def test_each_mistake_makes_one_line(
-    main: Callable[[list[str]], int], words: list[str], message: str, options: list[str], tmp_path: Path
+    main: Callable, words: list[str], message: str, options: list[str], other_parser: Path, tmp_path: Path
 ) -> None:
     runs = [] if main in (crop_parity.main, hidden_parts.main) else ["--runs", str(tmp_path)]
     with pytest.raises(InputError, match=message) as caught:
-        main([*options, *runs, *words])
+        main([*options, *runs, *(word.replace("TINY", str(other_parser)) for word in words)])
     assert "\n" not in str(caught.value)
 
 
-def test_robustness_changes_photo_and_labels_alike(options: list[str], weights: Path, results: Path) -> None:
+def test_robustness_changes_photo_and_labels_alike(run: Run, weights: Path) -> None:
     labels = np.zeros((100, 120), np.uint8)
     labels[30:40, 80:90] = 5
-    photo = np.repeat(labels[:, :, None] * 50, 3, 2)
+    face, shapes = (np.repeat(labels[:, :, None] * 50, 3, 2), labels), {}
     for name, change in robustness.CONDITIONS.items():
-        new_photo, new_labels = change((photo, labels), np.random.default_rng(0))
+        new_photo, new_labels = change(face, np.random.default_rng(0))
+        shapes[name] = new_labels.shape
         assert new_photo.shape == (*new_labels.shape, 3), name
         if name.startswith(("turned by", "off", "at", "3:4", "4:3")):
             assert ((new_photo[..., 0] > 125) == (new_labels == 5)).mean() > 0.99, name
             assert 20 < (new_labels == 5).sum() < 250, name
-    shapes = [
-        change((photo, labels), np.random.default_rng(0))[1].shape
-        for change in (robustness.CONDITIONS[n] for n in ("3:4, a portrait", "4:3"))
-    ]
-    assert shapes == [(100, 90), (76, 120)]
-    assert robustness.main([*options, "--max-images", "1", "--checkpoint", str(weights)]) == 0
-    assert [row["condition"] for row in read(results, "robustness")["rows"]] == list(robustness.CONDITIONS)
+    assert (shapes["3:4, a portrait"], shapes["4:3"]) == ((100, 90), (76, 120))
+    rows = run(robustness, "--max-images", "1", "--checkpoint", str(weights))["rows"]
+    assert [row["condition"] for row in rows] == list(robustness.CONDITIONS)
 
 
 @pytest.mark.parametrize("script", [kinds, robustness])
 def test_parsers_without_windows_and_groups_of_labels_are_scored_too(
-    script: ModuleType, options: list[str], other_parser: Path, results: Path
+    script: ModuleType, run: Run, other_parser: Path
 ) -> None:
-    assert script.main([*options, "--checkpoint", str(other_parser)]) == 0
-    rows = read(results, script.NAME)["rows"]
+    rows = run(script, "--max-images", "2", "--checkpoint", str(other_parser))["rows"]
     assert all(row["f1"]["overall"] is None and 0 <= row["f1"]["strict"] <= 1 for row in rows)
 
 
-def test_hidden_parts_refuses_a_parser_without_windows_in_one_line(options: list[str], other_parser: Path) -> None:
-    message = r"--checkpoint \S+tiny.pt holds tiny, but this experiment compares windows of stn_icnn$"
-    with pytest.raises(InputError, match=message):
-        hidden_parts.main([*options, "--checkpoint", str(other_parser)])
-
-
-def test_fused_compares_each_label_of_the_three_parsers(options: list[str], other_parser: Path, results: Path) -> None:
-    assert fused.main([*options, "--whole", str(other_parser)]) == 0
-    result = read(results, "fused")
+def test_fused_compares_each_label_of_the_three_parsers(run: Run, other_parser: Path) -> None:
+    result = run(fused, "--whole", str(other_parser))
     rows = {row["label"]: row for row in result["rows"]}
     assert list(rows) == list(HELEN.foreground)
     assert rows["hair"]["f1"]["parts"] is None
@@ -451,9 +404,8 @@ def test_fused_compares_each_label_of_the_three_parsers(options: list[str], othe
     assert "| mean_f1_inner8" in fused.table(result)
 
 
-def test_class_imbalance_counts_every_pixel_of_the_masks(options: list[str], helen_root: Path, results: Path) -> None:
-    assert class_imbalance.main(options) == 0
-    result = read(results, "class_imbalance")
+def test_class_imbalance_counts_every_pixel_of_the_masks(run: Run, helen_root: Path) -> None:
+    result = run(class_imbalance)
     source = open_source(FaceData("helen", helen_root), "train")
     maps = [source.read(sample)[1] for sample in source.samples]
     whole = np.concatenate([ids.ravel() for ids in maps])
@@ -461,17 +413,8 @@ def test_class_imbalance_counts_every_pixel_of_the_masks(options: list[str], hel
     shares = [row["share"] for row in result["rows"]]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1)
+    assert len(shares) == len(HELEN)
     for row in result["rows"]:
         label = HELEN.names.index(row["label"])
         assert row["pixels"] == (whole == label).sum()
         assert row["faces"] == np.mean([(ids == label).any() for ids in maps])
-    assert len(result["rows"]) == len(HELEN)
-
-
-def test_the_measured_shares_are_those_of_the_original_s_training_faces() -> None:
-    root = Path(__file__).resolve().parent
-    pixels = json.loads((root / "golden_side.json").read_text())["deeplab"]["training pixels"]
-    result = json.loads((root.parent / "results" / "experiments" / "class_imbalance.json").read_text())
-    found = {row["label"]: row["share"] for row in result["rows"]}
-    for name, count in zip(CELEBAMASK.names, pixels, strict=True):  # other faces of the same data set
-        assert found[name] == pytest.approx(count / sum(pixels), rel=0.04), name

@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from faces.align import frame_of
 from models.loading import load_parser
 from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.fixtures import lively, save_parser
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import export
-from utils import checkpoint
 from utils.errors import InputError
 
 TINY = STNiCNNConfig(coarse_size=32, crop_size=17)
@@ -30,22 +30,12 @@ SHAPES = [(1, 300, 280), (1, 120, 90), (3, 90, 400), (2, 256, 256), (1, 1, 40)]
 
 
 def random_model(config: STNiCNNConfig) -> STNiCNN:
-    """Its logits lie far enough apart for labels other than background."""
     torch.manual_seed(0)
-    model = STNiCNN(config)
-    with torch.no_grad():
-        for net in (model.coarse, *model.parts.nets.values()):
-            net.head[2].weight *= 20
-            net.head[2].bias.zero_()
-    return model.eval()
+    return lively(STNiCNN(config))
 
 
 def save_model(folder: Path, config: STNiCNNConfig) -> Path:
-    model = random_model(config)
-    modules = {name: getattr(model, name).state_dict() for name in model.networks}
-    state = {"stage": "end2end", "parser": model.kind, "labels": model.labels.name, "config": asdict(config)}
-    checkpoint.save(folder / "model.pt", {**state, "modules": modules})
-    return folder / "model.pt"
+    return save_parser(folder / "model.pt", random_model(config))
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,7 @@ from models import loading
 from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
 from models.loading import SHIPPED_WEIGHTS, load_parser
-from tests.fixtures import draw_faces, save_photo, write_challenge
-from tests.test_evaluate import save_parser
-from tests.test_view import batch_of
+from tests.fixtures import draw_faces, save_parser, save_photo, write_challenge
 from utils.errors import InputError
 
 
@@ -43,7 +41,7 @@ def astronaut() -> np.ndarray:
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Random weights in place of those of the whole face that ship."""
     path = tmp_path / "whole.pt"
-    save_parser(path, deeplab(), DeepLab.networks, "deeplab")
+    save_parser(path, deeplab(), "deeplab")
     monkeypatch.setattr(loading, "SHIPPED_WHOLE", path)
     return path
 
@@ -86,21 +84,6 @@ def test_a_framed_face_is_labelled_as_the_photo_that_it_fills(astronaut: np.ndar
         assert (found[here] == ids[label]).all()
 
 
-@torch.inference_mode()
-def test_probabilities_and_labels_of_whole_photos_agree(astronaut: np.ndarray) -> None:
-    fused = FusedParser(deeplab(), load_parser([SHIPPED_WEIGHTS])).eval()
-    photos = [np.ascontiguousarray(astronaut[:192, 128:320]), np.ascontiguousarray(astronaut[:160, 128:300])]
-    batch = batch_of([(photo, np.zeros(photo.shape[:2], np.uint8)) for photo in photos], CELEBAMASK)
-    canvas_BKHW, theta_BP23 = fused.probabilities(batch)
-    labels_BHW = fused.label(batch)
-    assert theta_BP23 is not None
-    for canvas_KHW, labels_HW, photo in zip(canvas_BKHW, labels_BHW, photos, strict=True):
-        height, width = photo.shape[:2]
-        assert torch.equal(canvas_KHW[:, :height, :width].argmax(0).byte(), labels_HW[:height, :width])
-        assert not labels_HW[height:].any()
-        assert not labels_HW[:, width:].any()
-
-
 def test_predict_draws_the_parts_into_all_labels(tmp_path: Path, shipped: Path, astronaut: np.ndarray) -> None:
     save_photo(tmp_path / "photo.png", astronaut)
     options = ["--device", "cpu", "--amp", "off", str(tmp_path / "photo.png")]
@@ -139,7 +122,7 @@ def test_evaluate_takes_both_checkpoints(tmp_path: Path, shipped: Path) -> None:
 def test_labels_that_a_checkpoint_does_not_have_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="labels nine; name a checkpoint of helen"):
         load_parser([SHIPPED_WEIGHTS], labels="helen")
-    save_parser(tmp_path / "lapa.pt", deeplab(HELEN), DeepLab.networks, "deeplab")
+    save_parser(tmp_path / "lapa.pt", deeplab(HELEN), "deeplab")
     with pytest.raises(InputError, match="labels helen; name a checkpoint of celebamask"):
         load_parser([tmp_path / "lapa.pt"], labels="celebamask")
     monkeypatch.setattr(loading, "SHIPPED_WHOLE", tmp_path / "none.pt")

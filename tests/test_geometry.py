@@ -44,12 +44,13 @@ def confident(labels_1PSS: Tensor) -> list[Tensor]:
     return probs
 
 
-@pytest.mark.parametrize(("height", "width"), [(128, 128), (97, 211), (1024, 1024), (600, 401), (45, 2000), (33, 65)])
-@pytest.mark.parametrize("side", [81, 127, 31])
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (97, 211), (600, 401), (45, 2000)])
+@pytest.mark.parametrize("side", [81, 31])
 def test_with_an_odd_window_and_an_integer_centre_the_crop_equals_array_slicing_exactly(height, width, side) -> None:
     torch.manual_seed(0)
     photo = torch.rand(1, 3, height, width)
     centres = [(width // 2, height // 2), (0, 0), (width - 1, height - 1), (width // 3, height // 5), (7, 11)]
+    assert not crop(photo, windows([(width + 200, 25), (35, -90)], side, height, width), side).any()
     centres += torch.stack([torch.randint(width, (9,)), torch.randint(height, (9,))], 1).tolist()
     crops = crop(photo, windows(centres, side, height, width), side)
     for part, centre in enumerate(centres):
@@ -79,23 +80,13 @@ def test_with_an_even_window_the_crop_lies_half_a_pixel_off_array_slicing() -> N
     assert not torch.equal(crops[0, 0], photo[0, :, 22:42, 22:42])
 
 
-def test_a_window_that_lies_outside_of_the_photo_is_zero() -> None:
-    crops = crop(torch.ones(1, 3, 50, 70), windows([(200, 25), (35, -90), (69, 25)], 21, 50, 70), 21)
-    assert not crops[0, :2].any()
-    assert crops[0, 2, :, :, :11].eq(1).all()
-    assert not crops[0, 2, :, :, 11:].any()
-
-
 def test_the_crop_is_differentiable_in_theta_and_in_the_photo() -> None:
     torch.manual_seed(0)
     photo = torch.rand(1, 2, 12, 17, dtype=torch.float64, requires_grad=True)
     theta = windows([(8.3, 5.7), (4.6, 7.2)], 5.3, 12, 17).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda image, t: crop(image, t, 4), (photo, theta))
-
-
-def test_on_pixel_centres_too_theta_gets_a_gradient() -> None:
     ramp = torch.arange(40.0).expand(1, 1, 40, 40)
-    theta = windows([(20, 20)], 11, 40, 40).requires_grad_()
+    theta = windows([(20, 20)], 11, 40, 40).requires_grad_()  # on pixel centres too
     crop(ramp, theta, 11).mean().backward()
     assert theta.grad is not None
     assert theta.grad[0, 0, 0, 2].item() == pytest.approx(39 / 2, rel=1e-4)  # pixels per unit of t
@@ -110,7 +101,7 @@ def test_half_precision_photos_are_cropped_at_the_same_points_and_under_autocast
         assert torch.equal(crop(photo, moved, 41)[0, 0], sliced(photo[0], (123, 201), 41))
 
 
-@pytest.mark.parametrize(("height", "width"), [(100, 80), (61, 128), (128, 128), (150, 60)])
+@pytest.mark.parametrize(("height", "width"), [(100, 80), (150, 60)])
 def test_cropping_through_the_padded_canvas_equals_cropping_the_photo(height: int, width: int) -> None:
     canvas = 128
     photo = torch.rand(1, 3, height, width)

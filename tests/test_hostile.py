@@ -4,23 +4,29 @@ What the readers do with damaged files is tested with each of them; ``tests.dama
 """
 
 import importlib
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.labels import CELEBAMASK
 from models.deeplab import DeepLab, DeepLabConfig
+from retrieval.align import Cut
 from tests import damage, fixtures
 from tests.damage import BAD_PICTURES, BAD_VIDEOS, GOOD_PICTURES, SPECIAL, little_room
-from tests.test_evaluate import save_models, save_parser
+from tests.fixtures import save_parser
+from tests.test_evaluate import save_models
 from tests.test_report import write_run
 from tests.test_resume import REPOSITORY, another_run
 from tests.test_retrieval import write_people
@@ -49,7 +55,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fixtures.write_list(root / "list", faces)
     fixtures.write_helen_merged(root / "helen", faces)
     save_models(root)
-    save_parser(root / "w19.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), ("network",), "deeplab")
+    save_parser(root / "w19.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), "deeplab")
     write_people(root / "people", {"ann": 3, "bob": 3})
     write_people(root / "asked", {"ann": 1, "bob": 1})
     write_people(root / "faceless", {"a": 1, "b": 1}, 48)
@@ -70,9 +76,12 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(kit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The kit, as the working folder. Whatever a test does, its files are as before, and no call takes too long."""
 
-    def contents() -> dict[str, bytes | str]:
+    def state(path: Path) -> object:
+        return path.stat().st_mtime_ns if path.suffix == ".pt" else path.read_bytes()  # weights are large
+
+    def contents() -> dict[str, object]:
         paths = [kit.parent / "outside.txt", *(path for path in kit.rglob("*") if path.suffix != ".bin")]
-        found = {str(path): path.read_bytes() if path.is_file() else "no file" for path in paths}
+        found = {str(path): state(path) if path.is_file() else "no file" for path in paths}
         return {name: held for name, held in found.items() if Path(name).relative_to(kit.parent).parts[1:2] not in OWN}
 
     monkeypatch.chdir(kit)
@@ -183,7 +192,6 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"evaluate {LIST} --labels helen --checkpoint w19.pt {MACHINE}", "does not tell eye_g"),
     ("evaluate --predictions maps --truth maps --ids nine --labels celebamask", "does not tell"),
     ("train_stage1", "--run-dir"),
-    ("train_stage1 --run-dir run extra", "extra"),
     ("train_stage1 --run-di run", "--run-di"),
     (f"train_stage1 --run-dir run --epochs {'9' * 5000}", "--epochs"),
     ("train_stage1 --run-dir good.jpg/run", "--run-dir"),
@@ -207,7 +215,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("reproduce --out good.jpg", "--out"),
     (f"reproduce {LIST} --out out", "--labels is needed"),
     ("tools.check", "--dataset"),
-    ("tools.check --dataset helen", "--data"),
+    ("tools.check --dataset helen", "needs its folder"),
     ("tools.check --dataset mine", "invalid choice: 'mine'"),
     (f"tools.check {FACES} --max-images 0", "--max-images 0"),
     (f"tools.check {FACES} --partition paper", "partition paper"),
@@ -215,7 +223,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("tools.check --dataset synthetic --max-images x", "--max-images"),
     ("tools.check --dataset synthetic --max-images 1 --out good.jpg", "good.jpg"),
     ("tools.check --dataset synthetic --max-images 1 --out sheet.txt", "--out"),
-    ("tools.check --dataset helen --data helen --labels nine", "--labels nine"),
+    ("tools.check --dataset helen --data helen --labels nine", "labels nine"),
     ("tools.export --checkpoint w.pt", "--program"),
     ("tools.export --checkpoint w.pt --program none/new.pt2", "none"),
     ("tools.export --checkpoint w.pt --program w.pt", "w.pt"),
@@ -223,11 +231,12 @@ LINES: tuple[tuple[str, str], ...] = (
     ("tools.release --checkpoint w.pt --out none/new.pt", "none"),
     ("tools.release --checkpoint w.pt --out . --overwrite", "--out . is a folder"),
     ("tools.release --checkpoint w.pt --average --out new.pt", "--average"),
-    ("tools.relabel --checkpoint w.pt --threshold 1 --out new", "--threshold"),
+    ("tools.relabel --checkpoint w.pt --threshold 1 --out new", "threshold 1"),
     ("tools.relabel --checkpoint w.pt --out good.jpg/new", "good.jpg"),
-    (f"tools.edges --split train --out edges {LIST}", "--labels"),
+    (f"tools.edges --split train --out edges {LIST}", "name their label set"),
     (f"tools.edges --split train --out lapa/train/labels {LAPA}", "holds something else"),
     (f"tools.edges --split train --out good.jpg {LAPA}", "--out good.jpg"),
+    (f"tools.edges --split train --out edges {LIST} --labels nine", "unknown ids"),
     ("experiments.report --results none", "none"),
     ("experiments.report --results good.jpg", "good.jpg"),
     ("hubconf none.pt", "none.pt"),
@@ -257,9 +266,7 @@ LINES: tuple[tuple[str, str], ...] = (
 
 
 @pytest.mark.parametrize(("line", "said"), LINES, ids=[f"{line[:60]} {k}" for k, (line, _) in enumerate(LINES)])
-def test_a_call_that_cannot_be_right_is_one_line(
-    line: str, said: str, here: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_a_call_that_cannot_be_right_is_one_line(line, said, here, capfd):
     assert said in refused(line, capfd)
 
 
@@ -269,9 +276,7 @@ ODD_NAMES = (
 )
 
 
-def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others(
-    here: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others(here, capfd):
     bad, good = here / "out" / "bad", here / "out" / "good"
     bad.mkdir(parents=True)
     good.mkdir()
@@ -311,9 +316,7 @@ def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others
         assert not [name for name in maps if name.endswith(".part")]
 
 
-def test_predict_labels_photos_of_every_mode_and_with_strange_metadata(
-    here: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_predict_labels_photos_of_every_mode_and_with_strange_metadata(here, capfd):
     (here / "out").mkdir()
     for k, make in enumerate(GOOD_PICTURES.values()):
         (here / "out" / f"{k}.jpg").write_bytes(make())
@@ -333,7 +336,7 @@ sys.exit(run_main(lambda: predict.main(sys.argv[1:])))
 """
 
 
-def test_a_photo_that_is_too_large_for_the_memory_fails_alone(here: Path) -> None:
+def test_a_photo_that_is_too_large_for_the_memory_fails_alone(here):
     (here / "out").mkdir()
     Image.new("L", (12_000, 12_000), 99).save(here / "out" / "big.jpg")
     options = ["good.jpg", "out/big.jpg", "--checkpoint", "w.pt", "--out", "out", "--faces", "none", *CPU.split()]
@@ -357,7 +360,7 @@ MASKS: dict[str, np.ndarray] = {
 
 
 @pytest.mark.parametrize("kind", ["pictures", "masks", "special", "names"])
-def test_folders_of_label_maps_with_a_bad_one_are_one_line(kind: str, here: Path, capfd: pytest.CaptureFixture) -> None:
+def test_folders_of_label_maps_with_a_bad_one_are_one_line(kind, here, capfd):
     def saved(ids: np.ndarray) -> Callable[[Path], object]:
         return lambda path: Image.fromarray(ids).save(path)
 
@@ -392,9 +395,7 @@ IN_PLACE: tuple[tuple[str, str], ...] = (
 
 
 @pytest.mark.parametrize(("line", "name"), IN_PLACE, ids=[f"{line.split()[0]} {name}" for line, name in IN_PLACE])
-def test_what_is_no_folder_in_the_place_of_one_is_left_alone(
-    line: str, name: str, here: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_what_is_no_folder_in_the_place_of_one_is_left_alone(line, name, here, capfd):
     for kind, make in SPECIAL.items():
         if kind not in ("missing", "folder", "link to nothing"):
             make(here / name)
@@ -407,13 +408,48 @@ def test_what_is_no_folder_in_the_place_of_one_is_left_alone(
                 remove(here / result)
 
 
-@pytest.mark.parametrize("file", ["good.png", "good_overlay.jpg", "good.npz"])
-def test_a_folder_in_the_place_of_a_result_is_left_alone(file: str, here: Path, capfd: pytest.CaptureFixture) -> None:
-    (here / "out" / file / "mine").mkdir(parents=True)
-    assert call(f"predict good.jpg --checkpoint w.pt --out out --overwrite --probabilities {CPU}") == 2
-    (line,) = [row for row in capfd.readouterr().err.splitlines() if row.startswith("failed: ")]
-    assert line.startswith("failed: good.jpg")
-    assert (here / "out" / file / "mine").is_dir()
+SETTINGS = {"source": "", **asdict(Cut())}
+EMBEDDING = {"format": 2, "stage": "identity", "parser": "identity", "config": {}, "modules": {"embedding": {}}}
+IDENTITY = f"retrieval.search {SEARCH} --checkpoint run/w.pt"
+ODD: tuple[tuple[str, dict[str, Any], str, str], ...] = (  # files as text, checkpoints or photos; call; what it says
+    ("settings cut off", {"out/align.json": '{"source": '}, "retrieval.align people out", "align.json"),
+    ("settings of another kind", {"out/align.json": "[1]"}, "retrieval.align people out", "align.json"),
+    ("settings of others", {"out/align.json": "{}"}, "retrieval.align people out", "cut out otherwise"),
+    *(
+        (f"record {k}", {"out/align.json": None, "out/faces.jsonl": text}, "retrieval.align people out", "faces.jsonl")
+        for k, text in enumerate(('{"photo": 1}\n', '{"box": 1}\n', "[]\n", "{\n", '{"photo": "\udcff"}\n'))
+    ),
+    (
+        "a file for a person",
+        {"out/align.json": None, "out/ann": "x"},
+        "retrieval.align people out",
+        "out/ann is a file",
+    ),
+    ("two photos of one name", dict.fromkeys(("run/a/1.jpg", "run/a/1.png")), "retrieval.align run out", "two files"),
+    ("a person called as a file of ours", {"run/faces.jsonl/1.jpg": None}, "retrieval.align run out", "rename that"),
+    ("a name of two lines", {"run/a\nb/1.jpg": None}, "retrieval.align run out", "rename them"),
+    ("a name that is not UTF-8", {"run/\udce9/1.jpg": None}, "retrieval.align run out", "rename them"),
+    ("an embedding without weights", {"run/w.pt": EMBEDDING}, IDENTITY, "run/w.pt: its embedding weights"),
+    ("an embedding of NaN", {"run/w.pt": {"last_bn.weight": torch.full((512,), torch.nan)}}, IDENTITY, "run/w.pt"),
+    ("no config", {"run/w.pt": {**EMBEDDING, "config": 5}}, IDENTITY, "run/w.pt lacks its config"),
+    ("absurd config", {"run/w.pt": {**EMBEDDING, "config": {"size": 1}}}, IDENTITY, "its config is unusable"),
+)
+
+
+@pytest.mark.parametrize(("kind", "files", "line", "said"), ODD, ids=[row[0] for row in ODD])
+def test_a_damaged_file_of_the_retrieval_is_one_line(kind, files, line, said, here, capfd):
+    for name, content in files.items():
+        path = here / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, dict):
+            torch.save(content, path)
+        elif content is None and path.suffix == ".json":
+            path.write_text(json.dumps({**SETTINGS, "source": os.path.realpath("people")}))
+        elif content is None:
+            path.write_bytes(damage.jpeg())
+        else:
+            path.write_text(content, errors="surrogateescape")
+    assert said in refused(line if "search" in line else f"{line} --workers 1", capfd)
 
 
 FULL: tuple[tuple[str, str], ...] = (
@@ -431,9 +467,7 @@ FULL: tuple[tuple[str, str], ...] = (
 
 
 @pytest.mark.parametrize(("line", "older"), FULL, ids=[line.split()[0] for line, _ in FULL])
-def test_a_full_disk_is_one_line_and_older_files_stay(
-    line: str, older: str, here: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_full_disk_is_one_line_and_older_files_stay(line, older, here, capsys):
     if older:
         (here / older).parent.mkdir(exist_ok=True)
         (here / older).write_bytes(b"mine")
@@ -454,7 +488,7 @@ BUSY = (
 
 
 @pytest.mark.parametrize("line", BUSY, ids=[line.split()[0] for line in BUSY])
-def test_a_folder_that_another_run_writes_is_left_alone(line: str, here: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_folder_that_another_run_writes_is_left_alone(line, here, capfd):
     folder = here / ("run" if "--run-dir" in line else "out")
     folder.mkdir()
     with another_run(folder):

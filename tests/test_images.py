@@ -1,4 +1,4 @@
-"""Pictures that are no regular files, too large, of formats that are not read, or damaged where it does not matter."""
+"""Photos and label maps: read right whatever the mode and format, one clear line where they cannot be."""
 
 import io
 import os
@@ -6,24 +6,102 @@ import struct
 import time
 import warnings
 import zlib
-from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data.images import LONGEST, as_photo, list_files, read_labels, read_photo, read_size
-from tests.damage import SPECIAL, png_of_size, saved, with_exif
-from tests.test_readers import refuses
+from data.images import LONGEST, as_photo, list_files, read_labels, read_photo, read_size, resize_photo
+from tests.damage import BAD_PICTURES, SPECIAL, png_of_size, refuses, saved, with_exif
+from tests.fixtures import save_palette
 from utils.errors import InputError
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+RNG = np.random.default_rng(0)
+GREY, PALETTE = RNG.integers(0, 256, (6, 9), np.uint8), RNG.integers(0, 256, (256, 3), np.uint8)
+COLOUR, GREY3 = RNG.integers(0, 256, (6, 9, 3), np.uint8), np.repeat(GREY[:, :, None], 3, 2)
+READ = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
 READERS = pytest.mark.parametrize("reader", [read_photo, read_labels, read_size])
+
+
+def see_through(pixels: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(pixels)
+    picture.putalpha(Image.fromarray(GREY))
+    return picture
+
+
+def in_palette(**info: int) -> Image.Image:
+    picture = Image.fromarray(GREY)
+    picture.putpalette(PALETTE.tobytes())
+    picture.info.update(info)
+    return picture
+
+
+PHOTOS: dict[str, tuple[Image.Image, np.ndarray]] = {
+    "RGB": (Image.fromarray(COLOUR), COLOUR),
+    "RGBA": (see_through(COLOUR), COLOUR),
+    "grey": (Image.fromarray(GREY), GREY3),
+    "grey with alpha": (see_through(GREY), GREY3),
+    "1 bit": (Image.fromarray(GREY > 99), (GREY3 > 99) * np.uint8(255)),
+    "palette": (in_palette(), PALETTE[GREY]),
+    "palette with a transparent colour": (in_palette(transparency=int(GREY[0, 0])), PALETTE[GREY]),
+    "16 bits keep their upper byte": (Image.fromarray(GREY.astype(np.uint16) * 256 + 77), GREY3),
+    "floats in 0-1": (Image.fromarray(GREY.astype(np.float32) / 255), GREY3),
+    "floats in 0-255": (Image.fromarray(GREY.astype(np.float32)), GREY3),
+}
+
+
+@pytest.mark.parametrize("kind", PHOTOS)
+def test_photos_of_every_mode_become_rgb_without_their_alpha(tmp_path, kind):
+    picture, expected = PHOTOS[kind]
+    for suffix in ("tif",) if picture.mode == "F" else ("png", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        picture.save(path)
+        with Image.open(path) as opened:
+            for photo in (read_photo(path), as_photo(str(path)), as_photo(opened)):
+                assert photo.dtype == np.uint8
+                np.testing.assert_array_equal(photo, expected)
+
+
+def test_16_bit_rgb_and_cmyk_photos_are_converted(tmp_path):
+    cv2.imwrite(str(tmp_path / "deep.png"), COLOUR[:, :, ::-1].astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_photo(tmp_path / "deep.png"), COLOUR)
+    flat = np.full((16, 16, 3), (200, 40, 90), np.uint8)
+    Image.fromarray(flat).convert("CMYK").save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    assert np.abs(read_photo(tmp_path / "a.jpg").astype(int) - flat).max() <= 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 20), (20, 20_000)])
+def test_photos_of_odd_shapes_are_read(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    assert read_photo(tmp_path / "a.png").shape == (size[1], size[0], 3)
+
+
+@pytest.mark.parametrize("kind", [*READ, "TGA", "PCX", "PPM", "ICO", "EPS"])
+def test_photos_of_these_formats_are_read_whatever_the_file_is_called_and_masks_as_png_alone(tmp_path, kind):
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(kind))
+    if kind in READ:
+        assert read_photo(path).shape == (64, 64, 3)
+    else:
+        with refuses("cannot read image", path, "no JPEG, PNG, BMP, TIFF, WEBP"):
+            read_photo(path)
+    if kind != "PNG":
+        with refuses("cannot read image", path, "no PNG picture"):
+            read_labels(path)
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_files_that_are_no_whole_picture_are_refused_by_path(tmp_path, kind):
+    (tmp_path / "photo.jpg").write_bytes(BAD_PICTURES[kind]())
+    for reader in (read_photo, read_labels):
+        with refuses(tmp_path / "photo.jpg"):
+            reader(tmp_path / "photo.jpg")
 
 
 @READERS
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, reader, kind: str) -> None:
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, reader, kind):
     SPECIAL[kind](tmp_path / "a.png")
     started = time.monotonic()
     with refuses(tmp_path / "a.png"):
@@ -31,40 +109,17 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, reader, kind
     assert time.monotonic() - started < 1
 
 
-@pytest.mark.parametrize("kind", ["TGA", "PCX", "PPM", "ICO", "EPS"])
-def test_formats_that_are_not_meant_are_not_read_whatever_the_file_is_called(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(saved(kind))
-    with refuses("cannot read image", path, "no JPEG, PNG, BMP, TIFF, WEBP"):
-        read_photo(path)
-    with refuses("cannot read image", path, "no PNG picture"):
-        read_labels(path)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "AVIF"])
-def test_photos_of_these_formats_are_read_whatever_the_file_is_called_and_masks_as_png_alone(
-    tmp_path: Path, kind: str
-) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(saved(kind))
-    assert read_photo(path).shape == (64, 64, 3)
-    if kind != "PNG":
-        with refuses("cannot read image", path, "no PNG picture"):
-            read_labels(path)
+@READERS
+@pytest.mark.parametrize("size", [(2**31 - 1, 2**31 - 1), (13_400, 13_400)])
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path, reader, size):
+    (tmp_path / "a.png").write_bytes(png_of_size(*size))
+    with refuses(tmp_path / "a.png", "more than 179 million pixels", "save it smaller"):
+        reader(tmp_path / "a.png")
 
 
 @READERS
-@pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 2**31 - 1), (13_400, 13_400)])
-def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path, reader, size: tuple[int, int]) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(png_of_size(*size))
-    with refuses(path, "more than 179 million pixels", "save it smaller"):
-        reader(path)
-
-
-@READERS
-def test_too_little_memory_is_not_a_damaged_file(tmp_path: Path, reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(self: Image.Image) -> None:
+def test_too_little_memory_is_not_a_damaged_file(tmp_path, reader, monkeypatch):
+    def load(self):
         raise MemoryError
 
     path = tmp_path / "a.png"
@@ -92,37 +147,68 @@ BLOCKS = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_damaged_exif_block_is_no_reason_to_refuse_a_picture(tmp_path: Path, block: str) -> None:
+def test_a_damaged_exif_block_is_no_reason_to_refuse_a_picture(tmp_path, block):
     (tmp_path / "a.jpg").write_bytes(with_exif(BLOCKS[block]))
-    assert read_photo(tmp_path / "a.jpg").shape == (64, 64, 3)
-    png = saved("PNG")
-    chunk = b"eXIf" + BLOCKS[block]
+    png, chunk = saved("PNG"), b"eXIf" + BLOCKS[block]
     length, check = struct.pack(">I", len(BLOCKS[block])), struct.pack(">I", zlib.crc32(chunk))
     (tmp_path / "b.png").write_bytes(png[:33] + length + chunk + check + png[33:])
-    assert read_photo(tmp_path / "b.png").shape == (64, 64, 3)
+    assert read_photo(tmp_path / "a.jpg").shape == read_photo(tmp_path / "b.png").shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_as_pillow_does_in_every_format(
-    tmp_path: Path, kind: str, orientation: int
-) -> None:
+def test_exif_orientation_is_applied_as_pillow_does_in_every_format(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(PICTURE).save(tmp_path / "a", kind, exif=exif)
+    Image.fromarray(COLOUR).save(tmp_path / "a", kind, exif=exif)
     with Image.open(tmp_path / "a") as image:
         np.testing.assert_array_equal(read_photo(tmp_path / "a"), np.asarray(ImageOps.exif_transpose(image)))
 
 
-@pytest.mark.parametrize("names", [("3.jpg", "0003.jpg"), ("03.png", "3.jpg"), ("0.jpg", "00.jpg")])
-def test_two_files_of_one_number_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_shrinking_a_photo_to_half_averages_blocks_of_four():
+    photo = RNG.integers(0, 256, (8, 6, 3), np.uint8)
+    means = photo.reshape(4, 2, 3, 2, 3).mean(axis=(1, 3))
+    assert np.abs(resize_photo(photo, 4, 3) - means).max() <= 1  # rows and columns are rounded in turn
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "16 bit", "1"])
+def test_label_ids_are_read_as_stored(tmp_path, mode):
+    ids = GREY % 19
+    if mode == "P":
+        save_palette(tmp_path / "a.png", ids)
+    elif mode == "16 bit":
+        Image.fromarray(ids.astype(np.uint16)).save(tmp_path / "a.png")
+    else:
+        ids = ids > 9 if mode == "1" else ids  # of two classes
+        Image.fromarray(ids).convert(mode).save(tmp_path / "a.png")
+    labels = read_labels(tmp_path / "a.png")
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, ids)
+
+
+def test_masks_saved_as_colours_or_16_bit_brightness_are_refused(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    Image.fromarray(GREY.astype(np.uint16) * 256).save(tmp_path / "b.png")
+    for name, words in (("a.png", ("mask saved as colours", "a.png")), ("b.png", ("mask", "b.png", "ids up to"))):
+        with refuses(*words):
+            read_labels(tmp_path / name)
+
+
+def test_files_are_listed_in_the_order_of_their_numbers_without_hidden_ones(tmp_path):
+    for name in ("10.jpg", "9.JPG", "b.png", "a.jpeg", "._9.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    assert list(list_files(tmp_path, (".jpg", ".jpeg", ".png"))) == ["9", "10", "a", "b"]
+
+
+@pytest.mark.parametrize("names", [("1.jpg", "1.png"), ("3.jpg", "0003.jpg"), ("03.png", "3.jpg"), ("0.jpg", "00.jpg")])
+def test_two_files_of_one_name_or_number_are_refused(tmp_path, names):
     for name in names:
         (tmp_path / name).touch()
     with refuses("two files for one name in", tmp_path, *sorted(names), "keep one"):
         list_files(tmp_path, (".jpg", ".png"))
 
 
-def test_names_that_are_not_utf_8_are_listed_and_read(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_listed_and_read(tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9.png")
     path.write_bytes(saved("PNG"))
     assert list(list_files(tmp_path, (".png",)).values()) == [path]
@@ -131,11 +217,23 @@ def test_names_that_are_not_utf_8_are_listed_and_read(tmp_path: Path) -> None:
         assert read_photo(path).shape == (64, 64, 3)
 
 
-def stored(array: np.ndarray, kind: str) -> Image.Image:
-    """A picture as Pillow opens it from a file."""
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, kind)
-    return Image.open(file)
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [
+        (COLOUR, COLOUR),
+        (np.asfortranarray(COLOUR), COLOUR),
+        (COLOUR[..., ::-1], COLOUR[..., ::-1].copy()),
+        (COLOUR[::-1, ::2], COLOUR[::-1, ::2].copy()),
+        (np.rot90(COLOUR), np.rot90(COLOUR).copy()),
+        (COLOUR / 255, COLOUR),
+        ((COLOUR / 255).astype(np.float32)[:, ::-1], COLOUR[:, ::-1].copy()),
+    ],
+)
+def test_an_array_is_taken_however_it_lies_in_memory(photo, expected):
+    found = as_photo(photo)
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    assert np.array_equal(found, expected)
 
 
 def opened(cut: int = 0, close: bool = False) -> Image.Image:
@@ -146,46 +244,15 @@ def opened(cut: int = 0, close: bool = False) -> Image.Image:
     return picture
 
 
-GREY = np.repeat(PICTURE[:, :, :1], 3, 2)
-
-
-@pytest.mark.parametrize(
-    ("photo", "expected"),
-    [
-        (PICTURE, PICTURE),
-        (np.asfortranarray(PICTURE), PICTURE),
-        (PICTURE[..., ::-1], PICTURE[..., ::-1].copy()),
-        (PICTURE[::-1, ::2], PICTURE[::-1, ::2].copy()),
-        (np.rot90(PICTURE), np.rot90(PICTURE).copy()),
-        (PICTURE / 255, PICTURE),
-        ((PICTURE / 255).astype(np.float32)[:, ::-1], PICTURE[:, ::-1].copy()),
-        (Image.fromarray(PICTURE), PICTURE),
-        (Image.fromarray(PICTURE).convert("RGBA"), PICTURE),
-        (Image.fromarray(PICTURE[..., 0]), GREY),
-        (stored(PICTURE[..., 0].astype(np.uint16) << 8, "PNG"), GREY),
-        (stored(PICTURE[..., 0].astype(np.float32) / 255, "TIFF"), GREY),
-        (stored(PICTURE[..., 0].astype(np.float32), "TIFF"), GREY),
-    ],
-)
-def test_a_photo_is_taken_as_people_have_it(photo, expected: np.ndarray, tmp_path: Path) -> None:
-    found = as_photo(photo)
-    assert found.dtype == np.uint8
-    assert found.flags.c_contiguous
-    assert np.array_equal(found, expected)
-    if isinstance(photo, Image.Image) and photo.mode != "RGBA":
-        photo.save(tmp_path / "a.tif")
-        assert np.array_equal(as_photo(str(tmp_path / "a.tif")), expected)
-
-
 @pytest.mark.parametrize(
     ("photo", "words"),
     [
-        (PICTURE[..., 0], "must be a path.*uint8 \\(6, 9\\)"),
-        (np.dstack([PICTURE, PICTURE[..., :1]]), "must be .*uint8 \\(6, 9, 4\\)"),
-        (PICTURE.transpose(2, 0, 1), "must be .*uint8 \\(3, 6, 9\\)"),
-        (PICTURE.astype(np.uint16), "must be .*uint16"),
-        (PICTURE.astype(int), "must be .*int64"),
-        (PICTURE.astype(float), "floats outside 0-1"),
+        (COLOUR[..., 0], "must be a path.*uint8 \\(6, 9\\)"),
+        (np.dstack([COLOUR, COLOUR[..., :1]]), "must be .*uint8 \\(6, 9, 4\\)"),
+        (COLOUR.transpose(2, 0, 1), "must be .*uint8 \\(3, 6, 9\\)"),
+        (COLOUR.astype(np.uint16), "must be .*uint16"),
+        (COLOUR.astype(int), "must be .*int64"),
+        (COLOUR.astype(float), "floats outside 0-1"),
         (np.full((4, 4, 3), np.nan), "floats outside 0-1"),
         (np.zeros((0, 5, 3), np.uint8), "0 x 5 pixels"),
         (np.zeros((LONGEST + 1, 1, 3), np.uint8), "32768 x 1 pixels"),
@@ -195,7 +262,7 @@ def test_a_photo_is_taken_as_people_have_it(photo, expected: np.ndarray, tmp_pat
         (None, "not NoneType"),
     ],
 )
-def test_what_is_no_photo_is_one_line_that_names_the_argument(photo, words: str) -> None:
+def test_what_is_no_photo_is_one_line_that_names_the_argument(photo, words):
     with pytest.raises(InputError, match=f"face.*{words}" if "cannot" not in words else words) as caught:
         as_photo(photo, "face")
     assert "\n" not in str(caught.value)

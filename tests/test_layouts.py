@@ -1,85 +1,180 @@
-"""Data sets with one label map a face: LaPa, lists of pairs, HELEN merged; read right, checked, refused in one line."""
+"""Data sets on disk in every layout: read right, checked, and refused in one line where a file or a folder is wrong."""
 
-import re
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import evaluate
-from data.labels import HELEN, LAPA, NINE
+from data.labels import CELEBAMASK, HELEN, LAPA, NINE
 from data.listing import SPLITS
 from data.loaders import open_faces
 from data.source import FaceData, open_source
 from tests import fixtures
-from tests.damage import SPECIAL
-from tests.test_check import draw_faces
+from tests.damage import SPECIAL, refuses
+from tests.fixtures import TO_CELEBAMASK, draw_faces
+from tests.test_check import draw_faces as draw_real_faces
 from tools.check import main as check
-from utils.errors import InputError
 
-WRITERS = {"lapa": fixtures.write_lapa, "helen": fixtures.write_helen_merged}
+REAL = Path(__file__).parents[2] / "shared" / "data" / "celebamask"
+PARTS, MAPPING = "CelebAMask-HQ-mask-anno/0", "CelebA-HQ-to-CelebA-mapping.txt"
+LAYOUTS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "helen": ("helen", fixtures.write_helen),
+    "merged": ("helen", fixtures.write_helen_merged),
+    "official": ("celebamask", fixtures.write_celebamask_official),
+    "challenge": ("celebamask", fixtures.write_challenge),
+    "lapa": ("lapa", fixtures.write_lapa),
+    "list": ("list", fixtures.write_list),
+}
 
 
-def refuses(*words: str):
-    return pytest.raises(InputError, match="^.*" + ".*".join(re.escape(str(word)) for word in words) + ".*$")
+def write(layout: str, root: Path, **more: Any) -> FaceData:
+    """Three block faces to train on, two to validate, one to test, named 0 to 5."""
+    dataset, writer = LAYOUTS[layout]
+    writer(root, draw_faces(), **more)
+    return FaceData(dataset, root, label_set="helen" if dataset == "list" else None)
 
 
-def read_all(data: FaceData, split: str) -> dict[str, np.ndarray]:
-    source = open_source(data, split)
-    return {sample.name: source.read(sample)[1] for sample in source.samples}
+def names_of(data: FaceData, split: str) -> list[str]:
+    return [sample.name for sample in open_source(data, split).samples]
+
+
+def read_all(data: FaceData, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    source = pickle.loads(pickle.dumps(open_source(data, split)))  # as other processes get it
+    return [source.read(sample) for sample in source.samples]
+
+
+def assert_labels(data: FaceData, split: str, faces: fixtures.Faces) -> None:
+    for (_, ids), (_, _, labels) in zip(read_all(data, split), faces[split], strict=True):
+        np.testing.assert_array_equal(ids, labels)
+
+
+SIDES = [{"first_is_left": True}, {"first_is_left": False}]
+
+
+@pytest.mark.parametrize(
+    ("layout", "more"),
+    [
+        *((layout, more) for layout in ("helen", "merged", "lapa") for more in SIDES),
+        *((layout, {}) for layout in ("official", "challenge", "list")),
+    ],
+)
+def test_every_layout_gives_names_photos_and_labels_in_one_side_convention(tmp_path, layout, more):
+    data, faces = write(layout, tmp_path / "faces", **more), draw_faces()
+    for split in SPLITS:
+        assert names_of(data, split) == [name for name, _, _ in faces[split]]
+        for (photo, ids), (_, drawn, labels) in zip(read_all(data, split), faces[split], strict=True):
+            assert photo.dtype == ids.dtype == np.uint8
+            assert photo.shape == drawn.shape
+            assert np.abs(photo.astype(int) - drawn).mean() < 25  # of JPEG
+            np.testing.assert_array_equal(ids, TO_CELEBAMASK[labels] if data.dataset == "celebamask" else labels)
+
+
+def test_helen_sides_are_decided_by_the_training_faces_and_without_their_list_by_the_split_itself(tmp_path):
+    faces = draw_faces()
+    name, photo, labels = faces["test"][0]
+    faces["test"] = [(name, photo, np.array(HELEN.mirror, np.uint8)[labels])]
+    fixtures.write_helen(tmp_path / "odd", faces)
+    assert_labels(FaceData("helen", tmp_path / "odd"), "test", faces)
+    data = write("helen", tmp_path / "helen", first_is_left=False)
+    (tmp_path / "helen" / "exemplars.txt").unlink()
+    assert_labels(data, "val", faces)
+
+
+def test_the_strongest_soft_mask_wins_and_the_first_in_a_tie(tmp_path):
+    data = write("helen", tmp_path / "helen")
+    expected, soft = np.zeros((64, 64), np.uint8), np.zeros((11, 64, 64), np.uint8)
+    soft[1, 0], soft[6, 0], expected[0] = 127, 128, 6
+    soft[7, 1], soft[8, 1], expected[1] = 99, 99, 7
+    for mask, path in zip(soft, open_source(data, "train").samples[0].masks, strict=True):
+        Image.fromarray(mask).save(path)
+    np.testing.assert_array_equal(read_all(data, "train")[0][1], expected)
+
+
+def test_the_version_of_a_source_tells_the_two_side_conventions_apart(tmp_path):
+    one, two = (write("helen", tmp_path / str(k), **more) for k, more in enumerate(SIDES))
+    assert open_source(one, "val").version != open_source(two, "val").version
+
+
+def write_mapping(root: Path, originals: dict[int, int]) -> None:
+    rows = "".join(f"{number} {original} {original + 1:06d}.jpg\n" for number, original in originals.items())
+    (root / MAPPING).write_text("idx orig_idx orig_file\n" + rows)
+
+
+def test_the_papers_partition_goes_by_number_and_is_taken_without_a_mapping_file(tmp_path):
+    photo, labels = fixtures.draw_face(32)
+    (tmp_path / "CelebA-HQ-img").mkdir()
+    ends = {"train": (0, 17999), "val": (18000, 23999), "test": (24000, 29999)}
+    for number in sum(ends.values(), ()):
+        fixtures.save_photo(tmp_path / "CelebA-HQ-img" / f"{number}.jpg", photo)
+        folder = tmp_path / "CelebAMask-HQ-mask-anno" / str(number // 2000)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((labels == 6) * np.uint8(255)).save(folder / f"{number:05d}_nose.png")
+    for split, numbers in ends.items():
+        assert names_of(FaceData("celebamask", tmp_path), split) == [*map(str, numbers)]
+    write_mapping(tmp_path, dict.fromkeys(sum(ends.values(), ()), 5))
+    assert len(names_of(FaceData("celebamask", tmp_path), "train")) == 6
+    assert len(names_of(FaceData("celebamask", tmp_path, "paper"), "train")) == 2
+
+
+def test_the_standard_partition_ends_where_the_data_sets_own_does(tmp_path):
+    fixtures.write_celebamask_official(tmp_path, draw_faces(train=4, val=0, test=0))
+    write_mapping(tmp_path, dict(enumerate((162770, 162771, 182637, 182638))))
+    data = FaceData("celebamask", tmp_path)
+    assert [names_of(data, split) for split in SPLITS] == [["0"], ["1", "2"], ["3"]]
+
+
+def test_official_parts_are_painted_in_the_order_of_their_ids(tmp_path):
+    data = write("official", tmp_path)
+    full = Image.fromarray(np.full((64, 64), 255, np.uint8))
+    full.save(tmp_path / PARTS / "00000_neck.png")  # a later part hides all but later ones
+    assert set(np.unique(read_all(data, "train")[0][1])) == {CELEBAMASK.names.index("neck")}
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("first_is_left", [True, False])
-@pytest.mark.parametrize("dataset", list(WRITERS))
-def test_merged_maps_follow_one_side_convention_whichever_their_files_do(
-    tmp_path: Path, dataset: str, first_is_left: bool, split: str
-) -> None:
-    faces = fixtures.draw_faces()
-    WRITERS[dataset](tmp_path, faces, first_is_left)
-    found = read_all(FaceData(dataset, tmp_path), split)
-    assert found.keys() == {name for name, _, _ in faces[split]}
-    for name, _, labels in faces[split]:
-        np.testing.assert_array_equal(found[name], labels)
+def test_synthetic_faces_open_without_a_folder(split):
+    source = open_source(FaceData("synthetic"), split)
+    photo, labels = source.read(source.samples[0])
+    assert photo.shape == (*labels.shape, 3)
+    assert (HELEN.map_to(NINE)[labels] < len(NINE)).all()
 
 
-@pytest.mark.parametrize(("name", "ids"), [("helen", None), ("celebamask", fixtures.TO_CELEBAMASK)])
-def test_lists_of_pairs_hold_any_label_set(tmp_path: Path, name: str, ids: np.ndarray | None) -> None:
-    faces = fixtures.draw_faces()
-    fixtures.write_list(tmp_path / "data", faces, ids)
-    data = FaceData("list", tmp_path / "data", cache=tmp_path / "cache", label_set=name)
-    cached = open_faces(data, "train", NINE)
-    assert cached.data_labels.name == name
-    for index, (_, _, labels) in enumerate(faces["train"]):
-        np.testing.assert_array_equal(cached.label_map(index), HELEN.map_to(NINE)[labels])
+def test_opening_a_source_reads_no_photo_and_no_mask(tmp_path):
+    data = write("challenge", tmp_path)
+    for path in [*tmp_path.rglob("*.jpg"), *tmp_path.rglob("*.png")]:
+        path.write_bytes(b"")
+    assert len(names_of(data, "train")) == 3
 
 
-def test_the_same_list_in_other_ids_has_a_cache_of_its_own(tmp_path: Path) -> None:
-    fixtures.write_list(tmp_path / "data", fixtures.draw_faces())
-    for name in ("helen", "lapa", "celebamask"):
-        data = FaceData("list", tmp_path / "data", cache=tmp_path / "cache", label_set=name)
-        assert open_faces(data, "val", data.labels).data_labels.name == name
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+def test_lists_of_pairs_hold_any_label_set_each_in_a_cache_of_its_own(tmp_path):
+    faces, cache = draw_faces(), tmp_path / "cache"
+    for name, ids in (("helen", None), ("celebamask", TO_CELEBAMASK), ("lapa", None)):
+        fixtures.write_list(tmp_path / name, faces, ids)
+        (tmp_path / name).rename(tmp_path / "data")  # three label sets in the same place
+        cached = open_faces(FaceData("list", tmp_path / "data", cache=cache, label_set=name), "train", NINE)
+        assert cached.data_labels.name == name
+        for index, (_, _, labels) in enumerate(faces["train"]):
+            np.testing.assert_array_equal(cached.label_map(index), HELEN.map_to(NINE)[labels])
+        shutil.rmtree(tmp_path / "data")
+    assert len(list(cache.iterdir())) == 3
 
 
-def test_brow_and_eye_of_lapa_with_the_smaller_id_are_the_images_left() -> None:
+def test_brow_and_eye_of_lapa_with_the_smaller_id_are_the_images_left():
     assert [LAPA.names.index(name) for name in ("brow1", "brow2", "eye1", "eye2")] == [2, 3, 4, 5]
     assert LAPA.map_to(HELEN)[:11].tolist() == list(range(11))
 
 
-@pytest.mark.parametrize(
-    ("dataset", "write", "more"),
-    [
-        ("lapa", fixtures.write_lapa, []),
-        ("helen", fixtures.write_helen_merged, []),
-        ("list", fixtures.write_list, ["--labels", "helen"]),
-    ],
-)
-def test_check_passes_a_sound_folder_and_lists_what_is_wrong(tmp_path: Path, capsys, dataset, write, more) -> None:
-    write(tmp_path / "data", draw_faces(train=6))
-    options = ["--dataset", dataset, "--data", str(tmp_path / "data"), *more]
+@pytest.mark.parametrize("layout", ["lapa", "merged", "list"])
+def test_check_passes_a_sound_folder_and_lists_what_is_wrong(tmp_path, capsys, layout):
+    dataset, writer = LAYOUTS[layout]
+    writer(tmp_path / "data", draw_real_faces(train=5, val=0, test=0))
+    options = ["--dataset", dataset, "--data", str(tmp_path / "data"), "--split", "train"]
+    options += ["--labels", "helen"] if layout == "list" else []
     assert check(options) == 0
     masks = tmp_path / "data" / ("train/labels" if dataset == "lapa" else "labels")
     (masks / "3.png").unlink()
@@ -90,91 +185,205 @@ def test_check_passes_a_sound_folder_and_lists_what_is_wrong(tmp_path: Path, cap
     assert f"unknown ids in mask {masks / '4.png'}: 1 (11)" in told
 
 
-def test_folders_that_are_no_such_layout_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    with refuses("no folder", "train/images", "LaPa's layout"):
-        open_source(FaceData("lapa", tmp_path), "train")
-    with refuses("train_list.txt", "set some faces"):
-        open_source(FaceData("list", tmp_path, label_set="helen"), "train")
-    with refuses("--labels"):
-        open_source(FaceData("list", tmp_path), "train")
-    with refuses("--labels nine", "lapa"):
-        _ = FaceData("lapa", tmp_path, label_set="nine").labels
+# Refused
+
+ASKED: tuple[tuple[str | None, tuple[Any, ...], str, tuple[str, ...]], ...] = (  # layout, FaceData's, split, said
+    (None, ("mine", "."), "train", ("unknown data set mine", "helen")),
+    (None, ("helen", "."), "valid", ("unknown split valid", "train, val, test")),
+    (None, ("synthetic",), "valid", ("unknown split valid",)),
+    ("challenge", ("celebamask", ".", "paper"), "train", ("partition paper", "challenge layout")),
+    (None, ("helen", ".", "paper"), "train", ("partition paper",)),
+    ("official", ("celebamask", ".", "mine"), "train", ("unknown partition mine", "standard, paper")),
+    ("unmapped", ("celebamask", ".", "standard"), "train", (MAPPING, "partition paper")),
+    (None, ("synthetic", "."), "train", ("synthetic", ".")),
+    *((None, (dataset, None), "train", (dataset, "needs its folder")) for dataset in ("helen", "celebamask", "lapa")),
+    *((None, (dataset, "absent"), "train", ("absent", "does not exist")) for dataset in ("helen", "celebamask")),
+    *((None, (dataset, "file"), "train", ("file", "not a folder")) for dataset in ("helen", "celebamask")),
+    *((None, (dataset, "empty"), "train", ("empty", "is empty", "expected")) for dataset in ("helen", "celebamask")),
+    *((None, (dataset, "."), "train", ("no ", "expected")) for dataset in ("helen", "celebamask")),
+    (None, ("lapa", "."), "train", ("no folder", "train/images", "LaPa's layout")),
+    (None, ("list", ".", None, "helen"), "train", ("train_list.txt", "set some faces")),
+    (None, ("list", "."), "train", ("name their label set",)),
+)
 
 
-LINES: dict[str, tuple[bytes, str]] = {
-    "one column": (b"images/0.jpg", "train_list.txt line 2"),
-    "three columns": (b"a b c", "train_list.txt line 2"),
-    "a path from the root": (b"images/1.jpg /etc/passwd", "train_list.txt line 2"),
-    "a path that leaves the folder": (b"images/../../0.jpg labels/0.png", "train_list.txt line 2"),
-    "a zero byte": (b"images/1\0.jpg labels/1.png", "train_list.txt line 2"),
-    "names of 5,000 letters": (b"n" * 5000 + b" " + b"m" * 5000, "train_list.txt line 2"),
-    "no UTF-8": (b"images/\xe9.jpg labels/1.png", "UTF-8"),
-    "a path that does not exist": (b"images/9.jpg labels/9.png", "that are not in"),
-    "a folder as photo": (b"images labels/1.png", "that are not in"),
-    "a line twice": (b"images/0.jpg labels/0.png", "listed twice"),
-    "photo and map exchanged": (b"labels/1.png images/1.jpg", "1.jpg"),
-    "the photo as map": (b"images/1.jpg images/1.jpg", "1.jpg"),
-}
-
-
-@pytest.mark.parametrize("kind", LINES)
-def test_lines_that_name_no_pair_of_the_folder_are_refused(tmp_path: Path, kind: str) -> None:
-    line, said = LINES[kind]
-    fixtures.write_list(tmp_path, fixtures.draw_faces())
-    (tmp_path / "train_list.txt").write_bytes(b"images/0.jpg labels/0.png\n" + line + b"\n")
-    with refuses(said):
-        read_all(FaceData("list", tmp_path, label_set="helen"), "train")
-
-
-FAULTS: dict[str, tuple[str, str, object, str]] = {
-    "no folder of maps": ("lapa", "train/labels", SPECIAL["missing"], "no folder"),
-    "a pipe as folder": ("lapa", "train/labels", SPECIAL["pipe"], "no folder"),
-    "a link to itself as folder": ("lapa", "train/images", SPECIAL["link to itself"], "no folder"),
-    "a missing map": ("lapa", "train/labels/0.png", SPECIAL["missing"], "photos without mask"),
-    "a missing photo": ("lapa", "train/images/1.jpg", SPECIAL["missing"], "masks without photo"),
-    "a pipe as map": ("lapa", "train/labels/0.png", SPECIAL["pipe"], "0.png"),
-    "a folder as photo": ("lapa", "train/images/0.jpg", SPECIAL["folder"], "0.jpg"),
-    "a map of another size": ("lapa", "train/labels/0.png", np.ones((32, 32), np.uint8), "sizes differ"),
-    "id 11": ("lapa", "train/labels/0.png", np.full((64, 64), 11, np.uint8), "unknown ids"),
-    "id 255": ("lapa", "train/labels/0.png", np.full((64, 64), 255, np.uint8), "unknown ids"),
-    "16 bits": ("helen", "labels/0.png", np.full((64, 64), 40_000, np.uint16), "16-bit"),
-    "a map of colours": ("lapa", "train/labels/0.png", fixtures.draw_face(64)[0], "colours"),
-    "two photos of one name": ("lapa", "train/images/00.png", np.ones((64, 64), np.uint8), "two files for one name"),
-    "a socket as map": ("helen", "labels/0.png", SPECIAL["socket"], "0.png"),
-    "a name twice": ("helen", "exemplars.txt", "1 , 0\n2 , 1\n3 , 0\n", "twice"),
-    "no maps at all": ("helen", "labels", SPECIAL["folder"], "photos without mask"),
-}
-
-
-@pytest.mark.parametrize("kind", FAULTS)
-def test_folders_with_a_fault_are_one_line(tmp_path: Path, kind: str) -> None:
-    dataset, at, fault, said = FAULTS[kind]
-    root, path = tmp_path / "faces", tmp_path / "faces" / at
-    WRITERS[dataset](root, fixtures.draw_faces())
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if isinstance(fault, np.ndarray):
-        Image.fromarray(fault).save(path)
-    elif isinstance(fault, str):
-        path.write_text(fault)
+@pytest.mark.parametrize(("layout", "asked", "split", "said"), ASKED, ids=[f"{row[1]} {row[2]}" for row in ASKED])
+def test_what_cannot_be_asked_of_a_folder_is_refused(tmp_path, monkeypatch, layout, asked, split, said):
+    monkeypatch.chdir(tmp_path)
+    if layout is None:
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "file").touch()
     else:
-        fault(path)
-    with refuses(said):
-        read_all(FaceData(dataset, root), "train")
+        writer = LAYOUTS["official" if layout == "unmapped" else layout][1]
+        writer(tmp_path, draw_faces(), **{"mapping": False} if layout == "unmapped" else {})
+    dataset, root, partition, labels = (*asked, None, None, None)[:4]
+    with refuses(*said):
+        open_source(FaceData(dataset, root and Path(root), partition, label_set=labels), split)
 
 
-def test_brows_and_eyes_that_disagree_about_the_sides_are_refused(tmp_path: Path) -> None:
-    faces = fixtures.draw_faces()
+HEAD, GOOD, MAP = b"idx orig_idx orig_file\n", b"images/0.jpg labels/0.png\n", np.ones((64, 64), np.uint8)
+WIDE = np.zeros((64, 80, 3), np.uint8)
+LISTS: dict[tuple[str, str, str], tuple[tuple[str, bytes, str], ...]] = {
+    ("helen", "test", "testing.txt"): (
+        ("empty", b"", "is empty"),
+        ("blank lines", b"\n \n\t\n", "is empty"),
+        ("no comma", b"1 5\n", "line 1: expected"),
+        ("no number", b"x , 5\n", "line 1: expected"),
+        ("no name", b"1 , \n", "line 1: expected"),
+        ("a bad second line", b"1 , 5\nfour\n", "line 2: expected"),
+        ("not UTF-8", b"1 , caf\xe9\n", "no text in UTF-8"),
+        ("UTF-16", "1 , 5\n".encode("utf-16"), "no text in UTF-8"),
+        ("zeros", bytes(300), "line 1"),
+        ("a name outside", b"1 , ../../1\n", "line 1: expected"),
+        ("a name from the root", b"1 , /etc/passwd\n", "line 1: expected"),
+        ("the folder above", b"1 , ..\n", "line 1: expected"),
+        ("a zero byte", b"1 , a\0b\n", "line 1: expected"),
+        ("5,000 letters", b"1 , " + b"n" * 5000 + b"\n", "line 1: expected"),
+        ("unknown names", b"1 , nobody\n2 , nothing\n", "2 (nobody, nothing)"),
+        ("a name twice", b"1 , 5\n2 , 5\n", "listed twice"),
+        ("a name of another split", b"1 , 0\n", "names both in"),
+    ),
+    ("official", "test", MAPPING): (
+        ("empty", b"", "line 1"),
+        ("header alone", HEAD, "faces not in"),
+        ("no header", b"0 1 000001.jpg\n", "line 1"),
+        ("other columns", b"a b c\n1 2 3\n", "line 1"),
+        ("letters", HEAD + b"0 zero 000001.jpg\n", "line 2"),
+        ("too few columns", HEAD + b"1\n", "line 2"),
+        ("5,000 digits", HEAD + b"1" * 5000 + b" 1 x\n", "line 2"),
+        ("one face alone", HEAD + b"0 0 000001.jpg\n", "5 (1, 2, 3, 4, 5)"),
+        ("a face twice", HEAD + b"1 5 000006.jpg\n" * 2, "face 1 is there for the second time"),
+        ("zeros", bytes(300), "line 1"),
+        ("UTF-16", HEAD.decode().encode("utf-16"), "no text in UTF-8"),
+    ),
+    ("list", "train", "train_list.txt"): (
+        ("one column", GOOD + b"images/0.jpg\n", "train_list.txt line 2"),
+        ("three columns", GOOD + b"a b c\n", "train_list.txt line 2"),
+        ("a path from the root", GOOD + b"images/1.jpg /etc/passwd\n", "train_list.txt line 2"),
+        ("a path that leaves the folder", GOOD + b"images/../../0.jpg labels/0.png\n", "train_list.txt line 2"),
+        ("a zero byte", GOOD + b"images/1\0.jpg labels/1.png\n", "train_list.txt line 2"),
+        ("names of 5,000 letters", GOOD + b"n" * 5000 + b" " + b"m" * 5000 + b"\n", "train_list.txt line 2"),
+        ("no UTF-8", b"images/\xe9.jpg labels/1.png", "UTF-8"),
+        ("a path that does not exist", b"images/9.jpg labels/9.png", "that are not in"),
+        ("a folder as photo", b"images labels/1.png", "that are not in"),
+        ("a line twice", 2 * GOOD, "listed twice"),
+        ("photo and map exchanged", b"labels/1.png images/1.jpg", "1.jpg"),
+        ("the photo as map", b"images/1.jpg images/1.jpg", "1.jpg"),
+    ),
+    ("merged", "train", "exemplars.txt"): (("a name twice", b"1 , 0\n2 , 1\n3 , 0\n", "twice"),),
+}
+
+# layout, split, what is removed (a pattern, perhaps), what takes its place, what is said
+FAULTS: tuple[tuple[str, str, str, Any, tuple[str, ...]], ...] = (
+    ("helen", "train", "images/1.jpg", None, ("masks without photo", "1 (1)")),
+    ("helen", "val", "labels/3", None, ("photos without mask", "1 (3)")),
+    ("helen", "train", "labels/0/0_lbl07.png", None, ("without all of their 11 masks", "0_lbl07.png")),
+    ("helen", "test", "testing.txt", None, ("testing.txt", "expected")),
+    ("helen", "train", "labels/*/*_lbl0[2-5].png", 0 * MAP, ("cannot tell left from right", "labels")),
+    ("helen", "train", "images/0.jpg", WIDE, ("sizes differ", "images/0.jpg", "80×64", "0_lbl00.png", "64×64")),
+    ("helen", "train", "labels/1/1_lbl05.png", MAP[:, :50], ("sizes differ", "1_lbl00.png", "1_lbl05.png")),
+    ("challenge", "test", "test/test_mask", None, ("no masks for split test", "test/test_mask", "another split")),
+    ("challenge", "val", "val", None, ("val/val_image",)),
+    ("challenge", "val", "val/*/*", None, ("no faces for split val",)),
+    ("challenge", "train", "train/train_mask/[01].png", None, ("photos without mask", "2 (0, 1)", "train_image")),
+    ("challenge", "val", "val/val_image/3.jpg", None, ("masks without photo", "1 (3)", "val/val_mask")),
+    ("challenge", "train", "train/train_image/0.jpg", WIDE, ("sizes differ", "80×64", "64×64")),
+    ("challenge", "train", "train/train_image/0001.jpg", WIDE, ("two files for one name in", "0001.jpg", "1.jpg")),
+    (
+        *("challenge", "train", "train/train_mask/0.png", np.arange(4096).reshape(64, 64).astype(np.uint8) % 21),
+        ("unknown ids", "train_mask/0.png", "2 (19, 20)", "0 to 18"),
+    ),
+    ("challenge", "train", "train/train_mask/1.png", fixtures.draw_face(64)[0], ("mask saved as colours", "1.png")),
+    ("official", "train", "CelebA-HQ-img/1.jpg", None, ("masks without photo", "1 (1)")),
+    ("official", "val", f"{PARTS}/00003_*.png", None, ("photos without mask", "1 (3)")),
+    ("official", "train", f"{PARTS}/00000_snout.png", MAP, ("no known part", "0/00000_snout.png")),
+    ("official", "train", f"{PARTS}/1_nose.png", MAP, ("two files for one part in", "00001_nose.png", "1_nose.png")),
+    ("official", "train", "CelebAMask-HQ-mask-anno", None, ("CelebAMask-HQ-mask-anno", "official layout")),
+    ("official", "train", "CelebA-HQ-img/0.jpg", WIDE, ("sizes differ", "80×64", "64×64")),
+    ("official", "train", "CelebA-HQ-img/0.jpg", WIDE[:1, :1], ("sizes differ", "0.jpg", "1×1", "64×64")),
+    ("lapa", "train", "train/labels", None, ("no folder",)),
+    ("lapa", "train", "train/labels/0.png", None, ("photos without mask",)),
+    ("lapa", "train", "train/images/1.jpg", None, ("masks without photo",)),
+    ("lapa", "train", "train/labels/0.png", SPECIAL["pipe"], ("0.png",)),
+    ("lapa", "train", "train/images/0.jpg", SPECIAL["folder"], ("0.jpg",)),
+    ("lapa", "train", "train/labels/0.png", MAP[:32, :32], ("sizes differ",)),
+    ("lapa", "train", "train/labels/0.png", 11 * MAP, ("unknown ids",)),
+    ("lapa", "train", "train/labels/0.png", 255 * MAP, ("unknown ids",)),
+    ("lapa", "train", "train/labels/0.png", fixtures.draw_face(64)[0], ("colours",)),
+    ("lapa", "train", "train/images/00.png", MAP, ("two files for one name",)),
+    ("merged", "train", "labels/0.png", np.full((64, 64), 40_000, np.uint16), ("16-bit",)),
+    ("merged", "train", "labels/0.png", SPECIAL["socket"], ("0.png",)),
+    ("merged", "train", "labels", SPECIAL["folder"], ("photos without mask",)),
+    *((layout, split, at, text, (said,)) for (layout, split, at), rows in LISTS.items() for _, text, said in rows),
+    *(
+        ("challenge", "train", at, SPECIAL[kind], ("faces",))
+        for at in (".", "train", "train/train_image", "train/train_mask")
+        for kind in ("missing", "pipe", "link to itself", "empty device")
+    ),
+    *(("lapa", "train", f"train/{at}", SPECIAL["link to itself"], ("no folder",)) for at in ("images", "labels")),
+    *(
+        ("official" if at == MAPPING else "helen", "test", at, SPECIAL[kind], (at,))
+        for at in ("testing.txt", "exemplars.txt", MAPPING)
+        for kind in ("folder", "pipe", "socket", "endless device", "link to nothing", "link to itself")
+    ),
+)
+
+
+@pytest.mark.parametrize("row", FAULTS, ids=[f"{row[0]} {row[2]} {row[4][0]}" for row in FAULTS])
+def test_a_wrong_file_or_folder_is_one_line(tmp_path, row):
+    layout, split, at, fault, said = row
+    data = write(layout, tmp_path / "faces")
+    for path in list(data.root.glob(at)) if "*" in at or "[" in at else [data.root / at]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if isinstance(fault, np.ndarray):
+            Image.fromarray(fault).save(path)
+        elif isinstance(fault, bytes):
+            path.write_bytes(fault)
+        elif fault:
+            fault(path)
+    with refuses(*said) as caught:
+        read_all(data, split)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_many_names_are_counted_and_five_told_and_the_other_splits_are_whole(tmp_path):
+    fixtures.write_challenge(tmp_path, draw_faces(train=9))
+    for number in range(7):
+        (tmp_path / "train" / "train_mask" / f"{number}.png").unlink()
+    with refuses("photos without mask", "7 (0, 1, 2, 3, 4, …)"):
+        names_of(FaceData("celebamask", tmp_path), "train")
+    assert len(names_of(FaceData("celebamask", tmp_path), "val")) == 2
+
+
+@pytest.mark.parametrize("layout", ["helen", "list"])
+def test_brows_and_eyes_that_disagree_about_the_sides_are_refused(tmp_path, layout):
     swapped = np.arange(11, dtype=np.uint8)
     swapped[[2, 3]] = 3, 2
-    fixtures.write_list(tmp_path, faces, swapped)
-    with refuses("brows and eyes disagree"):
-        open_source(FaceData("list", tmp_path, label_set="helen"), "train")
+    faces = {split: [(n, photo, swapped[ids]) for n, photo, ids in group] for split, group in draw_faces().items()}
+    dataset, writer = LAYOUTS[layout]
+    writer(tmp_path, faces)
+    with refuses("brows and eyes disagree", tmp_path):
+        open_source(FaceData(dataset, tmp_path, label_set="helen" if layout == "list" else None), "train")
 
 
-def test_the_scripts_ask_what_the_ids_of_lists_mean(tmp_path: Path) -> None:
-    fixtures.write_list(tmp_path, fixtures.draw_faces())
+def test_the_scripts_ask_what_the_ids_of_lists_mean(tmp_path):
+    write("list", tmp_path)
     with refuses("--labels is needed"):
         evaluate.main(["--dataset", "list", "--data", str(tmp_path)])
     with refuses("--labels nine", "has its own"):
         evaluate.main(["--dataset", "helen", "--data", str(tmp_path), "--labels", "nine"])
+    with refuses("labels nine", "lapa"):
+        _ = FaceData("lapa", tmp_path, label_set="nine").labels
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real faces beside this checkout")
+def test_real_faces_are_read_with_brow1_and_eye1_on_the_images_left():
+    source = open_source(FaceData("celebamask", REAL), "val")
+    assert len(source.samples) == 500
+    for sample in source.samples[::25]:
+        photo, ids = source.read(sample)
+        assert photo.shape == (512, 512, 3)
+        labels = CELEBAMASK.map_to(NINE)[ids]
+        for one, two in ((1, 2), (3, 4)):
+            x = [np.nonzero(labels == label)[1] for label in (one, two)]
+            assert not len(x[0]) or not len(x[1]) or x[0].mean() < x[1].mean()

@@ -19,8 +19,8 @@ from data.cache import label_geometry, part_geometry
 from data.labels import CELEBAMASK, HELEN, NINE
 from data.loaders import Faces, evaluation_batches, open_faces, training_batches
 from data.source import FaceData, open_source
-from tests.damage import SPECIAL, line_of, little_room
-from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_celebamask_official, write_challenge, write_helen
+from tests.damage import SPECIAL, line_of, little_room, refuses
+from tests.fixtures import TO_CELEBAMASK, draw_face, draw_faces, write_challenge, write_helen
 from utils import locks
 from utils.errors import InputError
 from utils.runtime import Machine, explain
@@ -82,7 +82,7 @@ def assert_holds_the_files(faces: Faces, root: Path) -> None:
             np.testing.assert_array_equal(stored[k], plain)
 
 
-def test_each_face_is_decoded_once(root: Path, reads: list[str]) -> None:
+def test_each_face_is_decoded_once(root, reads):
     open_train(root)
     assert sorted(reads) == [f"face{k}" for k in range(COUNT)]
     faces = open_train(root)
@@ -102,9 +102,7 @@ def test_each_face_is_decoded_once(root: Path, reads: list[str]) -> None:
         ("thumbs.bin", 5.5, b"", 1),
     ],
 )
-def test_an_interrupted_cache_goes_on_where_it_stopped(
-    file: str, keep: float, garbage: bytes, again: int, root: Path, reads: list[str]
-) -> None:
+def test_an_interrupted_cache_goes_on_where_it_stopped(file, keep, garbage, again, root, reads):
     opened = open_train(root)
     folder, records = opened.folder, opened.records
     areas = (records["height"] * records["width"]).astype(float)
@@ -118,15 +116,6 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(
     assert_holds_the_files(faces, root)
 
 
-def test_a_cache_that_was_cut_after_it_was_finished_is_mended(root: Path, reads: list[str]) -> None:
-    folder = open_train(root).folder
-    os.truncate(folder / "photos.bin", 20_000)
-    reads.clear()
-    faces = open_train(root)
-    assert 0 < len(reads) < COUNT
-    assert_holds_the_files(faces, root)
-
-
 def flip(path: Path, offset: int) -> None:
     """Change one byte of a file, its size and name left alone."""
     with open(path, "r+b") as file:
@@ -137,16 +126,14 @@ def flip(path: Path, offset: int) -> None:
 
 
 @pytest.mark.parametrize(("file", "workers"), [("photos.bin", 0), ("labels.bin", 1), ("thumbs.bin", 0)])
-def test_a_face_that_was_damaged_on_the_disk_is_told_in_one_line(file: str, workers: int, root: Path) -> None:
+def test_a_face_that_was_damaged_on_the_disk_is_told_in_one_line(file, workers, root):
     faces = open_train(root)
     flip(faces.folder / file, 100)
     with pytest.raises(InputError, match=r"^the cache \S+ is damaged at face0: remove the folder$"):
         list(evaluation_batches(faces, 2, machine=Machine(CPU, workers)))
 
 
-def test_a_second_process_waits_for_the_cache_and_says_so(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
+def test_a_second_process_waits_for_the_cache_and_says_so(root, monkeypatch, capfd):
     folder = open_train(root).folder
     monkeypatch.setattr(locks, "PATIENCE", 0.05)
     lock = FileLock(folder / "lock")
@@ -162,9 +149,9 @@ def test_a_second_process_waits_for_the_cache_and_says_so(
 
 
 @pytest.mark.parametrize("file", ["lock", "photos.bin", "labels.bin", "thumbs.bin", "records.bin"])
-def test_what_is_no_file_in_the_place_of_the_cache_s_is_one_line_or_made_anew(file: str, root: Path) -> None:
+def test_what_is_no_file_in_the_place_of_the_cache_s_is_one_line_or_made_anew(file, root):
     (root / "outside").write_text("mine")
-    for kind in ("folder", "pipe", "endless device", "link to itself", "outside"):
+    for kind in ("folder", "pipe", "link to itself", "outside"):
         folder = open_train(root).folder
         (folder / file).unlink()
         (folder / file).symlink_to(root / "outside") if kind == "outside" else SPECIAL[kind](folder / file)
@@ -173,7 +160,7 @@ def test_what_is_no_file_in_the_place_of_the_cache_s_is_one_line_or_made_anew(fi
         shutil.rmtree(folder)
 
 
-def test_faces_that_nobody_holds_keep_no_file_open(root: Path) -> None:
+def test_faces_that_nobody_holds_keep_no_file_open(root):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         open_train(root)
@@ -191,23 +178,21 @@ def raising(*_: Any) -> None:
         (Faces, "collate", lambda *_: os.kill(os.getpid(), 9), "loads faces was killed, .* take fewer --workers"),
     ],
 )
-def test_a_loading_process_that_fails_is_told_in_one_line(
-    owner: type, name: str, failing: Any, line: str, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loading_process_that_fails_is_told_in_one_line(owner, name, failing, line, root, monkeypatch):
     monkeypatch.setattr(owner, name, failing)
     with pytest.raises(RuntimeError) as caught:
         list(evaluation_batches(open_train(root), 2, machine=Machine(CPU, 1)))
     assert re.match(rf"{line}|.*{line}", explain(caught.value))
 
 
-def test_only_batches_for_cuda_are_pinned(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_batches_for_cuda_are_pinned(root, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for kind in ("cpu", "cuda"):
         loader = evaluation_batches(open_train(root), 2, machine=Machine(torch.device(kind)))
         assert loader.pin_memory == (kind == "cuda")
 
 
-def test_a_record_that_was_damaged_on_the_disk_is_decoded_again(root: Path, reads: list[str]) -> None:
+def test_a_record_that_was_damaged_on_the_disk_is_decoded_again(root, reads):
     opened = open_train(root)
     flip(opened.folder / "records.bin", 3 * opened.records.itemsize + 40)  # how many pixels a label has
     reads.clear()
@@ -216,7 +201,7 @@ def test_a_record_that_was_damaged_on_the_disk_is_decoded_again(root: Path, read
     assert_holds_the_files(faces, root)
 
 
-def test_the_fingerprint_is_that_of_the_faces_wherever_they_lie(root: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_the_faces_wherever_they_lie(root, tmp_path):
     whole = open_train(root)
     few = open_train(root, 3)
     shutil.copytree(root, tmp_path / "copy" / "helen")
@@ -229,7 +214,7 @@ def test_the_fingerprint_is_that_of_the_faces_wherever_they_lie(root: Path, tmp_
 
 
 @pytest.mark.parametrize("changed", ["photo", "mask", "order"])
-def test_the_fingerprint_changes_with_a_photo_a_mask_or_the_order(changed: str, root: Path) -> None:
+def test_the_fingerprint_changes_with_a_photo_a_mask_or_the_order(changed, root):
     before = open_train(root).fingerprint
     photo, labels = draw_face(64, 64, dx=1)  # face3 is at 0
     if changed == "photo":
@@ -243,31 +228,29 @@ def test_the_fingerprint_changes_with_a_photo_a_mask_or_the_order(changed: str, 
     assert open_train(root).fingerprint != before
 
 
-def test_pixels_with_a_label_are_counted_in_the_label_set_of_the_batches(root: Path) -> None:
+def test_pixels_with_a_label_are_counted_in_the_label_set_of_the_batches(root):
     for labels in (NINE, HELEN):
         faces = open_faces(data_of(root), "train", labels)
         assert faces.count_labelled() == sum(np.count_nonzero(faces.label_map(k)) for k in range(COUNT)) > 0
 
 
-def test_a_damaged_photo_is_named_and_once_mended_the_cache_goes_on(root: Path, reads: list[str]) -> None:
+def test_a_damaged_photo_is_named_and_once_mended_the_cache_goes_on(root, reads):
     path = root / "images" / "face3.jpg"
-    whole = path.read_bytes()
-    stat = path.stat()
-    path.write_bytes(b"\xff" * len(whole))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(InputError, match=r"face3\.jpg") as caught:
-        open_train(root)
-    assert "\n" not in str(caught.value)
-    path.write_bytes(whole)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    reads.clear()
+    whole, stat = path.read_bytes(), path.stat()
+    for content in (b"\xff" * len(whole), whole):
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        if content != whole:
+            with refuses("face3.jpg"):
+                open_train(root)
+            reads.clear()
     faces = open_train(root)
     assert "face0" not in reads
     assert "face3" in reads
     assert_holds_the_files(faces, root)
 
 
-def test_the_cache_is_built_again_from_the_first_file_that_changes_on(root: Path, reads: list[str]) -> None:
+def test_the_cache_is_built_again_from_the_first_file_that_changes_on(root, reads):
     open_train(root)
     photo, _ = draw_face(48, 80)
     path = root / "images" / "face1.jpg"
@@ -278,7 +261,7 @@ def test_the_cache_is_built_again_from_the_first_file_that_changes_on(root: Path
     assert_holds_the_files(faces, root)
 
 
-def test_faces_that_are_open_can_still_be_read_after_all_are_built_again(root: Path) -> None:
+def test_faces_that_are_open_can_still_be_read_after_all_are_built_again(root):
     faces = open_train(root)
     before = [faces.photo(k) for k in range(COUNT)]
     write_helen(root.parent / "other", {"train": [(f"face{k}", *draw_face(40)) for k in range(COUNT)]})
@@ -289,24 +272,23 @@ def test_faces_that_are_open_can_still_be_read_after_all_are_built_again(root: P
         np.testing.assert_array_equal(faces.photo(k), photo)
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_cache_goes_on_later(root: Path, reads: list[str]) -> None:
+def test_a_full_disk_is_told_in_one_line_and_the_cache_goes_on_later(root, reads):
     room = 2 * 256 * 256 * 3 + 1000  # two stretched photos and a bit
-    with little_room(room), pytest.raises(InputError, match=r"cache .* could not be written .*--cache") as caught:
+    with little_room(room), refuses("cache", "could not be written", "another folder for it"):
         open_train(root)
-    assert "\n" not in str(caught.value)
     reads.clear()
     faces = open_train(root)
     assert len(reads) == COUNT - 2
     assert_holds_the_files(faces, root)
 
 
-def test_a_cache_folder_that_is_a_file_is_told_in_one_line(root: Path) -> None:
+def test_a_cache_folder_that_is_a_file_is_told_in_one_line(root):
     (root.parent / "cache").write_text("")
-    with pytest.raises(InputError, match=r"cache .* could not be written \(Not a directory\)"):
+    with refuses("cache", "could not be written (Not a directory)"):
         open_train(root)
 
 
-def test_one_cache_serves_every_number_of_faces_and_decodes_each_once(root: Path, reads: list[str]) -> None:
+def test_one_cache_serves_every_number_of_faces_and_decodes_each_once(root, reads):
     few = open_train(root, 2)
     assert few.names == ["face0", "face1"]
     assert sorted(reads) == ["face0", "face1"]
@@ -323,7 +305,7 @@ def test_one_cache_serves_every_number_of_faces_and_decodes_each_once(root: Path
     assert_holds_the_files(whole, root)
 
 
-def test_one_cache_serves_every_label_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_cache_serves_every_label_set(tmp_path, monkeypatch):
     faces = draw_faces(train=2, val=1, test=1)
     write_challenge(tmp_path / "faces", faces)
     data = FaceData("celebamask", tmp_path / "faces", cache=tmp_path / "cache")
@@ -339,26 +321,14 @@ def test_one_cache_serves_every_label_set(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(one.centres_BP2, other.centres_BP2)  # the six parts are the same in both
 
 
-def test_labels_that_the_data_cannot_tell_are_refused_before_anything_is_decoded(root: Path, reads: list[str]) -> None:
+def test_labels_that_the_data_cannot_tell_are_refused_before_anything_is_decoded(root, reads):
     with pytest.raises(InputError, match=r"label set helen does not tell eye_g, .* which label set celebamask needs"):
         open_faces(data_of(root), "train", CELEBAMASK)
     assert not reads
     assert not (root.parent / "cache").exists()
 
 
-@pytest.mark.parametrize("write", [write_challenge, write_celebamask_official])
-def test_celebamask_faces_come_out_with_the_nine_labels(write, tmp_path: Path) -> None:
-    faces = draw_faces(train=2, val=1, test=1)
-    write(tmp_path / "faces", faces)
-    opened = open_faces(FaceData("celebamask", tmp_path / "faces", cache=tmp_path / "cache"), "train", NINE)
-    assert len(opened) == 2
-    for k, (_, photo, labels) in enumerate(faces["train"]):
-        np.testing.assert_array_equal(opened.label_map(k), HELEN.map_to(NINE)[labels])
-        assert opened.photo(k).shape == photo.shape
-        assert np.abs(opened.photo(k).astype(int) - photo).mean() < 15
-
-
-def test_centroids_and_extents_equal_hand_worked_ones() -> None:
+def test_centroids_and_extents_equal_hand_worked_ones():
     labels_HW = np.zeros((20, 30), np.uint8)
     labels_HW[2:5, 5:10] = 1
     labels_HW[4, 20] = 4
@@ -373,7 +343,7 @@ def test_centroids_and_extents_equal_hand_worked_ones() -> None:
     assert not extent[[1, 2, 4]].any()
 
 
-def test_photos_of_different_sizes_are_padded_at_the_right_and_bottom(root: Path) -> None:
+def test_photos_of_different_sizes_are_padded_at_the_right_and_bottom(root):
     faces = open_train(root)
     (batch,) = evaluation_batches(faces, COUNT)
     assert batch.photos_BHW3.shape == (COUNT, 80, 96, 3)
@@ -395,7 +365,7 @@ def order_of(faces: Faces, batch_size: int, seed: int, epoch: int, folds: int = 
     return torch.cat([torch.cat([batch.index_B[:, None], batch.keys_B3], 1) for batch in batches])
 
 
-def test_batches_without_photos_hold_all_the_rest(root: Path) -> None:
+def test_batches_without_photos_hold_all_the_rest(root):
     whole = open_faces(data_of(root), "train", NINE)
     bare = open_faces(data_of(root), "train", NINE, photos=False)
     for full, empty in zip(evaluation_batches(whole, 4), evaluation_batches(bare, 4), strict=True):
@@ -405,7 +375,7 @@ def test_batches_without_photos_hold_all_the_rest(root: Path) -> None:
             assert name in ("photos_BHW3", "labels") or (other is None if value is None else torch.equal(other, value))
 
 
-def test_faces_are_resized_to_the_size_asked_for_labels_by_the_nearest_pixel(root: Path) -> None:
+def test_faces_are_resized_to_the_size_asked_for_labels_by_the_nearest_pixel(root):
     whole, small = open_train(root), open_faces(data_of(root, face_size=32), "train", NINE)
     assert small.photo(1).shape == (19, 32, 3)
     assert small.photo(2).shape == (32, 19, 3)
@@ -415,7 +385,7 @@ def test_faces_are_resized_to_the_size_asked_for_labels_by_the_nearest_pixel(roo
         np.testing.assert_allclose(small.photo(k), blocks, rtol=0, atol=1)
 
 
-def test_the_order_depends_on_seed_and_epoch_alone(root: Path) -> None:
+def test_the_order_depends_on_seed_and_epoch_alone(root):
     faces = open_train(root)
     first = order_of(faces, 2, 0, 0)
     torch.manual_seed(99)
@@ -428,7 +398,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(root: Path) -> None:
     assert sorted(first[:, 0].tolist()) == list(range(COUNT))
 
 
-def test_every_face_comes_with_all_five_folds_in_an_epoch(root: Path) -> None:
+def test_every_face_comes_with_all_five_folds_in_an_epoch(root):
     order = order_of(open_train(root), 3, 4, 2, folds=5)
     assert order[:, 1].tolist() == [4] * 30
     assert order[:, 2].tolist() == [2] * 30
@@ -438,14 +408,14 @@ def test_every_face_comes_with_all_five_folds_in_an_epoch(root: Path) -> None:
     assert len(set(order[:, 3].tolist())) == 30
 
 
-def test_two_processes_share_each_global_batch(root: Path) -> None:
+def test_two_processes_share_each_global_batch(root):
     faces = open_train(root)
     alone = order_of(faces, 4, 0, 0, folds=5).reshape(-1, 4, 4)
     shares = [order_of(faces, 4, 0, 0, folds=5, rank=rank, world=2).reshape(-1, 2, 4) for rank in range(2)]
     assert torch.equal(torch.cat(shares, 1), alone)
 
 
-def test_the_last_incomplete_batch_is_left_out_in_training_and_kept_in_evaluation(root: Path) -> None:
+def test_the_last_incomplete_batch_is_left_out_in_training_and_kept_in_evaluation(root):
     faces = open_train(root)
     assert len(order_of(faces, 4, 0, 0)) == 4
     for world in (1, 2, 7):
@@ -458,14 +428,14 @@ def test_the_last_incomplete_batch_is_left_out_in_training_and_kept_in_evaluatio
         assert sorted(seen) == list(range(COUNT))
 
 
-def test_a_batch_larger_than_an_epoch_is_refused(root: Path) -> None:
+def test_a_batch_larger_than_an_epoch_is_refused(root):
     faces = open_train(root)
     with pytest.raises(InputError, match="--batch-size 7 is larger than the 6 faces"):
         training_batches(faces, 7, 0, 0)
     assert len(order_of(faces, 7, 0, 0, folds=5)) == 28
 
 
-def test_stretched_photos_keep_what_they_show(root: Path) -> None:
+def test_stretched_photos_keep_what_they_show(root):
     faces = open_train(root)
     photo = images.resize_photo(faces.photo(1), 8, 8)
     thumb = images.resize_photo(faces.thumb(1), 8, 8)

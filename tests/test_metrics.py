@@ -1,6 +1,5 @@
 import csv
 import io
-import json
 
 import numpy as np
 import pytest
@@ -25,11 +24,6 @@ EVERY = range(1, 9)
 TWO = LabelSet("two", ("background", "left", "right"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
 
 
-def golden_maps():
-    y, x = np.mgrid[:64, :64]
-    return (x // 8 + (y + 2) // 8) % 9, (x // 8 + y // 8) % 9
-
-
 def random_maps(seed=0, shape=(3, 17, 23), count=9):
     rng = np.random.default_rng(seed)
     return rng.integers(0, count, shape).astype(np.uint8), rng.integers(0, count, shape).astype(np.uint8)
@@ -52,34 +46,28 @@ def slow_counts(pred, truth, group):
     return both, in_pred, in_truth
 
 
-def test_the_golden_maps_give_the_released_codes_overall_f1():
-    assert nine_scores(*golden_maps())["paper"]["overall"] == pytest.approx(0.9692982456140351, abs=1e-15)
+HAND_WORKED = {  # truth, prediction, what comes of it
+    "confusion inside a group": (
+        ([3, 3, 4, 4], [4, 3, 4, 4]),
+        {"paper.eyes": 1, "strict.eye1": 2 / 3, "strict.eye2": 4 / 5, "strict.mean": (2 / 3 + 4 / 5) / 2},
+    ),
+    "3 right, 1 missed, 1 too many": (
+        ([5, 5, 5, 5, 0, 0, 0, 0], [5, 5, 5, 0, 5, 0, 0, 0]),
+        {"strict.nose": 6 / 8, "iou.nose": 3 / 5, "precision.nose": 3 / 4, "recall.nose": 3 / 4},
+    ),
+}
 
 
-def test_rows_are_truth_and_columns_are_prediction():
-    cm = nine_matrix(np.array([1, 1, 2]), np.array([0, 1, 1]))
-    assert cm.dtype == np.int64
-    assert cm.shape == (9, 9)
-    assert (cm[0, 1], cm[1, 1], cm[1, 2], cm.sum()) == (1, 1, 1, 3)
-
-
-def test_a_hand_worked_case_gives_the_hand_worked_scores():
-    truth = np.array([5, 5, 5, 5, 0, 0, 0, 0])
-    pred = np.array([5, 5, 5, 0, 5, 0, 0, 0])  # 3 right, 1 missed, 1 too many
-    cm = nine_matrix(pred, truth)
-    assert f1(cm, [5]) == pytest.approx(6 / 8)
-    assert iou(cm, [5]) == pytest.approx(3 / 5)
-    assert precision(cm, [5]) == pytest.approx(3 / 4)
-    assert recall(cm, [5]) == pytest.approx(3 / 4)
-
-
-def test_a_confusion_inside_a_group_is_right_for_the_paper_and_wrong_for_the_strict_score():
-    truth = np.array([3, 3, 4, 4])
-    result = nine_scores(np.array([4, 3, 4, 4]), truth)
-    assert result["paper"]["eyes"] == 1.0
-    assert result["strict"]["eye1"] == pytest.approx(2 / 3)
-    assert result["strict"]["eye2"] == pytest.approx(4 / 5)
-    assert result["strict"]["mean"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+@pytest.mark.parametrize("case", HAND_WORKED)
+def test_a_hand_worked_case_gives_the_hand_worked_scores(case):
+    (truth, pred), wanted = HAND_WORKED[case]
+    matrix = nine_matrix(np.array(pred), np.array(truth))
+    assert matrix[truth[0], pred[0]] >= 1  # rows are truth
+    assert (matrix.dtype, matrix.shape, matrix.sum()) == (np.int64, (9, 9), len(truth))
+    result = scores(matrix, NINE)
+    for name, value in wanted.items():
+        measure, label = name.split(".")
+        assert result[measure][label] == pytest.approx(value), name
 
 
 def test_all_foreground_named_wrongly_still_scores_one_overall_and_zero_strictly():
@@ -138,15 +126,6 @@ def test_ids_out_of_range_are_refused(make, pred, truth):
         nine_matrix(make(pred), make(truth))
 
 
-def test_shapes_that_differ_and_fractional_ids_are_refused():
-    with pytest.raises(ValueError, match="differ in shape"):
-        nine_matrix(np.zeros((2, 3), int), np.zeros((3, 2), int))
-    with pytest.raises(ValueError, match="integer ids"):
-        nine_matrix(np.zeros(3), np.zeros(3, int))
-    with pytest.raises(ValueError, match="integer ids"):
-        nine_matrix(torch.zeros(3, dtype=torch.long), torch.zeros(3))
-
-
 def test_the_table_shows_both_protocols_and_a_dash_for_what_is_absent():
     half = nine_scores(np.array([5, 0]), np.array([5, 5]))
     text = table({"a|b": half, "whole": nine_scores(*random_maps())}, NINE)
@@ -168,11 +147,6 @@ def test_the_csv_holds_every_measure_in_full_precision():
     assert second["strict.eye1"] == ""
 
 
-def test_scores_go_through_json_unchanged():
-    result = nine_scores(*random_maps())
-    assert json.loads(json.dumps(result)) == result
-
-
 def test_a_label_set_without_groups_has_hand_worked_strict_scores_alone():
     truth = np.array([0, 0, 1, 1, 1, 1, 2, 2])
     pred = np.array([0, 1, 1, 1, 1, 2, 2, 0])
@@ -184,13 +158,8 @@ def test_a_label_set_without_groups_has_hand_worked_strict_scores_alone():
     assert result["recall"] == pytest.approx({"left": 3 / 4, "right": 1 / 2, "mean": 5 / 8})
     assert result["absent"] == []
     assert headline(result) == {"overall": None, "strict": pytest.approx(5 / 8)}
-
-
-def test_tables_of_a_label_set_without_groups_leave_the_papers_out():
-    truth = np.array([0, 1, 1, 1, 1, 2])
-    result = scores(confusion_matrix(np.array([0, 1, 1, 1, 0, 0]), truth, len(TWO)), TWO)
     assert table({"a": result}, TWO) == (
-        "| F1, strict | left | right | mean |\n| --- | ---: | ---: | ---: |\n| a | 0.8571 | 0.0000 | 0.4286 |\n"
+        "| F1, strict | left | right | mean |\n| --- | ---: | ---: | ---: |\n| a | 0.7500 | 0.5000 | 0.6250 |\n"
     )
     first, _ = to_csv({"a": result}, TWO).splitlines()
     assert first.startswith("name,strict.left,strict.right,strict.mean,iou.left,")
@@ -209,13 +178,8 @@ def test_iou_precision_and_recall_stand_in_one_table():
     ]
 
 
-def test_a_matrix_of_another_label_set_is_refused():
-    with pytest.raises(ValueError, match="9 labels of nine"):
-        scores(np.zeros((11, 11), np.int64), NINE)
-
-
-@pytest.mark.parametrize("count", [2, 9, 19, 255])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("count", [2, 19, 255])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_the_faces_of_a_padded_batch_are_counted_as_each_alone(count, dtype):
     maps = random_maps(shape=(4, 20, 30), count=count)
     pred, truth = (torch.from_numpy(ids).to(dtype) for ids in maps)
@@ -245,14 +209,20 @@ def test_counting_a_batch_reads_nothing_back_from_the_device():
     assert (counts.shape, invalid.shape) == ((2, 9, 9), (2,))
     with pytest.raises(RuntimeError):
         int(invalid.sum())
+    none, _ = confusion_matrices(*torch.zeros(2, 0, 5, 6, dtype=torch.uint8), torch.zeros(0, 2), 9)
+    assert none.shape == (0, 9, 9)
 
 
-def test_a_batch_without_faces_has_no_matrices():
-    counts, invalid = confusion_matrices(*torch.zeros(2, 0, 5, 6, dtype=torch.uint8), torch.zeros(0, 2), 9)
-    assert (counts.shape, invalid.shape) == ((0, 9, 9), (0,))
-
-
-def test_batches_that_do_not_fit_each_other_and_fractional_ids_are_refused():
+def test_maps_and_batches_that_do_not_fit_each_other_and_fractional_ids_are_refused():
+    for pred, truth, told in (
+        (np.zeros((2, 3), int), np.zeros((3, 2), int), "differ in shape"),
+        (np.zeros(3), np.zeros(3, int), "integer ids"),
+        (torch.zeros(3, dtype=torch.long), torch.zeros(3), "integer ids"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            nine_matrix(pred, truth)
+    with pytest.raises(ValueError, match="9 labels of nine"):
+        scores(np.zeros((11, 11), np.int64), NINE)
     maps, sizes = torch.zeros(2, 5, 6, dtype=torch.uint8), torch.full((2, 2), 5)
     with pytest.raises(ValueError, match="do not fit"):
         confusion_matrices(maps, maps[:, :4], sizes, 9)

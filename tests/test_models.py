@@ -12,7 +12,6 @@ from data.cache import label_geometry, part_geometry
 from data.datasets.synthetic import draw_face
 from data.labels import HELEN, MIRROR_PARTS, NINE, NUM_PARTS
 from data.view import View
-from geometry.sampling import crop
 from geometry.theta import window_theta
 from models.parser import stretched
 from models.stn_icnn.baseline import baseline_theta, mask_geometry
@@ -23,7 +22,7 @@ from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import NETWORKS, PartNets, part_targets
 from models.stn_icnn.windows import Windows
 
-PHOTO_SIZES = [(128, 128), (81, 81), (50, 37)]
+PHOTO_SIZES = [(81, 81), (50, 37)]
 
 
 def icnn(labels: int) -> Callable[[], nn.Module]:
@@ -31,7 +30,7 @@ def icnn(labels: int) -> Callable[[], nn.Module]:
 
 
 NETS = [
-    *[pytest.param(icnn(labels), (3, *size), (labels, *size)) for labels in (2, 4, 9) for size in PHOTO_SIZES],
+    *[pytest.param(icnn(labels), (3, *size), (labels, *size)) for labels in (2, 9) for size in PHOTO_SIZES],
     *[pytest.param(lambda k=k: build_localizer(k), (9, 128, 128), (6, 2, 3), id=k) for k in KINDS],
     pytest.param(lambda: build_localizer("paper", 64), (9, 64, 64), (6, 2, 3), id="paper-64"),
 ]
@@ -43,17 +42,13 @@ def seed() -> None:
 
 
 @pytest.mark.parametrize(("build", "size", "out_size"), NETS)
-def test_a_network_gives_finite_floats_of_the_right_shape(build, size, out_size) -> None:
-    out = build()(torch.rand(2, *size))
+def test_a_network_gives_finite_floats_of_the_right_shape_and_each_parameter_a_gradient(build, size, out_size) -> None:
+    network = build()
+    out = network(torch.rand(2, *size))
     assert out.shape == (2, *out_size)
     assert out.dtype == torch.float32
     assert out.isfinite().all()
-
-
-@pytest.mark.parametrize(("build", "size", "out_size"), NETS)
-def test_every_parameter_of_a_network_gets_a_gradient(build, size, out_size) -> None:
-    network = build()
-    (network(torch.rand(2, *size)) * torch.rand(2, *out_size)).sum().backward()
+    (out * torch.rand(2, *out_size)).sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -80,17 +75,13 @@ def shaken(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def test_the_part_networks_give_each_part_its_labels() -> None:
-    logits = PartNets()(torch.rand(2, 6, 3, 41, 41))
-    assert [tuple(part.shape) for part in logits] == [(2, len(labels) + 1, 41, 41) for labels in NINE.part_ids]
-
-
 @pytest.mark.parametrize("pair", [NETWORKS["brows"], NETWORKS["eyes"]])
 def test_the_second_brow_and_eye_are_labelled_as_the_mirrored_first(pair: tuple[int, int]) -> None:
     nets, crops = shaken(PartNets()), torch.rand(2, 6, 3, 37, 37)
     first, second = pair
     crops[:, second] = crops[:, first].flip(-1)
     logits = nets(crops)
+    assert [tuple(part.shape) for part in logits] == [(2, len(labels) + 1, 37, 37) for labels in NINE.part_ids]
     torch.testing.assert_close(logits[second], logits[first].flip(-1), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(logits[second], logits[first], atol=1e-2)
 
@@ -116,27 +107,6 @@ def test_shear_is_zero_whatever_the_weights(kind: str) -> None:
     assert not theta[:, :, 0, 1].any()
     assert not theta[:, :, 1, 0].any()
     assert theta[:, :, [0, 1], [0, 1]].all()
-
-
-@pytest.mark.parametrize("config", [STNiCNNConfig(), STNiCNNConfig(localizer="resnet18", frame="canvas", canvas=256)])
-@pytest.mark.parametrize(("height", "width"), [(200, 160), (33, 300)])
-def test_the_whole_labels_a_photo_on_its_own_grid(config: STNiCNNConfig, height: int, width: int) -> None:
-    model = STNiCNN(config).eval()
-    with torch.inference_mode():
-        probs = model(torch.randint(256, (1, height, width, 3), dtype=torch.uint8))
-    assert probs.shape == (1, 9, height, width)
-    assert probs.isfinite().all()
-    assert probs.min() >= 0
-    assert probs[:, 0].max() <= 1 + 1e-6
-
-
-def test_the_part_loss_reaches_all_three_modules() -> None:
-    model, sizes = STNiCNN(STNiCNNConfig(crop_size=33)), torch.tensor([[90, 70], [90, 70]])
-    theta = model.locate(model.coarse(torch.rand(2, 3, 128, 128)), sizes)
-    logits = model.parts(crop(torch.rand(2, 90, 70, 3), theta, 33, sizes))
-    sum(part.pow(2).mean() for part in logits).backward()
-    for module in (model.coarse, model.localizer, model.parts):
-        assert any(parameter.grad.abs().max() > 0 for parameter in module.parameters())
 
 
 def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_centre_for_a_missing_part() -> None:
@@ -174,32 +144,29 @@ def test_a_rough_mask_s_parts_are_measured_as_those_of_a_data_set_s_label_map() 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"localizer": "vgg"},
-        {"frame": "page"},
-        {"paste": "cubic"},
-        {"coarse_size": 8},
-        {"coarse_size": 100_000},
-        {"crop_size": 1},
-        {"window_margin": -1.0},
-        {"canvas": 0},
+        *(("localizer", "vgg"), ("frame", "page"), ("paste", "cubic"), ("coarse_size", 8), ("coarse_size", 100_000)),
+        *(("crop_size", 1), ("window_margin", -1.0), ("canvas", 0)),
     ],
 )
-def test_a_config_refuses_what_it_cannot_mean(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong)).replace("_", " ")):
-        STNiCNNConfig(**wrong)
+def test_a_config_refuses_what_it_cannot_mean(wrong: tuple) -> None:
+    with pytest.raises(ValueError, match=wrong[0].replace("_", " ")):
+        STNiCNNConfig(**dict([wrong]))
 
 
-@pytest.mark.parametrize("wrong", [{"num_labels": 0}, {"channels": (8,)}, {"kernel": 4}, {"interlinks": 0}])
-def test_an_icnn_config_refuses_what_it_cannot_mean(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=r"iCNN|odd"):
-        ICNNConfig(**wrong)
-
-
-def test_the_released_localizer_refuses_another_size_and_an_unknown_kind_is_named() -> None:
-    with pytest.raises(ValueError, match="128 x 128"):
-        build_localizer("released", 64)
-    with pytest.raises(ValueError, match="'vgg'"):
-        build_localizer("vgg")
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: ICNNConfig(num_labels=0), "iCNN"),
+        (lambda: ICNNConfig(channels=(8,)), "iCNN"),
+        (lambda: ICNNConfig(kernel=4), "odd"),
+        (lambda: ICNNConfig(interlinks=0), "iCNN"),
+        (lambda: build_localizer("released", 64), "128 x 128"),
+        (lambda: build_localizer("vgg"), "'vgg'"),
+    ],
+)
+def test_networks_refuse_what_they_cannot_be(call: Callable, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        call()
 
 
 def test_theta_keeps_its_digits_under_autocast() -> None:
@@ -221,8 +188,8 @@ def test_windows_of_fixed_pixels_start_at_that_many_pixels_whatever_the_photo_s_
     assert torch.allclose(sides_P2, torch.full((6, 2), 81.0), atol=1e-3)
 
 
-@pytest.mark.parametrize(("height", "width"), [(256, 256), (512, 300), (400, 777), (90, 70), (300, 100)])
-@pytest.mark.parametrize("size", [64, 100, 128, 129, 300])
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (400, 777), (300, 100)])
+@pytest.mark.parametrize("size", [64, 100, 129, 300])
 def test_what_is_exported_stretches_a_photo_as_a_view_does(height: int, width: int, size: int) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     expected = View(photo_batch([photo], NINE)).photo(size)

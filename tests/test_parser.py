@@ -1,9 +1,7 @@
 """What every parser keeps to, and a guest of 19 labels on its whole way: trained, scored, predicting, exported."""
 
 import copy
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -11,32 +9,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import evaluate
 import predict
 from data.batch import Batch, framed_batch, photo_batch
 from data.images import read_labels
 from data.labels import CELEBAMASK, NINE
-from data.loaders import open_faces
-from data.source import FaceData
-from data.view import Augmentation, View
 from faces.align import whole_photo
 from geometry import paste
 from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
 from models.loading import KINDS, cast_weights, load_for_inference, load_parser
 from models.parser import FaceParser
-from models.stn_icnn.icnn import ICNN
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests import tiny_parser
-from tests.fixtures import draw_faces, write_challenge
-from tests.test_evaluate import save_parser
+from tests.fixtures import draw_faces, lively, save_parser, write_challenge
 from tests.test_resume import assert_same_run, interrupted_in_the_second_epoch, log_of
 from tests.test_view import batch_of
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import export
-from utils import checkpoint, files
+from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import run_main
 
@@ -56,23 +48,6 @@ def tiny_kind() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(KINDS, TinyParser.kind, TinyParser)
         yield
-
-
-def lively(parser: FaceParser) -> FaceParser:
-    """The parser, with random weights whose labels depend on the photo: fresh batch statistics would shrink every
-    signal to nothing."""
-    for module in parser.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        blocks_BHW3 = torch.randint(256, (8, 6, 6, 3), dtype=torch.uint8)
-        parser.train()(blocks_BHW3.repeat_interleave(20, 1).repeat_interleave(20, 2))
-        heads = [net.head[2] for net in parser.modules() if isinstance(net, ICNN)]
-        heads += [net.network[-1] for net in parser.modules() if isinstance(net, TinyParser)]
-        for head in heads:
-            head.weight *= 20
-            head.bias.zero_()
-    return parser.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module", params=PARSERS)
@@ -104,14 +79,18 @@ def test_photos_are_labelled_on_their_own_grids_whatever_batch_they_are_in(
     labels_BHW = parser.label(batch)
     assert labels_BHW.dtype == torch.uint8
     assert labels_BHW.shape == batch.photos_BHW3.shape[:3]
-    for labels_HW, photo in zip(labels_BHW, photos, strict=True):
+    maps = parser.label_photos(photos)
+    for labels_HW, photo, one_HW in zip(labels_BHW, photos, maps, strict=True):
         own_HW = labels_HW[: photo.shape[0], : photo.shape[1]]
         alone_HW = parser.label(photo_batch([photo], parser.labels))[0]
+        assert np.array_equal(one_HW, alone_HW.numpy())
         assert alone_HW.shape == own_HW.shape
         assert (own_HW == alone_HW).float().mean() > 0.998
     seen = labels_BHW.unique()
     assert len(seen) > 3
     assert seen.max() < len(parser.labels)
+    assert [(labels.shape, labels.dtype) for labels in maps] == [(size, np.uint8) for size in SIZES]
+    assert parser.label_photos([]) == []
 
 
 @torch.inference_mode()
@@ -197,26 +176,11 @@ def test_probabilities_sum_to_one_and_agree_with_the_labels(parser: FaceParser, 
         assert theta_BP23.shape == (3, 6, 2, 3)
 
 
-def test_photos_of_any_sizes_are_labelled_one_by_one(parser: FaceParser, photos: list[np.ndarray]) -> None:
-    maps = parser.label_photos(photos)
-    assert [(labels.shape, labels.dtype) for labels in maps] == [(size, np.uint8) for size in SIZES]
-    for labels, photo in zip(maps, photos, strict=True):
-        assert np.array_equal(labels, parser.label(photo_batch([photo], parser.labels))[0].numpy())
-    assert parser.label_photos([]) == []
-
-
-def save(path: Path, parser: FaceParser) -> Path:
-    about = {"stage": "end2end", "parser": parser.kind, "labels": parser.labels.name, "config": asdict(parser.config)}
-    modules = {name: getattr(parser, name).state_dict() for name in parser.networks}
-    checkpoint.save(path, {**about, "modules": modules})
-    return path
-
-
 @pytest.mark.parametrize("parser", sorted(PARSERS.keys() - {"fused"}), indirect=True)  # that comes from two checkpoints
 def test_a_parser_comes_back_from_its_checkpoint_as_it_was(
     parser: FaceParser, photos: list[np.ndarray], tmp_path: Path
 ) -> None:
-    path = save(tmp_path / "parser.pt", parser)
+    path = save_parser(tmp_path / "parser.pt", parser)
     again = load_parser([path])
     assert (type(again), again.config, again.labels) == (type(parser), parser.config, parser.labels)
     assert not again.training
@@ -252,13 +216,6 @@ def trained(challenge: Path, machine: list[str], tmp_path_factory: pytest.TempPa
     return run_dir
 
 
-@pytest.fixture(scope="module")
-def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of an STN-iCNN."""
-    torch.manual_seed(0)
-    return save(tmp_path_factory.mktemp("nine") / "stn.pt", PARSERS["stn_icnn"]())
-
-
 def test_the_guest_s_checkpoint_says_what_it_is(trained: Path) -> None:
     state = checkpoint.load(trained / "best.pt", ("tiny",))
     assert (state["parser"], state["labels"], state["config"]) == ("tiny", "celebamask", {"size": 32, "channels": 12})
@@ -281,28 +238,11 @@ def test_an_interrupted_guest_resumes_bit_for_bit(
     assert_same_run(tmp_path / "run", trained)
 
 
-def test_the_guest_is_scored_on_its_own_19_labels(
-    challenge: Path, machine: list[str], trained: Path, tmp_path: Path
-) -> None:
-    best = trained / "best.pt"
-    argv = [*FACES, str(challenge), *machine, "--checkpoint", str(best), "--out", str(tmp_path), "--worst", "1"]
-    assert evaluate.main(argv) == 0
-    result = json.loads((tmp_path / "scores.json").read_text())
-    assert (result["labels"], result["images"]) == ("celebamask", 1)
-    assert result["sha256"] == [files.sha256(best)]
-    assert result["paper"] == {}
-    assert result["strict"].keys() == {*CELEBAMASK.foreground, "mean"}
-    assert np.array(result["confusion"]).shape == (19, 19)
-    assert np.sum(result["confusion"]) == 64 * 64
-    assert "paper" not in (tmp_path / "scores.md").read_text()
-    assert len(list((tmp_path / "worst").iterdir())) == 1
-
-
 def test_the_guest_predicts_palette_pictures_of_its_labels_and_is_exported_with_them(
     challenge: Path, trained: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    weights = save(tmp_path / "lively.pt", lively(PARSERS["tiny above 128"]()))  # three epochs teach few labels
+    weights = save_parser(tmp_path / "lively.pt", lively(PARSERS["tiny above 128"]()))  # three epochs teach few labels
     folder = challenge / "train" / "train_image"
     argv = ["--checkpoint", str(weights), "--out", str(tmp_path), "--device", "cpu", "--faces", "none"]
     assert predict.main([str(folder), *argv]) == 0
@@ -320,22 +260,6 @@ def test_the_guest_predicts_palette_pictures_of_its_labels_and_is_exported_with_
         seen |= set(np.unique(labels).tolist())
     assert len(seen) > 3
     assert max(seen) > len(NINE)
-
-
-def test_labels_of_mirrored_faces_swap_sides_in_the_guest_s_label_set(challenge: Path, tmp_path: Path) -> None:
-    faces = open_faces(FaceData("celebamask", challenge, cache=tmp_path), "train", CELEBAMASK)
-    batch = faces.first(2)
-    mirrored_BSS = Augmentation(mirror=1).view(batch).label_map(64).flip(-1)
-    plain_BSS = View(batch).label_map(64)
-    assert torch.equal(plain_BSS, batch.labels_BHW)
-    names = CELEBAMASK.names
-    for one, two in (("l_eye", "r_eye"), ("l_brow", "r_brow"), ("nose", "nose"), ("hair", "hair"), ("u_lip", "u_lip")):
-        there_BSS = plain_BSS == names.index(one)
-        assert there_BSS.any()
-        assert torch.equal(mirrored_BSS == names.index(two), there_BSS)
-    ears_BHW = torch.full_like(batch.labels_BHW, names.index("l_ear"))
-    eared = Augmentation(mirror=1).view(Batch(**{**vars(batch), "labels_BHW": ears_BHW}))
-    assert eared.label_map(64).unique().tolist() == [names.index("r_ear")]
 
 
 def one_line(run: Callable[[], int], capsys: pytest.CaptureFixture) -> str:
@@ -388,22 +312,10 @@ def test_checkpoints_of_different_parsers_do_not_go_together(
 ) -> None:
     best = trained / "best.pt"
     argv = [*FACES, str(challenge), *machine, "--out", str(tmp_path / "out"), "--checkpoint"]
-    save_parser(deeplab := tmp_path / "deeplab.pt", DeepLab(DeepLabConfig(64), CELEBAMASK), DeepLab.networks, "deeplab")
+    deeplab = save_parser(tmp_path / "deeplab.pt", DeepLab(DeepLabConfig(64), CELEBAMASK), "deeplab")
     line = one_line(lambda: evaluate.main([*argv, str(best), str(deeplab)]), capsys)
     told = f"error: {best} holds tiny and {deeplab} holds deeplab: name checkpoints of one parser"
     assert line == f"{told}, or of stn_icnn and one of the whole face"
     line = one_line(lambda: evaluate.main([*argv, str(best), str(best)]), capsys)
     assert line == f"error: {best} and {best}: name one checkpoint of tiny"
     assert [path.name for path in tmp_path.iterdir()] == ["deeplab.pt"]
-
-
-def test_nine_labels_are_scored_on_data_of_nineteen(
-    challenge: Path, machine: list[str], nine: Path, tmp_path: Path
-) -> None:
-    argv = [*FACES, str(challenge), *machine, "--split", "val", "--checkpoint", str(nine), "--out", str(tmp_path)]
-    assert evaluate.main(argv) == 0
-    result = json.loads((tmp_path / "scores.json").read_text())
-    assert result["labels"] == "nine"
-    assert result["paper"].keys() == NINE.groups.keys()
-    assert np.array(result["confusion"]).shape == (9, 9)
-    assert np.sum(result["confusion"][1:]) > 0

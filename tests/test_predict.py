@@ -20,7 +20,7 @@ from faces import results
 from faces.labelling import Labelling
 from geometry.paste import paste, paste_labels
 from models.loading import KINDS
-from tests.damage import BAD_PICTURES, GOOD_PICTURES, SPECIAL, little_room, png_of_size
+from tests.damage import BAD_PICTURES, GOOD_PICTURES, SPECIAL, little_room, png_of_size, refuses
 from tests.fixtures import draw_face, draw_faces, save_palette, save_photo, write_challenge
 from tests.test_evaluate import save_models, save_tiny
 from tests.tiny_parser import TinyParser
@@ -43,12 +43,25 @@ def weights(models):
 
 @pytest.fixture
 def run(weights, tmp_path):
-    def run(*argv, out="out"):
-        more = ["--checkpoint", weights, "--out", str(tmp_path / out), "--device", "cpu", "--amp", "off"]
+    def run(*argv, out="out", weights=weights):
+        more = ["--checkpoint", str(weights), "--out", str(tmp_path / out), "--device", "cpu", "--amp", "off"]
         more += [] if "--faces" in argv else ["--faces", "none"]
         return predict.main([*map(str, argv), *more])
 
     return run
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """A checkpoint of a parser of 19 labels, which has no windows and no crops."""
+    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
+    return save_tiny(tmp_path / "tiny.pt")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    return tmp_path / "in"
 
 
 def names(folder):
@@ -85,9 +98,7 @@ def test_predicted_label_maps_score_as_the_model_does_on_the_same_photos(run, we
     assert one["confusion"] == two["confusion"]
 
 
-def test_photos_labelled_together_are_labelled_as_each_alone(run, tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
+def test_photos_labelled_together_are_labelled_as_each_alone(run, tmp_path, folder):
     rng = np.random.default_rng(0)
     for number in range(3):
         blocks = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
@@ -100,25 +111,18 @@ def test_photos_labelled_together_are_labelled_as_each_alone(run, tmp_path):
         assert (labels == read_labels(tmp_path / "alone" / f"{number}.png")).mean() > 0.995
 
 
-def test_rotated_grey_and_transparent_photos_are_labelled_as_displayed(run, tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
+def test_rotated_grey_and_transparent_photos_are_labelled_as_displayed_and_other_files_left_out(run, tmp_path, folder):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.fromarray(photo(40, 64)).save(folder / "turned.jpg", exif=exif)
     Image.fromarray(photo(40, 64)[:, :, 0]).save(folder / "grey.png")
     Image.fromarray(np.dstack([photo(40, 64), np.full((40, 64), 9, np.uint8)])).save(folder / "clear.png")
+    save_palette(folder / "palette.png", np.zeros((40, 64), np.uint8))
+    save_photo(folder / "._face.jpg", photo(16))
     (folder / "notes.txt").write_text("no photo")
-    assert run(folder) == 0
+    assert run(folder, "--no-overlay") == 0
     sizes = {name: Image.open(tmp_path / "out" / name).size for name in names(tmp_path / "out")}
-    assert sizes == {
-        "clear.png": (64, 40),
-        "clear_overlay.jpg": (64, 40),
-        "grey.png": (64, 40),
-        "grey_overlay.jpg": (64, 40),
-        "turned.png": (40, 64),
-        "turned_overlay.jpg": (40, 64),
-    }
+    assert sizes == {**dict.fromkeys(("clear.png", "grey.png", "palette.png"), (64, 40)), "turned.png": (40, 64)}
     assert read_photo(folder / "turned.jpg").shape == (64, 40, 3)
 
 
@@ -145,30 +149,38 @@ def test_results_are_never_overwritten_unasked(run, tmp_path, capsys):
     assert read_labels(tmp_path / "out" / "face.png").shape == (64, 64)
 
 
-def test_photos_of_one_stem_keep_results_apart(run, tmp_path):
+def test_photos_of_one_stem_keep_results_apart_and_those_of_one_whole_name_are_not_mixed_up(run, tmp_path, capsys):
     save_photo(tmp_path / "a.jpg", photo(32))
     save_photo(tmp_path / "a.png", photo(40))
     save_photo(tmp_path / "b.png", photo(48))
     assert run(tmp_path / "?.*", "--no-overlay") == 0
     assert names(tmp_path / "out") == ["a.jpg.png", "a.png.png", "b.png"]
     assert read_labels(tmp_path / "out" / "a.png.png").shape == (40, 40)
-
-
-def test_photos_of_one_whole_name_are_not_mixed_up(run, tmp_path, capsys):
-    for folder in ("x", "y"):
-        (tmp_path / folder).mkdir()
-        save_photo(tmp_path / folder / "a.png", photo(32))
-    assert run(tmp_path / "x", tmp_path / "y", tmp_path / "x" / "a.png", "--no-overlay") == 1
-    assert names(tmp_path / "out") == ["a.png.png"]
+    (tmp_path / "y").mkdir()
+    save_photo(tmp_path / "y" / "a.png", photo(32))
+    assert run(tmp_path / "a.png", tmp_path / "y", tmp_path / "a.png", "--no-overlay", out="same") == 1
+    assert names(tmp_path / "same") == ["a.png.png"]
     assert f"failed: {tmp_path / 'y' / 'a.png'}: its results would be named like" in capsys.readouterr().err
 
 
-def test_a_photo_is_never_replaced_by_its_label_map(run, tmp_path):
-    save_photo(tmp_path / "face.png", photo())
-    before = (tmp_path / "face.png").read_bytes()
-    with pytest.raises(InputError, match="its results would replace it: name another folder"):
-        run(tmp_path / "face.png", "--overwrite", out=".")
-    assert (tmp_path / "face.png").read_bytes() == before
+def test_photos_are_never_replaced_and_coloured_pictures_never_replace_label_maps(run, tmp_path):
+    path = tmp_path / "a.png"
+    save_photo(path, photo(32))
+    before = path.read_bytes()
+    for said, out, *options in (
+        ("its results would replace it: name another folder", ".", "--overwrite"),
+        ("name another folder than --out", "out", "--coloured", tmp_path / "out"),
+        ("its results would replace it", "out", "--coloured", tmp_path),
+        ("is a file; name a folder", "out", "--coloured", path),
+    ):
+        with refuses(said):
+            run(path, *options, out=out)
+        assert path.read_bytes() == before
+    assert run(path, "--coloured", tmp_path / "new") == 0
+    np.testing.assert_array_equal(  # labels that nobody has published colours of: their own
+        np.array(Image.open(tmp_path / "new" / "a.png")),
+        np.array(NINE.colours)[read_labels(tmp_path / "out" / "a.png")],
+    )
 
 
 def test_nothing_to_label_is_status_2(run, tmp_path, capsys):
@@ -201,24 +213,26 @@ def test_windows_are_drawn_into_the_overlay(run, tmp_path):
     assert (abs(plain - windows) > 60).any()
 
 
-def test_the_old_cropper_needs_no_localizer(weights, tmp_path):
+def test_the_old_cropper_needs_no_localizer(run, weights, tmp_path):
     state = torch.load(weights)
     del state["modules"]["localizer"]
     torch.save(state, tmp_path / "part.pt")
     save_photo(tmp_path / "face.png", photo())
-    argv = [str(tmp_path / "face.png"), "--checkpoint", str(tmp_path / "part.pt"), "--out", str(tmp_path / "out")]
-    argv += ["--faces", "none"]
-    assert predict.main([*argv, "--crops", "baseline"]) == 0
-    with pytest.raises(InputError, match="no localizer weights"):
-        predict.main([*argv, "--overwrite"])
+    assert run(tmp_path / "face.png", "--crops", "baseline", weights=tmp_path / "part.pt") == 0
+    with refuses("no localizer weights"):
+        run(tmp_path / "face.png", "--overwrite", weights=tmp_path / "part.pt")
 
 
-@pytest.mark.parametrize("form", ["inputs first", "inputs behind --", "a flag for each", "inputs behind files"])
-@pytest.mark.parametrize("kind", ["photo", "folder", "glob"])
-def test_several_checkpoints_and_photos_go_together_in_every_order(models, tmp_path, form, kind):
-    (tmp_path / "in").mkdir()
-    save_photo(tmp_path / "in" / "face.jpg", photo(32))
-    given = str({"photo": tmp_path / "in" / "face.jpg", "folder": tmp_path / "in", "glob": tmp_path / "in" / "*"}[kind])
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        *(("inputs behind files", kind) for kind in ("photo", "folder", "glob")),
+        *(("inputs first", "glob"), ("inputs behind --", "photo"), ("a flag for each", "folder")),
+    ],
+)
+def test_several_checkpoints_and_photos_go_together_in_every_order(models, tmp_path, folder, form, kind):
+    save_photo(folder / "face.jpg", photo(32))
+    given = str({"photo": folder / "face.jpg", "folder": folder, "glob": folder / "*"}[kind])
     one, two = models["cropper"], models["stage2"]  # neither is enough alone
     argv = {
         "inputs first": [given, "--checkpoint", one, two],
@@ -242,63 +256,36 @@ def test_the_first_word_behind_checkpoint_is_never_taken_for_a_photo(tmp_path):
         predict.main(["--checkpoint", "nowhere/other.pt", str(tmp_path / "face.jpg"), "--out", str(tmp_path / "out")])
 
 
-def test_a_parser_of_other_labels_writes_them_with_its_own_colours(monkeypatch, tmp_path):
-    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
-    save_photo(tmp_path / "face.png", photo(48, 64))
-    argv = [str(tmp_path / "face.png"), "--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--device", "cpu"]
-    argv += ["--out", str(tmp_path / "out"), "--amp", "off", "--faces", "none"]
-    assert predict.main([*argv, "--probabilities"]) == 0
-    picture, labels = Image.open(tmp_path / "out" / "face.png"), read_labels(tmp_path / "out" / "face.png")
-    assert len(np.unique(labels)) > 1
-    np.testing.assert_array_equal(np.array(picture.convert("RGB")), np.array(CELEBAMASK.colours)[labels])
-    saved = np.load(tmp_path / "out" / "face.npz")["probabilities"]
-    assert (saved.shape, saved.dtype) == ((19, 48, 64), np.float16)
-    chosen = np.take_along_axis(saved, labels[None].astype(int), 0)[0]
-    assert (chosen >= saved.max(0)).all()
-
-
-def test_coloured_pictures_have_the_palette_of_the_data_set_s_authors(monkeypatch, tmp_path):
+def test_a_parser_of_other_labels_writes_them_with_its_own_colours_and_those_of_the_data_set_s_authors(
+    run, tiny, tmp_path
+):
     golden = json.loads((Path(__file__).parent / "golden_side.json").read_text())["deeplab"]["colours"]
-    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
     save_photo(tmp_path / "face.png", photo(48, 64))
-    out, coloured = tmp_path / "predictions", tmp_path / "colored_predictions"
-    argv = [str(tmp_path / "face.png"), "--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--device", "cpu"]
-    argv += ["--out", str(out), "--amp", "off", "--faces", "none", "--no-overlay", "--coloured", str(coloured)]
-    assert predict.main(argv) == 0
-    assert names(out) == names(coloured) == ["face.png"]
+    out, coloured = tmp_path / "out", tmp_path / "coloured"
+    assert run(tmp_path / "face.png", "--probabilities", "--no-overlay", "--coloured", coloured, weights=tiny) == 0
+    assert names(out) == ["face.npz", "face.png"]
+    assert names(coloured) == ["face.png"]
     labels, picture = read_labels(out / "face.png"), Image.open(coloured / "face.png")
     assert picture.mode == "RGB"
     assert len(np.unique(labels)) > 1
     np.testing.assert_array_equal(np.array(picture), np.array(golden)[labels])
     assert CELEBAMASK.published == tuple(map(tuple, golden))
+    own = np.array(Image.open(out / "face.png").convert("RGB"))
+    np.testing.assert_array_equal(own, np.array(CELEBAMASK.colours)[labels])
+    saved = np.load(out / "face.npz")["probabilities"]
+    assert (saved.shape, saved.dtype) == ((19, 48, 64), np.float16)
+    chosen = np.take_along_axis(saved, labels[None].astype(int), 0)[0]
+    assert (chosen >= saved.max(0)).all()
     sets = ["--ids", "celebamask", "--labels", "celebamask", "--device", "cpu"]
     assert evaluate.main(["--predictions", str(out), "--truth", str(out), *sets]) == 0
 
 
-def test_coloured_pictures_never_replace_label_maps_or_photos(run, tmp_path, capsys):
-    save_photo(tmp_path / "a.png", photo(32))
-    with pytest.raises(InputError, match="name another folder than --out"):
-        run(tmp_path / "a.png", "--coloured", tmp_path / "out")
-    with pytest.raises(InputError, match="its results would replace it"):
-        run(tmp_path / "a.png", "--coloured", tmp_path)
-    with pytest.raises(InputError, match=r"--coloured .*is a file; name a folder"):
-        run(tmp_path / "a.png", "--coloured", tmp_path / "a.png")
-    assert run(tmp_path / "a.png", "--coloured", tmp_path / "new") == 0
-    np.testing.assert_array_equal(  # labels that nobody has published colours of: their own
-        np.array(Image.open(tmp_path / "new" / "a.png")),
-        np.array(NINE.colours)[read_labels(tmp_path / "out" / "a.png")],
-    )
-
-
-def test_a_parser_without_windows_or_crops_says_so(monkeypatch, tmp_path):
-    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
+def test_a_parser_without_windows_or_crops_says_so(run, tiny, tmp_path):
     save_photo(tmp_path / "face.png", photo(16))
-    argv = [str(tmp_path / "face.png"), "--checkpoint", save_tiny(tmp_path / "tiny.pt"), "--device", "cpu"]
-    argv += ["--out", str(tmp_path / "out"), "--faces", "none"]
-    with pytest.raises(InputError, match="windows: tiny has none to draw; leave them out"):
-        predict.main([*argv, "--windows"])
-    with pytest.raises(InputError, match=r"crops baseline: .* holds tiny, which has no crops"):
-        predict.main([*argv, "--crops", "baseline"])
+    with refuses("windows: tiny has none to draw; leave them out"):
+        run(tmp_path / "face.png", "--windows", weights=tiny)
+    with refuses("crops baseline: ", " holds tiny, which has no crops"):
+        run(tmp_path / "face.png", "--crops", "baseline", weights=tiny)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
@@ -313,15 +300,6 @@ def test_pasted_labels_are_the_argmax_of_the_canvas(mode):
         assert torch.equal(paste_labels(probs, theta, 50, 70, mode), canvas.argmax(1).byte())
 
 
-def test_hidden_files_and_masks_in_other_modes_do_not_disturb_a_folder(run, tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    save_photo(folder / "._face.jpg", photo(16))
-    save_palette(folder / "palette.png", np.zeros((20, 30), np.uint8))
-    assert run(folder, "--no-overlay") == 0
-    assert names(tmp_path / "out") == ["palette.png"]
-
-
 def failures(captured):
     """What stderr tells of photos that failed; there is nothing else but the last line where none was labelled."""
     lines = captured.err.splitlines()
@@ -329,17 +307,17 @@ def failures(captured):
     return [line for line in lines if line.startswith("failed: ")]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SPECIAL if kind not in ("missing", "folder")])
-def test_what_is_no_regular_file_fails_at_once_and_the_rest_is_labelled(run, tmp_path, capsys, kind):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    SPECIAL[kind](folder / "1.jpg")
-    save_photo(folder / "2.jpg", photo())
-    for inputs in ([folder], [folder / "1.jpg", folder / "2.jpg"]):
+def test_what_is_no_regular_file_fails_at_once_and_the_rest_is_labelled(run, tmp_path, capsys, folder):
+    odd = [folder / f"{kind}.jpg" for kind in SPECIAL if kind not in ("missing", "folder")]
+    for path in odd:
+        SPECIAL[path.stem](path)
+    save_photo(folder / "good.jpg", photo())
+    for inputs in ([folder], [*odd, folder / "good.jpg"]):
         assert run(*inputs, "--overwrite") == 1
-        assert names(tmp_path / "out") == ["2.png", "2_overlay.jpg"]
-        (line,) = failures(capsys.readouterr())
-        assert str(folder / "1.jpg") in line
+        assert names(tmp_path / "out") == ["good.png", "good_overlay.jpg"]
+        told = failures(capsys.readouterr())
+        assert len(told) == len(odd)
+        assert all(any(str(path) in line for line in told) for path in odd)
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"a\nfailed: b.jpg", b"a\x1b[31m.jpg", "é漢🙂.jpg".encode()])
@@ -361,9 +339,7 @@ KINDS_OF_RESULTS = {"labels": "1.png", "overlay": "1_overlay.jpg", "probabilitie
 
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("result", KINDS_OF_RESULTS.values())
-def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed_and_gets_none(
-    run, tmp_path, capsys, result, overwrite
-):
+def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed(run, tmp_path, capsys, result, overwrite):
     for name in ("1.jpg", "2.jpg"):
         save_photo(tmp_path / name, photo(32))
     (tmp_path / "out" / result).mkdir(parents=True)
@@ -380,9 +356,7 @@ def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed_and_gets_none
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), "rename"])
 @pytest.mark.parametrize("kind", KINDS_OF_RESULTS)
-def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo_behind(
-    run, tmp_path, capsys, monkeypatch, kind, error
-):
+def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo(run, tmp_path, capsys, monkeypatch, kind, error):
     def failing_write(path, save):
         if path.name == kind and error != "rename":
             raise error
@@ -415,12 +389,10 @@ def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo_behind(
 def test_a_disk_that_takes_but_a_part_of_a_file_is_noticed(run, tmp_path, capsys, most):
     save_photo(tmp_path / "1.jpg", np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     with little_room(most):  # a write beyond it is cut short
-        status = run(tmp_path / "1.jpg")
-    assert status == 2
+        assert run(tmp_path / "1.jpg") == 2
     assert names(tmp_path / "out") == []
-    assert failures(capsys.readouterr()) == [
-        f"failed: {tmp_path / '1.jpg'}: its results could not be written (File too large)"
-    ]
+    line = f"failed: {tmp_path / '1.jpg'}: its results could not be written (File too large)"
+    assert failures(capsys.readouterr()) == [line]
 
 
 def test_older_results_stay_where_new_ones_cannot_be_written(run, tmp_path, monkeypatch):
@@ -447,7 +419,7 @@ NO_MEMORY = (
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=str)
-def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monkeypatch, error):
+def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monkeypatch, folder, error):
     label = Labelling.label
 
     def failing(how, photos, found):
@@ -456,8 +428,6 @@ def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monke
         return label(how, photos, found)
 
     monkeypatch.setattr(Labelling, "label", failing)
-    folder = tmp_path / "in"
-    folder.mkdir()
     for number in range(4):
         save_photo(folder / f"{number}.png", np.full((32, 32, 3), 255, np.uint8) if number == 2 else photo(32))
     assert run(folder, "--no-overlay") == 1
@@ -465,42 +435,48 @@ def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monke
     assert failures(capsys.readouterr()) == [f"failed: {folder / '2.png'}: too large for this machine's memory"]
 
 
-def test_a_fault_of_the_gpu_is_not_too_little_memory(run, tmp_path, capsys, monkeypatch):
+def test_a_fault_of_the_gpu_is_not_too_little_memory_and_other_errors_keep_their_traceback(
+    run, tmp_path, capsys, monkeypatch
+):
     def failing(*_):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
+        raise RuntimeError(*told)
 
+    told = ["CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ..."]
     monkeypatch.setattr(Labelling, "label", failing)
     save_photo(tmp_path / "1.png", photo(32))
     assert run_main(lambda: run(tmp_path / "1.png")) == 2
     line = "error: the GPU failed (CUDA error: an illegal memory access was encountered): run it again, or with"
     assert capsys.readouterr().err == f"{line} --device cpu\n"
-
-
-def test_other_errors_keep_their_traceback(run, tmp_path, monkeypatch):
-    def failing(*_):
-        raise RuntimeError("shape mismatch")
-
-    monkeypatch.setattr(Labelling, "label", failing)
-    save_photo(tmp_path / "1.png", photo(32))
+    told[0] = "shape mismatch"
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run_main(lambda: run(tmp_path / "1.png"))
 
 
-def test_too_little_memory_and_ctrl_c_are_told_in_one_line(capsys):
-    def fails(error):
-        def main():
-            raise error
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (
+            MemoryError("Unable to allocate 3.2 GiB"),
+            2,
+            "error: too little memory (Unable to allocate 3.2 GiB): take",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "n"),
+            2,
+            "error: n could not be read or written: File",
+        ),
+        (InputError("a\nfailed: b\x1b[31m\udce9"), 2, "error: a\\nfailed: b\\x1b[31m\\udce9\n"),
+        (KeyboardInterrupt(), 130, "interrupted: the results that are there are whole"),
+    ],
+)
+def test_what_ends_a_script_is_told_in_one_line(capsys, error, status, told):
+    def main():
+        raise error
 
-        return main
-
-    assert run_main(fails(MemoryError("Unable to allocate 3.2 GiB"))) == 2
-    assert capsys.readouterr().err.startswith("error: too little memory (Unable to allocate 3.2 GiB): take smaller")
-    assert run_main(fails(OSError(errno.ENAMETOOLONG, "File name too long", "n" * 9))) == 2
-    assert capsys.readouterr().err == "error: nnnnnnnnn could not be read or written: File name too long\n"
-    assert run_main(fails(InputError("a\nfailed: b\x1b[31m\udce9"))) == 2
-    assert capsys.readouterr().err == "error: a\\nfailed: b\\x1b[31m\\udce9\n"
-    assert run_main(fails(KeyboardInterrupt()), predict.INTERRUPTED) == 130
-    assert capsys.readouterr().err.startswith("interrupted: the results that are there are whole")
+    assert run_main(main, predict.INTERRUPTED) == status
+    shown = capsys.readouterr().err
+    assert shown.startswith(told)
+    assert shown.count("\n") == 1
 
 
 def test_ctrl_c_keeps_what_is_written_and_the_same_command_does_the_rest(run, tmp_path, capsys, monkeypatch):

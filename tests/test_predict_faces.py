@@ -10,6 +10,7 @@ from PIL import Image
 
 import predict
 from data.images import read_labels
+from data.labels import NINE
 from tests.fixtures import save_photo
 from utils.errors import InputError
 
@@ -39,34 +40,19 @@ def faces_of(path):
     return json.loads(path.read_text())["faces"]
 
 
-def test_every_face_is_labelled_and_listed(run, tmp_path, two_faces, capsys):
+def test_every_face_is_labelled_and_listed_with_the_sides_of_the_upright_face(run, tmp_path, two_faces, capsys):
     save_photo(tmp_path / "two.png", two_faces)
     assert run(tmp_path / "two.png", "--windows") == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "two.png",
-        "two_faces.json",
-        "two_overlay.jpg",
-    ]
-    labels, faces = read_labels(tmp_path / "out" / "two.png"), faces_of(tmp_path / "out" / "two_faces.json")
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["two.png", "two_faces.json", "two_overlay.jpg"]
+    labels, faces = read_labels(out / "two.png"), faces_of(out / "two_faces.json")
     assert labels.shape == (512, 1024)
     assert len(faces) == 2
     assert faces[0]["box"][0] < 512 < faces[1]["box"][0]  # the larger one first
     assert [face["turned"] for face in faces] == pytest.approx([3, 50], abs=8)
     for face in faces:
-        assert set(face["parts"]) == {
-            *("brow1", "brow2", "eye1", "eye2", "nose", "upper_lip", "inner_mouth", "lower_lip")
-        }
+        assert set(face["parts"]) == set(NINE.names[1:])
         assert all(0.5 < part["confidence"] <= 1 for part in face["parts"].values())
-    sums = {name: sum(face["parts"][name]["pixels"] for face in faces) for name in faces[0]["parts"]}
-    assert sums["nose"] == (labels == 5).sum()
-    assert "no face" not in capsys.readouterr().out
-
-
-def test_sides_are_those_of_the_upright_face(run, tmp_path, two_faces):
-    save_photo(tmp_path / "two.png", two_faces)
-    run(tmp_path / "two.png")
-    labels, faces = read_labels(tmp_path / "out" / "two.png"), faces_of(tmp_path / "out" / "two_faces.json")
-    for face in faces:
         (x, y, wide, high), turned = face["box"], np.deg2rad(face["turned"])
         window = labels[int(y) : int(y + high), int(x) : int(x + wide)]
         centres = [np.argwhere(window == label).mean(0)[::-1] for label in (3, 4)]
@@ -74,6 +60,9 @@ def test_sides_are_those_of_the_upright_face(run, tmp_path, two_faces):
         assert (centres[1] - centres[0]) @ along > 0.2 * wide
         points = np.array(face["points"]) - (int(x), int(y))
         assert np.linalg.norm(centres - points[:2], axis=1).max() < 0.1 * wide
+    sums = {name: sum(face["parts"][name]["pixels"] for face in faces) for name in faces[0]["parts"]}
+    assert sums["nose"] == (labels == 5).sum()
+    assert "no face" not in capsys.readouterr().out
 
 
 def test_the_largest_alone(run, tmp_path, two_faces):
@@ -95,38 +84,31 @@ def test_none_takes_the_photo_for_the_face_and_lists_nothing(run, tmp_path, one_
     assert (whole > 0).mean() > 0.03
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3])
-def test_a_photo_that_lies_on_its_side_or_head_is_parsed(run, tmp_path, one_face, turns):
-    save_photo(tmp_path / "upright.png", one_face)
-    save_photo(tmp_path / "turned.png", np.rot90(one_face, turns).copy())
-    run(tmp_path / "upright.png", tmp_path / "turned.png", "--no-overlay")
-    upright, turned = (read_labels(tmp_path / "out" / f"{name}.png") for name in ("upright", "turned"))
-    back = np.rot90(turned, -turns)
-    both = (upright > 0) | (back > 0)
-    assert (upright == back)[both].mean() > 0.85
+def test_photos_that_lie_on_their_sides_or_head_are_parsed(run, tmp_path, one_face):
+    paths = [tmp_path / f"{turns}.png" for turns in range(4)]
+    for turns, path in enumerate(paths):
+        save_photo(path, np.rot90(one_face, turns).copy())
+    run(*paths, "--no-overlay")
+    upright, *turned = (np.rot90(read_labels(tmp_path / "out" / f"{turns}.png"), -turns) for turns in range(4))
+    for back in turned:
+        assert (upright == back)[(upright > 0) | (back > 0)].mean() > 0.85
 
 
-@pytest.mark.parametrize("picture", ["grey", "noise", "coffee", "rocket", "brick", "text", "page"])
-def test_a_photo_without_a_face_gets_an_empty_map_and_is_told(run, tmp_path, capsys, picture):
-    made = {
-        "grey": lambda: np.full((300, 400, 3), 127, np.uint8),
-        "noise": lambda: np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8),
-    }
-    shown = made.get(picture, lambda: getattr(skimage.data, picture)())()
-    save_photo(tmp_path / "none.png", shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2))
-    assert run(tmp_path / "none.png") == 0
-    assert not read_labels(tmp_path / "out" / "none.png").any()
-    assert faces_of(tmp_path / "out" / "none_faces.json") == []
+def test_photos_and_strips_without_a_face_get_an_empty_map_and_are_told(run, tmp_path, capsys):
+    pictures = {name: getattr(skimage.data, name)() for name in ("coffee", "rocket", "brick", "text", "page")}
+    pictures["noise"] = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    for shape in ((1, 300), (300, 1), (1, 1), (9, 2000), (2000, 40)):
+        pictures["{}x{}".format(*shape)] = np.zeros(shape, np.uint8)
+    paths = [tmp_path / f"{name}.png" for name in pictures]
+    for path, shown in zip(paths, pictures.values(), strict=True):
+        save_photo(path, shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2))
+    assert run(*paths) == 0
+    for name in pictures:
+        assert not read_labels(tmp_path / "out" / f"{name}.png").any()
+        assert faces_of(tmp_path / "out" / f"{name}_faces.json") == []
     told = capsys.readouterr().out
-    assert "no face found in 1" in told
-    assert "none.png" in told.splitlines()[-1]
-
-
-@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (1, 1), (9, 2000), (2000, 40)])
-def test_strips_hold_no_face(run, tmp_path, shape):
-    save_photo(tmp_path / "strip.png", np.zeros((*shape, 3), np.uint8))
-    assert run(tmp_path / "strip.png") == 0
-    assert faces_of(tmp_path / "out" / "strip_faces.json") == []
+    assert f"no face found in {len(pictures)}" in told
+    assert "coffee.png" in told.splitlines()[-1]
 
 
 def test_faces_larger_than_the_photo_and_smaller_than_stamps_are_found(run, tmp_path, one_face):

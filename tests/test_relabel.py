@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,20 +19,20 @@ from models.loading import KINDS
 from tests.fixtures import (
     TO_CELEBAMASK,
     draw_faces,
+    save_parser,
     write_celebamask_official,
     write_challenge,
-    write_helen,
     write_helen_merged,
     write_lapa,
     write_list,
 )
 from tests.formula import assert_golden, indices, wave
 from tests.test_deeplab import GOLDEN, labels19
+from tests.test_resume import log_of
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import relabel as script
 from training import relabel
 from training.relabel import Rule, merge
-from utils import checkpoint
 from utils.errors import InputError
 
 FACES = draw_faces(train=3, val=2, test=1)
@@ -46,10 +48,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[LabelSet]
         parser = TinyParser(TinyConfig(), labels)
         torch.nn.init.zeros_(parser.network[-1].weight)
         parser.network[-1].bias.data = 10.0 * (torch.arange(len(labels)) == labels.names.index("nose"))
-        state = {"network": parser.network.state_dict()}
-        described = {"parser": "tiny", "labels": labels.name, "config": {"size": 32, "channels": 8}}
-        checkpoint.save(tmp_path / f"{labels.name}.pt", {"stage": "tiny", **described, "modules": state})
-        return tmp_path / f"{labels.name}.pt"
+        return save_parser(tmp_path / f"{labels.name}.pt", parser, "tiny")
 
     return write
 
@@ -93,16 +92,10 @@ def test_pixels_of_rare_labels_keep_them_and_others_may_become_rare() -> None:
 
 LAYOUTS = {
     "challenge": (write_challenge, "celebamask", CELEBAMASK, ()),
-    "official": (lambda root, faces: write_celebamask_official(root, faces), "celebamask", CELEBAMASK, ()),
-    "helen": (write_helen, "helen", HELEN, ()),
-    "merged": (lambda root, faces: write_helen_merged(root, faces, first_is_left=False), "helen", HELEN, ()),
-    "lapa": (lambda root, faces: write_lapa(root, faces, first_is_left=False), "lapa", LAPA, ()),
-    "list": (
-        lambda root, faces: write_list(root, faces, TO_CELEBAMASK),
-        "list",
-        CELEBAMASK,
-        ("--labels", "celebamask"),
-    ),
+    "official": (write_celebamask_official, "celebamask", CELEBAMASK, ()),
+    "merged": (partial(write_helen_merged, first_is_left=False), "helen", HELEN, ()),
+    "lapa": (partial(write_lapa, first_is_left=False), "lapa", LAPA, ()),
+    "list": (partial(write_list, ids=TO_CELEBAMASK), "list", CELEBAMASK, ("--labels", "celebamask")),
     "synthetic": (None, "synthetic", HELEN, ("--face-size", "48", "--max-images", "3")),
 }
 
@@ -163,19 +156,12 @@ def test_an_interrupted_call_keeps_what_is_there(tiny: Callable[[LabelSet], Path
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
-@pytest.mark.parametrize("value", ["-0.1", "1", "1.5", "nan"])
-def test_a_threshold_out_of_range_is_refused(value: str, tmp_path: Path) -> None:
-    words = ["--device", "cpu", "--out", str(tmp_path / "new")]
-    with pytest.raises(InputError, match="threshold"):
-        script.main([*words, "--threshold", value])
-    with pytest.raises(InputError, match="rare 2"):
-        script.main([*words, "--rare", "2"])
-    assert not (tmp_path / "new").exists()
-
-
 def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny: Callable[[LabelSet], Path], tmp_path: Path) -> None:
     words, weights = challenge(tmp_path), tiny(CELEBAMASK)
     before = snapshot(tmp_path / "data")
+    for option, value in (("threshold", "-0.1"), ("threshold", "1"), ("threshold", "nan"), ("rare", "2")):
+        with pytest.raises(InputError, match=option):
+            script.main([*words, f"--{option}", value, "--out", str(tmp_path / "new")])
     with pytest.raises(InputError, match="labels in helen, the data set in celebamask"):
         script.main([*words, "--checkpoint", str(tiny(HELEN)), "--out", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
@@ -229,49 +215,50 @@ def _train(folder: Path, *more: str) -> int:
     return train_deeplab.main([*data, *how, *more])
 
 
-@pytest.mark.parametrize("place", ["relabelling", "later"])
+RULE = ("--threshold", "0.05", "--rare", "0.001")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    _train(folder, *RULE, "--run-dir", str(folder / "run"))
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("place", "maps"), [("relabelling", 1), ("later", 4)])
 def test_one_command_trains_relabels_and_goes_on_however_it_is_interrupted(
-    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, place: str, maps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rule = ["--threshold", "0.05", "--rare", "0.001"]
-    _train(tmp_path, *rule, "--run-dir", str(tmp_path / "whole"))
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    maps = sorted((whole / "labels").glob("*.png"))
-    assert len(maps) == 4
+    parts, written = tmp_path / "parts", []
     assert json.loads((whole / "labels" / "relabel.json").read_text())["changed"] > 0
     assert json.loads((whole / "config.json").read_text())["self_distillation"]["after"] == 1
 
-    written, write = [], relabel._write
-
-    def interrupted(task: object) -> None:
+    def stop(task: object) -> None:
         raise KeyboardInterrupt
 
-    def write_one(path: Path, label_map: np.ndarray, labels: LabelSet) -> None:
-        written.append(path)
+    def write_one(*args: Any, write: Callable = relabel._write) -> None:
+        written.append(args)
         if len(written) > 1:
             raise KeyboardInterrupt
-        write(path, label_map, labels)
+        write(*args)
 
     with monkeypatch.context() as patch:
+        task = train_deeplab.TrainDeepLab
         if place == "relabelling":
             patch.setattr(relabel, "_write", write_one)
         else:
-            validate = train_deeplab.TrainDeepLab.validate
-            patch.setattr(
-                train_deeplab.TrainDeepLab,
-                "validate",
-                lambda task: (interrupted if task.epoch == 2 else validate)(task),
-            )
+            patch.setattr(task, "validate", lambda self, go=task.validate: (stop if self.epoch == 2 else go)(self))
         with pytest.raises(KeyboardInterrupt):
-            _train(tmp_path, *rule, "--run-dir", str(parts))
-    assert len(list((parts / "labels").glob("*.png"))) == (1 if place == "relabelling" else 4)
+            _train(tmp_path, *RULE, "--run-dir", str(parts))
+    assert len(list((parts / "labels").glob("*.png"))) == maps
     with pytest.raises(InputError, match="self_distillation"):
         _train(tmp_path, "--threshold", "0.5", "--run-dir", str(parts), "--resume")
-    _train(tmp_path, *rule, "--run-dir", str(parts), "--resume")
-    assert [path.read_bytes() for path in sorted((parts / "labels").glob("*.png"))] == [p.read_bytes() for p in maps]
-    losses = [
-        [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()] for run in (whole, parts)
-    ]
+    _train(tmp_path, *RULE, "--run-dir", str(parts), "--resume")
+    one, two = ({p.name: p.read_bytes() for p in (run / "labels").glob("*.png")} for run in (whole, parts))
+    assert one == two
+    assert len(one) == 4
+    losses = [[row["loss"] for row in log_of(run)] for run in (whole, parts)]
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 

@@ -82,8 +82,18 @@ def test_trainings_of_other_parsers_are_reported_by_the_names_of_their_folders(r
     assert text.index("| stage1 | 4 |") < text.index(line)
 
 
+def files_of(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
 def test_runs_as_reproduce_leaves_them_make_tables_and_curves(results: Path) -> None:
+    (results / "benchmark").mkdir()
+    (results / "benchmark" / "benchmark.md").write_text("# Benchmark\n")
     assert report.main(["--results", str(results)]) == 0
+    written = files_of(results)
+    assert report.main(["--results", str(results)]) == 0
+    assert files_of(results) == written  # a second report changes nothing
+    assert "[benchmark](benchmark/benchmark.md)" in (results / "README.md").read_text()
     text = (results / "README.md").read_text()
     first, second = list(reproduce.ROWS)[:2]
     assert f"| [mine-seed1](#mine-seed1) | {second} | 0.9200 | 0.8000 |" in text
@@ -106,21 +116,6 @@ def test_seeds_are_put_together_in_every_document_that_asks_for_them(results: Pa
     assert row not in (results / "README.md").read_text()  # each table has one place
     report.write_tables(results, [])
     assert row in (results / "README.md").read_text()
-
-
-def test_a_second_report_changes_nothing(results: Path) -> None:
-    written = []
-    for _ in range(2):
-        report.main(["--results", str(results)])
-        written.append({path: path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file()})
-    assert written[0] == written[1]
-
-
-def test_a_benchmark_is_linked(results: Path) -> None:
-    (results / "benchmark").mkdir()
-    (results / "benchmark" / "benchmark.md").write_text("# Benchmark\n")
-    report.write_tables(results, [])
-    assert "[benchmark](benchmark/benchmark.md)" in (results / "README.md").read_text()
 
 
 def test_scores_without_the_paper_s_groups_are_shown_by_label(results: Path) -> None:
@@ -227,28 +222,23 @@ def test_values_of_another_type_are_one_line_and_nothing_is_written(kind: str, r
     name, keys, value = WRONG[kind]
     path = next(iter(sorted(results.glob(name.replace("STN-iCNN", "*")))))
     changed(path, *keys, value=value)
-    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    before = files_of(results)
     with pytest.raises(InputError, match="lacks values, or holds others than it should") as caught:
         report.main(["--results", str(results)])
     assert "\n" not in str(caught.value)
     assert str(results) in str(caught.value)
-    assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+    assert files_of(results) == before
 
 
-def test_a_folder_in_the_place_of_the_report_is_one_line(results: Path) -> None:
+def test_folders_that_cannot_be_reported_are_refused(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused = [(tmp_path / "empty", "holds neither runs nor experiments"), (tmp_path / "nowhere", "is not a folder")]
+    for folder, told in refused:
+        with pytest.raises(InputError, match=told):
+            report.main(["--results", str(folder)])
     (results / "README.md").mkdir()
     with pytest.raises(InputError, match=r"README\.md could not be read or written \(Is a directory\)"):
         report.main(["--results", str(results)])
-
-
-def test_a_name_that_no_table_can_show_is_refused(results: Path) -> None:
     os.rename(results / "mine-seed1", os.fsencode(results) + b"/mine\xff")
     with pytest.raises(InputError, match=r"cannot be shown in a table"):
         report.main(["--results", str(results)])
-
-
-def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds neither runs nor experiments"):
-        report.main(["--results", str(tmp_path)])
-    with pytest.raises(InputError, match="is not a folder"):
-        report.main(["--results", str(tmp_path / "nowhere")])

@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from data.datasets.synthetic import draw_face
@@ -15,21 +14,9 @@ from data.loaders import Faces
 from experiments import canvases, helen68, scenes
 from faces.align import frame_of, square
 from faces.scene import Face, Scene
-from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from tests.test_evaluate import save_parser
 from utils.errors import InputError
 
 TO_NINE = HELEN.map_to(NINE)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that has learnt nothing."""
-    torch.manual_seed(0)
-    model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, window_margin=1.6))
-    path = tmp_path_factory.mktemp("weights") / "best.pt"
-    save_parser(path, model, model.networks, "end2end")
-    return path
 
 
 def a_face(number: int, size: int = 256) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:

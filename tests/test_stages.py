@@ -12,6 +12,7 @@ import train_stage1
 import train_stage2
 from models.loading import load_parser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.fixtures import save_parser
 from utils import checkpoint, files
 from utils.errors import InputError
 
@@ -59,7 +60,12 @@ def tiny_best(tiny_options: list[str]) -> list[str]:
     return [*tiny_options, "--recipe", "best", "--batch-size", "2", "--max-images", "2", *SMALL_CROPS]
 
 
-def test_checkpoints_hold_the_parser_its_stage_its_config_and_its_networks(runs: dict[str, Path]) -> None:
+def test_checkpoints_logs_and_folders_tell_what_was_trained_from_what(runs: dict[str, Path]) -> None:
+    best = {stage: files.sha256(run_dir / "best.pt") for stage, run_dir in runs.items()}
+    sources = {
+        "cropper": {"init_from": best["stage1"]},
+        "end2end": {"init_from_cropper": best["cropper"], "init_from_stage2": best["stage2"]},
+    }
     for stage, run_dir in runs.items():
         for name in ("last.pt", "best.pt"):
             state = checkpoint.load(run_dir / name, (stage,))
@@ -68,65 +74,25 @@ def test_checkpoints_hold_the_parser_its_stage_its_config_and_its_networks(runs:
             assert state["modules"].keys() == NETWORKS[stage]
             assert all(len(weights) > 10 for weights in state["modules"].values())
             assert ("optimizer" in state) == (name == "last.pt")
-
-
-def test_every_run_records_the_files_that_it_started_from(runs: dict[str, Path]) -> None:
-    best = {stage: files.sha256(run_dir / "best.pt") for stage, run_dir in runs.items()}
-    sources = {
-        "stage1": {},
-        "cropper": {"init_from": best["stage1"]},
-        "stage2": {},
-        "end2end": {"init_from_cropper": best["cropper"], "init_from_stage2": best["stage2"]},
-    }
-    for stage, run_dir in runs.items():
-        assert checkpoint.load(run_dir / "best.pt")["started_from"] == sources[stage]
-        assert json.loads((run_dir / "config.json").read_text())["started_from"] == sources[stage]
-
-
-def test_the_log_has_one_line_for_each_epoch(runs: dict[str, Path]) -> None:
-    for stage, run_dir in runs.items():
+            assert state["started_from"] == sources.get(stage, {})
+        config = json.loads((run_dir / "config.json").read_text())
+        assert (config["stage"], config["seed"], config["dataset"]) == (stage, 3, "helen")
+        assert config["started_from"] == sources.get(stage, {})
+        assert config["recipe"]["optimisation"]["epochs"] == 1
+        assert config["environment"]["git"]
+        assert config["environment"]["torch"] == torch.__version__
+        (events,) = (run_dir / "tensorboard").glob("events.out.tfevents.*")
+        assert all(word in events.read_bytes() for word in (b"faces", b"val_s"))
+        names = {path.name for path in run_dir.iterdir()}
+        assert names == {"best.pt", "last.pt", "config.json", "log.jsonl", "tensorboard"}
         (row,) = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
         assert row["epoch"] == 0
         assert {"loss", "lr", "train_s", "val_s"} | SCORES[stage] <= row.keys()
         assert all(value >= 0 for value in row.values())
-
-
-def test_end_to_end_logs_each_loss_that_its_recipe_has(runs: dict[str, Path]) -> None:
-    (row,) = [json.loads(line) for line in (runs["end2end"] / "log.jsonl").read_text().splitlines()]
-    recipe = json.loads((runs["end2end"] / "config.json").read_text())["recipe"]
-    if recipe["coarse_weight"] > 0:
+    if config["recipe"]["coarse_weight"] > 0:  # end to end: each loss that its recipe has
         assert row["loss"] == pytest.approx(row["parts"] + row["coarse"] + row["theta"], rel=1e-5)
     else:
         assert not {"parts", "coarse", "theta"} & row.keys()  # the part loss is all there is: it is the loss
-
-
-def test_the_run_folder_holds_config_seed_environment_and_tensorboard_events(runs: dict[str, Path]) -> None:
-    for stage, run_dir in runs.items():
-        config = json.loads((run_dir / "config.json").read_text())
-        assert (config["stage"], config["seed"], config["dataset"]) == (stage, 3, "helen")
-        assert config["recipe"]["optimisation"]["epochs"] == 1
-        assert config["environment"]["git"]
-        assert config["environment"]["torch"] == torch.__version__
-        events = list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
-        assert len(events) == 1
-        assert b"faces" in events[0].read_bytes()
-        assert b"val_s" in events[0].read_bytes()
-        assert {path.name for path in run_dir.iterdir()} == {
-            "best.pt",
-            "last.pt",
-            "config.json",
-            "log.jsonl",
-            "tensorboard",
-        }
-
-
-def save_untrained(path: Path, stage: str, config: STNiCNNConfig, networks: tuple[str, ...]) -> Path:
-    """A checkpoint of a stage with random weights."""
-    model = STNiCNN(config)
-    modules = {name: getattr(model, name).state_dict() for name in networks}
-    about = {"parser": model.kind, "labels": model.labels.name, "config": vars(config)}
-    checkpoint.save(path, {"stage": stage, **about, "modules": modules})
-    return path
 
 
 def moved(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
@@ -155,8 +121,8 @@ def test_best_checkpoints_become_a_parser_that_labels_photos(runs: dict[str, Pat
 @pytest.mark.parametrize("localizer", ["resnet18", "released"])
 def test_the_other_localizers_train_and_are_remembered(localizer: str, tiny_best: list[str], tmp_path: Path) -> None:
     config = STNiCNNConfig(window_margin=1.6, window_aspect=0.5, crop_size=17)
-    stage1 = save_untrained(tmp_path / "stage1.pt", "stage1", config, ("coarse",))
-    stage2 = save_untrained(tmp_path / "stage2.pt", "stage2", config, ("parts",))
+    stage1 = save_parser(tmp_path / "stage1.pt", STNiCNN(config), "stage1", ("coarse",))
+    stage2 = save_parser(tmp_path / "stage2.pt", STNiCNN(config), "stage2", ("parts",))
     options = [*tiny_best, "--localizer", localizer, "--init-from", str(stage1)]
     run_dir = train("cropper", options, tmp_path / "run")
     assert checkpoint.load(run_dir / "best.pt")["config"]["localizer"] == localizer
@@ -186,21 +152,16 @@ def test_the_cropper_trains_a_localizer_further_where_it_starts_from_one(
 
 
 def test_a_localizer_that_is_trained_further_keeps_its_kind_of_windows(tiny_best: list[str], tmp_path: Path) -> None:
-    config = STNiCNNConfig(coarse_size=48, crop_size=33, window_margin=2.0, window_aspect=0.7)
-    begun = save_untrained(tmp_path / "begun.pt", "cropper", config, ("coarse", "localizer"))
+    begun, kept = tmp_path / "begun.pt", {"coarse_size": 48, "crop_size": 33}
+    config = STNiCNNConfig(**kept, window_margin=2.0, window_aspect=0.7)
+    save_parser(begun, STNiCNN(config), "cropper", ("coarse", "localizer"))
     run_dir = train("cropper", tiny_best, tmp_path / "run", "--init-from", str(begun))
     trained = checkpoint.load(run_dir / "best.pt")["config"]
     assert (trained["window_margin"], trained["window_aspect"], trained["crop_size"]) == (2.0, 0.7, 17)
-
-
-def test_fixed_windows_of_another_size_are_refused_for_a_localizer_that_is_trained_further(
-    tiny_best: list[str], tmp_path: Path
-) -> None:
-    config = STNiCNNConfig(coarse_size=48, crop_size=33)
-    begun = save_untrained(tmp_path / "begun.pt", "cropper", config, ("coarse", "localizer"))
+    save_parser(begun, STNiCNN(STNiCNNConfig(**kept)), "cropper", ("coarse", "localizer"))  # fixed windows
     with pytest.raises(InputError, match=r"--crop-size 17: .* places windows of 33 photo pixels; leave the option out"):
-        train("cropper", tiny_best, tmp_path / "run", "--init-from", str(begun))
-    assert not (tmp_path / "run").exists()
+        train("cropper", tiny_best, tmp_path / "other", "--init-from", str(begun))
+    assert not (tmp_path / "other").exists()
 
 
 def test_bfloat16_and_worker_processes_train_too(tiny_options: list[str], tmp_path: Path) -> None:

@@ -20,19 +20,14 @@ def centre_x(labels: np.ndarray, label: int) -> float | None:
     return float(columns.mean()) if len(columns) >= 4 else None
 
 
-def test_the_same_seed_and_index_give_the_same_face():
-    photo, labels = draw_face(5, 11, 96)
-    again, labels_again = draw_face(5, 11, 96)
-    assert np.array_equal(photo, again)
-    assert np.array_equal(labels, labels_again)
+def test_seed_and_index_and_nothing_else_decide_on_the_face():
+    face = draw_face(5, 11, 96)
+    assert all(np.array_equal(one, two) for one, two in zip(face, draw_face(5, 11, 96), strict=True))
+    for other in ((6, 11), (5, 12)):
+        assert not np.array_equal(face[1], draw_face(*other, 96)[1])
 
 
-@pytest.mark.parametrize(("seed", "index"), [(6, 11), (5, 12)])
-def test_another_seed_or_index_gives_another_face(seed, index):
-    assert not np.array_equal(draw_face(5, 11, 96)[1], draw_face(seed, index, 96)[1])
-
-
-@pytest.mark.parametrize("size", [16, 65, 128, 400])
+@pytest.mark.parametrize("size", [16, 65, 400])
 def test_photo_and_labels_have_the_size_asked_for(size):
     photo, labels = draw_face(0, 1, size)
     assert photo.shape == (size, size, 3)
@@ -58,7 +53,7 @@ def test_every_label_appears_in_a_good_part_of_the_faces(faces):
 
 
 def test_every_part_is_missing_from_some_face():
-    labels = [draw_face(8, i, 48)[1] for i in range(200)]
+    labels = [draw_face(8, i, 32)[1] for i in range(200)]
     for label in range(2, 10):
         assert any(not (each == label).any() for each in labels), label
 
@@ -150,22 +145,15 @@ def test_colour_alone_does_not_find_the_parts():
         assert 2 * hits / (found + there) < 0.3
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: draw_face(-1, 0),
-        lambda: draw_face(0, -1),
-        lambda: draw_face(0, 0, 8),
-        lambda: draw_face(0, 0, 5000),
-        lambda: sample_names("dev", 3),
-        lambda: sample_names("train", 0),
-        lambda: sample_names("train", 1_000_001),
-        lambda: draw_named("train_1"),
-        lambda: draw_named("dev_000001"),
-        lambda: draw_named("train_-00001"),
-    ],
-)
-def test_bad_arguments_are_told_in_one_line(call):
+WRONG = {
+    draw_face: ((-1, 0), (0, -1), (0, 0, 8), (0, 0, 5000)),
+    sample_names: (("dev", 3), ("train", 0), ("train", 1_000_001)),
+    draw_named: (("train_1",), ("dev_000001",), ("train_-00001",)),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), [(call, words) for call, cases in WRONG.items() for words in cases])
+def test_bad_arguments_are_told_in_one_line(call, words):
     with pytest.raises(InputError) as caught:
-        call()
+        call(*words)
     assert "\n" not in str(caught.value)

@@ -1,8 +1,14 @@
 """Videos: faces followed over the frames, frames without a face, files that are no videos, interruptions."""
 
+import json
+import os
 import struct
+from contextlib import ExitStack
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -11,10 +17,12 @@ import torch
 
 import predict
 from data.images import read_labels
+from data.labels import NINE
 from faces import video
 from faces.detect import Detection, Detector
-from faces.scene import SceneParser
+from faces.scene import SceneParser, compose_scene
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
+from tests import damage
 from utils.errors import InputError
 from utils.runtime import run_main
 
@@ -36,17 +44,31 @@ def moving_face(count: int) -> list[np.ndarray]:
     return frames
 
 
-def save_video(path: Path, frames: list[np.ndarray]) -> Path:
-    writer = cv2.VideoWriter(str(path), video.CODEC, 12.5, frames[0].shape[1::-1])
-    for frame in frames:
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
+def save_video(path: Path, frames: list[np.ndarray], times: list[float] | None = None, sound: str = "") -> Path:
+    """Times: in seconds, by default 12.5 frames a second. sound: the codec of a second of 440 Hz."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=Fraction(25, 2), options={"crf": "10", "bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv444p"  # takes odd sides too
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        if sound:
+            speaker = output.add_stream(sound, rate=48_000, layout="mono")
+            wave = np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000)
+            tone = av.AudioFrame.from_ndarray((wave * 9000).astype(np.int16)[None], "s16", "mono")
+            tone.rate, tone.pts = 48_000, 0
+            output.mux([*speaker.encode(tone), *speaker.encode(None)])
+        for k, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image)
+            frame.pts, frame.time_base = round(1000 * (times[k] if times else k / 12.5)), Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
     return path
 
 
-def open_video(path: Path) -> tuple[float, list[np.ndarray]]:
-    capture = cv2.VideoCapture(str(path))
-    return capture.get(cv2.CAP_PROP_FPS), list(video.read_frames(capture))
+def open_video(path: Path) -> tuple[list[float], list[np.ndarray]]:
+    """The times and the frames."""
+    with ExitStack() as stack:
+        frames = list(video.read_frames(stack.enter_context(video.open_video(path, stack))))
+    return [frame.time for frame in frames], [frame.image_HW3 for frame in frames]
 
 
 def test_a_video_gives_a_video_with_labels_and_a_label_map_for_each_frame(tmp_path, capsys):
@@ -55,8 +77,13 @@ def test_a_video_gives_a_video_with_labels_and_a_label_map_for_each_frame(tmp_pa
     out = ["--out", str(tmp_path / "out"), "--device", "cpu", "--amp", "off"]
     assert predict.main([str(tmp_path / "clip.mp4"), "--frame-labels", *out]) == 0
     assert "7 frames, 5 with faces" in capsys.readouterr().out
-    rate, shown = open_video(tmp_path / "out" / "clip_overlay.mp4")
-    assert (rate, len(shown)) == (12.5, 7)
+    times, shown = open_video(tmp_path / "out" / "clip_overlay.mp4")
+    assert times == pytest.approx(np.arange(7) / 12.5)
+    found = json.loads((tmp_path / "out" / "clip_frames.json").read_text())
+    assert [(frame["time"], len(frame["faces"])) for frame in found["frames"]] == [
+        *((time, 1) for time in times[:5]),
+        *((time, 0) for time in times[5:]),
+    ]
     maps = [read_labels(tmp_path / "out" / "clip_labels" / f"{number:06d}.png") for number in range(1, 8)]
     centres = [np.argwhere(labels == 5).mean(0)[1] for labels in maps[:5]]
     assert np.diff(centres) == pytest.approx(6, abs=2.5)  # the nose moves as the face does
@@ -126,11 +153,11 @@ def test_files_that_are_no_videos_are_one_line(scenes, tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     save_video(tmp_path / "short.mp4", moving_face(2))
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "short.mp4").read_bytes()[:300])
-    for name, line in (("text", "is no MP4, MOV"), ("empty", "is no MP4, MOV"), ("cut", "that OpenCV can read")):
+    for name, line in (("text", "is no MP4, MOV"), ("empty", "is no MP4, MOV"), ("cut", "that FFmpeg can read")):
         with pytest.raises(InputError, match=rf"{name}\.mp4 .*{line}"):
-            video.parse_video(scenes, tmp_path / f"{name}.mp4", tmp_path / "out.mp4")
+            video.parse_video(scenes, tmp_path / f"{name}.mp4", {"video": tmp_path / "out.mp4"})
     with pytest.raises(InputError, match="no such video"):
-        video.parse_video(scenes, tmp_path / "none.mp4", tmp_path / "out.mp4")
+        video.parse_video(scenes, tmp_path / "none.mp4", {"video": tmp_path / "out.mp4"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.mp4", "empty.mp4", "short.mp4", "text.mp4"]
 
 
@@ -140,7 +167,7 @@ def test_bad_videos_are_listed_and_the_rest_goes_on(tmp_path, capsys):
     argv = [str(tmp_path / "bad.mp4"), str(tmp_path / "good.mp4"), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert predict.main(argv) == 1
     assert capsys.readouterr().err.count("failed: ") == 1
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good_overlay.mp4"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"good_overlay.mp4", "good_frames.json"}
     with pytest.raises(InputError, match=r"--faces none: the faces of .* have to be found"):
         predict.main([*argv, "--faces", "none"])
 
@@ -152,21 +179,103 @@ def test_a_video_is_never_replaced_by_its_result(tmp_path):
         predict.main([str(tmp_path), "--out", str(tmp_path), "--device", "cpu", "--overwrite"])
 
 
-def test_ctrl_c_leaves_a_video_that_plays(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def faceless(monkeypatch) -> None:
+    """No frame shows a face, which takes no time to find."""
+
+    def parse_frames(scenes, frames):
+        for frame in frames:
+            size = frame.image_HW3.shape[:2]
+            yield frame, compose_scene(NINE, size, [], [], [])
+
+    monkeypatch.setattr(video, "parse_frames", parse_frames)
+
+
+def call(*words: object) -> int:
+    return run_main(lambda: predict.main([str(word) for word in (*words, "--device", "cpu")]), predict.INTERRUPTED)
+
+
+def test_ctrl_c_leaves_the_first_frames_beside_where_nothing_older_is(tmp_path, monkeypatch, faceless, capsys):
     save_video(tmp_path / "clip.mp4", moving_face(5))
-    parse, seen = video.parse_frames, []
+    parse, out = video.parse_frames, tmp_path / "out"
 
     def interrupted(scenes, frames):
-        for item in parse(scenes, frames):
-            if len(seen) == 3:
-                raise KeyboardInterrupt
-            seen.append(item)
-            yield item
+        yield from islice(parse(scenes, frames), 3)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(video, "parse_frames", interrupted)
-    argv = [str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert run_main(lambda: predict.main(argv), predict.INTERRUPTED) == 130
-    told = capsys.readouterr().err
-    assert "clip_overlay.mp4 ends after 3 frames; parse it again for all of them" in told
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip_overlay.mp4"]
-    assert len(open_video(tmp_path / "out" / "clip_overlay.mp4")[1]) == 3
+    for overwrite in ([], ["--overwrite"]):  # the second time, the older whole one stays
+        before = {path.name: path.read_bytes() for path in out.glob("*")}
+        with monkeypatch.context() as patch:
+            patch.setattr(video, "parse_frames", interrupted)
+            assert call(tmp_path / "clip.mp4", "--out", out, *overwrite) == 130
+        if not overwrite:
+            assert "clip_overlay_part.mp4 holds the first 3 frames" in capsys.readouterr().err
+            assert len(open_video(out / "clip_overlay_part.mp4")[1]) == 3
+            assert call(tmp_path / "clip.mp4", "--out", out) == 0  # anew
+            assert {path.name for path in out.iterdir()} == {"clip_overlay.mp4", "clip_frames.json"}
+            assert len(open_video(out / "clip_overlay.mp4")[1]) == 5
+        else:
+            assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "size", "kept"),
+    [
+        ("12-30:05.mp4", "aac", (241, 321), "aac"),
+        ("a,b.mkv", "libopus", (64, 48), "opus"),
+        (os.fsdecode(b"caf\xe9.mov"), "pcm_s16le", (16, 15), "aac"),
+        ("tiny.mkv", "", (1, 1), None),
+    ],
+)
+def test_times_sound_and_every_row_are_kept_under_any_name(tmp_path, faceless, name, sound, size, kept):
+    times, frames = [0.0, 0.04, 0.5, 2.9, 3.97], [np.full((*size, 3), 40 * k, np.uint8) for k in range(5)]
+    for image in frames:
+        image[-1] = 250  # the last row
+    os.replace(save_video(tmp_path / f"made{Path(name).suffix}", frames, times, sound), tmp_path / name)
+    assert call(tmp_path / name, "--out", tmp_path / "out") == 0
+    target = tmp_path / "out" / f"{Path(name).stem}_overlay.mp4"
+    found, shown = open_video(target)
+    assert found == pytest.approx(times, abs=0.01)  # Opus begins a little before the pictures
+    height, width = size
+    assert np.abs(np.array(shown, int)[:, :height, :width] - frames).max() < 25
+    assert shown[0].shape == (height + height % 2, width + width % 2, 3)
+    with open(target, "rb") as file, av.open(file) as container:
+        assert container.duration / 1e6 == pytest.approx(4.05, abs=0.02)  # the last frame lasts .08 s
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert [stream.codec_context.name for stream in container.streams.audio] == [kept] * (kept is not None)
+        if kept:
+            rate = container.streams.audio[0].rate
+            wave = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+            assert np.abs(np.fft.rfft(wave)).argmax() * rate / len(wave) == pytest.approx(440, abs=2)
+            assert len(wave) / rate == pytest.approx(1, abs=0.06)
+
+
+def test_a_new_run_removes_the_maps_of_a_longer_one_and_a_failed_one_nothing(tmp_path, faceless, capsys):
+    out = tmp_path / "out"
+    noise = list(np.random.default_rng(0).integers(0, 256, (6, 240, 320, 3), np.uint8))
+    for frames in (noise, noise[:4]):
+        save_video(tmp_path / "clip.mp4", frames)
+        assert call(tmp_path / "clip.mp4", "--out", out, "--frame-labels", "--overwrite") == 0
+        assert len(list((out / "clip_labels").iterdir())) == len(frames)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with damage.little_room(100_000):
+        assert call(tmp_path / "clip.mp4", "--out", out, "--frame-labels", "--overwrite") == 2
+    assert "clip.mp4: its results could not be written (File too large)" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("options", [["--probabilities"], ["--coloured", "colours"]])
+def test_what_only_photos_have_is_refused_for_videos(tmp_path, options, capsys):
+    save_video(tmp_path / "clip.mp4", moving_face(1))
+    assert call(tmp_path / "clip.mp4", *options) == 2
+    assert f"{options[0]} is for photos, and {tmp_path / 'clip.mp4'} is a video" in capsys.readouterr().err
+
+
+def test_photos_and_videos_of_one_name_each_get_their_results(tmp_path, faceless):
+    save_video(tmp_path / "a.mp4", moving_face(1))
+    save_video(tmp_path / "a.mov", moving_face(1))
+    for name in ("a.png", "p.png"):
+        cv2.imwrite(str(tmp_path / name), moving_face(1)[0])
+    assert call(tmp_path, "--out", tmp_path / "out", "--no-overlay") == 0
+    names = {"a.png", "a_faces.json", "p.png", "p_faces.json", "a.mp4_frames.json", "a.mov_frames.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names

@@ -115,23 +115,14 @@ def averaged(photo: np.ndarray, size: int) -> Tensor:
     return torch.from_numpy(cv2.resize(photo.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) / 255)
 
 
-@pytest.mark.parametrize("size", [129, 200, 300, 473, 512])
+@pytest.mark.parametrize("size", [129, 300, 512])
 def test_above_128_the_full_resolution_photo_is_averaged_over_areas(fine: Batch, size: int) -> None:
     for photo_3SS, own in zip(View(fine).photo(size), FINE_SIZES, strict=True):
         expected_SS3 = averaged(stripes(*own), size)
         torch.testing.assert_close(photo_3SS.permute(1, 2, 0), expected_SS3, rtol=0, atol=1e-4)
 
 
-def test_fine_stripes_survive_where_there_are_samples_for_them_and_turn_grey_where_there_are_not(fine: Batch) -> None:
-    contrast = {size: View(fine).photo(size)[0, :2].std((1, 2)) for size in (128, 129, 300, 473, 512)}
-    assert (contrast[512] > 0.39).all()  # of 0.39 in the photo
-    assert (contrast[473] > 0.3).all()
-    assert (contrast[300] > 0.2).all()
-    assert (contrast[129] < 0.01).all()  # a stripe of dark and one of bright in each sample
-    assert (contrast[128] < 0.01).all()
-
-
-@pytest.mark.parametrize("size", [129, 300, 473, 512, 640, 700, 1024])
+@pytest.mark.parametrize("size", [129, 473, 640, 1024])
 def test_a_draw_that_changes_nothing_shows_the_full_resolution_photo_as_evaluation_sees_it(
     fine: Batch, size: int
 ) -> None:
@@ -147,15 +138,6 @@ def test_a_draw_shows_area_averages_of_the_augmented_photo_without_alias(fine: B
         aliased_SS3 = torch.from_numpy(cv2.resize(rendered, (size, size), interpolation=cv2.INTER_NEAREST) / 255)
         assert (view.photo(size)[b].permute(1, 2, 0) - expected_SS3).abs().mean() < 0.06
         assert (aliased_SS3 - expected_SS3).abs().mean() > 0.12
-
-
-@pytest.mark.parametrize("own", [(300, 100), (100, 300)])
-def test_each_side_of_a_photo_is_averaged_or_enlarged_by_its_own_length(own: tuple[int, int]) -> None:
-    photo = stripes(*own, period=2)
-    shown_13SS = View(batch_of([(photo, np.zeros(own, np.uint8))])).photo(150)
-    along = 0 if own[1] > own[0] else 1  # stripes across the longer side, two in each sample
-    assert shown_13SS[0, along].std() < 1e-3
-    assert shown_13SS[0, 1 - along].std() > 0.2
 
 
 def of_the_thumbs(batch: Batch, affine_B33: Tensor | None, size: int) -> Tensor:
@@ -185,7 +167,7 @@ def test_up_to_128_the_photo_comes_from_the_cached_256_bit_for_bit(size: int) ->
     assert torch.equal(view.photo(size), of_the_thumbs(batch, view.draw.affine_B33, size))
 
 
-@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("size", [32, 128])
 def test_drawing_nothing_shows_the_face_as_it_is(size: int) -> None:
     batch = make_batch()
     view, plain, theta_BP23 = NO_AUGMENTATION.view(batch), View(batch), windows_in(batch)
@@ -207,7 +189,7 @@ def test_whole_labels_are_those_of_the_nearest_pixels() -> None:
         assert agree.mean() > 0.98  # half-way pixels may go either way
 
 
-@pytest.mark.parametrize("block", range(5))
+@pytest.mark.parametrize("block", range(2))
 def test_parts_are_where_the_augmented_photo_shows_them(block: int) -> None:
     batch, size = make_batch(20, 20 * block), 256
     view = ANY.view(batch)
@@ -250,39 +232,8 @@ def test_a_mirror_swaps_sides() -> None:
     assert (centres_BP2[:, 0, 0] < centres_BP2[:, 1, 0]).all()  # brow1 stays on the image's left
 
 
-def test_labels_swap_sides_in_the_mirrored_faces_alone() -> None:
-    batch = make_batch(20)
-    view = Augmentation(mirror=0.5).view(batch)
-    theta_BP23 = windows_in(batch, 61)
-    seen_BPSS, plain_BPSS = view.crop_labels(theta_BP23, 61), View(batch).crop_labels(theta_BP23, 61)
-    mirrored_B = view.draw.mirrored_B
-    assert 0 < mirrored_B.sum() < 20
-    assert torch.equal(seen_BPSS[~mirrored_B], plain_BPSS[~mirrored_B])
-    flipped_BHW = torch.zeros_like(batch.labels_BHW)
-    for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
-        flipped_BHW[b, :height, :width] = batch.labels_BHW[b, :height, :width].flip(-1)
-    lut = torch.tensor(NINE.mirror, dtype=torch.uint8)
-    expected_BPSS = lut[crop_labels(flipped_BHW, theta_BP23, 61, batch.sizes_B2).long()]
-    assert torch.equal(seen_BPSS[mirrored_B], expected_BPSS[mirrored_B])
-    assert expected_BPSS.unique().tolist() == list(range(9))
-
-
-def test_extents_turn_as_those_of_ellipses_do() -> None:
-    batch = make_batch()
-    view = Augmentation(rotation=40).view(batch)
-    extents_BP2 = view.parts().extents_BP2
-    radians = torch.linspace(0, 2 * torch.pi, 10_001, dtype=torch.float64)
-    for b, turn_33 in enumerate(view.draw.affine_B33.double().inverse()):
-        wide, high = batch.extents_BP2[b, 0].tolist()
-        ellipse_2N = torch.stack([wide / 2 * radians.cos(), high / 2 * radians.sin()])
-        turned_2N = turn_33[:2, :2] @ ellipse_2N
-        extent_2 = turned_2N.amax(1) - turned_2N.amin(1)
-        torch.testing.assert_close(extents_BP2[b, 0].double(), extent_2, rtol=1e-4, atol=1e-3)
-
-
 def test_stretch_changes_the_shape_of_half_of_the_faces_and_the_size_of_none() -> None:
-    batch = make_batch(100)
-    view = Augmentation(stretch=0.5).view(batch)
+    view = Augmentation(stretch=0.5).view(make_batch(100))
     affine_B33 = view.draw.affine_B33
     assert torch.equal(affine_B33[:, 0, 1], torch.zeros(100))
     torch.testing.assert_close(zoom(view), torch.ones(100))
@@ -290,28 +241,24 @@ def test_stretch_changes_the_shape_of_half_of_the_faces_and_the_size_of_none() -
     assert 35 < (shape_B.abs() < 1e-6).sum() < 65
     assert 0.4 < shape_B.max() <= 0.5
     assert -0.5 <= shape_B.min() < -0.4
-    stretched_B1 = (view.parts().extents_BP2 / batch.extents_BP2)[:, :1].log()
-    torch.testing.assert_close(stretched_B1[..., 0] - stretched_B1[..., 1], shape_B[:, None], rtol=0, atol=1e-4)
 
 
-def test_scale_makes_the_face_larger_about_the_middle() -> None:
-    batch = make_batch()
-    centres_BP2, extents_BP2, _ = Augmentation(scale=(1.25, 1.25)).view(batch).parts()
-    middle_B12 = (batch.sizes_B2.flip(-1).float() - 1)[:, None] / 2
-    torch.testing.assert_close(centres_BP2 - middle_B12, 1.25 * (batch.centres_BP2 - middle_B12), rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(extents_BP2, 1.25 * batch.extents_BP2)
-
-
-def test_rotation_keeps_distances_from_the_middle_and_stays_in_range() -> None:
+def test_turned_and_enlarged_faces_keep_their_proportions_and_stay_in_range() -> None:
     batch = make_batch(200)
-    centres_BP2 = Augmentation(rotation=15).view(batch).parts().centres_BP2
+    view = Augmentation(rotation=40, scale=(0.8, 1.25)).view(batch)
+    centres_BP2, extents_BP2, _ = view.parts()
     middle_B12 = (batch.sizes_B2.flip(-1).float() - 1)[:, None] / 2
     before, after = (torch.view_as_complex((c - middle_B12).contiguous()) for c in (batch.centres_BP2, centres_BP2))
-    torch.testing.assert_close(after.abs(), before.abs(), rtol=1e-4, atol=1e-3)
+    zoom_BP = zoom(view)[:, None].expand(-1, 6)
+    torch.testing.assert_close(after.abs() / before.abs(), zoom_BP, rtol=1e-4, atol=1e-3)
     degrees_BP = (after / before).angle().rad2deg()
     torch.testing.assert_close(degrees_BP, degrees_BP[:, :1].expand(-1, 6), rtol=0, atol=0.02)
-    assert 13 < degrees_BP.max() < 15.01
-    assert -15.01 < degrees_BP.min() < -13
+    for values, least, most in ((degrees_BP, -40, 40), (zoom_BP, 0.8, 1.25)):
+        assert least - 0.01 < values.min() < least + 0.05 * (most - least)
+        assert most - 0.05 * (most - least) < values.max() < most + 0.01
+    ellipse_2N = torch.stack([(turn := torch.linspace(0, 2 * torch.pi, 1001)).cos(), turn.sin()])
+    turned_BP2N = view.draw.affine_B33.inverse()[:, None, :2, :2] @ (batch.extents_BP2[..., None] * ellipse_2N)
+    torch.testing.assert_close(extents_BP2, turned_BP2N.amax(-1), rtol=1e-3, atol=1e-2)
 
 
 def test_parts_whose_centre_leaves_the_photo_count_as_missing() -> None:
@@ -385,21 +332,13 @@ def test_crops_of_a_view_equal_crops_of_the_augmented_photo() -> None:
         assert (expected_PSS > 0).float().mean() > 0.05
 
 
-@pytest.mark.parametrize("augmentation", [None, replace(ANY, blur=1.0, tone=0.2)])
+@pytest.mark.parametrize("augmentation", [None, replace(ANY, blur=1.0, tone=0.2, noise=0.02)])
 def test_crops_are_differentiable_in_theta(augmentation: Augmentation | None) -> None:
     photo = np.random.default_rng(0).integers(100, 150, (1, 160, 200, 3))  # tone clips nothing
     batch = with_photos(make_batch(2), photo)
     view = View(batch) if augmentation is None else augmentation.view(batch)
     theta_BP23 = (windows_in(batch, 7.3) + 0.003).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda theta: view.crops(theta, 4), theta_BP23, eps=1e-7, atol=1e-3)
-
-
-def test_noise_leaves_theta_its_gradient() -> None:
-    batch = make_batch(2)
-    theta_BP23 = target_theta(View(batch).parts(), batch.sizes_B2, Windows(33, 1.6, 1.0)).requires_grad_()
-    Augmentation(noise=0.05, tone=0.8).view(batch).crops(theta_BP23, 33).mean().backward()
-    assert theta_BP23.grad.isfinite().all()
-    assert theta_BP23.grad.abs().amax((0, 2, 3)).min() > 0
 
 
 def test_noise_and_tone_touch_the_photo_alone_and_stay_in_range() -> None:
@@ -423,7 +362,7 @@ def test_noise_has_the_deviation_that_was_drawn_and_is_each_face_s_own() -> None
     noise_BN = (view.crops(windows_in(batch), 40) - 128 / 255).flatten(1)
     torch.testing.assert_close(noise_BN.std(1), view.draw.noise_B, rtol=0.03, atol=1e-4)
     assert (torch.corrcoef(noise_BN) - torch.eye(6)).abs().max() < 0.1  # each face has noise of its own
-    assert view.draw.noise_B.max() <= 0.1
+    assert 0 < view.draw.noise_B.min() <= view.draw.noise_B.max() <= 0.1  # every face has some
 
 
 def test_without_a_draw_crops_are_those_of_the_photo() -> None:
@@ -451,20 +390,11 @@ def test_windows_jitter_by_a_share_of_their_side_from_the_face_s_own_key() -> No
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"rotation": -1},
-        {"scale": (0, 1)},
-        {"scale": (1.2, 0.8)},
-        {"scale": (1, math.inf)},
-        {"folds": 3},
-        {"mirror": 5},
-        {"tone": 1.5},
-        {"noise": math.nan},
-    ],
+    [("rotation", -1), ("scale", (0, 1)), ("scale", (1.2, 0.8)), ("folds", 3), ("mirror", 5), ("noise", math.nan)],
 )
-def test_ranges_that_make_no_sense_are_refused(wrong: dict) -> None:
+def test_ranges_that_make_no_sense_are_refused(wrong: tuple) -> None:
     with pytest.raises(ValueError, match="out of range"):
-        Augmentation(**wrong)
+        Augmentation(**dict([wrong]))
 
 
 @pytest.mark.parametrize("augmentation", [NO_AUGMENTATION, ANY])
@@ -497,19 +427,11 @@ def test_blur_is_torchvisions_and_leaves_half_of_the_faces_sharp() -> None:
         torch.testing.assert_close(blurred_BP3SS[b, ..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4])
 
 
-def test_with_subsets_faces_get_any_number_of_operations_in_one_pass_too() -> None:
-    view = Augmentation(rotation=15, shift=0.2, scale=(0.8, 1.2), noise=0.05, subsets=True).view(make_batch(100))
-    turned_B = view.draw.affine_B33[:, 0, 1].abs() > 1e-6
-    shares = torch.stack([turned_B, (zoom(view) - 1).abs() > 1e-5, view.draw.noise_B > 0], 1).float().mean(0)
-    assert ((shares > 0.35) & (shares < 0.65)).all()
-    assert Augmentation(noise=0.05).view(make_batch(100)).draw.noise_B.gt(0).all()
-
-
 def test_a_batch_of_a_label_set_without_the_six_parts_has_none_and_is_seen_all_the_same() -> None:
     two = LabelSet("two", ("background", "face"), ((0, 0, 0), (255, 255, 255)))
     batch = batch_of([(photo, (labels > 0).astype(np.uint8)) for photo, labels in [blob_face(*SIZES[0])] * 2], two)
     assert batch.centres_BP2.shape == (2, 0, 2)
-    view = ANY.view(batch)
+    view = replace(ANY, mirror=1).view(batch)
     assert view.photo(32).shape == (2, 3, 32, 32)
-    assert view.label_map(32).unique().tolist() == [0, 1]
+    assert view.label_map(32).unique().tolist() == [0, 1]  # of this set's mirror
     assert [tuple(values.shape) for values in view.parts()] == [(2, 0, 2), (2, 0, 2), (2, 0)]

@@ -32,7 +32,7 @@ def real_faces(count: int = 12) -> Parts:
     return Parts(*(torch.from_numpy(values[whole]) for values in (centres, extents, present)))
 
 
-@pytest.mark.parametrize("missing", [(0,), (4,), (5,), (0, 1), (2, 3), (0, 1, 2, 3), (1, 3, 4, 5)])
+@pytest.mark.parametrize("missing", [(4,), (0, 1), (0, 1, 2, 3), (1, 3, 4, 5)])
 @pytest.mark.parametrize(("scale", "degrees", "x", "y"), [(50, 0, 80, 100), (70, 25, 60, 120), (30, -160, 10, 5)])
 def test_a_turned_and_enlarged_layout_is_completed_exactly(
     missing: tuple[int, ...], scale: float, degrees: float, x: float, y: float
