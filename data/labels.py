@@ -150,7 +150,7 @@ _RGB = {
     "eye2": (0, 90, 255),
     "nose": (80, 220, 80),
     "upper_lip": (255, 60, 130),
-    "inner_mouth": (255, 255, 255),
+    "inner_mouth": (20, 0, 130),
     "lower_lip": (190, 70, 255),
     "skin": (0, 150, 120),  # no colour that skin has, nor hair
     "hair": (220, 30, 30),
