@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -192,6 +193,7 @@ def fork(main: Callable[[], Any], **environment: str) -> int:
     if child := os.fork():
         return child
     status = 1
+    signal.alarm(300)  # what hangs fails
     try:
         os.environ.update(environment)
         status = main() or 0

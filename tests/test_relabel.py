@@ -237,11 +237,11 @@ def test_one_command_trains_relabels_and_goes_on_however_it_is_interrupted(
     def stop(task: object) -> None:
         raise KeyboardInterrupt
 
-    def write_one(*args: Any, write: Callable = relabel._write) -> None:
+    def write_one(*args: Any, write: Callable = relabel._write, **more: Any) -> None:
         written.append(args)
         if len(written) > 1:
             raise KeyboardInterrupt
-        write(*args)
+        write(*args, **more)
 
     with monkeypatch.context() as patch:
         task = train_deeplab.TrainDeepLab
