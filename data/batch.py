@@ -76,21 +76,7 @@ class Batch:
 def photo_batch(photos: list[np.ndarray], labels: LabelSet, thumbs: bool = True) -> Batch:
     """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth. thumbs: False leaves
     the small ones empty."""
-    count, (height, width) = len(photos), photos[0].shape[:2]
-    parts = len(labels.part_ids)
-    none_BP2 = torch.zeros(count, parts, 2)
-    return Batch(
-        labels=labels,
-        photos_BHW3=torch.from_numpy(np.stack(photos) if count > 1 else np.require(photos[0][None], requirements="W")),
-        labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
-        thumbs_BTT3=torch.from_numpy(np.stack([make_thumb(photo) for photo in photos] if thumbs else [()] * count)),
-        sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
-        present_BP=torch.zeros(count, parts, dtype=torch.bool),
-        centres_BP2=none_BP2,
-        extents_BP2=none_BP2,
-        index_B=torch.arange(count),
-        keys_B3=torch.zeros(count, 3, dtype=torch.long),
-    )
+    return _without_truth(photos, labels, [make_thumb(photo) if thumbs else photo[:0, :0] for photo in photos])
 
 
 def framed_batch(photos: list[np.ndarray], frames: list[list[np.ndarray]], labels: LabelSet) -> Batch:
@@ -99,24 +85,29 @@ def framed_batch(photos: list[np.ndarray], frames: list[list[np.ndarray]], label
     frames: for each photo those of its faces: float64 (2, 3), a square's coordinates, -1 to 1 from edge to edge
     (x, y), to pixels of the photo.
     """
-    height, width = photos[0].shape[:2]
     faces = [(index, matrix) for index, matrices in enumerate(frames) for matrix in matrices]
-    count, parts = len(faces), len(labels.part_ids)
-    none_BP2 = torch.zeros(count, parts, 2)
-    sizes_B2 = torch.tensor([[height, width]]).expand(count, 2)
+    batch = _without_truth(photos, labels, [warp_frame(photos[index], matrix) for index, matrix in faces])
     frames_B23 = torch.from_numpy(np.stack([matrix for _, matrix in faces]))
-    thumbs = [warp_frame(photos[index], matrix) for index, matrix in faces]
+    return replace(
+        batch,
+        frames_B33=frame_to_photo(frames_B23, batch.sizes_B2, FRAME_SIDE).float(),
+        photo_B=torch.tensor([index for index, _ in faces]),
+    )
+
+
+def _without_truth(photos: list[np.ndarray], labels: LabelSet, thumbs: list[np.ndarray]) -> Batch:
+    """A batch of as many faces as thumbs, in photos of one size."""
+    count, (height, width), parts = len(thumbs), photos[0].shape[:2], len(labels.part_ids)
+    none_BP2 = torch.zeros(count, parts, 2)
     return Batch(
         labels=labels,
         photos_BHW3=torch.from_numpy(np.stack(photos) if len(photos) > 1 else np.require(photos[0][None], None, "W")),
         labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
         thumbs_BTT3=torch.from_numpy(np.stack(thumbs)),
-        sizes_B2=sizes_B2,
+        sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
         present_BP=torch.zeros(count, parts, dtype=torch.bool),
         centres_BP2=none_BP2,
         extents_BP2=none_BP2,
         index_B=torch.arange(count),
         keys_B3=torch.zeros(count, 3, dtype=torch.long),
-        frames_B33=frame_to_photo(frames_B23, sizes_B2, FRAME_SIDE).float(),
-        photo_B=torch.tensor([index for index, _ in faces]),
     )
