@@ -33,7 +33,11 @@ def degraded(photo: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
     if rng.random() < 0.3:
         small = np.clip(small + rng.normal(0, rng.uniform(0, NOISE), small.shape), 0, 255).astype(np.uint8)
     if rng.random() < 0.6:
-        quality = int(rng.uniform(*QUALITY))
-        _, encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        small = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
+        small = jpeg(small, int(rng.uniform(*QUALITY)))
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def jpeg(photo: np.ndarray, quality: int) -> np.ndarray:
+    """The photo, uint8 (H, W, 3), as a JPEG file of this quality (0 to 100) keeps it."""
+    _, encoded = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))

@@ -1,12 +1,14 @@
-"""Photos that nobody aligned: eyes, lips and inner mouth against polygons through the 68 usual landmarks of one face.
+"""Unaligned photos: eyes, lips and inner mouth against polygons through the 68 usual landmarks of one face, in the
+photo as it is, and shrunk to a face of 85 pixels that is out of focus or saved at a low quality.
 
 DIR holds images/NAME.jpg and points/NAME.txt, 68 lines ``x y`` in pixels. Other people in a photo do not count.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ from skimage.draw import polygon
 from tqdm import tqdm
 
 from data import images
+from data.camera import jpeg
 from data.labels import NINE
 from experiments import common
 from experiments.common import Result
@@ -37,6 +40,13 @@ GROUPS = {"eyes": ("eye1", "eye2"), "lips": ("upper_lip", "lower_lip"), "inner m
 EYE1, EYE2, OUTER_LIPS, INNER_LIPS = slice(36, 42), slice(42, 48), slice(48, 60), slice(60, 68)
 NOSE_TIP, MOUTH_CORNERS = 30, (48, 54)
 FITS = 0.25  # farthest that the centre of a face's frame may lie from the true one's, in sides of that
+SMALL = 85  # longer side of the landmarks' box in soft photos, pixels
+SOFT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "as it is": lambda photo: photo,
+    "blurred, σ 1.5 pixels": lambda photo: cv2.GaussianBlur(photo, (0, 0), 1.5),
+    "blurred, σ 2 pixels": lambda photo: cv2.GaussianBlur(photo, (0, 0), 2),
+    "JPEG of quality 10": lambda photo: jpeg(photo, 10),
+}
 SHOWN, COLUMNS, CELL = 48, 9, 220  # faces of the sheet; three cells each, pixels
 
 
@@ -53,6 +63,14 @@ class Photo(NamedTuple):
         eyes_22 = [self.points_N2[eye].mean(0) for eye in (EYE1, EYE2)]
         return frame_of(np.array([*eyes_22, self.points_N2[NOSE_TIP], *self.points_N2[list(MOUTH_CORNERS)]]))
 
+    def shrunk(self) -> "Photo":
+        """The photo in which the annotated face is ``SMALL`` pixels long."""
+        height, width = self.photo_HW3.shape[:2]
+        scale = SMALL / np.ptp(self.points_N2, axis=0).max()
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        points_N2 = (self.points_N2 + 0.5) * size / (width, height) - 0.5
+        return Photo(self.name, cv2.resize(self.photo_HW3, size, interpolation=cv2.INTER_AREA), points_N2)
+
     def truth(self) -> np.ndarray:
         """uint8 (H, W), ids of ``NINE``: eyes, inner mouth, and both lips as the upper one; of each polygon the pixels
         whose centres lie inside."""
@@ -66,6 +84,22 @@ class Photo(NamedTuple):
             x_N, y_N = self.points_N2[points].T
             labels_HW[polygon(y_N, x_N, labels_HW.shape)] = NINE.names.index(name)
         return labels_HW
+
+
+class Soft:
+    """What is found in soft photos: scores, and how many eyes lack every pixel of their label."""
+
+    def __init__(self, tally: common.Tally) -> None:
+        self.tally, self.eyes, self.lost = tally, 0, 0
+
+    def add(self, labels_HW: np.ndarray, truth_HW: np.ndarray) -> None:
+        self.tally.add(labels_HW, truth_HW)
+        for eye in map(NINE.names.index, GROUPS["eyes"]):
+            self.eyes += 1
+            self.lost += not (labels_HW[truth_HW == eye] == eye).any()
+
+    def row(self, name: str) -> dict[str, Any]:
+        return {"photo": name, "lost_eyes": self.lost / max(self.eyes, 1), "f1": _scores(self.tally.matrix_KK)}
 
 
 def read(folder: Path, most: int | None = None) -> list[tuple[str, Path, np.ndarray]]:
@@ -101,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     parse = SceneParser(model, Detector(), amp=machine.amp)
     faces, found = read(args.data, args.max_images), 0
     tallies = {row: common.Tally(NINE) for row in ROWS}
+    soft = {name: Soft(common.Tally(NINE)) for name in SOFT}
     pictures: list[tuple[float, list[np.ndarray]]] = []
     for name, path, points_N2 in tqdm(faces, NAME, disable=None, leave=False):
         face = Photo(name, images.read_photo(path), points_N2)
@@ -114,12 +149,16 @@ def main(argv: list[str] | None = None) -> int:
         labels = {row: to_nine[labels_HW] for row, labels_HW in zip(ROWS, parsed, strict=True)}
         for row in ROWS:
             tallies[row].add(labels[row], truth_HW)
+        small = face.shrunk()
+        for name, change in SOFT.items():
+            scene = parse.parse([change(small.photo_HW3)])[0]
+            soft[name].add(to_nine[scene.labels_HW], small.truth())
         if args.sheet:
             shown = [_cut(face, labels_HW) for labels_HW in (truth_HW, labels[ROWS[0]], labels[ROWS[1]])]
             known = _scores(confusion_matrix(labels[ROWS[1]], truth_HW, len(NINE))).values()
             pictures.append((float(np.mean([value for value in known if value is not None])), shown))
     rows = [{"way": row, "f1": _scores(tallies[row].matrix_KK)} for row in ROWS]
-    numbers = {"faces": len(faces), "found": found, "rows": rows}
+    numbers = {"faces": len(faces), "found": found, "rows": rows, "soft": [tally.row(n) for n, tally in soft.items()]}
     if args.sheet:
         pictures.sort(key=lambda item: item[0])
         cells = [cell for _, shown in pictures[:SHOWN] for cell in shown]
@@ -128,13 +167,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(result: Result) -> str:
-    """Markdown: F1 of each way to the face."""
+    """Markdown: F1 of each way to the face; then, in soft photos, the share of eyes without a label, and F1."""
     found = f"{result['found']} of {result['faces']}"
     rows = [
         [row["way"], found if row["way"] == ROWS[1] else None, *(row["f1"][group] for group in GROUPS)]
         for row in result["rows"]
     ]
-    return markdown(["faces", "found", *GROUPS], rows)
+    soft = [[row["photo"], f"{row['lost_eyes']:.1%}", *row["f1"].values()] for row in result["soft"]]
+    return (
+        markdown(["faces", "found", *GROUPS], rows)
+        + "\n"
+        + markdown([f"faces of {SMALL} pixels", "eyes without label", *GROUPS], soft)
+    )
 
 
 def _scores(matrix_KK: np.ndarray) -> dict[str, float | None]:

@@ -1,4 +1,5 @@
-"""Photos as other collections have them: turned, off-centre, small, dark, blurred. F1 under each condition."""
+"""Photos as other collections have them: turned, off-centre, small, dark, blurred, compressed. F1 under each condition,
+with the photo taken as the face, and behind the detector."""
 
 import sys
 from collections.abc import Callable
@@ -7,9 +8,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from data.camera import jpeg
 from data.images import resize_labels, resize_photo
 from experiments import common
 from experiments.common import Result
+from faces.detect import Detector
+from faces.scene import SceneParser
 from models.parser import FaceParser
 from utils.runtime import run_main
 from utils.tables import markdown
@@ -67,6 +71,21 @@ def toned(gain: float, gamma: float) -> Change:
     return lambda face, rng: (table[face[0]], face[1])
 
 
+def blurred(sigma: float) -> Change:
+    """Gaussian blur. sigma: standard deviation, pixels."""
+    return lambda face, rng: (cv2.GaussianBlur(face[0], (0, 0), sigma), face[1])
+
+
+def compressed(side: int, quality: int) -> Change:
+    """Resized to ``side`` pixels, saved as a JPEG of this quality, read again."""
+
+    def change(face: Face, rng: np.random.Generator) -> Face:
+        photo, labels = small(side)(face, rng)
+        return jpeg(photo, quality), labels
+
+    return change
+
+
 def grainy(sigma: float) -> Change:
     """Gaussian noise. sigma: standard deviation, photo in [0, 1]."""
     return lambda face, rng: (
@@ -88,7 +107,9 @@ CONDITIONS: dict[str, Change] = {
     "64 pixels": small(64),
     "dark": toned(0.5, 1.6),
     "bright": toned(1.3, 0.6),
-    "blurred, σ 4 pixels": lambda face, rng: (cv2.GaussianBlur(face[0], (0, 0), 4), face[1]),
+    "blurred, σ 4 pixels": blurred(4),
+    "128 pixels, blurred, σ 1.5 pixels": lambda face, rng: blurred(1.5)(small(128)(face, rng), rng),
+    "128 pixels, JPEG of quality 10": compressed(128, 10),
     "noise, σ 0.1": grainy(0.1),
     "grey": lambda face, rng: (cv2.cvtColor(cv2.cvtColor(face[0], cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), face[1]),
     "turned, off, small and dark": lambda face, rng: toned(0.6, 1.4)(
@@ -100,22 +121,24 @@ CONDITIONS: dict[str, Change] = {
 def main(argv: list[str] | None = None) -> int:
     args = common.parse(common.checkpoint_parser(__doc__), argv)
     model, faces, machine = common.load(args, FaceParser)
-    tallies = {name: common.Tally(model.labels) for name in CONDITIONS}
+    parse = SceneParser(model, Detector(), amp=machine.amp)
+    tallies = {name: (common.Tally(model.labels), common.Tally(model.labels)) for name in CONDITIONS}
     with common.inference(machine):
         for k in tqdm(range(len(faces)), disable=None, leave=False):
             for name, change in CONDITIONS.items():
                 rng = np.random.default_rng((args.seed, k))
                 photo, true = change((faces.photo(k).copy(), faces.label_map(k)), rng)
-                tallies[name].add(model.label_photos([photo])[0], true)
-    rows = [{"condition": name, "f1": tally.f1()} for name, tally in tallies.items()]
+                tallies[name][0].add(model.label_photos([photo])[0], true)
+                tallies[name][1].add(parse.parse([photo])[0].labels_HW, true)
+    rows = [{"condition": name, "f1": alone.f1(), "found": found.f1()} for name, (alone, found) in tallies.items()]
     return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table)
 
 
 def table(result: Result) -> str:
     """Markdown: one line for each condition."""
-    return markdown(
-        ["photo", *common.HEADLINES], [[row["condition"], *row["f1"].values()] for row in result["rows"]], 3
-    )
+    titles = [*common.HEADLINES, *(f"detector: {name}" for name in common.HEADLINES)]
+    rows = [[row["condition"], *row["f1"].values(), *row["found"].values()] for row in result["rows"]]
+    return markdown(["photo", *titles], rows, 3)
 
 
 if __name__ == "__main__":
