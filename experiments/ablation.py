@@ -30,21 +30,21 @@ BASE, ALL = "paper-short", "all"
 CHANGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "mirror": ("side-swapping mirror", ("augmentation.mirror",)),
     "augmentation": (
-        "every operation always, in the ranges of best",
+        "augmentation ranges of best, all operations",
         tuple(f"augmentation.{name}" for name in ("rotation", "shift", "scale", "noise", "subsets")),
     ),
-    "tone": ("changes of tone", ("augmentation.tone",)),
-    "dice": ("Dice loss beside cross-entropy", ("dice",)),
-    "margin": ("windows that follow the part's size", ("model.window_margin",)),
-    "aspect": ("the same, each side its own", ("model.window_margin", "model.window_aspect")),
-    "jitter": ("windows jittered in stage 2", ("jitter",)),
+    "tone": ("colour jitter", ("augmentation.tone",)),
+    "dice": ("Dice loss added", ("dice",)),
+    "margin": ("window size follows the part", ("model.window_margin",)),
+    "aspect": ("window sides follow the part", ("model.window_margin", "model.window_aspect")),
+    "jitter": ("jittered windows", ("jitter",)),
     "adamw": (
         "AdamW, weight decay, clipped gradients",
         ("optimisation.optimizer", "optimisation.weight_decay", "optimisation.clip"),
     ),
     "paste": ("bilinear paste", ("model.paste",)),
     "taught": (
-        "windows and rough mask still taught end to end",
+        "mask and theta losses kept end to end",
         ("theta_beta", "coarse_weight", "theta_weight"),
     ),
 }

@@ -26,7 +26,7 @@ from utils.tables import markdown
 
 NAME, CURVE = "few_images", "training_images"
 PAPER_IMAGES = 18_000
-STARTS = {"scratch": "from scratch", "drawn": "drawn faces first"}
+STARTS = {"scratch": "from scratch", "drawn": "synthetic first"}
 INITS = ("stage1", "stage2")  # the stages that start from those of the drawn faces; the others start from these two
 # What is trained -> its stages, the one that is scored, and where its windows come from
 TRAINED = {

@@ -48,11 +48,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(result: Result) -> str:
-    """Markdown: F1 of each label, then the means."""
-    rows = [[row["label"], *(row["f1"][title] for title in PARSERS)] for row in result["rows"]]
-    for name, values in result["means"].items():
-        rows.append([name, values["whole face"], None, values["fused"]])  # the parts alone have other labels to average
-    return markdown(["F1", *PARSERS], rows, 3)
+    """Markdown: F1 of each label, then the means, before and after fusing."""
+    shown = ("whole face", "fused")  # the parts alone have the fused scores
+    rows = [(row["label"], row["f1"]) for row in result["rows"]] + list(result["means"].items())
+    return markdown(["F1", *shown], [[name, *map(values.get, shown)] for name, values in rows], 3)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from utils.runtime import run_main
 from utils.tables import markdown
 
 NAME = "helen68"
-ROWS = ("the photo is the face", "found faces", "true frames")
+ROWS = ("no detection", "detected", "true frames")
 GROUPS = {"eyes": ("eye1", "eye2"), "lips": ("upper_lip", "lower_lip"), "inner mouth": ("inner_mouth",)}
 EYE1, EYE2, OUTER_LIPS, INNER_LIPS = slice(36, 42), slice(42, 48), slice(48, 60), slice(60, 68)
 NOSE_TIP, MOUTH_CORNERS = 30, (48, 54)

@@ -6,6 +6,7 @@ colour; the coarse network, both croppers and the part networks see nothing else
 
 import sys
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -94,12 +95,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(result: Result) -> str:
-    """Markdown: one line for each number of hidden parts and cropper; "off by" in sides of the window, mean."""
-    rows = []
+    """Markdown: one line for each number of hidden parts."""
+    groups: dict[int, list[list[object]]] = {}
     for row in result["rows"]:
-        missed = [(row["all"] or {}).get(name) for name in ("miss_rate", "share_mean")]
-        rows.append([row["hidden"], row["cropper"], *missed, *row["f1"].values()])
-    return markdown(["parts hidden", "cropper", "misses", "off by", *common.HEADLINES], rows, 3)
+        groups.setdefault(row["hidden"], []).append([(row["all"] or {}).get("miss_rate"), *row["f1"].values()])
+    header = [f"{which}, {name}" for which in ("misses", *common.HEADLINES) for name in common.CROPPERS]
+    rows = [[hidden, *chain(*zip(*group, strict=True))] for hidden, group in groups.items()]
+    return markdown(["hidden", *header], rows, 3)
 
 
 def draw(result: Result) -> Figure:

@@ -95,13 +95,13 @@ def grainy(sigma: float) -> Change:
 
 
 CONDITIONS: dict[str, Change] = {
-    "as it is": lambda face, rng: face,
-    "turned by 20°": moved(degrees=20),
-    "turned by 40°": moved(degrees=40),
-    "off by 15 % of the sides": moved(shift=0.15),
-    "at 0.6 of its size": moved(scale=0.6),
-    "at 1.4 times its size": moved(scale=1.4),
-    "3:4, a portrait": cut(width=0.75),
+    "unchanged": lambda face, rng: face,
+    "rotated by 20°": moved(degrees=20),
+    "rotated by 40°": moved(degrees=40),
+    "shifted by 15 %": moved(shift=0.15),
+    "scaled by 0.6": moved(scale=0.6),
+    "scaled by 1.4": moved(scale=1.4),
+    "3:4": cut(width=0.75),
     "4:3": cut(height=0.75),
     "128 pixels": small(128),
     "64 pixels": small(64),
@@ -112,7 +112,7 @@ CONDITIONS: dict[str, Change] = {
     "128 pixels, JPEG of quality 10": compressed(128, 10),
     "noise, σ 0.1": grainy(0.1),
     "grey": lambda face, rng: (cv2.cvtColor(cv2.cvtColor(face[0], cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), face[1]),
-    "turned, off, small and dark": lambda face, rng: toned(0.6, 1.4)(
+    "rotated, shifted, small, dark": lambda face, rng: toned(0.6, 1.4)(
         small(160)(moved(20, 0.1, 0.75)(face, rng), rng), rng
     ),
 }

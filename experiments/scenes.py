@@ -29,7 +29,7 @@ from utils.runtime import run_main
 from utils.tables import markdown
 
 NAME = "scenes"
-ROWS = ("found faces", "true frames")
+ROWS = ("detected", "true")
 SCENES, EMPTY = 120, 100  # scenes, pictures without a face
 MOST_FACES = 4
 SIDES, DEGREES = (140, 520), 60  # of a face's aligned square: pixels from edge to edge; turned either way

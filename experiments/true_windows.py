@@ -25,10 +25,8 @@ from utils.runtime import run_main
 from utils.tables import markdown
 
 NAME = "true_windows"
-LOCALIZER, SECOND, TRUE = "of the localizer", "around the parts that a first look found", "around the true parts"
-ALIEN_LOCALIZER, ALIEN_SECOND = (
-    f"{TRUE}, off as another face's are {where}" for where in ("by the localizer", "by a first look")
-)
+LOCALIZER, SECOND, TRUE = "localizer", "second pass", "true"
+ALIEN_LOCALIZER, ALIEN_SECOND = (f"{TRUE}, displaced as by the {where}" for where in (LOCALIZER, SECOND))
 
 
 def displaced(truth_NP23: Tensor, found_NP23: Tensor, present_NP: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def test_scenes_are_scored_from_end_to_end(tiny_options: list[str], weights: Pat
     assert [row["frames"] for row in result["rows"]] == list(scenes.ROWS)
     assert all(set(row["scores"]["strict"]) == {*NINE.foreground, "mean"} for row in result["rows"])
     assert len(list((tmp_path / "look").iterdir())) == 2
-    assert "| found faces | 2 | 2 |" in scenes.table(result)
+    assert "| detected | 2 | 2 |" in scenes.table(result)
     with pytest.raises(InputError, match="--scenes 0: must be at least 1"):
         scenes.main([*tiny_options, "--scenes", "0"])
 
