@@ -21,7 +21,7 @@ from scoring.evaluation import Request, describe, score_model
 from scoring.files import save
 from scoring.metrics import headline, table
 from training.engine import fit
-from training.options import add_recipe_option, require_shares
+from training.options import add_channels_option, add_recipe_option, require_shares, settled
 from training.recipes import Recipe
 from training.task import Plan
 from utils import distributed, files, locks
@@ -55,13 +55,13 @@ class Setup:
     data: FaceData
     machine: Machine
     seed: int = 0
-    sizes: Mapping[str, int | None] = field(default_factory=dict)
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
 
 STAGES = {
-    "stage1": Stage(train_stage1, {}, ("coarse_size",)),
+    "stage1": Stage(train_stage1, {}, ("coarse_size", "coarse_channels")),
     "cropper": Stage(train_cropper, {"init_from": "stage1"}, ("crop_size",)),
-    "stage2": Stage(train_stage2, {}, ("crop_size",)),
+    "stage2": Stage(train_stage2, {}, ("crop_size", "part_channels")),
     "end2end": Stage(train_end2end, {"init_from_cropper": "cropper", "init_from_stage2": "stage2"}, ()),
 }
 ROWS = {
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     recipes = {name: stage.script.RECIPES.choose(args.recipe, args.dataset) for name, stage in STAGES.items()}
     epochs = dict(zip(STAGES, args.epochs or [None] * len(STAGES), strict=True))
     changed = {name: recipe.changed(epochs[name], args.batch_size) for name, recipe in recipes.items()}
-    sizes = {"coarse_size": args.coarse_size, "crop_size": args.crop_size}
+    sizes = {name: getattr(args, name) for stage in STAGES.values() for name in stage.sizes}
     setup = Setup(options.face_data(args), options.machine(args), args.seed, sizes)
     distributed.start_processes(setup.machine.device)
     plans = plan_stages(changed, setup, args.out)
@@ -98,6 +98,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     cli.add_argument("--epochs", type=int, nargs=4, metavar="N", help=f"of {', '.join(STAGES)}; default: the recipe's")
     cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples")
+    for network in ("coarse", "part"):
+        add_channels_option(cli, network)
     cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
     args = cli.parse_args(argv)
     options.check(args)
@@ -146,7 +148,7 @@ def plan_stage(
     Raises InputError for options that cannot be.
     """
     stage = STAGES[name]
-    sizes = {size: value for size in stage.sizes if (value := setup.sizes.get(size)) is not None}
+    sizes = settled({size: setup.sizes.get(size) for size in stage.sizes})
     sources = {key: best[source] for key, source in stage.sources.items()} | dict(start or {})
     require_shares(recipe.batch_size)
     plan = Plan(setup.data, recipe, setup.machine, folder, setup.seed, True, sources, sizes)

@@ -90,7 +90,9 @@ def build(plan: Plan) -> EndToEnd:
     if ("init_from" in plan.start) == bool(sources) or len(sources) == 1:
         raise InputError("start from --init-from-cropper and --init-from-stage2 together, or from --init-from alone")
     torch.manual_seed(plan.seed)
-    model = STNiCNN.from_weights([read_weights(path) for path in sources or [plan.start["init_from"]]])
+    found = [read_weights(path) for path in sources or [plan.start["init_from"]]]
+    plan.config(STNiCNN)  # refuses what options cannot set
+    model = STNiCNN.from_weights(found, **plan.model)
     return EndToEnd(plan, model, STNiCNN.networks)
 
 
@@ -101,8 +103,10 @@ def main(argv: list[str] | None = None) -> int:
         "--init-from": "instead of both: an end-to-end checkpoint to fine-tune",
     }
     parser = options.training_parser(__doc__, ["coarse", "localizer", "parts"], starts)
+    options.add_channels_option(parser, "part")
     args = parser.parse_args(argv)
-    task = build(options.plan(args, RECIPES, ("init_from_cropper", "init_from_stage2", "init_from")))
+    names = [flag.removeprefix("--").replace("-", "_") for flag in starts]
+    task = build(options.plan(args, RECIPES, names, part_channels=args.part_channels))
     fit(task, task.run)
     return 0
 

@@ -65,9 +65,10 @@ class Stage1(ParserTask):
 def build(plan: Plan) -> Stage1:
     """The task of a plan. plan.start: "init_from", a checkpoint whose coarse network to start from."""
     torch.manual_seed(plan.seed)
-    model = STNiCNN(plan.config(STNiCNN))
-    if path := plan.start.get("init_from"):
-        model.load(read_weights(path), ("coarse",))
+    start = read_weights(path) if (path := plan.start.get("init_from")) else None
+    model = STNiCNN(plan.config(STNiCNN, start, "coarse_channels"))
+    if start:
+        model.load(start, ("coarse",))
     return Stage1(plan, model, ("coarse",), photos=View.needs_photos(model.config.coarse_size))
 
 
@@ -77,8 +78,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels; default: 128"
     )
+    options.add_channels_option(parser, "coarse")
     args = parser.parse_args(argv)
-    task = build(options.plan(args, RECIPES, ("init_from",), coarse_size=args.coarse_size))
+    sizes = {"coarse_size": args.coarse_size, "coarse_channels": args.coarse_channels}
+    task = build(options.plan(args, RECIPES, ("init_from",), **sizes))
     fit(task, task.run)
     return 0
 

@@ -72,9 +72,10 @@ class Stage2(ParserTask):
 def build(plan: Plan) -> Stage2:
     """The task of a plan. plan.start: "init_from", a checkpoint whose part networks to start from."""
     torch.manual_seed(plan.seed)
-    model = STNiCNN(plan.config(STNiCNN))
-    if path := plan.start.get("init_from"):
-        model.load(read_weights(path), ("parts",))
+    start = read_weights(path) if (path := plan.start.get("init_from")) else None
+    model = STNiCNN(plan.config(STNiCNN, start, "part_channels"))
+    if start:
+        model.load(start, ("parts",))
     return Stage2(plan, model, ("parts",))
 
 
@@ -82,8 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     starts = {"--init-from": "a checkpoint whose part networks to start from"}
     parser = options.training_parser(__doc__, ["parts"], starts)
     parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
+    options.add_channels_option(parser, "part")
     args = parser.parse_args(argv)
-    task = build(options.plan(args, RECIPES, ("init_from",), crop_size=args.crop_size))
+    sizes = {"crop_size": args.crop_size, "part_channels": args.part_channels}
+    task = build(options.plan(args, RECIPES, ("init_from",), **sizes))
     fit(task, task.run)
     return 0
 

@@ -243,8 +243,8 @@ STATES: dict[str, tuple[Callable[[State], Any], str]] = {
     "infinity in half precision": (coarse(lambda w: w.half().fill_(-torch.inf)), "holds NaN or infinity"),
     "beyond float32": (coarse(lambda w: w.double().fill_(1e300)), "holds NaN or infinity"),
     "half of the channels": (coarse(lambda w: w[: len(w) // 2].clone()), "another class count"),
-    "one axis more": (coarse(lambda w: w[None]), "another class count or size"),
-    "single numbers": (coarse(lambda w: w.flatten()[0]), "another class count or size"),
+    "one axis more": (coarse(lambda w: w[None]), "another class count"),
+    "single numbers": (coarse(lambda w: w.flatten()[0]), "another class count"),
     "lists": (coarse(lambda w: w.tolist()), "weights are no state dict of tensors"),
     "weights in a dict": (coarse(lambda w: {"value": w}), "weights are no state dict of tensors"),
     "a network without weights": (lambda state: {**state, "modules": {name: {} for name in state["modules"]}}, "lacks"),
@@ -335,6 +335,23 @@ def test_a_localizer_of_another_architecture_is_refused(model, tmp_path):
         model.load(read_weights(tmp_path / "r.pt"), ("localizer",))
 
 
+def test_each_network_s_checkpoint_decides_about_its_widths_and_older_ones_have_the_paper_s(tmp_path):
+    coarse, parts = {"coarse_channels": (4, 6, 8, 10)}, {"part_channels": (5, 7, 9, 11)}
+    cropper = save(tmp_path / "cropper.pt", replace(CONFIG, **coarse), "coarse", "localizer")
+    stage2 = save(tmp_path / "stage2.pt", replace(CONFIG, **parts), "parts")
+    assert load_parser([cropper, stage2]).config == replace(CONFIG, **coarse, **parts)
+    torch.save(in_format_1(checkpoint.read_tensors(stage2)), stage2)
+    assert read_weights(stage2).config == CONFIG
+    with refuses("stage2.pt: parts.nets.brows.", "is (5,", "this model needs (8,", "or other widths?"):
+        load_parser([cropper, stage2])
+    assert STNiCNN.from_weights([read_weights(cropper), read_weights(stage2)], **parts).config.part_channels == (
+        5,
+        7,
+        9,
+        11,
+    )
+
+
 def test_a_refused_module_leaves_the_model_as_it_was(model, tmp_path):
     state = state_of(STNiCNN(CONFIG), "stage1", "coarse")
     state["modules"]["coarse"]["head.2.bias"] = torch.zeros(4)
@@ -376,9 +393,11 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path):
 
 
 def in_format_1(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint as it was written before it named its parser, its labels and the files that it started from."""
-    later = ("format", "parser", "labels", "started_from")
-    return {"format": 1, **{key: value for key, value in state.items() if key not in later}}
+    """A checkpoint as it was written before it named its parser, its labels, the files that it started from and the
+    networks' widths."""
+    later = ("format", "parser", "labels", "started_from", "config")
+    config = {key: value for key, value in state["config"].items() if "channels" not in key}
+    return {"format": 1, "config": config, **{key: value for key, value in state.items() if key not in later}}
 
 
 def test_a_checkpoint_of_format_1_is_an_stn_icnn_of_nine_labels(whole, tmp_path):

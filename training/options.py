@@ -1,7 +1,7 @@
 """The command-line options that the training scripts share, and the plan that they make."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,17 @@ def training_parser(
     return cli
 
 
+def add_channels_option(cli: argparse._ActionsContainer, network: str) -> None:
+    """``--coarse-channels`` or ``--part-channels``. network: "coarse" or "part"."""
+    cli.add_argument(
+        f"--{network}-channels",
+        type=int,
+        nargs=4,
+        metavar="N",
+        help=f"widths of each {network} network's rows, finest first; default: 8 16 24 32, or those of the checkpoint",
+    )
+
+
 def plan(
     args: argparse.Namespace, recipes: Recipes | WholeFaceRecipes, starts: Sequence[str] = (), **model: Any
 ) -> Plan:
@@ -84,14 +95,18 @@ def plan(
     where = machine(args)
     distributed.start_processes(where.device)
     start = {name: path for name in starts if (path := getattr(args, name)) is not None}
-    given = {name: value for name, value in model.items() if value is not None}
     data = face_data(args)
     labels = LABEL_SETS[args.labels] if args.labels and args.any_labels else data.labels
     try:
         data.labels.map_to(labels)
     except InputError as error:
         raise InputError(f"--labels {args.labels}: {error}") from None
-    return Plan(data, recipe, where, args.run_dir, args.seed, args.resume, start, given, labels)
+    return Plan(data, recipe, where, args.run_dir, args.seed, args.resume, start, settled(model), labels)
+
+
+def settled(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a parser's ``Config`` that options set, as it holds them: no None, tuples for lists."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if v is not None}
 
 
 def require_shares(batch_size: int) -> None:

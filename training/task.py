@@ -12,7 +12,7 @@ from data.batch import Batch
 from data.labels import LabelSet
 from data.loaders import evaluation_batches, open_faces, training_batches
 from data.source import FaceData
-from models.parser import FaceParser, Parsed
+from models.parser import FaceParser, Parsed, Weights
 from scoring.evaluation import evaluate
 from scoring.metrics import headline, scores
 from scoring.pictures import progress_picture
@@ -54,17 +54,24 @@ class Plan:
         """What a parser of the whole face labels."""
         return self.label_set or self.data.labels
 
-    def config(self, kind: type[FaceParser], **settled: Any) -> Any:
-        """The parser's configuration: the recipe's fields, under those that options set, under ``settled`` ones.
+    def config(self, kind: type[FaceParser], start: Weights | None = None, *kept: str, **settled: Any) -> Any:
+        """The parser's configuration: the recipe's fields, under ``kept`` ones of the checkpoint that it starts from,
+        under those that options set, under ``settled`` ones.
 
         Raises InputError naming the options that cannot be.
         """
         try:
-            return kind.Config(**{**self.recipe.model, **self.model, **settled})
+            held = {name: getattr(start.config, name) for name in kept if hasattr(start.config, name)} if start else {}
+            return kind.Config(**{**self.recipe.model, **held, **self.model, **settled})
         except ValueError as error:
             options = {name: OPTIONS.get(name, name.replace("_", "-")) for name in self.model}
-            flags = " ".join(f"--{options[name]} {value}" for name, value in self.model.items())
+            flags = " ".join(f"--{options[name]} {_typed(value)}" for name, value in self.model.items())
             raise InputError(f"{flags}: {error}" if flags else str(error)) from error
+
+
+def _typed(value: Any) -> str:
+    """An option's value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 class ParserTask(Task):

@@ -178,7 +178,7 @@ def load_module(module: torch.nn.Module, weights: dict[str, Tensor], path: Path,
         if value.shape != own[key].shape:
             raise InputError(
                 f"{path}: {name}.{key} is {tuple(value.shape)}, this model needs {tuple(own[key].shape)} "
-                "(another class count or size?)"
+                "(another class count or size, or other widths?)"
             )
         if value.dtype not in (_FLOATS if own[key].is_floating_point() else _INTEGERS):
             held, needed = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, own[key].dtype))

@@ -15,6 +15,9 @@ from utils.errors import InputError
 # What gloo says, as a plain RuntimeError, when another process has ended; NCCL raises a DistError.
 LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
+# Dataclasses of an older run's description, which may lack fields that newer code gives them.
+GROWING = ("config", "recipe", "recipe.augmentation", "recipe.optimisation")
+
 # NCCL does not see that another process has ended: it waits for so long, and then ends the process. Nothing may wait
 # that long for it in a training step, therefore: what one process does alone, such as saving, the others await by gloo.
 PATIENCE = timedelta(seconds=45)
@@ -106,8 +109,8 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _difference(name: str, one: Any, other: Any) -> str:
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return next((found for key in other if (found := _difference(f"{name}.{key}", one[key], other[key]))), "")
+    if isinstance(one, dict) and isinstance(other, dict) and (one.keys() == other.keys() or name in GROWING):
+        return next((found for key in one if (found := _difference(f"{name}.{key}", one[key], other.get(key)))), "")
     try:
         same = bool(one == other)
     except (RuntimeError, TypeError, ValueError):  # tensors, in a file that was made by hand

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+CHANNELS = (8, 16, 24, 32)  # the paper's
+
 
 @dataclass(frozen=True)
 class ICNNConfig:
@@ -21,7 +23,7 @@ class ICNNConfig:
     """
 
     num_labels: int = 9
-    channels: tuple[int, ...] = (8, 16, 24, 32)
+    channels: tuple[int, ...] = CHANNELS
     kernel: int = 5
     head_kernel: int = 9
     interlinks: int = 3

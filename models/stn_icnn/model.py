@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from geometry.sampling import crop, enlarged_labels
 from geometry.theta import canvas_to_image, compose, image_to_padded
 from models.parser import FaceParser, Look, Parsed, Weights, check_types, look_framed, stretched, whole_look
 from models.stn_icnn.baseline import baseline_theta
-from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
+from models.stn_icnn.icnn import CHANNELS, ICNN, ICNNConfig, fold_batchnorm
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
 from models.stn_icnn.mirror import mirror_too
 from models.stn_icnn.parts import PartNets
@@ -50,6 +51,8 @@ class STNiCNNConfig:
     frame: what theta is relative to: "image", or the released checkpoints' centred square "canvas".
     canvas: side of that canvas (pixels).
     paste: "nearest" (paper) or "bilinear".
+    coarse_channels, part_channels: widths of the four rows of the coarse network and of the part networks, from the
+        finest row.
     """
 
     coarse_size: int = 128
@@ -60,6 +63,8 @@ class STNiCNNConfig:
     frame: str = "image"
     canvas: int = 1024
     paste: str = "nearest"
+    coarse_channels: tuple[int, ...] = CHANNELS
+    part_channels: tuple[int, ...] = CHANNELS
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -70,6 +75,10 @@ class STNiCNNConfig:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {shown(value)}")
+        for name in ("coarse_channels", "part_channels"):
+            widths = getattr(self, name)
+            if not (isinstance(widths, tuple) and [type(w) is int and 1 <= w <= 512 for w in widths] == [True] * 4):
+                raise ValueError(f"{name.replace('_', ' ')} must be four whole numbers between 1 and 512")
         if not (16 <= self.coarse_size <= 1024 and 8 <= self.crop_size <= 1024):
             raise ValueError("coarse size must lie between 16 and 1024, crop size between 8 and 1024")
         if not (0 <= self.window_margin <= 10 and 0 < self.window_aspect <= 1 and 2 <= self.canvas <= 65536):
@@ -99,20 +108,21 @@ class STNiCNN(FaceParser):
     def __init__(self, config: STNiCNNConfig, crops: str = "predicted") -> None:
         super().__init__(config, NINE)
         self.crops = crops
-        self.coarse = ICNN(ICNNConfig(num_labels=len(NINE)))
+        self.coarse = ICNN(ICNNConfig(len(NINE), config.coarse_channels))
         self.localizer = build_localizer(config.localizer, config.coarse_size)
         self.localizer.full_precision = True  # type: ignore[assignment]
-        self.parts = PartNets()
+        self.parts = PartNets(config.part_channels)
         self.layout_P3: Tensor
         self.register_buffer("layout_P3", FACE_LAYOUT, persistent=False)
 
     @classmethod
-    def from_weights(cls, found: Sequence[Weights], crops: str = "predicted") -> "STNiCNN":
+    def from_weights(cls, found: Sequence[Weights], crops: str = "predicted", **settled: Any) -> "STNiCNN":
         """From one end-to-end checkpoint, or from several that hold the networks between them (the last one wins).
 
         Loaded are the networks that ``crops`` takes; the others keep their random weights. The localizer decides about
-        coarse_size, localizer, frame and the windows' margin and aspect, the part networks about crop_size and paste;
-        where one is not loaded, the other decides. Raises InputError for missing weights and for windows that differ.
+        coarse_size, localizer, frame and the windows' margin and aspect, the part networks about crop_size and paste,
+        each network about its own widths; where one is not loaded, the other decides. settled: fields that differ from
+        all of these. Raises InputError for missing weights and for windows that differ.
         """
         names, holds = NETWORKS_OF_CROPS[crops], {}
         for weights in found:
@@ -131,8 +141,12 @@ class STNiCNN(FaceParser):
 
         one, two = decides("localizer", "coarse", "parts"), decides("parts", "localizer", "coarse")
         _, margin, aspect = decides("localizer", "parts", "coarse").windows
-        config = replace(one, window_margin=margin, window_aspect=aspect, crop_size=two.crop_size, paste=two.paste)
-        model = cls(config, crops)
+        kept = {
+            **{"window_margin": margin, "window_aspect": aspect, "crop_size": two.crop_size, "paste": two.paste},
+            "coarse_channels": decides("coarse", "localizer", "parts").coarse_channels,
+            "part_channels": two.part_channels,
+        }
+        model = cls(replace(one, **{**kept, **settled}), crops)
         for name in names:
             model.load(holds[name], (name,))
         return model.eval()
