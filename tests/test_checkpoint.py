@@ -24,7 +24,7 @@ from tests.fixtures import state_of
 from tests.test_resume import assert_same_run, fit_until
 from tests.tiny_parser import TinyConfig, TinyParser
 from training.task import Plan
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.errors import InputError
 from utils.runtime import Machine
 
@@ -352,6 +352,12 @@ def test_each_network_s_checkpoint_decides_about_its_widths_and_older_ones_have_
     )
 
 
+def test_an_older_run_may_lack_fields_of_its_config_but_no_checkpoint_that_it_started_from():
+    assert not distributed.difference({"config": {"a": 1}}, {"config": {"a": 1, "b": 2}})
+    assert distributed.difference({"config": {"a": 1}}, {"config": {"a": 2, "b": 2}}) == "config.a 1, not 2"
+    assert distributed.difference({"started_from": {}}, {"started_from": {"init_from": "b"}})
+
+
 def test_a_refused_module_leaves_the_model_as_it_was(model, tmp_path):
     state = state_of(STNiCNN(CONFIG), "stage1", "coarse")
     state["modules"]["coarse"]["head.2.bias"] = torch.zeros(4)
@@ -396,7 +402,7 @@ def in_format_1(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint as it was written before it named its parser, its labels, the files that it started from and the
     networks' widths."""
     later = ("format", "parser", "labels", "started_from", "config")
-    config = {key: value for key, value in state["config"].items() if "channels" not in key}
+    config = {key: value for key, value in state.get("config", {}).items() if "channels" not in key}
     return {"format": 1, "config": config, **{key: value for key, value in state.items() if key not in later}}
 
 
