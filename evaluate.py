@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 def score(args: argparse.Namespace, machine: Machine) -> Evaluation:
     """What the options ask for. Raises InputError, see ``score_folders`` and ``score_model``."""
     if args.predictions:
-        labels = LABEL_SETS[args.labels or NINE.name]
+        labels = args.labels or NINE
         return score_folders(args.predictions, args.truth, args.ids, args.truth_ids, machine, args.max_images, labels)
     paths, data = options.checkpoints(args), options.face_data(args)
     return score_model(Request(paths, data, machine, args.split, args.crops, args.mirror, args.batch_size))
@@ -67,9 +68,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--truth", type=Path, metavar="DIR", help="true label PNGs with the same stems and sizes")
     group.add_argument(
         "--ids",
-        default=NINE.name,
         metavar="IDS",
-        help=f"label set of --predictions: {', '.join((*LABEL_SETS, *ORDERS))}, or a .json file with the names by id",
+        help=f"label set of --predictions: {', '.join((*LABEL_SETS, *ORDERS))}, or a .json file with the names by id; "
+        "default: that of --labels, or nine",
     )
     group.add_argument("--truth-ids", metavar="IDS", help="label set of --truth; default: that of --ids")
     group = cli.add_argument_group("output")
@@ -84,7 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     of_parsers |= {name: getattr(args, name) for name in ("data", "partition", "face_size")}
     if args.predictions and (unused := [f"--{name.replace('_', '-')}" for name, given in of_parsers.items() if given]):
         raise InputError(f"--predictions are scored as they are: leave out {', '.join(unused)}")
-    if not args.predictions and (args.truth_ids or args.ids != NINE.name):
+    if not args.predictions and (args.truth_ids or args.ids):
         raise InputError("--ids and --truth-ids say what --predictions hold: leave them out")
     if args.worst < 0:
         raise InputError(f"--worst {args.worst}: must be at least 0")
@@ -94,8 +95,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         first = there[0].relative_to(args.out)
         raise InputError(f"{args.out} already holds {first}{more}: name another --out, or add --overwrite")
-    args.truth_ids = read_ids(args.truth_ids or args.ids)
-    args.ids = read_ids(args.ids)
+    texts = args.ids, args.truth_ids or args.ids
+    args.ids, truth_ids = (read_ids(text) if text else args.labels or NINE for text in texts)
+    args.truth_ids = replace(truth_ids, ignores=truth_ids.ignores or args.ignore_255)
     return args
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -61,7 +60,7 @@ RECIPES = WholeFaceRecipes(
 
 def seed_loss(logits_BKHW: Tensor, targets_BHW: Tensor, epoch: int) -> Tensor:
     """The authors' loss: 0.1 focal + 0.9 cross-entropy; from ``DICE_FROM`` on 0.4 of it and 0.6 Dice. A scalar."""
-    loss = 0.1 * focal_loss(logits_BKHW, targets_BHW) + 0.9 * F.cross_entropy(logits_BKHW.float(), targets_BHW.long())
+    loss = 0.1 * focal_loss(logits_BKHW, targets_BHW) + 0.9 * segmentation_loss(logits_BKHW, targets_BHW)
     return loss if epoch < DICE_FROM else 0.4 * loss + 0.6 * batch_dice_loss(logits_BKHW, targets_BHW)
 
 
@@ -143,7 +142,7 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
             raise InputError(
                 f"--self-distill {distillation.after}: must be between 1 and {last}, before the last epoch"
             )
-        if plan.labels is not plan.data.labels:
+        if plan.labels != plan.data.labels:
             raise InputError("--self-distill replaces labels of the data set's own set: leave out --labels")
         refuse_inside(plan.folder, plan.data.root, "--run-dir")
         if not plan.resume and (plan.folder / "labels").exists():

@@ -50,14 +50,14 @@ def record_type(num_labels: int) -> np.dtype:
 
 
 def label_geometry(ids_HW: np.ndarray, num_labels: int) -> np.ndarray:
-    """One record of ``record_type`` with the geometry of a label map (uint8, ids below num_labels) filled in."""
+    """One record of ``record_type`` with the geometry of a label map (uint8; larger ids are left out) filled in."""
     record = np.zeros((), record_type(num_labels))
     height, width = ids_HW.shape
     record["height"], record["width"] = height, width
     ids = ids_HW.astype(np.int64)
     for axis, (length, position) in enumerate(((width, np.arange(width)), (height, np.arange(height)[:, None]))):
         along_KN = np.bincount((ids * length + position).ravel(), minlength=num_labels * length)
-        along_KN = along_KN.reshape(num_labels, length)
+        along_KN = along_KN[: num_labels * length].reshape(num_labels, length)
         record["count"] = along_KN.sum(1)
         record["sum"][:, axis] = along_KN @ np.arange(length)
         record["low"][:, axis] = (along_KN > 0).argmax(1)

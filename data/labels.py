@@ -4,11 +4,12 @@ Side convention, the same everywhere: ``brow1`` and ``eye1`` lie on the **image'
 ``brow2`` and ``eye2`` on the image's right.
 """
 
+import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.files import parse_json, read_text
 
-NO_ID = 255  # what a map between label sets gives for ids that do not exist
+NO_ID = 255  # what a map between label sets gives for ids that do not exist, and the id of ignored pixels
 
 # The six parts that STN-iCNN crops, and the labels that make up each of them.
 PARTS = {
@@ -33,24 +34,26 @@ MIRROR_PARTS = (1, 0, 3, 2, 4, 5)  # part at the same place once the photo is mi
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class LabelSet:
-    """The labels of a data set or of a parser.
+    """The labels of a data set or of a parser; sets of equal name and names are equal.
 
     name: what checkpoints and scores.json call it. names: position = id; 0 is background. colours: RGB, 0 to 255.
     pairs: labels that change places once a photo is mirrored. groups: columns of the paper's F1 table, each with the
     labels that it pools; empty for sets that the paper has no table for. shared: own name -> the name that other sets
     have for the same label, where it differs. published: RGB of the labels in the pictures of the data set's own
-    authors; empty where there is no such palette. Raises ValueError where these do not fit each other.
+    authors; empty where there is no such palette. ignores: whether label maps may hold the id 255, whose pixels count
+    neither in losses nor in scores. Raises ValueError where these do not fit each other.
     """
 
     name: str
     names: tuple[str, ...]
-    colours: tuple[tuple[int, int, int], ...]
-    pairs: tuple[tuple[str, str], ...] = ()
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    shared: Mapping[str, str] = field(default_factory=dict)
-    published: tuple[tuple[int, int, int], ...] = ()
+    colours: tuple[tuple[int, int, int], ...] = field(compare=False)
+    pairs: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    shared: Mapping[str, str] = field(default_factory=dict, compare=False)
+    published: tuple[tuple[int, int, int], ...] = field(default=(), compare=False)
+    ignores: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.names) <= NO_ID or len(set(self.names)) < len(self.names):
@@ -65,6 +68,15 @@ class LabelSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def stored(self) -> str | dict[str, Any]:
+        """What checkpoints hold of it: the name of a set of this module, all of any other; see ``label_set``."""
+        if self.name in LABEL_SETS:
+            return self.name
+        groups = {name: list(labels) for name, labels in self.groups.items()}
+        lists = {"names": list(self.names), "colours": [*map(list, self.colours)], "pairs": [*map(list, self.pairs)]}
+        return {"name": self.name, **lists, "groups": groups, "shared": dict(self.shared)}
 
     @property
     def foreground(self) -> tuple[str, ...]:
@@ -82,6 +94,11 @@ class LabelSet:
         """Id of the same pixel once the photo is mirrored, for each id."""
         swapped = {one: two for pair in self.pairs for one, two in (pair, pair[::-1])}
         return tuple(self.names.index(swapped.get(name, name)) for name in self.names)
+
+    @cached_property
+    def mirror_256(self) -> tuple[int, ...]:
+        """``mirror`` for all numbers of a uint8; those without a label stay what they are."""
+        return (*self.mirror, *range(len(self), 256))
 
     @cached_property
     def part_ids(self) -> tuple[tuple[int, ...], ...]:
@@ -161,7 +178,18 @@ def _colours(names: Sequence[str], shared: Mapping[str, str], more: Mapping[str,
     return tuple({**_RGB, **more}[shared.get(name, name)] for name in names)
 
 
-_NINE = ("background", "brow1", "brow2", "eye1", "eye2", "nose", "upper_lip", "inner_mouth", "lower_lip")
+_INNER = ("brow1", "brow2", "eye1", "eye2", "nose", "upper_lip", "inner_mouth", "lower_lip")
+_GROUPS = {
+    "eyes": ("eye1", "eye2"),
+    "brows": ("brow1", "brow2"),
+    "nose": ("nose",),
+    "in_mouth": ("inner_mouth",),
+    "upper_lip": ("upper_lip",),
+    "lower_lip": ("lower_lip",),
+    "mouth": ("upper_lip", "inner_mouth", "lower_lip"),
+    "overall": _INNER,
+}
+_NINE = ("background", *_INNER)
 
 # What STN-iCNN labels (paper section 3.1); skin and hair count as background. Confusions inside a group of the F1
 # table count as correct (see scoring.metrics).
@@ -170,39 +198,18 @@ NINE = LabelSet(
     _NINE,
     _colours(_NINE, {}, {}),
     _BROWS_AND_EYES,
-    groups={
-        "eyes": ("eye1", "eye2"),
-        "brows": ("brow1", "brow2"),
-        "nose": ("nose",),
-        "in_mouth": ("inner_mouth",),
-        "upper_lip": ("upper_lip",),
-        "lower_lip": ("lower_lip",),
-        "mouth": ("upper_lip", "inner_mouth", "lower_lip"),
-        "overall": _NINE[1:],
-    },
+    groups=_GROUPS,
 )
 
 # HELEN (Smith et al. 2013), and the faces that are drawn here. Which side its files' "left" is, data.datasets.helen
 # settles by reading the masks.
-_HELEN = (
-    "background",
-    "skin",
-    "brow1",
-    "brow2",
-    "eye1",
-    "eye2",
-    "nose",
-    "upper_lip",
-    "inner_mouth",
-    "lower_lip",
-    "hair",
-)
-HELEN = LabelSet("helen", _HELEN, _colours(_HELEN, {}, {}), _BROWS_AND_EYES)
+_HELEN = ("background", "skin", *_INNER, "hair")
+HELEN = LabelSet("helen", _HELEN, _colours(_HELEN, {}, {}), _BROWS_AND_EYES, _GROUPS)
 
 # LaPa (Liu et al. 2020). Its list of labels says "left eyebrow, right eyebrow, left eye, right eye" for ids 2 to 5 and
 # means the image's left: FaRL's parser, trained on LaPa, calls the same ids right and left of the subject.
 # data.datasets.merged settles it by reading the maps all the same.
-LAPA = LabelSet("lapa", _HELEN, _colours(_HELEN, {}, {}), _BROWS_AND_EYES)
+LAPA = LabelSet("lapa", _HELEN, _colours(_HELEN, {}, {}), _BROWS_AND_EYES, _GROUPS)
 
 # CelebAMask-HQ (Lee et al. 2019), challenge numbering. l_ is the subject's left, hence the image's right.
 _CELEBAMASK = (
@@ -287,36 +294,90 @@ _BISENET = (
 ORDERS = {"bisenet": _BISENET}
 
 
+_KNOWN = {
+    name: colour for labels in LABEL_SETS.values() for name, colour in zip(labels.names, labels.colours, strict=True)
+}
+
+
 def read_ids(text: str) -> LabelSet:
     """The label set that maps to be scored follow: one of ``LABEL_SETS`` or ``ORDERS``, or a JSON file, which holds a
-    list of names or an object {id: name}; several ids may have one name. Raises InputError for anything else."""
+    list of names, an object {id: name}, where several ids may have one name, or a set as ``label_set`` takes it. Raises
+    InputError for anything else."""
     if text in LABEL_SETS:
         return LABEL_SETS[text]
-    known = {
-        name: colour
-        for labels in LABEL_SETS.values()
-        for name, colour in zip(labels.names, labels.colours, strict=True)
-    }
     names: object = list(ORDERS.get(text, ()))
     if not names:
         if not text.lower().endswith(".json"):
             raise InputError(f"ids {text!r}: choose from {', '.join((*LABEL_SETS, *ORDERS))}, or name a file.json")
         names = parse_json(read_text(Path(text), "ids"), text, "ids")
+        if isinstance(names, dict) and "names" in names:
+            return read_label_set(text)
         if isinstance(names, dict):
             if names.keys() != {str(number) for number in range(len(names))}:
                 raise InputError(f"{text}: name every id from 0 on, without gaps; those without a label: background")
             names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not 2 <= len(names) <= NO_ID:
         raise InputError(f"{text} must hold a list of 2 to {NO_ID} names, or an object {{id: name}}")
-    if unknown := [str(name)[:40] for name in names if not isinstance(name, str) or name not in known]:
-        raise InputError(f"{text}: unknown labels {', '.join(unknown[:5])}: choose from {', '.join(known)}")
+    if unknown := [str(name)[:40] for name in names if not isinstance(name, str) or name not in _KNOWN]:
+        raise InputError(f"{text}: unknown labels {', '.join(unknown[:5])}: choose from {', '.join(_KNOWN)}")
     own = [name if name not in names[:number] else f"{name} {number}" for number, name in enumerate(names)]
     shared = {one: _CELEBAMASK_SHARED.get(name, name) for one, name in zip(own, names, strict=True)}
-    return LabelSet(text, tuple(own), tuple(known[name] for name in names), shared=shared)
+    return LabelSet(text, tuple(own), tuple(_KNOWN[name] for name in names), shared=shared)
 
 
-def label_set(name: str) -> LabelSet:
-    """Raises InputError for a name that is none of ``LABEL_SETS``."""
-    if name not in LABEL_SETS:
-        raise InputError(f"unknown label set {name!r}: choose from {', '.join(LABEL_SETS)}")
-    return LABEL_SETS[name]
+def read_label_set(text: str) -> LabelSet:
+    """The set of a name in ``LABEL_SETS``, or of a JSON file that holds an object as ``label_set`` takes it. Raises
+    InputError for anything else."""
+    if not text.lower().endswith(".json"):
+        return label_set(text)
+    held = parse_json(read_text(Path(text), "label set"), text, "label set")
+    try:
+        if not isinstance(held, dict):
+            raise InputError("must hold an object with the names of its labels")
+        return label_set({"name": Path(text).stem, **held})
+    except InputError as error:
+        raise InputError(f"{text}: {error}") from None
+
+
+def label_set(held: object) -> LabelSet:
+    """The set of a name in ``LABEL_SETS``, or of a dict: "name", "names", and if wanted "colours", "pairs", "groups",
+    "shared" and "ignores", see ``LabelSet``. Raises InputError for anything else."""
+    if not isinstance(held, dict):
+        if not isinstance(held, str) or held not in LABEL_SETS:
+            choices = f"{', '.join(LABEL_SETS)}, or name a file.json"
+            raise InputError(f"unknown label set {str(held)[:40]!r}: choose from {choices}")
+        return LABEL_SETS[held]
+    values: dict[str, Any] = {"colours": [], "pairs": [], "groups": {}, "shared": {}, "ignores": False}
+    if strange := [str(key)[:40] for key in held if key not in (*values, "name", "names")]:
+        raise InputError(f"a label set has no {', '.join(strange[:5])}: it has name, names, {', '.join(values)}")
+    values |= held
+    try:
+        (name,), names = _texts([values.get("name")]), _texts(values.get("names"))
+        groups, shared = dict(values["groups"]), dict(values["shared"])
+        _texts([*groups, *shared, *shared.values()])
+        colours = [*map(tuple, values["colours"])] or [
+            _new_colour(shared.get(one, one), k) for k, one in enumerate(names)
+        ]
+        if not all(len(rgb) == 3 and {*rgb} <= {*range(256)} for rgb in colours):
+            raise ValueError("its colours must be three numbers of 0 to 255 each")
+        pairs = [_texts(pair) for pair in values["pairs"]]
+        if not all(len(pair) == 2 for pair in pairs) or name in LABEL_SETS:
+            raise ValueError(f"its pairs must be of two names, its own name none of {', '.join(LABEL_SETS)}")
+        groups = {group: _texts(pooled) for group, pooled in groups.items()}
+        return LabelSet(name, names, tuple(colours), tuple(pairs), groups, shared, ignores=values["ignores"] is True)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"label set {str(held.get('name'))[:40]!r}: {error}") from None
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    """Raises TypeError for anything but a list of short texts."""
+    short = isinstance(values, list | tuple) and all(isinstance(v, str) and 0 < len(v) < 100 for v in values)
+    if not short or not all(v.isprintable() for v in values):
+        raise TypeError(f"expected a list of names, not {str(values)[:60]}")
+    return tuple(values)
+
+
+def _new_colour(name: str, number: int) -> tuple[int, ...]:
+    """RGB of a label without one: that of the same name in the sets above, or hues far apart."""
+    hue = (number * 0.618) % 1
+    return _KNOWN.get(name) or tuple(round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.8, 0.95))

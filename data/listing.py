@@ -14,6 +14,10 @@ SPLITS = ("train", "val", "test")
 FACES_READ_FOR_SIDES = 32
 
 
+class NoMasks(InputError):
+    """A split has photos without any mask, as the public test split of the CelebAMask challenge."""
+
+
 class Sample(NamedTuple):
     """One face: its name and files. Synthetic faces have no files (``Path()`` and ``()``)."""
 
@@ -35,6 +39,7 @@ class Listing(NamedTuple):
     version: changes whenever the same files would be read differently.
     draw: gives the photo and the label map of a sample without files; None where there are files.
     shows: mask file -> the label that it shows, where each label that a face shows has a file of its own.
+    note: what a user should know of this split; empty where there is nothing.
     """
 
     samples: list[Sample]
@@ -44,18 +49,20 @@ class Listing(NamedTuple):
     version: str = ""
     draw: Read | None = None
     shows: Callable[[Path], str] | None = None
+    note: str = ""
 
 
 class Source(NamedTuple):
     """A split of a data set; ``read(sample)`` gives photo uint8 (H, W, 3) RGB and ids of ``labels``, uint8 (H, W).
 
-    version: changes whenever ``read`` would give something else for the same names and files.
+    version: changes whenever ``read`` would give something else for the same names and files. note: see ``Listing``.
     """
 
     labels: LabelSet
     samples: list[Sample]
     read: Read
     version: str = ""
+    note: str = ""
 
 
 def a_few(samples: list[Sample]) -> list[Sample]:
@@ -93,10 +100,12 @@ def size_problem(sample: Sample, photo: tuple[int, int], labels: tuple[int, int]
 def id_problem(labels: LabelSet, sample: Sample, ids: np.ndarray) -> str | None:
     """The line to tell when a label map holds ids that its label set does not have; None when it does not."""
     present = np.flatnonzero(np.bincount(ids.ravel(), minlength=NO_ID + 1))
-    unknown = [str(i) for i in present if i >= len(labels)]
+    unknown = [str(i) for i in present if i >= len(labels) and not (labels.ignores and i == NO_ID)]
     if not unknown:
         return None
-    return f"unknown ids in mask {sample.masks[0]}: {images.shorten(unknown)}; {labels.name} has 0 to {len(labels) - 1}"
+    more = "; for pixels to ignore: --ignore-255" if unknown == [str(NO_ID)] else ""
+    has = f"{labels.name} has 0 to {len(labels) - 1}{more}"
+    return f"unknown ids in mask {sample.masks[0]}: {images.shorten(unknown)}; {has}"
 
 
 def read_face(

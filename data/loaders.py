@@ -42,7 +42,7 @@ class Faces(Dataset):
     what training and evaluation use.
 
     labels: of the batches' label maps. data_labels: of the cached ones. photos: False leaves the photos of batches
-    empty, for those who look at the thumbs alone. camera: see ``data.view.Augmentation``.
+    empty, for those who look at the thumbs alone. camera: see ``data.view.Augmentation``. note: see ``data.listing``.
     What is read is compared with the checksums of its record, once for each face: raises InputError where it differs.
     Raises InputError where ``labels`` cannot be told from ``data_labels``.
     """
@@ -56,9 +56,10 @@ class Faces(Dataset):
         split: str,
         photos: bool = True,
         camera: float = 0.0,
+        note: str = "",
     ) -> None:
         self.folder, self.names, self.split, self.with_photos, self.camera = folder, names, split, photos, camera
-        self.data_labels, self.labels = data_labels, labels
+        self.data_labels, self.labels, self.note = data_labels, labels, note
         self.lut = data_labels.map_to(labels)
         self.records = np.fromfile(folder / "records.bin", record_type(len(data_labels)), len(names))
         parts = [np.flatnonzero(among(self.lut, ids)).tolist() for ids in labels.part_ids]
@@ -195,13 +196,15 @@ def open_faces(
     source = open_source(data, split)
     where = f"{data.root.resolve() if data.root else ''}|{data.partition}|{data.face_size}"
     if data.label_set:
-        where += f"|{data.label_set}"
+        where += f"|{data.label_set.name}"
+    if data.labels.ignores:
+        where += "|ignores"
     if data.train_labels and split == "train":
         where += f"|{data.train_labels.resolve()}"
     folder = data.cache / f"{data.dataset}-{split}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}"
     build_cache(source, folder, threads)
     names = [sample.name for sample in source.samples]
-    return Faces(folder, names, data.labels, labels, split, photos, camera)
+    return Faces(folder, names, data.labels, labels, split, photos, camera, source.note)
 
 
 def training_batches(

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.datasets import celebamask, helen, merged, synthetic
-from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet, label_set
+from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet
 from data.listing import SPLITS, Listing, Read, Sample, Source, id_problem, read_face
 from data.relabelled import relabelled
 from utils.errors import InputError
@@ -29,8 +29,9 @@ class FaceData:
     of CelebAMask-HQ, one of ``data.datasets.celebamask.PARTITIONS``. face_size: longer side in pixels; synthetic faces
     are drawn so (default ``data.datasets.synthetic.SIZE``), photos and label maps are resized (default: as they are).
     max_images: the first so many faces of each split; of synthetic faces as many are drawn to train on.
-    cache: the folder of all caches. label_set: for data sets whose files may follow any, the name of theirs.
-    train_labels: a folder whose label maps replace those of the training split, see ``data.relabelled``.
+    cache: the folder of all caches. label_set: for data sets whose files may follow any, theirs.
+    train_labels: a folder whose label maps replace those of the training split, see ``data.relabelled``. ignore: see
+    ``LabelSet.ignores``; also where the label set itself does not say so.
     """
 
     dataset: str = "synthetic"
@@ -39,8 +40,9 @@ class FaceData:
     face_size: int | None = None
     max_images: int | None = None
     cache: Path = Path("cache")
-    label_set: str | None = None
+    label_set: LabelSet | None = None
     train_labels: Path | None = None
+    ignore: bool = False
 
     @property
     def labels(self) -> LabelSet:
@@ -52,10 +54,11 @@ class FaceData:
         if own is None:
             if self.label_set is None:
                 raise InputError(f"data set {self.dataset} may hold any ids: name their label set")
-            return label_set(self.label_set)
-        if self.label_set is not None:
-            raise InputError(f"labels {self.label_set}: data set {self.dataset} holds ids of {own.name}; leave it out")
-        return own
+            own = self.label_set
+        elif self.label_set is not None:
+            told = f"data set {self.dataset} holds ids of {own.name}; leave it out"
+            raise InputError(f"labels {self.label_set.name}: {told}")
+        return replace(own, ignores=True) if self.ignore else own
 
 
 class Dataset(NamedTuple):
@@ -78,7 +81,7 @@ def open_source(data: FaceData, split: str) -> Source:
     InputError for damaged files, sizes that differ and unknown ids.
     """
     listing = _sound(data, split)
-    source = Source(data.labels, listing.samples, reader(data, listing), listing.version)
+    source = Source(data.labels, listing.samples, reader(data, listing), listing.version, listing.note)
     return relabelled(source, data.train_labels) if data.train_labels and split == "train" else source
 
 

@@ -310,7 +310,7 @@ class View:
         """Labels (B, ...) with their sides swapped where the face is mirrored."""
         if self.draw is None or not self.draw.mirrored_B.any():
             return labels
-        lut = constant(self.batch.labels.mirror, torch.uint8, labels.device)
+        lut = constant(self.batch.labels.mirror_256, torch.uint8, labels.device)
         mirrored_B = (self._sent.mirrored_B > 0).view(-1, *[1] * (labels.ndim - 1))
         return torch.where(mirrored_B, lut[labels.long()], labels)
 

@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     args = common.parse(cli, argv)
     data = options.face_data(args)
     maps = label_maps(data, args.split, options.machine(args).threads)
-    pixels_NK = np.array([np.bincount(ids_HW.ravel(), minlength=len(data.labels)) for _, ids_HW in maps])
+    count = len(data.labels)
+    pixels_NK = np.array([np.bincount(ids_HW.ravel(), minlength=count)[:count] for _, ids_HW in maps])
     pixels_K, faces_K = pixels_NK.sum(0), (pixels_NK > 0).mean(0)
     rows = [
         {

@@ -50,9 +50,8 @@ def read_weights(path: Path) -> Weights:
         raise InputError(f"{path} lacks its config or weights, or comes from a newer version: update this repository")
     if not all(isinstance(name, str) for name in modules):
         raise InputError(f"{path}: its networks have no plain names: get it again from its source")
-    name = state.get("labels")
     try:
-        held = label_set(name if isinstance(name, str) else checkpoint.shown(name))
+        held = label_set(state.get("labels"))
         checked = config_class(**config)
         check_types(checked)  # whether or not the class does
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor where a number is expected

@@ -192,7 +192,7 @@ class FaceParser(nn.Module):
 
         Raises InputError for one that the file lacks or that does not fit, and for a file of another label set.
         """
-        if weights.labels.name != self.labels.name:
+        if weights.labels != self.labels:
             raise InputError(f"{weights.path} is of the label set {weights.labels.name}, not {self.labels.name}")
         for name in names:
             if name not in weights.modules:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ class Evaluation(NamedTuple):
 
     def challenge(self) -> bool:
         """Whether the faces are scored in the labels of the CelebAMask challenge."""
-        return self.labels is CELEBAMASK
+        return self.labels == CELEBAMASK
 
 
 def evaluate(
@@ -166,8 +166,8 @@ def score_folders(
 ) -> Evaluation:
     """Compare two folders of label PNGs, together with the other processes, in the label set ``labels``.
 
-    ids, truth_ids: their own label sets; which side is left in the ids of HELEN and LaPa is settled by reading, for
-    each folder, as in their data sets. max_images: the first so many, default all.
+    ids, truth_ids: their own label sets, of the latter ``ignores`` too; which side is left in the ids of HELEN and LaPa
+    is settled by reading, for each folder, as in their data sets. max_images: the first so many, default all.
     Raises InputError that lists what does not pair, and for ids that do not exist.
     """
     pairs = pair_folders(predictions, truth)[:max_images]
@@ -178,7 +178,7 @@ def score_folders(
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
         _, pred, true = pairs[index]
-        return read_mapped(pred, ids, lut), read_mapped(true, truth_ids, truth_lut)
+        return read_mapped(pred, replace(ids, ignores=False), lut), read_mapped(true, truth_ids, truth_lut)
 
     def count(index: int) -> np.ndarray:
         return confusion_matrix(*read(index), len(labels))
@@ -240,7 +240,7 @@ def read_mapped(path: Path, labels: LabelSet, lut: np.ndarray) -> np.ndarray:
     """A label map in the ids that ``lut`` maps to, uint8 (H, W). Raises InputError for ids that do not exist."""
     stored = images.read_labels(path)
     mapped = lut[stored]
-    unknown = np.unique(stored[mapped == NO_ID])
+    unknown = np.unique(stored[(mapped == NO_ID) & (not labels.ignores or stored != NO_ID)])
     if unknown.size:
         raise InputError(f"{path} holds ids that {labels.name} does not have: {images.shorten(map(str, unknown))}")
     return mapped

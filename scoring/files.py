@@ -8,9 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from data.labels import NINE
 from scoring.evaluation import Evaluation
 from scoring.metrics import (
     CHALLENGE_FILES,
+    accuracies,
     all_classes,
     challenge_files,
     challenge_scores,
@@ -37,10 +39,12 @@ def worst_faces(evaluation: Evaluation, count: int) -> list[tuple[int, float]]:
 
 
 def tables(evaluation: Evaluation) -> str:
-    """The row's F1 tables and that of the other measures, in Markdown."""
+    """The row's F1 tables and that of the other measures, in Markdown, and its accuracies."""
     result, labels = evaluation.scores(), evaluation.labels
-    found = f"{table({evaluation.title: result}, labels)}\n{measures_table(result, labels)}"
-    return found if labels.groups else f"{found}\n{classes_table(evaluation.matrices_NKK.sum(0), labels)}"
+    total_KK = evaluation.matrices_NKK.sum(0)
+    texts = [table({evaluation.title: result}, labels), measures_table(result, labels)]
+    texts += [] if labels == NINE else [classes_table(total_KK, labels)]
+    return "\n".join([*texts, accuracies(total_KK, labels)])
 
 
 def save(out: Path, evaluation: Evaluation, worst: int = 0) -> dict[str, Any]:

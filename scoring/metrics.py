@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.labels import PARTS, LabelSet
+from data.labels import NO_ID, PARTS, LabelSet
 from utils.tables import markdown
 
 Array = np.ndarray | Tensor
@@ -30,13 +30,16 @@ Scores = dict[str, Any]  # {measure: {column: float | None}, "absent": [label na
 def confusion_matrix(pred: Array, truth: Array, num_labels: int) -> np.ndarray:
     """Count the pixels of each (truth, prediction) pair.
 
-    pred, truth: integer label maps of one shape, any shape, ids 0 to num_labels - 1, NumPy or on the CPU.
+    pred, truth: integer label maps of one shape, any shape, ids 0 to num_labels - 1, NumPy or on the CPU; pixels whose
+    true id is 255 are not counted.
     Returns int64 (num_labels, num_labels), rows = truth, columns = prediction.
     Raises ValueError for shapes that differ, ids out of range, and maps that are not integers.
     """
     pred, truth = np.asarray(pred), np.asarray(truth)
     if pred.shape != truth.shape:
         raise ValueError(f"prediction {pred.shape} and truth {truth.shape} differ in shape")
+    counted = truth != NO_ID
+    pred, truth = np.asarray(pred[counted]), np.asarray(truth[counted])
     for name, ids in (("prediction", pred), ("truth", truth)):
         if ids.dtype.kind not in "iub":
             raise ValueError(f"{name} must hold integer ids, not {ids.dtype}")
@@ -50,7 +53,7 @@ def confusion_matrices(pred_BHW: Tensor, truth_BHW: Tensor, sizes_B2: Tensor, nu
     """Count the pixels of each (truth, prediction) pair in each photo of a padded batch; nothing leaves the device.
 
     pred_BHW, truth_BHW: integer label maps, ids 0 to num_labels - 1. sizes_B2: each photo's own (height, width), at
-    the top left; the rest is padding and is not counted.
+    the top left; the rest is padding and is not counted, nor are pixels whose true id is 255.
     Returns (counts_BKK, invalid_B), int64 on the device of ``pred_BHW``: rows = truth, columns = prediction, and how
     many pixels of each photo hold an id out of range in either map. Those pixels are not in ``counts_BKK``. The caller
     checks them, once for many batches: to read them makes the host wait for the device.
@@ -65,6 +68,7 @@ def confusion_matrices(pred_BHW: Tensor, truth_BHW: Tensor, sizes_B2: Tensor, nu
     batch, height, width = pred_BHW.shape
     own_BHW = torch.arange(height, device=pred_BHW.device)[:, None] < sizes_B2[:, 0, None, None]
     own_BHW = own_BHW & (torch.arange(width, device=pred_BHW.device) < sizes_B2[:, 1, None, None])
+    own_BHW = own_BHW & (truth_BHW != NO_ID)
     side = num_labels + 1  # the last row and column count the ids out of range
     pairs_BHW = torch.add(_clamp(pred_BHW, num_labels), _clamp(truth_BHW, num_labels).long(), alpha=side)
     cells_BC = torch.zeros(batch, side * side, dtype=torch.long, device=pred_BHW.device)
@@ -147,7 +151,8 @@ def headline(scores: Scores) -> dict[str, float | None]:
 def all_classes(cm: Array, labels: LabelSet) -> Scores:
     """The scores that parsers of the whole face are compared by, as plain values in [0, 1] or None.
 
-    ``f1``, ``iou``: of each label, background too; ``miou``: mean IoU of them all; ``mean_f1_N``: mean F1 of the N
+    ``f1``, ``iou``: of each label, background too; ``miou``: mean IoU of them all; ``pixel_accuracy``: share of the
+    pixels that are right; ``mean_accuracy``: mean recall of all labels; ``mean_f1_N``: mean F1 of the N
     foreground labels (18 in CelebAMask-HQ); ``mean_f1_inner8``: of brows, eyes, nose, lips and inner mouth, None for
     label sets that lack some. Labels absent from both truth and prediction are left out of the means.
     """
@@ -160,6 +165,8 @@ def all_classes(cm: Array, labels: LabelSet) -> Scores:
         "f1": f1s,
         "iou": ious,
         "miou": _mean(ious.values()),
+        "pixel_accuracy": int(np.asarray(cm).trace()) / max(1, int(cm.sum())),
+        "mean_accuracy": _mean(recall(cm, [index]) for index in range(len(labels))),
         f"mean_f1_{len(labels) - 1}": _mean(f1s[name] for name in labels.foreground),
         "mean_f1_inner8": _mean(f1s[name] for name in inner) if whole else None,
     }
@@ -208,6 +215,12 @@ def classes_table(cm: Array, labels: LabelSet) -> str:
     rows.append(["mean F1 of the inner 8", found["mean_f1_inner8"], None])
     rows.append([f"mean IoU of {len(labels)}", None, found["miou"]])
     return markdown(["class", "F1", "IoU"], rows)
+
+
+def accuracies(cm: Array, labels: LabelSet) -> str:
+    """One line: pixel and mean accuracy over all labels, background too."""
+    found = all_classes(cm, labels)
+    return f"pixel accuracy {found['pixel_accuracy']:.4f}, mean accuracy {found['mean_accuracy']:.4f}\n"
 
 
 def _columns(labels: LabelSet) -> dict[str, list[str]]:

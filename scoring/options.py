@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.datasets.celebamask import PARTITIONS
-from data.labels import LABEL_SETS
+from data.labels import LABEL_SETS, LabelSet, read_label_set
 from data.listing import SPLITS
 from data.source import DATASETS, FaceData
 from models.loading import SHIPPED_WEIGHTS
@@ -45,17 +45,28 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
 
 
 def add_data_options(cli: argparse._ActionsContainer, required: bool = False) -> None:
-    """``--dataset``, ``--data``, ``--partition`` and ``--labels``. required: a data set has to be named."""
+    """``--dataset``, ``--data``, ``--partition``, ``--labels`` and ``--ignore-255``. required: a data set has to be
+    named."""
     default = None if required else "synthetic"
     cli.add_argument("--dataset", choices=tuple(DATASETS), required=required, default=default, help="which data set")
     cli.add_argument("--data", type=Path, metavar="DIR", help="its folder; synthetic faces need none")
     cli.add_argument("--partition", choices=PARTITIONS, help="how to split CelebAMask-HQ's official layout")
     cli.add_argument(
         "--labels",
-        choices=tuple(LABEL_SETS),
-        help="what the ids of --dataset list mean; of training the whole face: what to label, default all that the "
-        "data set does; of evaluate.py --predictions: the label set to compare in",
+        type=_read_label_set,
+        metavar="SET",
+        help=f"what the ids of --dataset list mean ({', '.join(LABEL_SETS)}, or a .json file of your own labels); of "
+        "training the whole face: what to label, default all that the data set does; of evaluate.py --predictions: the "
+        "label set to compare in",
     )
+    cli.add_argument("--ignore-255", action="store_true", help="leave pixels of id 255 out of losses and scores")
+
+
+def _read_label_set(text: str) -> LabelSet:
+    try:
+        return read_label_set(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_checkpoint_option(cli: argparse._ActionsContainer) -> None:
@@ -150,7 +161,7 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
         if any_ids and args.labels is None:
             problems.append(f"--labels is needed for --dataset {dataset}: say what the ids of its label maps mean")
         if args.labels and not any_ids and dataset != "synthetic" and not getattr(args, "any_labels", False):
-            problems.append(f"--labels {args.labels}: --dataset {dataset} has its own; leave it out")
+            problems.append(f"--labels {args.labels.name}: --dataset {dataset} has its own; leave it out")
     try:
         device = runtime.pick_device(args.device)
     except InputError as error:
@@ -177,9 +188,8 @@ def face_data(args: argparse.Namespace) -> FaceData:
     relabelled = getattr(args, "train_labels", None)
     chosen = getattr(args, "any_labels", False) and DATASETS[args.dataset].labels is not None  # of what is trained
     ids = None if chosen else args.labels
-    return FaceData(
-        args.dataset, args.data, args.partition, args.face_size, args.max_images, args.cache, ids, relabelled
-    )
+    sizes = args.face_size, args.max_images
+    return FaceData(args.dataset, args.data, args.partition, *sizes, args.cache, ids, relabelled, args.ignore_255)
 
 
 def machine(args: argparse.Namespace) -> Machine:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.batch import Batch
-from data.labels import NUM_PARTS, LabelSet
+from data.labels import NO_ID, NUM_PARTS, LabelSet
 from geometry.theta import window_corners
 
 LINE_WIDTH = 1 / 200  # of the photo's shorter side
@@ -19,12 +19,19 @@ LINE_WIDTH = 1 / 200  # of the photo's shorter side
 def colour(label_map: np.ndarray, labels: LabelSet, published: bool = False) -> np.ndarray:
     """Paint a label map, integer (any shape), in the colours of its label set: uint8 (..., 3).
 
-    published: in those of the data set's own authors, where there are any. Raises ValueError for ids that the label set
-    does not have.
+    Ignored pixels (255) are white. published: in those of the data set's own authors, where there are any. Raises
+    ValueError for ids that the label set does not have.
     """
-    if label_map.size and (label_map.min() < 0 or label_map.max() >= len(labels)):
-        raise ValueError(f"label ids {label_map.min()}..{label_map.max()} are not 0..{len(labels) - 1} ({labels.name})")
-    return np.array((labels.published if published else ()) or labels.colours, np.uint8)[label_map]
+    known = label_map[label_map != NO_ID] if label_map.size and label_map.max() == NO_ID else label_map
+    if known.size and (known.min() < 0 or known.max() >= len(labels)):
+        raise ValueError(f"label ids {known.min()}..{known.max()} are not 0..{len(labels) - 1} ({labels.name})")
+    return np.array(palette((labels.published if published else ()) or labels.colours, label_map), np.uint8)[label_map]
+
+
+def palette(colours: Sequence[tuple[int, int, int]], label_map: np.ndarray) -> Sequence[tuple[int, int, int]]:
+    """The colours, followed by white up to id 255 where a label map holds it."""
+    ignores = label_map.size and label_map.max() == NO_ID
+    return [*colours, *[(255, 255, 255)] * (NO_ID + 1 - len(colours))] if ignores else colours
 
 
 def overlay(photo: np.ndarray, label_map: np.ndarray, labels: LabelSet, alpha: float = 0.5) -> np.ndarray:
@@ -115,7 +122,7 @@ def legend(labels: LabelSet) -> np.ndarray:
 def encode_labels(label_map: np.ndarray, labels: LabelSet) -> bytes:
     """A label map, uint8 (H, W), as a PNG whose palette are the label set's colours."""
     picture = Image.fromarray(label_map)
-    picture.putpalette([channel for colour in labels.colours for channel in colour])
+    picture.putpalette([channel for colour in palette(labels.colours, label_map) for channel in colour])
     return encode(picture, "PNG")
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import evaluate
-from data.labels import CELEBAMASK, HELEN, LAPA, NINE
+from data.labels import CELEBAMASK, HELEN, LAPA, NINE, label_set
 from data.listing import SPLITS
 from data.loaders import open_faces
 from data.source import FaceData, open_source
@@ -37,7 +37,7 @@ def write(layout: str, root: Path, **more: Any) -> FaceData:
     """Three block faces to train on, two to validate, one to test, named 0 to 5."""
     dataset, writer = LAYOUTS[layout]
     writer(root, draw_faces(), **more)
-    return FaceData(dataset, root, label_set="helen" if dataset == "list" else None)
+    return FaceData(dataset, root, label_set=HELEN if dataset == "list" else None)
 
 
 def names_of(data: FaceData, split: str) -> list[str]:
@@ -156,7 +156,7 @@ def test_lists_of_pairs_hold_any_label_set_each_in_a_cache_of_its_own(tmp_path):
     for name, ids in (("helen", None), ("celebamask", TO_CELEBAMASK), ("lapa", None)):
         fixtures.write_list(tmp_path / name, faces, ids)
         (tmp_path / name).rename(tmp_path / "data")  # three label sets in the same place
-        cached = open_faces(FaceData("list", tmp_path / "data", cache=cache, label_set=name), "train", NINE)
+        cached = open_faces(FaceData("list", tmp_path / "data", cache=cache, label_set=label_set(name)), "train", NINE)
         assert cached.data_labels.name == name
         for index, (_, _, labels) in enumerate(faces["train"]):
             np.testing.assert_array_equal(cached.label_map(index), HELEN.map_to(NINE)[labels])
@@ -202,7 +202,7 @@ ASKED: tuple[tuple[str | None, tuple[Any, ...], str, tuple[str, ...]], ...] = ( 
     *((None, (dataset, "empty"), "train", ("empty", "is empty", "expected")) for dataset in ("helen", "celebamask")),
     *((None, (dataset, "."), "train", ("no ", "expected")) for dataset in ("helen", "celebamask")),
     (None, ("lapa", "."), "train", ("no folder", "train/images", "LaPa's layout")),
-    (None, ("list", ".", None, "helen"), "train", ("train_list.txt", "set some faces")),
+    (None, ("list", ".", None, HELEN), "train", ("train_list.txt", "set some faces")),
     (None, ("list", "."), "train", ("name their label set",)),
 )
 
@@ -363,7 +363,7 @@ def test_brows_and_eyes_that_disagree_about_the_sides_are_refused(tmp_path, layo
     dataset, writer = LAYOUTS[layout]
     writer(tmp_path, faces)
     with refuses("brows and eyes disagree", tmp_path):
-        open_source(FaceData(dataset, tmp_path, label_set="helen" if layout == "list" else None), "train")
+        open_source(FaceData(dataset, tmp_path, label_set=HELEN if layout == "list" else None), "train")
 
 
 def test_the_scripts_ask_what_the_ids_of_lists_mean(tmp_path):
@@ -373,7 +373,7 @@ def test_the_scripts_ask_what_the_ids_of_lists_mean(tmp_path):
     with refuses("--labels nine", "has its own"):
         evaluate.main(["--dataset", "helen", "--data", str(tmp_path), "--labels", "nine"])
     with refuses("labels nine", "lapa"):
-        _ = FaceData("lapa", tmp_path, label_set="nine").labels
+        _ = FaceData("lapa", tmp_path, label_set=NINE).labels
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real faces beside this checkout")

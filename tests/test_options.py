@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import train_cropper
+import train_deeplab
 import train_end2end
 import train_stage1
 import train_stage2
@@ -67,6 +68,7 @@ REFUSED: tuple[tuple[ModuleType, str, str], ...] = (
     *((train_end2end, words, BOTH) for words in ("", "--init-from-cropper a", "--init-from a --init-from-cropper b")),
     (train_cropper, "", "--init-from is needed"),
     (train_cropper, "--lr-localizer=-2", "--lr-localizer -2"),
+    *((train_deeplab, words, "the range above 0") for words in ("--mirror-probability 2", "--scale-range 1 0.5")),
 )
 
 

@@ -115,7 +115,7 @@ def test_every_data_set_is_relabelled_into_a_folder_of_its_own_and_trained_on(
     assert "| nose |" in capsys.readouterr().out
     assert (snapshot(root) if write else {}) == before
 
-    label_set = "celebamask" if layout == "list" else None
+    label_set = CELEBAMASK if layout == "list" else None
     drawn = (48, 3) if layout == "synthetic" else (None, None)
     data = FaceData(dataset, root if write else None, None, *drawn, cache, label_set)
     old = open_faces(data, "train", labels)

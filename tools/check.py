@@ -19,8 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import images
-from data.labels import PARTS, LabelSet, among
-from data.listing import SPLITS, Listing, Sample, id_problem, size_problem
+from data.labels import NO_ID, PARTS, LabelSet, among
+from data.listing import SPLITS, Listing, NoMasks, Sample, id_problem, size_problem
 from data.source import FaceData, find, reader
 from faces.detect import Detection, Detector
 from scoring import pictures
@@ -45,9 +45,10 @@ SIDES = (("brow1", "brow2"), ("eye1", "eye2"))  # the first of each pair lies on
 class Checked(NamedTuple):
     """What one face shows.
 
-    size: (H, W) of the photo. present: bool (labels,), None for unreadable masks. swapped: pairs of ``SIDES`` that lie
-    the wrong way round. places_P2: see ``tools.oddities.part_places``; None where that cannot be told. photo_hash:
-    None for unreadable photos. faceless: whether no face is found in the photo. off_face: see ``tools.oddities``.
+    size: (H, W) of the photo. present: bool (labels + 1,), the last of ignored pixels; None for unreadable masks.
+    swapped: pairs of ``SIDES`` that lie the wrong way round. places_P2: see ``tools.oddities.part_places``; None where
+    that cannot be told. photo_hash: None for unreadable photos. faceless: whether no face is found in the photo.
+    off_face: see ``tools.oddities``.
     """
 
     sample: Sample
@@ -67,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     Raises InputError where the folder or the options leave nothing to check.
     """
     options = _parse(argv)
-    data = FaceData(options.dataset, options.data, options.partition, label_set=options.labels)
+    data = FaceData(
+        options.dataset, options.data, options.partition, label_set=options.labels, ignore=options.ignore_255
+    )
     splits = [options.split] if options.split else list(SPLITS)
     listings, problems = _list_splits(data, splits)
     detector = Detector()
@@ -139,7 +142,8 @@ def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample)
     places_P2 = part_places(ids, labels) if labels.part_ids and not unknown else None
     off = np.nan if places_P2 is None else off_face(places_P2, points_N52, own_size)
     swapped, size = _swapped_pairs(ids, labels), size if sample.masks else own_size
-    return Checked(sample, problems, size, shares > 0, swapped, places_P2, seen, faceless, off)
+    present = np.append(shares > 0, (ids == NO_ID).any())
+    return Checked(sample, problems, size, present, swapped, places_P2, seen, faceless, off)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -160,7 +164,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _list_splits(data: FaceData, splits: list[str]) -> tuple[dict[str, Listing], list[str]]:
-    """Listings of the splits that can be listed, and the problems of those that cannot."""
+    """Listings of the splits that can be listed, and the problems of those that cannot; what is none is printed."""
     listings: dict[str, Listing] = {}
     errors: list[InputError] = []
     for split in splits:
@@ -170,7 +174,10 @@ def _list_splits(data: FaceData, splits: list[str]) -> tuple[dict[str, Listing],
             errors.append(error)
     if not listings:
         raise errors[0]
-    return listings, [str(error) for error in errors]
+    notes = [listing.note for listing in listings.values() if listing.note]
+    for note in dict.fromkeys((*notes, *(str(error) for error in errors if isinstance(error, NoMasks)))):
+        print(f"note: {printable(note)}")
+    return listings, [str(error) for error in errors if not isinstance(error, NoMasks)]
 
 
 def _report(labels: LabelSet, split: str, faces: list[Checked], odd: set[Sample]) -> list[str]:
@@ -184,7 +191,7 @@ def _report(labels: LabelSet, split: str, faces: list[Checked], odd: set[Sample]
         return problems
     present, in_parts = np.sum(read, axis=0), set(sum(labels.part_ids, ()))
     print(f"  {'part':<12} {'faces':>6} {'without':>8}")
-    for label, name in enumerate(labels.foreground, 1):
+    for label, name in enumerate((*labels.foreground, *["(ignored)"] * labels.ignores), 1):
         without = 1 - present[label] / len(read)
         print(f"  {name:<12} {present[label]:>6} {without:>8.1%}")
         if present[label] == 0 and label in in_parts and len(read) >= FEW_FACES:

@@ -23,7 +23,9 @@ from utils.runtime import run_main
 
 def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
-    data = FaceData(options.dataset, options.data, options.partition, label_set=options.labels)
+    data = FaceData(
+        options.dataset, options.data, options.partition, label_set=options.labels, ignore=options.ignore_255
+    )
     written = write_edges(data, options.split or SPLITS, options.out)
     print(f"{written} edge maps in {options.out}")
     return 0

@@ -59,7 +59,7 @@ def release(checkpoints: list[Path], out: Path, average: bool = False) -> None:
     whole = {
         "stage": state["stage"] if alone else "end2end",  # STN-iCNN comes in several files
         "parser": parser.kind,
-        "labels": parser.labels.name,
+        "labels": parser.labels.stored,
         "config": asdict(parser.config),
         "modules": halved({name: getattr(parser, name).state_dict() for name in parser.networks}),
     }

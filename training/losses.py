@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.labels import NO_ID as IGNORED
 from utils.distributed import sum_over_processes, world_size
-
-IGNORED = 255  # a target that costs nothing
 
 
 def segmentation_loss(logits_BKHW: Tensor, targets_BHW: Tensor, dice: float = 0.0) -> Tensor:
@@ -14,14 +13,15 @@ def segmentation_loss(logits_BKHW: Tensor, targets_BHW: Tensor, dice: float = 0.
 
     The released code uses this cross-entropy; the paper writes an averaged binary one. The Dice is averaged over the
     foreground classes that a photo holds, then over the photos.
-    logits_BKHW: float, any precision; the loss is computed in float32. targets_BHW: integer classes below K; those of
-    ``IGNORED`` cost nothing, without a Dice. Returns a float32 scalar.
+    logits_BKHW: float, any precision; the loss is computed in float32. targets_BHW: integer classes below K; pixels of
+    ``IGNORED`` (255) do not count. Returns a float32 scalar.
     """
     logits_BKHW = logits_BKHW.float()
     targets_BHW = targets_BHW.long()
-    loss = F.cross_entropy(logits_BKHW, targets_BHW, ignore_index=IGNORED)
+    loss = _mean(F.cross_entropy(logits_BKHW, targets_BHW, ignore_index=IGNORED, reduction="sum"), targets_BHW)
     if dice > 0:
-        probs_BKN = logits_BKHW.softmax(1).flatten(2)[:, 1:]
+        counted_B1N = (targets_BHW != IGNORED).flatten(1)[:, None]
+        probs_BKN = logits_BKHW.softmax(1).flatten(2)[:, 1:] * counted_B1N
         classes_K = torch.arange(1, logits_BKHW.shape[1], device=logits_BKHW.device)
         truth_BKN = targets_BHW.flatten(1)[:, None] == classes_K[:, None]
         count_BK = truth_BKN.sum(2)
@@ -33,17 +33,25 @@ def segmentation_loss(logits_BKHW: Tensor, targets_BHW: Tensor, dice: float = 0.
     return loss
 
 
+def _mean(total: Tensor, targets_BHW: Tensor) -> Tensor:
+    """The costs of all pixels of this process, divided by how many count; the same for any number of processes."""
+    counted = (targets_BHW != IGNORED).sum().float()
+    if world_size() > 1:
+        counted = sum_over_processes(counted) / world_size()
+    return total / counted.clamp(min=1)
+
+
 def focal_loss(logits_BKHW: Tensor, targets_BHW: Tensor) -> Tensor:
     """(1 - p)² times the cross-entropy, p the probability of the true label, averaged over all pixels (Lin et al. 2017
     with gamma 2, without class weights). Arguments and value as of ``segmentation_loss``."""
-    loss_BHW = F.cross_entropy(logits_BKHW.float(), targets_BHW.long(), reduction="none")
-    return ((1 - torch.exp(-loss_BHW)) ** 2 * loss_BHW).mean()
+    loss_BHW = F.cross_entropy(logits_BKHW.float(), targets_BHW.long(), ignore_index=IGNORED, reduction="none")
+    return _mean(((1 - torch.exp(-loss_BHW)) ** 2 * loss_BHW).sum(), targets_BHW)
 
 
 def batch_dice_loss(logits_BKHW: Tensor, targets_BHW: Tensor) -> Tensor:
     """One minus the soft Dice of each class over the whole batch, averaged over all classes, background too; a class
     that the batch lacks costs up to 1. Arguments and value as of ``segmentation_loss``."""
-    probs_BKHW = logits_BKHW.float().softmax(1)
+    probs_BKHW = logits_BKHW.float().softmax(1) * (targets_BHW != IGNORED)[:, None]
     classes_K11 = torch.arange(logits_BKHW.shape[1], device=logits_BKHW.device)[:, None, None]
     truth_BKHW = targets_BHW[:, None] == classes_K11
     overlap_K = (probs_BKHW * truth_BKHW).sum((0, 2, 3))
@@ -69,8 +77,8 @@ def boundary_loss(logits_BKHW: Tensor, targets_BHW: Tensor, edges_BHW: Tensor) -
     """The mean cross-entropy of the labels over each photo's edge pixels, averaged over the photos; one without an edge
     costs nothing (EAGRNet's paper, section 3.5).
 
-    logits_BKHW, targets_BHW: as of ``segmentation_loss``; targets of ``IGNORED`` cost nothing, but count. edges_BHW:
-    bool. Returns a float32 scalar.
+    logits_BKHW, targets_BHW: as of ``segmentation_loss``; but here pixels of ``IGNORED`` cost nothing and count.
+    edges_BHW: bool. Returns a float32 scalar.
     """
     costs_BHW = F.cross_entropy(logits_BKHW.float(), targets_BHW.long(), ignore_index=IGNORED, reduction="none")
     return ((costs_BHW * edges_BHW).sum((1, 2)) / edges_BHW.sum((1, 2)).clamp(min=1)).mean()

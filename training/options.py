@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.labels import LABEL_SETS
 from scoring.options import base_parser, check, face_data, machine
 from training.engine import refuse_used
 from training.recipes import RECIPE_NAMES, WHOLE_FACE_RECIPE_NAMES, Recipes, WholeFaceRecipes
@@ -56,6 +56,17 @@ def training_parser(
         help="train on the label maps of this folder, which python -m tools.relabel has written, in place of the data "
         "set's own; validation keeps its own",
     )
+    if whole_face:
+        group.add_argument(
+            "--mirror-probability", type=float, metavar="P", help="of a training face; default: the recipe's"
+        )
+        group.add_argument(
+            "--scale-range",
+            type=float,
+            nargs=2,
+            metavar=("LOW", "HIGH"),
+            help="of the sizes that training faces are scaled to, 1: as they are; default: the recipe's",
+        )
     for flag, what in needs.items():
         group.add_argument(flag, type=Path, metavar="FILE", help=what)
     group.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="where this run's files go")
@@ -89,6 +100,14 @@ def plan(
     recipe = recipes.choose(args.recipe, args.dataset).changed(
         args.epochs, args.batch_size, {name: value for name, value in rates.items() if value is not None}
     )
+    mirror, scale = (getattr(args, name, None) for name in ("mirror_probability", "scale_range"))
+    if mirror is not None or scale:
+        changes = {**({} if mirror is None else {"mirror": mirror}), **({"scale": tuple(scale)} if scale else {})}
+        try:
+            recipe = replace(recipe, augmentation=replace(recipe.augmentation, **changes))
+        except ValueError:
+            told = "the probability must be 0 to 1, the range above 0 and rising"
+            raise InputError(f"--mirror-probability {mirror}, --scale-range {scale}: {told}") from None
     if not any(recipe.optimisation.lr.values()):
         raise InputError("every learning rate is 0: nothing would be trained")
     require_shares(recipe.batch_size)
@@ -96,11 +115,11 @@ def plan(
     distributed.start_processes(where.device)
     start = {name: path for name in starts if (path := getattr(args, name)) is not None}
     data = face_data(args)
-    labels = LABEL_SETS[args.labels] if args.labels and args.any_labels else data.labels
+    labels = args.labels if args.labels and args.any_labels else data.labels
     try:
         data.labels.map_to(labels)
     except InputError as error:
-        raise InputError(f"--labels {args.labels}: {error}") from None
+        raise InputError(f"--labels {args.labels.name}: {error}") from None
     return Plan(data, recipe, where, args.run_dir, args.seed, args.resume, start, settled(model), labels)
 
 

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from data import images
+from data.labels import NO_ID
 from data.loaders import Faces
 from data.relabelled import RECORD
 from models.loading import load_for_inference, read_weights
@@ -75,9 +77,10 @@ def add_rule_options(cli: argparse._ActionsContainer) -> None:
 
 def merge(probs_BKHW: Tensor, labels_BHW: Tensor, threshold: float, kept_K: Tensor) -> Tensor:
     """Label maps (uint8, B, H, W) with the most probable label where its probability is above the threshold, but for
-    pixels whose own label is one of ``kept_K`` (bool)."""
+    pixels whose own label is one of ``kept_K`` (bool) and for ignored ones (255)."""
     probability_BHW, ids_BHW = probs_BKHW.max(1)
-    replaced_BHW = (probability_BHW > threshold) & ~kept_K[labels_BHW.long()]
+    kept_256 = F.pad(kept_K, (0, NO_ID + 1 - len(kept_K)), value=True)
+    replaced_BHW = (probability_BHW > threshold) & ~kept_256[labels_BHW.long()]
     return torch.where(replaced_BHW, ids_BHW.to(labels_BHW.dtype), labels_BHW)
 
 
@@ -134,9 +137,9 @@ def relabel(
         after_K, changed = np.zeros_like(before_K), 0
         for i, path in enumerate(paths):
             old_HW, new_HW = faces.ids(i), images.read_labels(path)
-            if old_HW.shape != new_HW.shape or new_HW.max() >= len(labels):
+            if old_HW.shape != new_HW.shape or (new_HW[old_HW != NO_ID] >= len(labels)).any():
                 raise InputError(f"{path} is not what was written there: remove it and start again")
-            after_K += np.bincount(new_HW.ravel(), minlength=len(labels))
+            after_K += np.bincount(new_HW.ravel(), minlength=len(labels))[: len(labels)]
             changed += int((old_HW != new_HW).sum())
         pixels = {name: [int(b), int(a)] for name, b, a in zip(labels.names, before_K, after_K, strict=True)}
         record |= {"changed": changed, "pixels before and after": pixels}

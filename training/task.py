@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from data.batch import Batch
-from data.labels import LabelSet
+from data.labels import NINE, LabelSet
 from data.loaders import evaluation_batches, open_faces, training_batches
 from data.source import FaceData
 from models.parser import FaceParser, Parsed, Weights
@@ -89,6 +89,8 @@ class ParserTask(Task):
         camera = plan.recipe.augmentation.camera
         self.train_faces = open_faces(plan.data, "train", model.labels, photos, threads, camera)
         self.val_faces = open_faces(plan.data, "val", model.labels, threads=threads)
+        if self.val_faces.note and distributed.rank() == 0:
+            print(self.val_faces.note)
         if not self.train_faces.count_labelled():
             raise InputError(
                 f"the {len(self.train_faces)} faces to train on have no label but background in label set "
@@ -101,7 +103,7 @@ class ParserTask(Task):
         plan, model = self.plan, self.model
         description = {
             "parser": model.kind,
-            "labels": model.labels.name,
+            "labels": model.labels.stored,
             "config": asdict(model.config),
             "dataset": plan.data.dataset,
             "partition": plan.data.partition,
@@ -137,14 +139,14 @@ class ParserTask(Task):
         return evaluation_batches(self.val_faces, EVAL_BATCH * world, distributed.rank(), world, self.plan.machine)
 
     def validate(self) -> Scores:
-        """As "strict" the mean F1 of the labels; as "f1" the paper's overall F1, or the mean again where the label set
-        has no groups."""
+        """As "strict" the mean F1 of the labels; as "f1" the paper's overall F1, for other label sets than the paper's
+        the mean again."""
         device, labels = self.plan.machine.device, self.model.labels
         _, matrices_NKK = evaluate(lambda batch: self.parse(batch).labels_BHW, self.val_batches(), device, len(labels))
         total_KK = distributed.sum_over_processes(matrices_NKK.sum(0))
         found = headline(scores(total_KK.numpy(), labels))
         strict = found["strict"] or 0.0
-        return {"f1": (found["overall"] or 0.0) if labels.groups else strict, "strict": strict}
+        return {"f1": (found["overall"] or 0.0) if labels == NINE else strict, "strict": strict}
 
     def picture(self) -> np.ndarray:
         """Upper row: parsed, with windows where the parser has them; lower row: the truth."""

@@ -41,9 +41,11 @@ def find_lapa(root: Path, split: str) -> Listing:
 def find_list(root: Path, split: str, labels: LabelSet) -> Listing:
     """Lists one split of a folder with ``<split>_list.txt``, as EAGRNet reads it; labels: what the maps' ids mean.
 
-    Raises InputError for a list that is missing, empty or no list of pairs within the folder, and for sides as above.
+    Without val_list.txt a tenth of the training list validates, drawn with seed 0. Raises InputError for a list that is
+    missing, empty or no list of pairs within the folder, and for sides as above.
     """
-    path = root / f"{split}_list.txt"
+    draws = split != "test" and not os.path.lexists(root / "val_list.txt")
+    path = root / f"{'train' if draws else split}_list.txt"
     if not os.path.lexists(path):
         raise InputError(f"no list {path}: {LIST_LAYOUT}; set some faces of another list aside for it")
     samples: dict[str, Sample] = {}
@@ -67,7 +69,16 @@ def find_list(root: Path, split: str, labels: LabelSet) -> Listing:
     problems += [f"names listed twice in {path}: {images.shorten(twice)}"] if twice else []
     if not samples and not problems:
         raise InputError(f"list {path} is empty: {LIST_LAYOUT}")
-    return listing(list(samples.values()), problems, labels, root)
+    found = list(samples.values())
+    if not draws:
+        return listing(found, problems, labels, root)
+    count = min(max(1, len(found) // 10), len(found) - 1)
+    drawn = {*np.random.default_rng(0).permutation(len(found))[:count].tolist()}
+    note = (
+        f"no {root / 'val_list.txt'}: {len(drawn)} of the {len(found)} faces of {path.name} validate, drawn with seed 0"
+    )
+    chosen = [sample for k, sample in enumerate(found) if (k in drawn) == (split == "val")]
+    return listing(chosen, problems, labels, root, found)._replace(note=note)
 
 
 def _is_inside(word: str) -> bool:
@@ -82,18 +93,14 @@ def listing(
 ) -> Listing:
     """A listing of faces with one map each, its sides settled. voters: faces that settle them; default: these."""
     swap = is_swapped(voters or samples, labels, root)
-    read = partial(read_map, mirror=labels.mirror if swap else ())
+    read = partial(read_map, mirror=labels.mirror_256 if swap else ())
     return Listing(samples, problems, read, version="sides exchanged" if swap else "")
 
 
 def read_map(sample: Sample, mirror: tuple[int, ...] = ()) -> np.ndarray:
-    """The label map of a sample, uint8 (H, W). mirror: ids to put in place of 0, 1, …; empty: as they are."""
+    """The label map of a sample, uint8 (H, W). mirror: 256 ids to put in place of 0, 1, …; empty: as they are."""
     ids = images.read_labels(sample.masks[0])
-    if not mirror:
-        return ids
-    lut = np.arange(256, dtype=np.uint8)
-    lut[: len(mirror)] = mirror
-    return lut[ids]
+    return np.array(mirror, np.uint8)[ids] if mirror else ids
 
 
 def is_swapped(samples: list[Sample], labels: LabelSet, root: Path) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from data.labels import NINE, NUM_PARTS
+from data.labels import NINE, NO_ID, NUM_PARTS
 from models.stn_icnn.icnn import CHANNELS, ICNN, ICNNConfig
 from utils.runtime import constant
 
@@ -44,8 +44,9 @@ class PartNets(nn.Module):
 
 
 def part_targets(labels_BPSS: Tensor) -> list[Tensor]:
-    """Nine-label crops (uint8) to the targets of each part network (int64): what is not the part is background."""
-    rows = ((1 + ids.index(k) if k in ids else 0 for k in range(len(NINE))) for ids in NINE.part_ids)
-    lut_PK = constant(tuple(map(tuple, rows)), torch.long, labels_BPSS.device)
-    offsets_P11 = len(NINE) * torch.arange(NUM_PARTS, device=labels_BPSS.device)[:, None, None]
+    """Nine-label crops (uint8) to the targets of each part network (int64): what is not the part is background,
+    and 255, ignored, stays."""
+    rows = ((1 + ids.index(k) if k in ids else 0 for k in range(NO_ID)) for ids in NINE.part_ids)
+    lut_PK = constant(tuple((*row, NO_ID) for row in rows), torch.long, labels_BPSS.device)
+    offsets_P11 = (NO_ID + 1) * torch.arange(NUM_PARTS, device=labels_BPSS.device)[:, None, None]
     return list(lut_PK.flatten()[labels_BPSS + offsets_P11].unbind(1))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data.batch import photo_batch
 from data.datasets.synthetic import draw_face
+from data.labels import HELEN
 from data.source import FaceData
 from models.loading import load_for_inference
 from models.parser import FaceParser
@@ -89,7 +90,7 @@ def face_photos(count: int, height: int, width: int) -> list[np.ndarray]:
 def drawn_faces(setup: Setup) -> FaceData:
     """Drawn faces as files, a JPEG and a PNG each, ``setup.faces`` to train on; a few are there many times."""
     root, few = setup.scratch / "faces", min(setup.faces, 16)
-    data = FaceData("list", root, cache=setup.scratch / "cache", label_set="helen")
+    data = FaceData("list", root, cache=setup.scratch / "cache", label_set=HELEN)
     if root.exists():
         return data
     root.mkdir()
