@@ -4,6 +4,7 @@ Counted in the data set's own masks, at their own size; photos are not read and 
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,7 @@ NAME = "class_imbalance"
 def main(argv: list[str] | None = None) -> int:
     cli = common.parser(__doc__)
     cli.set_defaults(split="train")
+    cli.add_argument("--figure", type=Path, metavar="FILE", help="also the shares as bars, .png or .pdf")
     args = common.parse(cli, argv)
     data = options.face_data(args)
     maps = label_maps(data, args.split, options.machine(args).threads)
@@ -35,6 +37,13 @@ def main(argv: list[str] | None = None) -> int:
         }
         for k in np.argsort(-pixels_K, kind="stable").tolist()
     ]
+    if args.figure:
+        figure, (ax,) = common.panels(1)
+        ax.bar([row["label"] for row in rows], [row["share"] for row in rows])
+        ax.tick_params(axis="x", rotation=90)
+        ax.set_ylabel("share of pixels")
+        with common.refused(f"--figure {args.figure} could not be written"):
+            common.save_figure(figure, args.figure)
     return common.write(NAME, args, argv, {"faces": len(pixels_NK), "rows": rows}, table)
 
 

@@ -309,8 +309,11 @@ def panels(count: int, height: float = 3.6) -> tuple[Figure, list[Any]]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """PNG without the date or version of what wrote it: the same numbers give the same bytes. Raises OSError."""
-    files.write_whole(path, partial(figure.savefig, format="png", dpi=110, metadata={"Software": None}))
+    """PNG or PDF by its name, without the date or version of what wrote it: the same numbers give the same bytes.
+    Raises OSError."""
+    kind = "pdf" if path.suffix.lower() == ".pdf" else "png"
+    told = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+    files.write_whole(path, partial(figure.savefig, format=kind, dpi=110, metadata=told))
 
 
 def save_picture(path: Path, picture_HW3: np.ndarray) -> None:

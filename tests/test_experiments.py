@@ -405,7 +405,9 @@ def test_fused_compares_each_label_of_the_three_parsers(run: Run, other_parser: 
 
 
 def test_class_imbalance_counts_every_pixel_of_the_masks(run: Run, helen_root: Path) -> None:
-    result = run(class_imbalance)
+    figure = helen_root.parent / "figure.pdf"
+    result = run(class_imbalance, "--figure", str(figure))
+    assert figure.read_bytes().startswith(b"%PDF")
     source = open_source(FaceData("helen", helen_root), "train")
     maps = [source.read(sample)[1] for sample in source.samples]
     whole = np.concatenate([ids.ravel() for ids in maps])
