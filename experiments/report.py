@@ -182,8 +182,11 @@ def write_plots(results: Path) -> None:
 def all_tables(runs: list[Run], experiments: dict[str, Result]) -> dict[str, str]:
     """Every table by its name, in Markdown."""
     tables = {f"experiments/{name}": EXPERIMENTS[name][1](result) for name, result in experiments.items()}
-    ids = zip_longest(*(labels.names for labels in LABEL_SETS.values()))
-    tables["labels"] = markdown(["id", *LABEL_SETS], [[i, *names] for i, names in enumerate(ids)])
+    sets: dict[tuple[str, ...], list[str]] = {}
+    for name, labels in LABEL_SETS.items():
+        sets.setdefault(labels.names, []).append(name)
+    rows = [[i, *names] for i, names in enumerate(zip_longest(*sets))]
+    tables["labels"] = markdown(["id", *map(", ".join, sets.values())], rows)
     for name, group in by_seed(runs).items():
         tables |= {f"{name}/{split}/seeds": table for split, table in spread(group).items()}
     for run in runs:
@@ -288,7 +291,7 @@ def f1_table(rows: dict[str, Scores], measure: str, published: dict[str, tuple[f
     columns = list(next(iter(rows.values()))[measure])
     lines: list[list[object]] = [[title, *map(scores[measure].get, columns)] for title, scores in rows.items()]
     for title, values in published.items():
-        lines.append([f"*paper, its test split: {title}*", *(f"{value:.3f}" for value in values)])
+        lines.append([f"*paper: {title}*", *(f"{value:.3f}" for value in values)])
     return markdown([f"F1, {measure}", *columns], lines)
 
 
