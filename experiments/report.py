@@ -185,8 +185,8 @@ def all_tables(runs: list[Run], experiments: dict[str, Result]) -> dict[str, str
     sets: dict[tuple[str, ...], list[str]] = {}
     for name, labels in LABEL_SETS.items():
         sets.setdefault(labels.names, []).append(name)
-    rows = [[i, *names] for i, names in enumerate(zip_longest(*sets))]
-    tables["labels"] = markdown(["id", *map(", ".join, sets.values())], rows)
+    ids = [[i, *names] for i, names in enumerate(zip_longest(*sets))]
+    tables["labels"] = markdown(["id", *map(", ".join, sets.values())], ids)
     for name, group in by_seed(runs).items():
         tables |= {f"{name}/{split}/seeds": table for split, table in spread(group).items()}
     for run in runs:
