@@ -2,6 +2,7 @@
 (paper section 2.4): the predicted theta crops the photo and its labels, and the part loss reaches all three."""
 
 import sys
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from data.batch import Batch
 from data.view import PAPER_AUGMENTATION
 from models.loading import read_weights
-from models.stn_icnn.model import STNiCNN
+from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import part_targets
 from train_stage1 import BEST as BEST_STAGE1
 from train_stage1 import PAPER_SHORT
@@ -18,6 +19,7 @@ from training.engine import Optimisation, fit
 from training.losses import parts_loss, segmentation_loss, theta_loss
 from training.recipes import Recipe, Recipes
 from training.task import ParserTask, Plan
+from utils import distributed
 from utils.errors import InputError
 from utils.runtime import run_main
 
@@ -56,6 +58,9 @@ RECIPES = Recipes(
     ),
 )
 
+# What training may start from.
+STARTS = (("init_from",), ("init_from_cropper",), ("init_from_cropper", "init_from_stage2"))
+
 
 class EndToEnd(ParserTask):
     """The part loss in the predicted windows; recipes may keep teaching the rough mask and the windows too."""
@@ -83,23 +88,32 @@ class EndToEnd(ParserTask):
 def build(plan: Plan) -> EndToEnd:
     """The task of a plan.
 
-    plan.start: "init_from_cropper" (coarse network and localizer) and "init_from_stage2" (part networks), or
-    "init_from", an end-to-end checkpoint. Raises InputError for other combinations.
+    plan.start: "init_from_cropper" (coarse network, localizer and how its windows follow the parts), with
+    "init_from_stage2" or with random part networks (the released --pretrainC 0), or "init_from", an end-to-end
+    checkpoint. Raises InputError for other combinations.
     """
-    sources = [plan.start[name] for name in ("init_from_cropper", "init_from_stage2") if name in plan.start]
-    if ("init_from" in plan.start) == bool(sources) or len(sources) == 1:
-        raise InputError("start from --init-from-cropper and --init-from-stage2 together, or from --init-from alone")
+    if tuple(sorted(plan.start)) not in STARTS:
+        raise InputError(
+            "start from --init-from-cropper, with --init-from-stage2 or with random part networks, or from --init-from "
+            "alone"
+        )
     torch.manual_seed(plan.seed)
-    found = [read_weights(path) for path in sources or [plan.start["init_from"]]]
-    plan.config(STNiCNN)  # refuses what options cannot set
-    model = STNiCNN.from_weights(found, **plan.model)
+    found = [read_weights(plan.start[name]) for name in sorted(plan.start)]
+    config = plan.config(STNiCNN, found[0], *(field.name for field in fields(STNiCNNConfig)))
+    if "init_from_cropper" in plan.start and len(found) == 1:
+        model = STNiCNN(config)
+        model.load(found[0], ("coarse", "localizer"))
+        if distributed.rank() == 0:
+            print("no --init-from-stage2: the part networks start with random weights")
+    else:
+        model = STNiCNN.from_weights(found, **plan.model)
     return EndToEnd(plan, model, STNiCNN.networks)
 
 
 def main(argv: list[str] | None = None) -> int:
     starts = {
         "--init-from-cropper": "the cropper stage's checkpoint (coarse network and localizer)",
-        "--init-from-stage2": "stage 2's checkpoint (part networks)",
+        "--init-from-stage2": "stage 2's checkpoint (part networks); without it they start with random weights",
         "--init-from": "instead of both: an end-to-end checkpoint to fine-tune",
     }
     parser = options.training_parser(__doc__, ["coarse", "localizer", "parts"], starts)

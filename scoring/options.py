@@ -143,10 +143,9 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
     need("batch_size", lambda v: 1 <= v <= 65536, "between 1 and 65536")
     need("seed", lambda v: 0 <= v < 2**63, "between 0 and 2**63 - 1")
     need("epochs", lambda v: v >= 1, "at least 1")
-    rates = sum(name.startswith("lr_") for name in vars(args))  # a single one is called --lr
-    for name in vars(args):
-        if name.startswith("lr_"):
-            need(name, lambda v: 0 <= v < 100, "at least 0 and below 100", "lr" if rates == 1 else name)
+    for name in ("weight_decay", *vars(args)):
+        if name == "weight_decay" or name.split("_")[0] == "lr":
+            need(name, lambda v: 0 <= v < 100, "at least 0 and below 100", name.replace("parts.nets.", ""))
     for name in required:
         if getattr(args, name) is None:
             problems.append(f"--{name.replace('_', '-')} is needed")

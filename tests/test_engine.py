@@ -55,6 +55,19 @@ def test_each_network_is_trained_at_its_own_rate_of_the_schedule(tiny_fit: Fit, 
     assert [row["epoch"] for row in rows] == list(range(6))
 
 
+def test_a_module_within_a_network_may_have_its_own_rate(tiny_fit: Fit, tmp_path: Path) -> None:
+    networks = {"body": nn.Sequential(small(), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)), "frozen": small()}
+    optimisation = Optimisation(3, {"body": 0.02, "frozen": 0.0, "body.0": 0.01, "body.2": 0.0}, schedule="constant")
+    before = {key: value.clone() for key, value in nn.ModuleDict(networks).state_dict().items()}
+    tiny_fit(tmp_path / "run", optimisation=optimisation, networks=networks)
+    state = load(tmp_path / "run" / "last.pt")
+    groups = state["optimizer"]["param_groups"]
+    assert {group["name"]: group["lr"] for group in groups} == {"body": 0.02, "body.0": 0.01}
+    now = {f"{name}.{key}": value for name, held in state["modules"].items() for key, value in held.items()}
+    changed = {key for key, value in now.items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in now if key.startswith(("body.0.", "body.1."))}
+
+
 def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 1, 1))
 

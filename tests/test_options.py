@@ -40,7 +40,7 @@ def refusal(tiny_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
 
 NO_CUDA = "this machine has no usable CUDA device; use --device cpu or auto"
 ONE_WAY = "--partition paper: there is but one way"
-BOTH = "start from --init-from-cropper and --init-from-stage2 together"
+BOTH = "start from --init-from-cropper, with --init-from-stage2 or with random part networks, or from --init-from"
 REFUSED: tuple[tuple[ModuleType, str, str], ...] = (
     *((train_stage1, f"--max-images={value}", f"--max-images {value}: must be ") for value in (0, -3)),
     *((train_stage1, f"--workers={value}", f"--workers {value}: must be ") for value in (-1, 257)),
@@ -65,10 +65,13 @@ REFUSED: tuple[tuple[ModuleType, str, str], ...] = (
         for name in ("gpu", "cuda:x", "", "meta", "cpu:x", "cpu:99")
     ),
     *((script, "--init-from none.pt", "none.pt: no such checkpoint file") for script in SCRIPTS),
-    *((train_end2end, words, BOTH) for words in ("", "--init-from-cropper a", "--init-from a --init-from-cropper b")),
+    *((train_end2end, words, BOTH) for words in ("", "--init-from-stage2 a", "--init-from a --init-from-cropper b")),
     (train_cropper, "", "--init-from is needed"),
     (train_cropper, "--lr-localizer=-2", "--lr-localizer -2"),
     *((train_deeplab, words, "the range above 0") for words in ("--mirror-probability 2", "--scale-range 1 0.5")),
+    *((train_stage2, f"--{name}=-1", f"--{name} -1.0: must be ") for name in ("weight-decay", "lr-brows", "lr")),
+    (train_stage2, "--lr-brows 0 --lr-eyes 0 --lr-nose 0 --lr-mouth 0", "every learning rate is 0"),
+    *((train_stage2, f"--part-channels {words}", "--part-channels") for words in ("8 16 24", "8 16 24 0")),
 )
 
 

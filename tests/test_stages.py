@@ -164,6 +164,22 @@ def test_a_localizer_that_is_trained_further_keeps_its_kind_of_windows(tiny_best
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("runs", ["best"], indirect=True)
+def test_end_to_end_trains_new_part_networks_in_the_windows_of_the_cropper(
+    runs: dict[str, Path], tiny_best: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cropper = runs["cropper"] / "best.pt"
+    rates = ["--lr-coarse", "0", "--lr-localizer", "0", "--lr-parts", "2.5e-3", "--lr-mouth", "0"]
+    options = [*tiny_best[:-2], *rates, "--init-from-cropper", str(cropper), "--part-channels", "4", "5", "6", "7"]
+    trained = checkpoint.load(train("end2end", options, tmp_path / "run") / "best.pt")
+    assert "the part networks start with random weights" in capsys.readouterr().out
+    before = checkpoint.load(cropper)
+    assert trained["config"] == {**before["config"], "part_channels": (4, 5, 6, 7)}
+    assert not any(moved(trained["modules"][name], before["modules"][name]) for name in ("coarse", "localizer"))
+    tracked = {key.split(".")[1]: value for key, value in trained["modules"]["parts"].items() if "tracked" in key}
+    assert {name: int(steps) for name, steps in tracked.items()} == {"brows": 1, "eyes": 1, "nose": 1, "mouth": 0}
+
+
 def test_bfloat16_and_worker_processes_train_too(tiny_options: list[str], tmp_path: Path) -> None:
     options = [*tiny_options, "--recipe", "best", "--batch-size", "2", "--coarse-size", "32"]
     run_dir = train("stage1", options, tmp_path / "run", "--amp", "bf16", "--workers", "1", "--max-images", "2")

@@ -29,7 +29,8 @@ Scores = dict[str, float]
 class Optimisation:
     """How a stage is optimised.
 
-    lr: learning rate of each network; a network at 0 is frozen, batch statistics included.
+    lr: learning rate of each network; a network at 0 is frozen, batch statistics included. NETWORK.PATH: that of a
+    module within a network, such as "parts.nets.brows", where it has its own.
     optimizer: "adam", "adamw", "sgd" (momentum 0.9) or "adagrad" (TensorFlow's: sums of squares start at 0.1).
     schedule: "halve" (every five epochs, paper), "fifths" (a fifth less every twenty epochs, retrieval's seed), "step F
     N" (times F every N epochs), "onecycle", "restarts" (cosine from epoch to epoch, anew after 10, 20, 40, … epochs),
@@ -154,11 +155,12 @@ def _fit(task: Task, run: Run) -> Scores:
     task.to(run.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task.requires_grad_(False)
     torch.backends.cudnn.benchmark = run.device.type == "cuda"  # the networks' inputs keep their sizes
-    learning = {name: network for name, network in task.networks.items() if task.optimisation.lr[name] > 0}
-    for network in learning.values():
-        network.requires_grad_(True)
-        batchnorm.prepare(network, run.device)
-    optimizer = _optimizer(task.optimisation, learning, run.device)
+    modules = _rated_modules(task)
+    for name, module in modules.items():
+        module.requires_grad_(task.optimisation.lr[name] > 0)
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            batchnorm.prepare(module, run.device)
+    optimizer = _optimizer(task.optimisation, modules, run.device)
     first_epoch, best = 0, None
     if run.resume:
         first_epoch, best = _resume(task, run, optimizer)
@@ -176,8 +178,8 @@ def _fit(task: Task, run: Run) -> Scores:
 
     for epoch in range(first_epoch, epochs):
         clock = runtime.Clock()
-        for name, network in task.networks.items():
-            network.train(name in learning)
+        for name, module in modules.items():
+            module.train(task.optimisation.lr[name] > 0)
         losses = _train_epoch(task, step, optimizer, epoch, run)
         train_s = clock.lap()
         task.eval()
@@ -219,11 +221,21 @@ def _averaging(task: Task, device: torch.device) -> nn.Module:
     return step
 
 
+def _rated_modules(task: Task) -> dict[str, nn.Module]:
+    """What has its own learning rate, by name: the networks, then modules within them."""
+    within = [name for name in task.optimisation.lr if "." in name]
+    return {name: task.networks.get_submodule(name) for name in (*task.networks, *within)}
+
+
 def _optimizer(
-    optimisation: Optimisation, learning: dict[str, nn.Module], device: torch.device
+    optimisation: Optimisation, modules: dict[str, nn.Module], device: torch.device
 ) -> torch.optim.Optimizer:
-    """One parameter group for each network that learns; the schedule sets their rates."""
-    groups = [{"params": list(network.parameters()), "name": name} for name, network in learning.items()]
+    """One parameter group for each module that learns; the schedule sets their rates."""
+    owners = {id(parameter): name for name, module in modules.items() for parameter in module.parameters()}
+    groups: list[dict[str, Any]] = []
+    for name, module in modules.items():
+        own = [p for p in module.parameters() if p.requires_grad and owners[id(p)] == name]
+        groups += [{"params": own, "name": name}] if own else []
     settings: dict[str, Any] = {"lr": 1.0, "weight_decay": optimisation.weight_decay}
     if optimisation.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, **settings)

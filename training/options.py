@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from models.stn_icnn.parts import NETWORKS
 from scoring.options import base_parser, check, face_data, machine
 from training.engine import refuse_used
-from training.recipes import RECIPE_NAMES, WHOLE_FACE_RECIPE_NAMES, Recipes, WholeFaceRecipes
+from training.recipes import AUGMENTATIONS, RECIPE_NAMES, WHOLE_FACE_RECIPE_NAMES, Recipes, WholeFaceRecipes
 from training.task import Plan
 from utils import distributed
 from utils.cli import Parser
@@ -46,9 +47,14 @@ def training_parser(
     group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
     for name in trained:
         flag = "--lr" if len(trained) == 1 else f"--lr-{name}"
-        group.add_argument(
-            flag, type=float, dest=f"lr_{name}", metavar="X", help=f"learning rate of {name}; default: the recipe's"
-        )
+        group.add_argument(flag, type=float, metavar="X", help=f"learning rate of {name}; default: the recipe's")
+    for name in NETWORKS if "parts" in trained else ():
+        dest, what = f"lr_parts.nets.{name}", f"learning rate of the part network {name}; default: that of parts"
+        group.add_argument(f"--lr-{name}", type=float, dest=dest, metavar="X", help=what)
+    group.add_argument("--weight-decay", type=float, metavar="X", help="default: the recipe's")
+    group.add_argument(
+        "--augmentation", choices=AUGMENTATIONS, help="how training faces are changed; default: the recipe's"
+    )
     group.add_argument(
         "--train-labels",
         type=Path,
@@ -96,10 +102,10 @@ def plan(
     check(args)
     if not args.resume:
         refuse_used(args.run_dir)
-    rates = {name.removeprefix("lr_"): value for name, value in vars(args).items() if name.startswith("lr_")}
-    recipe = recipes.choose(args.recipe, args.dataset).changed(
-        args.epochs, args.batch_size, {name: value for name, value in rates.items() if value is not None}
-    )
+    recipe = recipes.choose(args.recipe, args.dataset)
+    given = {name: value for name, value in vars(args).items() if name.split("_")[0] == "lr" and value is not None}
+    rates = {next(iter(recipe.optimisation.lr)) if name == "lr" else name[3:]: value for name, value in given.items()}
+    recipe = recipe.changed(args.epochs, args.batch_size, rates, args.weight_decay, args.augmentation)
     mirror, scale = (getattr(args, name, None) for name in ("mirror_probability", "scale_range"))
     if mirror is not None or scale:
         changes = {**({} if mirror is None else {"mirror": mirror}), **({"scale": tuple(scale)} if scale else {})}
@@ -108,7 +114,8 @@ def plan(
         except ValueError:
             told = "the probability must be 0 to 1, the range above 0 and rising"
             raise InputError(f"--mirror-probability {mirror}, --scale-range {scale}: {told}") from None
-    if not any(recipe.optimisation.lr.values()):
+    lr = recipe.optimisation.lr
+    if not any(rate for name, rate in lr.items() if any(f"{name}.nets.{part}" not in lr for part in NETWORKS)):
         raise InputError("every learning rate is 0: nothing would be trained")
     require_shares(recipe.batch_size)
     where = machine(args)

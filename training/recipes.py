@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from data.view import NO_AUGMENTATION, WIDE_AUGMENTATION, Augmentation
+from data.view import NO_AUGMENTATION, PAPER_AUGMENTATION, WIDE_AUGMENTATION, Augmentation
 from training.engine import Optimisation
+
+AUGMENTATIONS = {"none": NO_AUGMENTATION, "paper": PAPER_AUGMENTATION, "wide": WIDE_AUGMENTATION}
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,24 @@ class Recipe:
     theta_weight: float = 0.0
 
     def changed(
-        self, epochs: int | None = None, batch_size: int | None = None, lr: dict[str, float] | None = None
+        self,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: dict[str, float] | None = None,
+        weight_decay: float | None = None,
+        augmentation: str | None = None,
     ) -> "Recipe":
-        """The recipe with these values in place of its own; None leaves one as it is."""
+        """The recipe with these values in place of its own; None leaves one as it is. augmentation: one of
+        ``AUGMENTATIONS``."""
+        old = self.optimisation
         optimisation = replace(
-            self.optimisation,
-            epochs=self.optimisation.epochs if epochs is None else epochs,
-            lr={**self.optimisation.lr, **(lr or {})},
+            old,
+            epochs=old.epochs if epochs is None else epochs,
+            lr={**old.lr, **(lr or {})},
+            weight_decay=old.weight_decay if weight_decay is None else weight_decay,
         )
-        return replace(self, optimisation=optimisation, batch_size=batch_size or self.batch_size)
+        drawn = self.augmentation if augmentation is None else AUGMENTATIONS[augmentation]
+        return replace(self, optimisation=optimisation, batch_size=batch_size or self.batch_size, augmentation=drawn)
 
 
 class Recipes(NamedTuple):
