@@ -11,7 +11,7 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# The four stages on drawn faces at a small size, every row of the F1 table, and pictures.
+# The four stages on synthetic faces at a small size, every row of the F1 table, and pictures.
 demo: $(VENV)/.ready
 	$(BIN)/python -m tools.demo --out $(DEMO)
 

@@ -81,7 +81,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     options.add_device_option(cli)
     cli.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: other machines may use the page too"
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens the page to other machines"
     )
     cli.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on")
     args = cli.parse_args(argv)

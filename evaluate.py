@@ -5,8 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from data.labels import LABEL_SETS, NINE, ORDERS, read_ids
 from models.stn_icnn.model import CROPS
 from scoring import options
@@ -22,16 +20,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     machine = options.machine(args)
     distributed.start_processes(machine.device)
-    torch.manual_seed(args.seed)
     with distributed.told_when_lost():
         evaluation = score(args, machine)
     if distributed.rank() > 0:
         return 0
     print(f"{tables(evaluation)}\n{len(evaluation.names)} faces")
     if absent := evaluation.scores()["absent"]:
-        print(f"without a score, since neither in the truth nor predicted: {', '.join(absent)}")
+        print(f"no score, since neither in the truth nor predicted: {', '.join(absent)}")
     if moved := misnamed(evaluation.matrices_NKK.sum(0), evaluation.labels):
-        print(f"note: labels are named one for another ({', '.join(moved)}): do --ids and --truth-ids fit the files?")
+        print(f"note: labels are exchanged ({', '.join(moved)}): do --ids and --truth-ids fit the files?")
     if args.out:
         result = save(args.out, evaluation, args.worst)
         pictures = f", worst/ ({len(result['worst'])})" if result["worst"] else ""
@@ -80,21 +77,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = cli.parse_args(argv)
     options.check(args)
     if (args.predictions is None) != (args.truth is None):
-        raise InputError("--predictions and --truth belong together: name both folders")
+        raise InputError("--predictions and --truth must be given together")
     of_parsers = {"checkpoint": args.checkpoint, "mirror": args.mirror, "crops": args.crops != "predicted"}
     of_parsers |= {name: getattr(args, name) for name in ("data", "partition", "face_size")}
     if args.predictions and (unused := [f"--{name.replace('_', '-')}" for name, given in of_parsers.items() if given]):
-        raise InputError(f"--predictions are scored as they are: leave out {', '.join(unused)}")
+        raise InputError(
+            f"--predictions scores existing label maps, so {', '.join(unused)} has no effect: leave it out"
+        )
     if not args.predictions and (args.truth_ids or args.ids):
-        raise InputError("--ids and --truth-ids say what --predictions hold: leave them out")
+        raise InputError("--ids and --truth-ids are for --predictions: leave them out")
     if args.worst < 0:
         raise InputError(f"--worst {args.worst}: must be at least 0")
     if args.worst and not args.out:
-        raise InputError("--worst saves pictures in --out DIR: name one")
+        raise InputError("--worst saves pictures in --out: add --out DIR")
     if args.out and not args.overwrite and (there := written_before(args.out)):
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         first = there[0].relative_to(args.out)
-        raise InputError(f"{args.out} already holds {first}{more}: name another --out, or add --overwrite")
+        raise InputError(f"{args.out} already holds {first}{more}: choose another --out, or add --overwrite")
     texts = args.ids, args.truth_ids or args.ids
     args.ids, truth_ids = (read_ids(text) if text else args.labels or NINE for text in texts)
     args.truth_ids = replace(truth_ids, ignores=truth_ids.ignores or args.ignore_255)

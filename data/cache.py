@@ -86,7 +86,7 @@ def part_geometry(records: np.ndarray, parts: Sequence[Sequence[int]]) -> tuple[
 
 
 def build_cache(source: Source, folder: Path, threads: int) -> None:
-    """Let ``folder`` hold every face of the source; what is there already is kept, an interrupted build goes on.
+    """Let ``folder`` hold every face of the source; what exists already is kept, an interrupted build continues.
 
     Raises InputError for files that cannot be decoded, and where the cache cannot be written.
     """
@@ -98,7 +98,7 @@ def build_cache(source: Source, folder: Path, threads: int) -> None:
                 _append(source, folder, known, threads)
     except OSError as error:
         raise InputError(
-            f"the cache {folder} could not be written ({error.strerror}): make room or name another folder for it"
+            f"the cache {folder} could not be written ({error.strerror}): make room or choose another folder for it"
         ) from error
 
 

@@ -125,8 +125,8 @@ class LabelSet:
         lacking = [name for name, same in zip(target.names, wanted, strict=True) if same not in own]
         if lacking:
             raise InputError(
-                f"label set {self.name} does not tell {', '.join(lacking)}, which label set {target.name} needs: "
-                "choose data and checkpoint that fit each other"
+                f"label set {self.name} has no separate {', '.join(lacking)}, which label set {target.name} needs: "
+                "choose a checkpoint and data with compatible labels"
             )
         lut = np.full(256, NO_ID, np.uint8)
         lut[: len(own)] = [wanted.index(name) if name in wanted else 0 for name in own]

@@ -101,7 +101,7 @@ class Faces(Dataset):
         return int(self.records["count"][:, foreground].sum())
 
     def _read(self, name: str, index: int) -> np.ndarray:
-        # pread rather than a memory map: mapped pages would count as this process's memory as the epoch goes on
+        # pread rather than a memory map: mapped pages would count as this process's memory as the epoch continues
         record, piece = self.records[index], FILES.index(name)
         pixels, (height, width) = int(record["offset"]), (int(record["height"]), int(record["width"]))
         offset, shape = {

@@ -27,7 +27,7 @@ class FaceData:
 
     dataset: one of ``DATASETS``. root: its folder; None for synthetic faces. partition: only for the official layout
     of CelebAMask-HQ, one of ``data.datasets.celebamask.PARTITIONS``. face_size: longer side in pixels; synthetic faces
-    are drawn so (default ``data.datasets.synthetic.SIZE``), photos and label maps are resized (default: as they are).
+    are drawn so (default ``data.datasets.synthetic.SIZE``), photos and label maps are resized (default: unchanged).
     max_images: the first so many faces of each split; of synthetic faces as many are drawn to train on.
     cache: the folder of all caches. label_set: for data sets whose files may follow any, theirs.
     train_labels: a folder whose label maps replace those of the training split, see ``data.relabelled``. ignore: see
@@ -53,7 +53,7 @@ class FaceData:
         own = _dataset(self).labels
         if own is None:
             if self.label_set is None:
-                raise InputError(f"data set {self.dataset} may hold any ids: name their label set")
+                raise InputError(f"data set {self.dataset} needs labels: the label set of its ids")
             own = self.label_set
         elif self.label_set is not None:
             told = f"data set {self.dataset} holds ids of {own.name}; leave it out"
@@ -130,7 +130,7 @@ def find(data: FaceData, split: str) -> Listing:
         raise InputError(f"partition {data.partition}: only {several} can be split in several ways; leave it out")
     listing = dataset.find(data, split)
     if not listing.samples and not listing.problems:
-        way = "; its splits go by the faces' numbers: to train on few, name them in lists (--dataset list)"
+        way = "; its splits go by the faces' numbers: to train on few, put them into lists (--dataset list)"
         raise InputError(f"no faces for split {split} in {data.root}{way if dataset.partitions else ''}")
     return listing
 
@@ -144,7 +144,7 @@ def _dataset(data: FaceData) -> Dataset:
 def _folder(data: FaceData, layout: str) -> Path:
     """The folder of a data set on disk. layout: what it must hold, for the message where it is missing or empty."""
     if data.root is None:
-        raise InputError(f"data set {data.dataset} needs its folder: name it")
+        raise InputError(f"data set {data.dataset} needs its folder: give it")
     root = Path(data.root)
     if not root.is_dir():
         raise InputError(f"data folder {root} {'is not a folder' if root.exists() else 'does not exist'}")
@@ -171,7 +171,9 @@ def _find_list(data: FaceData, split: str) -> Listing:
 
 def _find_synthetic(data: FaceData, split: str) -> Listing:
     if data.root is not None:
-        raise InputError(f"synthetic faces are drawn, not read from {data.root}: leave the folder out")
+        raise InputError(
+            f"root {data.root} is given, but the data set is synthetic, which needs no folder: leave it out"
+        )
     count = data.max_images
     if split != "train" and count is not None:
         count = min(count, synthetic.COUNTS[split])

@@ -1,1 +1,1 @@
-"""The paper's experiments beside its tables, each as ``python -m experiments.NAME``."""
+"""The paper's experiments other than its tables, each as ``python -m experiments.NAME``."""

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     add_recipe_option(cli)
     common.add_training_options(cli, "stage 1 and of the cropper", 2)
     cli.add_argument(
-        "--sizes", type=int, nargs="+", default=[64, 128], metavar="N", help="sides of the stretched photo, pixels"
+        "--sizes", type=int, nargs="+", default=[64, 128], metavar="N", help="sides of the resized photo, pixels"
     )
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = common.parse(cli, argv)
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def score_size(size: int, recipes: dict[str, Recipe], args: argparse.Namespace) -> dict[str, Any]:
-    """Train both stages, or what is left of them, for photos stretched to ``size``; the size's row."""
+    """Train both stages, or what is left of them, for photos resized to ``size``; the size's row."""
     setup = common.setup(args, coarse_size=size, crop_size=args.crop_size)
     root = args.runs / NAME / str(size)
     best = reproduce.train_stages(recipes, setup, root)

@@ -66,23 +66,30 @@ def add_out_option(cli: Parser) -> None:
         type=Path,
         default=Path("runs/experiments"),
         metavar="DIR",
-        help="where numbers and plot go; results/experiments puts them into the report",
+        help="folder for results and plot; use results/experiments to update the report",
     )
 
 
-def checkpoint_parser(description: str | None) -> Parser:
-    """``parser`` with ``--checkpoint`` and ``--mirror``, for experiments with a trained parser."""
+def checkpoint_parser(description: str | None, random: bool = False) -> Parser:
+    """``parser`` with ``--checkpoint`` and ``--mirror``, for experiments with a trained parser. random: ``--seed``."""
     cli = parser(description, BATCH_SIZE)
     options.add_checkpoint_option(cli)
     options.add_mirror_option(cli)
+    if random:
+        options.add_seed_option(cli)
     return cli
 
 
 def add_training_options(cli: Parser, stages: str, nargs: int | str) -> None:
-    """``--epochs``, and ``--runs``, the folder of the trainings. stages: which stages are trained, for the help."""
+    """``--seed``, ``--epochs`` of ``stages``, and ``--runs``, the folder of the trainings."""
+    options.add_seed_option(cli)
     cli.add_argument("--epochs", type=int, nargs=nargs, metavar="N", help=f"of {stages}; default: the recipe's")
     cli.add_argument(
-        "--runs", type=Path, default=Path("runs/experiments"), metavar="DIR", help="where trainings go, and go on"
+        "--runs",
+        type=Path,
+        default=Path("runs/experiments"),
+        metavar="DIR",
+        help="folder for training runs, which are continued if interrupted",
     )
 
 

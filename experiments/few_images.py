@@ -1,6 +1,6 @@
-"""Few real faces: does training on drawn ones first help (paper section 3.1, cross-data: one source, then another)?
+"""Few real faces: does training on synthetic ones first help (paper section 3.1, cross-data: one source, then another)?
 
-For each number of training faces the stages are trained from scratch, and from weights trained on drawn faces, in
+For each number of training faces the stages are trained from scratch, and from weights trained on synthetic faces, in
 equally many steps. With --scratch-only: the score over the number of training faces alone, and the power law of
 1 - F1 that fits it, extrapolated to the paper's 18,000.
 """
@@ -27,7 +27,7 @@ from utils.tables import markdown
 NAME, CURVE = "few_images", "training_images"
 PAPER_IMAGES = 18_000
 STARTS = {"scratch": "from scratch", "drawn": "synthetic first"}
-INITS = ("stage1", "stage2")  # the stages that start from those of the drawn faces; the others start from these two
+INITS = ("stage1", "stage2")  # the stages that start from those of the synthetic faces; the others start from these two
 # What is trained -> its stages, the one that is scored, and where its windows come from
 TRAINED = {
     "stage1": (("stage1",), "stage1", "none"),
@@ -108,10 +108,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="numbers of training faces, or all; default: 0 50 200 1000 all; with --scratch-only 500 1000 2000 all",
     )
-    cli.add_argument("--scratch-only", action="store_true", help="score over training faces, without drawn ones")
-    cli.add_argument("--drawn", type=int, default=3000, metavar="N", help="faces drawn to train on first")
+    cli.add_argument("--scratch-only", action="store_true", help="score over training faces, without synthetic ones")
+    cli.add_argument("--drawn", type=int, default=3000, metavar="N", help="number of synthetic faces to train on first")
     cli.add_argument("--drawn-size", type=int, metavar="N", help="their side, pixels; default: --face-size")
-    cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the stretched photo, pixels")
+    cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the resized photo, pixels")
     return common.parse(cli, argv, check)
 
 
@@ -119,7 +119,7 @@ def check(args: argparse.Namespace) -> None:
     if args.drawn < 1:
         raise InputError(f"--drawn {args.drawn}: must be at least 1")
     if args.scratch_only and args.counts and 0 in args.counts:
-        raise InputError("--counts 0: without drawn faces, no faces train nothing")
+        raise InputError("--counts 0: there are no synthetic faces to start from: leave the 0 out")
 
 
 def train(
@@ -130,7 +130,7 @@ def train(
     drawn: dict[str, Path],
     root: Path,
 ) -> dict[str, Path]:
-    """Train the stages on the first ``count`` faces, from the drawn faces' weights where given: best checkpoints.
+    """Train the stages on the first ``count`` faces, from the synthetic faces' weights where given: best checkpoints.
 
     The best epoch is chosen on as many faces of the validation split, no more than there are.
     """

@@ -60,7 +60,7 @@ def hide(batch: Batch, boxes_BP4: Tensor, hidden_BP: np.ndarray) -> Batch:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = common.parse(common.checkpoint_parser(__doc__), argv)
+    args = common.parse(common.checkpoint_parser(__doc__, random=True), argv)
     model, faces, machine = common.load(args, STNiCNN)
     counts = range(NUM_PARTS + 1)
     found: dict[tuple[int, str], list[common.Misses]] = {(k, name): [] for k in counts for name in common.CROPPERS}

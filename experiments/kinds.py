@@ -26,7 +26,7 @@ LUMA_3 = (0.299, 0.587, 0.114)
 
 
 class Traits(NamedTuple):
-    """What the masks and the photo tell of each face of a split; NaN for what they do not.
+    """What the masks and the photo say of each face of a split; NaN for what they do not.
 
     labels_NK: whether a label of the data set is in its mask (bool). present_NP: whether a part is (bool).
     turn_N: how far the nose lies off the middle between the eyes, as a share of their distance. roll_N: degrees from

@@ -49,7 +49,7 @@ from utils.runtime import run_main
 from utils.tables import markdown
 
 HOME = Path(__file__).resolve().parent.parent
-TITLES = (*reproduce.ROWS, "STN-iCNN, mirrored too")  # rows in the order of the tables; others follow them
+TITLES = (*reproduce.ROWS, "STN-iCNN, with mirroring")  # rows in the order of the tables; others follow them
 # The paper's tables 2 and 3, test split, in the order of the columns of data.labels.NINE.groups.
 PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
     "helen": {
@@ -357,7 +357,7 @@ def curves(run: Run) -> Figure:
 
 
 def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, str], benchmarks: list[Path]) -> str:
-    """The report's README.md. benchmarks: files to link to, each in a folder beside it. Empty tables are left out."""
+    """The report's README.md. benchmarks: files to link to, each in a folder next to it. Empty tables are left out."""
     parts = ["# Results", "Written by `python -m experiments.report`: edits get lost.", headline_table(runs)]
     for name in by_seed(runs):
         for key in [key for split in reversed(SPLITS) if (key := f"{name}/{split}/seeds") in tables][:1]:

@@ -119,7 +119,7 @@ CONDITIONS: dict[str, Change] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = common.parse(common.checkpoint_parser(__doc__), argv)
+    args = common.parse(common.checkpoint_parser(__doc__, random=True), argv)
     model, faces, machine = common.load(args, FaceParser)
     parse = SceneParser(model, Detector(), amp=machine.amp)
     tallies = {name: (common.Tally(model.labels), common.Tally(model.labels)) for name in CONDITIONS}

@@ -1,7 +1,7 @@
-"""Scenes of one to four faces of a data set, small and turned, on drawn backgrounds; and pictures without any face.
+"""Scenes of one to four faces of a data set, small and turned, on synthetic backgrounds; and pictures without any face.
 
-Tells how many faces are found and how well the scenes are parsed, beside faces whose true frames are given. The data
-set's photos must be aligned faces with labels of skin and hair, as those of CelebAMask-HQ.
+Reports how many faces are found and how well the scenes are parsed, compared with faces whose true frames are given.
+The data set's photos must be aligned faces with labels of skin and hair, as those of CelebAMask-HQ.
 """
 
 import argparse
@@ -235,10 +235,10 @@ def table(result: Result) -> str:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    cli = common.checkpoint_parser(__doc__)
+    cli = common.checkpoint_parser(__doc__, random=True)
     cli.add_argument("--scenes", type=int, default=SCENES, metavar="N", help="how many scenes")
     cli.add_argument("--empty", type=int, default=EMPTY, metavar="N", help="how many pictures without a face")
-    cli.add_argument("--pictures", type=Path, metavar="DIR", help="also save each scene, parsed and as it is")
+    cli.add_argument("--pictures", type=Path, metavar="DIR", help="also save each scene, with and without labels")
     return common.parse(cli, argv, _check)
 
 

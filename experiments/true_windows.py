@@ -1,8 +1,8 @@
-"""What windows around the true parts are worth, and why: do better windows help, or do the true ones tell the answer?
+"""What windows around the true parts are worth: do better windows help, or do annotated windows leak the answer?
 
 A true window is 1.6 times the annotated part, so its edges say how far the annotation goes. Windows around the parts
-that a first look found lie nearer to the true ones than the localizer's, but tell nothing of the annotation. True
-windows that are off by what another face's are off by are as near, but tell it no more.
+that a first look found lie nearer to the true ones than the localizer's, but say nothing of the annotation. True
+windows that are off by what another face's are off by are as near, but no longer say it.
 """
 
 import sys
@@ -116,7 +116,7 @@ def table(result: Result) -> str:
 
 
 def draw(result: Result) -> Figure:
-    """Both F1 over the distance of the windows; a ring: those that tell of the annotation."""
+    """Both F1 over the distance of the windows; a ring: those that leak the annotation."""
     figure, axes = common.panels(2)
     for ax, key in zip(axes, common.HEADLINES, strict=True):
         for row in result["rows"]:

@@ -112,7 +112,7 @@ def plan(files: list[Path], wanted: Wanted) -> tuple[list[Job], list[str]]:
         outputs = wanted.outputs(file, name)
         for path in outputs.values():
             if os.path.realpath(path) in given:
-                raise InputError(f"{path} is to be parsed, and its results would replace it: name another folder")
+                raise InputError(f"{path} is an input, which its results would replace: choose another folder")
         try:
             there = {kind for kind, path in outputs.items() if is_result(path, kind)}
         except OSError as error:
@@ -123,7 +123,7 @@ def plan(files: list[Path], wanted: Wanted) -> tuple[list[Job], list[str]]:
 
 
 def is_result(path: Path, kind: str) -> bool:
-    """Whether a result is there already. Raises OSError where none can be written, as its name is too long or
+    """Whether a result exists already. Raises OSError where none can be written, as its name is too long or
     something else has it."""
     try:
         os.lstat(path)

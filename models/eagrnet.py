@@ -73,7 +73,7 @@ def _layer(inputs: int, channels: int, count: int, stride: int, dilation: int) -
 
 
 class PyramidPooling(nn.Module):
-    """The means over grids of 1, 2, 3 and 6 cells a side, beside the features themselves."""
+    """The means over grids of 1, 2, 3 and 6 cells a side, with the features themselves."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

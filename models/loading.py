@@ -70,24 +70,24 @@ def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | N
     a parser of another label set than is wanted.
     """
     if not paths:
-        raise InputError("no checkpoint is named: name at least one file")
+        raise InputError("no checkpoint is given: give at least one file")
     found: dict[str, list[Weights]] = {}
     for path in paths:
         weights = read_weights(path)
         found.setdefault(weights.kind, []).append(weights)
     if labels == CELEBAMASK.name and found.keys() == {STNiCNN.kind}:
         if not SHIPPED_WHOLE.is_file():
-            raise InputError(f"labels {labels}: no weights of the whole face lie at {SHIPPED_WHOLE}; name a checkpoint")
+            raise InputError(f"labels {labels}: no weights of the whole face at {SHIPPED_WHOLE}; add their checkpoint")
         found[DeepLab.kind] = [read_weights(SHIPPED_WHOLE)]
     kinds = sorted(found, key=STNiCNN.kind.__eq__)  # the parser of the parts is the last one
     if len(kinds) > 2 or (len(kinds) == 2 and kinds[-1] != STNiCNN.kind):
         told = " and ".join(f"{weights.path} holds {kind}" for kind in kinds for weights in found[kind][:1])
-        raise InputError(f"{told}: name checkpoints of one parser, or of {STNiCNN.kind} and one of the whole face")
+        raise InputError(f"{told}: give checkpoints of one parser, or of STN-iCNN and one parser of the whole face")
     parsers = [KINDS[kind].from_weights(found[kind], crops if kind == kinds[-1] else "predicted") for kind in kinds]
     parser = parsers[0] if len(parsers) == 1 else FusedParser(*parsers).eval()
     if labels is not None and parser.labels.name != labels:
         files = ", ".join(str(path) for path in paths)
-        raise InputError(f"labels {labels}: {files} labels {parser.labels.name}; name a checkpoint of {labels}")
+        raise InputError(f"labels {labels}: {files} labels {parser.labels.name}; give a checkpoint of {labels}")
     return parser
 
 

@@ -1,8 +1,8 @@
 """Cuts the face out of every photo of a folder of people (one folder a person), as FaceNet's release does.
 
 Writes OUT/<person>/<photo>.png, and OUT/faces.jsonl: of each photo how many faces were found and the box of the chosen
-one. Called again, it goes on where it stopped, does what has changed anew (the record holds SHA-256s), and removes the
-faces of photos that are gone. Photos without a face are kept as they are, and listed.
+one. Called again, it continues where it stopped, repeats what has changed (the record holds SHA-256s), and removes the
+faces of photos that are gone. Photos without a face are kept whole, and listed.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ def cut_out(photo_HW3: np.ndarray, face: Detection, cut: Cut) -> np.ndarray:
     if cut.shape == "dlib":
         return warp_frame(photo_HW3, fitted_square(face.points_52), cut.image_size)
     left, top, right, bottom = rectangle(face.box, cut.margin, *photo_HW3.shape[:2])
-    if right <= left or bottom <= top:  # a box beside the photo
+    if right <= left or bottom <= top:  # a box outside the photo
         return photo_HW3
     piece = Image.fromarray(photo_HW3[top:bottom, left:right])
     return np.array(piece.resize((cut.image_size, cut.image_size), Image.Resampling.BILINEAR))
@@ -197,8 +197,7 @@ def _rows(todo: list[tuple[Path, Path]], cut: Cut, workers: int) -> Iterator[dic
             yield from pool.map(align_photo, paths, targets, [cut] * len(todo))
         except BrokenProcessPool as error:
             raise InputError(
-                "a process that aligned photos was ended, as for want of memory: lower --workers; "
-                "the same command goes on"
+                "a worker process was killed, probably for lack of memory: lower --workers; the same command continues"
             ) from error
 
 
@@ -217,11 +216,11 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
             f"{key} {checkpoint.shown(held.get(key))}" for key in settings if held.get(key) != settings[key]
         ]:
             raise InputError(
-                f"{out} holds faces cut out otherwise ({changed[0]}): repeat its IN and options, or name another OUT"
+                f"{out} holds faces cut out otherwise ({changed[0]}): repeat its IN and options, or choose another OUT"
             )
         return
     if any(entry.name != ".lock" for entry in out.iterdir()):
-        raise InputError(f"{out} holds other files: name a new folder")
+        raise InputError(f"{out} holds other files: choose a new folder")
     files.write_text(path, json.dumps(settings, indent=1) + "\n")
 
 
@@ -285,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"no face in any of the {len(rows)} photos of {args.source}: are they photos of people?")
     print(f"{len(rows)} photos, {len(rows) - len(without)} faces, into {args.out}")
     if without:
-        print(f"no face in {shorten(without)}: kept as they are")
+        print(f"no face in {shorten(without)}: kept whole")
     photos = list_people(args.source).files
     if left := sorted(_name(path) for path in _others(args.source) - set(photos)):
         print(f"left out, no photos by their names: {shorten(left)}")
@@ -299,4 +298,4 @@ def _others(source: Path) -> set[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, "interrupted (the same command goes on)"))
+    sys.exit(run_main(main, "interrupted (the same command continues)"))

@@ -82,7 +82,7 @@ def weights() -> bytes:
     """The network's file. Raises InputError."""
     found = importlib.util.find_spec(PACKAGE)  # not imported: an older release asks for pkg_resources
     if found is None or not found.submodule_search_locations:
-        raise InputError(f"dlib's network is not installed: {INSTALL}, or name another --checkpoint")
+        raise InputError(f"dlib's network is not installed: {INSTALL}, or choose another --checkpoint")
     path = Path(found.submodule_search_locations[0]) / FILE
     data = files.read_bytes(path, "file of weights")
     if files.sha256(path) != SHA256:

@@ -1,6 +1,6 @@
 """Inception-ResNet-v1, aligned face -> embedding: the graph of FaceNet's release, with facenet-pytorch's names.
 
-The facenet-pytorch package itself pins torch below 2.3, so its module would not install beside ours.
+The facenet-pytorch package itself pins torch below 2.3, so its module would not install next to ours.
 """
 
 from dataclasses import dataclass

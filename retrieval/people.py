@@ -42,7 +42,7 @@ class People:
 
 
 def list_people(folder: Path) -> People:
-    """The people of a folder; files that lie beside their folders are left alone.
+    """The people of a folder; files outside their folders are ignored.
 
     Raises InputError for a folder that is missing or holds no people, for people without photos, and for names that
     do not fit into a line of UTF-8.
@@ -78,7 +78,7 @@ def require_outside(flag: str, folder: Path, people: Path) -> None:
 
     flag: the option that names it."""
     if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(people)):
-        raise InputError(f"{flag} {folder} lies in {people}, whose folders are people: name one beside it")
+        raise InputError(f"{flag} {folder} is inside {people}, whose folders are people: choose one outside")
 
 
 def read_crops(files: Sequence[Path]) -> np.ndarray:

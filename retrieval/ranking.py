@@ -42,7 +42,7 @@ def embed(network: nn.Module, crops_NSS3: np.ndarray, device: torch.device) -> n
     """``features`` of length 1. Raises InputError where they are not finite."""
     rows_NE = F.normalize(features(network, crops_NSS3, device), eps=1e-5)
     if not rows_NE.isfinite().all():
-        raise InputError("embeddings that are not finite: name another --checkpoint")
+        raise InputError("embeddings that are not finite: choose another --checkpoint")
     return rows_NE.numpy()
 
 

@@ -311,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
             require_outside("--out", args.out, people)
         results = (args.predictions, "sheet.jpg", "scores.json")
         if not args.overwrite and (there := [name for name in results if os.path.lexists(args.out / name)]):
-            raise InputError(f"{args.out} already holds {there[0]}: name another --out, or add --overwrite")
+            raise InputError(f"{args.out} already holds {there[0]}: choose another --out, or add --overwrite")
     photos = photos_in(args.queries)
     answer = search(args, photos)
     scores, count = known_scores(*answer), len(answer.queries)
@@ -326,4 +326,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, "interrupted (the same command goes on)"))
+    sys.exit(run_main(main, "interrupted (the same command continues)"))

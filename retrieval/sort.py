@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     if not any(found.values()):
         raise InputError(f"{args.source} holds no photos that are named <person>_1.jpg or <person>_2.jpg")
     if args.out.exists():
-        raise InputError(f"{args.out} is there already: name a new folder")
+        raise InputError(f"{args.out} already exists: choose a new folder")
     for path, match in found.items():
         if match:
             folder = args.out / SPLITS[match[2]] / match[1]

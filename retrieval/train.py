@@ -1,9 +1,8 @@
 """Trains the identity embedding on aligned faces, one folder a person, in two steps.
 
-Step 1 trains the layer of the people's names on a given network, step 2 everything; what trains from scratch begins
-with step 2. Of every fourth person with several photos the last one is left out and looked for among all others: the
-share that is found at the first place (top1) decides which epoch is the best; head_top1 is the share that the layer of
-names names itself.
+Step 1 trains only the classifier on a given network, step 2 everything; training from scratch begins with step 2.
+Validation: the last photo of every fourth person with several photos is searched among all others; top-1 decides the
+best epoch; head_top1 is the accuracy of the classifier.
 """
 
 import argparse
@@ -105,7 +104,7 @@ COSINE = {
 }
 RECIPES = {"seed": SEED, "cosine": COSINE}
 RANGES = {  # of the options that change a recipe: least, greatest, help
-    "decay": (0.0, 1.0, "factor of the learning rates every --decay-epochs, in place of the recipe's schedule"),
+    "decay": (0.0, 1.0, "factor of the learning rates every --decay-epochs, instead of the recipe's schedule"),
     "decay_epochs": (1, 10**6, "default: 20, times 0.8"),
     "weight_decay": (0.0, 100.0, "factor of half the weights' squares"),
     "keep": (0.01, 1.0, "share of the embedding that dropout keeps"),
@@ -258,11 +257,11 @@ class Epoch(Dataset):
 def split(people: People, batch_size: int) -> tuple[People, People]:
     """The photos to train on and those that are looked for among them. Raises InputError where they are too few."""
     if len(people.names) < 2:
-        raise InputError(f"one person only ({people.names[0]}): there is nobody to tell apart; add people")
+        raise InputError(f"one person only ({people.names[0]}): training needs at least two people")
     held_N = held_out(people)
     known, asked = people.keep(~held_N), people.keep(held_N)
     if not len(asked):
-        raise InputError("no person has two photos: there is nobody to look for in validation; add photos")
+        raise InputError("no person has two photos: validation needs a person with two photos")
     require_batch(len(known), batch_size)
     if len(known) < NEAREST:
         raise InputError(f"{len(known)} photos to train on: {NEAREST} or more are needed, add photos")
@@ -349,17 +348,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="aligned faces, one folder a person")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="cosine", help="the release's, or ours")
-    parser.add_argument("--step", type=int, choices=(1, 2), default=2, help="1: the names alone; 2: everything")
+    parser.add_argument("--step", type=int, choices=(1, 2), default=2, help="1: only the classifier; 2: everything")
     parser.add_argument("--pretrained", type=Path, metavar="FILE", help="facenet-pytorch's file for VGGFace2")
     parser.add_argument("--init-from", type=Path, metavar="FILE", help="a checkpoint of another run of this script")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's, as of all that follows")
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's, as for all options below")
     parser.add_argument("--lr-embedding", type=float, metavar="X", help="learning rate of the network")
-    parser.add_argument("--lr-head", type=float, metavar="X", help="learning rate of the layer of names")
+    parser.add_argument("--lr-head", type=float, metavar="X", help="learning rate of the classifier")
     for name, (low, _, what) in RANGES.items():
         kind = type(low)
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=what)
-    parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="where this run's files go")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+    options.add_seed_option(parser)
     options.add_machine_options(parser)
     task = Identity(plan(parser.parse_args(argv)))
     fit(task, task.run)

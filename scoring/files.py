@@ -90,7 +90,7 @@ def written_before(out: Path) -> list[Path]:
 
 
 def save_pictures(folder: Path, evaluation: Evaluation, ranked: Sequence[tuple[int, float]]) -> None:
-    """The pictures of these faces, in place of an earlier call's. Raises OSError."""
+    """The pictures of these faces, instead of an earlier call's. Raises OSError."""
     for old in folder.glob(PICTURES):
         old.unlink()
     if ranked:

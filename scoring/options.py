@@ -29,14 +29,14 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
         "--face-size",
         type=int,
         metavar="N",
-        help="longer side of the faces, pixels; default: 192 for synthetic faces, photos as they are",
+        help="longer side of the faces, pixels; default: 192 for synthetic faces, the size of the file for photos",
     )
-    group.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help="where decoded faces are kept")
+    group.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help="folder for decoded faces")
     group.add_argument(
         "--max-images",
         type=int,
         metavar="N",
-        help="use the first N faces of each split, for a quick look; of synthetic faces, draw N to train on",
+        help="use the first N faces of each split; with synthetic faces, draw N for training",
     )
     if splits:
         group.add_argument("--split", choices=SPLITS, default="test", help="which part of the data set")
@@ -49,15 +49,15 @@ def add_data_options(cli: argparse._ActionsContainer, required: bool = False) ->
     named."""
     default = None if required else "synthetic"
     cli.add_argument("--dataset", choices=tuple(DATASETS), required=required, default=default, help="which data set")
-    cli.add_argument("--data", type=Path, metavar="DIR", help="its folder; synthetic faces need none")
+    cli.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set (not needed for synthetic)")
     cli.add_argument("--partition", choices=PARTITIONS, help="how to split CelebAMask-HQ's official layout")
     cli.add_argument(
         "--labels",
         type=_read_label_set,
         metavar="SET",
-        help=f"what the ids of --dataset list mean ({', '.join(LABEL_SETS)}, or a .json file of your own labels); of "
-        "training the whole face: what to label, default all that the data set does; of evaluate.py --predictions: the "
-        "label set to compare in",
+        help=f"{', '.join(LABEL_SETS)}, or a .json file of your own labels; with --dataset list: label set of the "
+        "files; parsers of the whole face: labels to train on (default: all of the data set); evaluate.py "
+        "--predictions: label set for the comparison",
     )
     cli.add_argument("--ignore-255", action="store_true", help="leave pixels of id 255 out of losses and scores")
 
@@ -76,27 +76,31 @@ def add_checkpoint_option(cli: argparse._ActionsContainer) -> None:
         action="extend",
         nargs="+",
         metavar="FILE",
-        help="a checkpoint of a parser, or several that hold its networks between them; default: the weights that ship",
+        help="checkpoint, or several that together hold all networks; default: the shipped weights",
     )
 
 
 def add_mirror_option(cli: argparse._ActionsContainer) -> None:
     cli.add_argument(
-        "--mirror", action="store_true", help="label the mirrored photo too and average: about 1.5 times the time"
+        "--mirror", action="store_true", help="test-time mirroring: average with the mirrored photo, 1.5 times the time"
     )
 
 
 def checkpoints(args: argparse.Namespace) -> list[Path]:
-    """The checkpoints that the options name, or the weights that ship. Raises InputError where there are neither."""
+    """The checkpoints that the options name, or the shipped weights. Raises InputError where there are neither."""
     if args.checkpoint:
         return args.checkpoint
     if SHIPPED_WEIGHTS.is_file():
         return [Path(os.path.relpath(SHIPPED_WEIGHTS))]  # scores.json names it: no folder of this machine
-    raise InputError(f"--checkpoint FILE is needed: no weights lie at {SHIPPED_WEIGHTS}")
+    raise InputError(f"--checkpoint FILE is needed: no weights at {SHIPPED_WEIGHTS}")
 
 
 def add_device_option(cli: argparse._ActionsContainer) -> None:
     cli.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def add_seed_option(cli: argparse._ActionsContainer) -> None:
+    cli.add_argument("--seed", type=int, default=0, help="of all that is random")
 
 
 def add_machine_options(cli: argparse.ArgumentParser, batch_size: int | None = None) -> None:
@@ -106,8 +110,7 @@ def add_machine_options(cli: argparse.ArgumentParser, batch_size: int | None = N
         "--workers",
         type=int,
         metavar="N",
-        help="processes that load faces beside the main one, and threads that decode photos; default: 2, but on the "
-        "CPU, where loading takes a hundredth of a step, 0 processes",
+        help="worker processes for data loading, and decoding threads; default: 2 on a GPU, 0 on the CPU",
     )
     group.add_argument(
         "--batch-size",
@@ -116,17 +119,21 @@ def add_machine_options(cli: argparse.ArgumentParser, batch_size: int | None = N
         metavar="N",
         help="faces at once, over all processes" + ("; default: the recipe's" if batch_size is None else ""),
     )
-    group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     group.add_argument(
         "--amp",
         choices=("auto", "off", "bf16"),
         default="auto",
-        help="bfloat16 arithmetic; auto: where the hardware has it, but never for the paper's recipes",
+        help="bfloat16 autocast; auto: if the hardware is fast at it, but never for the paper's recipes",
     )
 
 
-def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
-    """Check the shared options' ranges; settle ``--workers``. Raises one InputError that names every problem."""
+def check(
+    args: argparse.Namespace, required: Sequence[str] = (), folders: Sequence[str] = ("run_dir", "out", "coloured")
+) -> None:
+    """Check the shared options' ranges; settle ``--workers``. folders: options that name a folder to write.
+
+    Raises one InputError that names every problem.
+    """
     problems: list[str] = []
 
     def need(name: str, holds: Callable[[Any], bool], rule: str, flag: str = "") -> None:
@@ -143,6 +150,8 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
     need("batch_size", lambda v: 1 <= v <= 65536, "between 1 and 65536")
     need("seed", lambda v: 0 <= v < 2**63, "between 0 and 2**63 - 1")
     need("epochs", lambda v: v >= 1, "at least 1")
+    need("threshold", lambda v: 0 <= v < 1, "at least 0 and below 1")
+    need("rare", lambda v: 0 <= v <= 1, "between 0 and 1")
     for name in ("weight_decay", *vars(args)):
         if name == "weight_decay" or name.split("_")[0] == "lr":
             need(name, lambda v: 0 <= v < 100, "at least 0 and below 100", name.replace("parts.nets.", ""))
@@ -150,27 +159,30 @@ def check(args: argparse.Namespace, required: Sequence[str] = ()) -> None:
         if getattr(args, name) is None:
             problems.append(f"--{name.replace('_', '-')} is needed")
     if "dataset" in args and dataset == "synthetic" and getattr(args, "data", None) is not None:
-        problems.append(f"--data {args.data}: say which --dataset it holds; synthetic faces are drawn and need none")
+        problems.append(
+            f"--data {args.data} is given, but --dataset is missing (synthetic faces need no folder): "
+            "add --dataset, or leave --data out"
+        )
     if dataset != "synthetic" and args.data is None:
-        problems.append(f"--data is needed for --dataset {dataset}: name its folder")
+        problems.append(f"--data is needed for --dataset {dataset}: give its folder")
     if partition is not None and not DATASETS[dataset].partitions:
-        problems.append(f"--partition {partition}: there is but one way to split --dataset {dataset}; leave it out")
+        problems.append(f"--partition {partition}: --dataset {dataset} has only one split; leave it out")
     if hasattr(args, "labels"):
         any_ids = DATASETS[dataset].labels is None
         if any_ids and args.labels is None:
-            problems.append(f"--labels is needed for --dataset {dataset}: say what the ids of its label maps mean")
+            problems.append(f"--dataset {dataset} needs --labels: the label set of its ids")
         if args.labels and not any_ids and dataset != "synthetic" and not getattr(args, "any_labels", False):
-            problems.append(f"--labels {args.labels.name}: --dataset {dataset} has its own; leave it out")
+            problems.append(f"--labels {args.labels.name}: --dataset {dataset} has its own label set; leave it out")
     try:
-        device = runtime.pick_device(args.device)
+        device = runtime.pick_device(getattr(args, "device", "cpu"))
     except InputError as error:
         problems.append(str(error))
-    for name in ("run_dir", "out", "coloured"):
+    for name in folders:
         if folder := getattr(args, name, None):
             problems += _blocked(f"--{name.replace('_', '-')} {folder}", folder)
     if problems:
         raise InputError("; ".join(problems))
-    if args.workers is None:
+    if getattr(args, "workers", 0) is None:
         args.workers = 0 if device.type == "cpu" else 2
 
 
@@ -179,7 +191,7 @@ def _blocked(flag: str, folder: Path) -> list[str]:
     there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
     if there is None or there.is_dir():
         return []
-    return [f"{flag}: {'it' if there == folder else there} is a file; name a folder"]
+    return [f"{flag}: {'it' if there == folder else there} is a file; give a folder"]
 
 
 def face_data(args: argparse.Namespace) -> FaceData:

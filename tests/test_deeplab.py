@@ -246,7 +246,7 @@ def test_fewer_labels_than_the_data_set_has_can_be_trained(tmp_path: Path) -> No
     parser = load_parser([tmp_path / "run" / "best.pt"])
     assert parser.labels is NINE
     assert parser.network.classifier.classifier[-1].out_channels == 9
-    with pytest.raises(InputError, match="--labels celebamask: label set helen does not tell"):
+    with pytest.raises(InputError, match="--labels celebamask: label set helen has no separate"):
         _train(tmp_path, "--labels", "celebamask", "--run-dir", str(tmp_path / "other"))
     with pytest.raises(InputError, match="leave out --labels"):
         _train(tmp_path, "--labels", "nine", "--self-distill", "1", "--run-dir", str(tmp_path / "third"))

@@ -304,6 +304,6 @@ def test_edge_maps_are_written_beside_images_and_labels(tmp_path: Path, capsys: 
     assert (picture == 255).sum() == 2 * 20 + 2 * 15 - 1
     assert picture[10, 9] == picture[10, 10] == picture[4, 20] == picture[5, 20] == 255
     assert write_edges([*options, "--out", str(root / "edges")]) == 0  # again: nothing to do
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="has other content"):
         write_edges([*options, "--out", str(root / "labels")])
     assert np.asarray(Image.open(root / "labels" / "a.png")).max() == 1

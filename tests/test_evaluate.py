@@ -174,7 +174,7 @@ def test_a_parser_of_other_labels_without_windows_is_scored_in_its_own_labels(wo
     assert "paper" not in (tmp_path / "out" / "scores.md").read_text()
     (picture,) = (tmp_path / "out" / "worst").iterdir()
     assert Image.open(picture).size == (3 * 64, 64)
-    with pytest.raises(InputError, match="label set helen does not tell"):  # synthetic faces are labelled as HELEN's
+    with pytest.raises(InputError, match="label set helen has no separate"):  # synthetic faces are labelled as HELEN's
         evaluate.main(
             ["--checkpoint", path, "--cache", str(tmp_path / "cache"), "--device", "cpu", "--max-images", "1"]
         )
@@ -189,7 +189,7 @@ def test_scores_are_replaced_only_when_asked(name, world, tmp_path, capsys):
     argv = ["--checkpoint", models["stage1"], "--crops", "none", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert run_main(lambda: evaluate.main(argv)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"already holds {name}: name another --out, or add --overwrite" in line
+    assert f"already holds {name}: choose another --out, or add --overwrite" in line
     assert file.read_text() == "mine"
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
     if name == "scores.json":
@@ -300,7 +300,7 @@ def test_label_maps_in_other_orders_and_with_other_sides_are_scored_right(tmp_pa
         out = tmp_path / "out" / Path(order).name
         assert evaluate.main([*argv, "--ids", order, "--truth-ids", "celebamask", "--out", str(out)]) == 0
         mean = json.loads((out / "scores.json").read_text())["strict"]["mean"]
-        told = "note: labels are named one for another (brow2 -> nose" in capsys.readouterr().out
+        told = "note: labels are exchanged (brow2 -> nose" in capsys.readouterr().out
         assert (mean == 1) != told
         assert told == (order == "celebamask")
     helen = np.arange(11)[None]

@@ -175,7 +175,7 @@ def test_a_file_that_labels_otherwise_is_not_kept(weights, tmp_path, monkeypatch
         (["--program", "nowhere/faces.pt2"], "there is no folder nowhere"),
         (["--program", "a" * 300 + "/faces.pt2"], "there is no folder a"),
         (["--program", "a" * 300 + ".pt2", "--checkpoint", "none.pt"], "no such checkpoint"),
-        (["--program", "there.pt2"], "is there already"),
+        (["--program", "there.pt2"], "already exists"),
         (["--program", "folder.pt2", "--overwrite"], "is a folder"),
         (["--program", "faces.pt2", "--checkpoint", "none.pt"], "no such checkpoint"),
     ],

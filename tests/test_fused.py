@@ -120,10 +120,10 @@ def test_evaluate_takes_both_checkpoints(tmp_path: Path, shipped: Path) -> None:
 
 
 def test_labels_that_a_checkpoint_does_not_have_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="labels nine; name a checkpoint of helen"):
+    with pytest.raises(InputError, match="labels nine; give a checkpoint of helen"):
         load_parser([SHIPPED_WEIGHTS], labels="helen")
     save_parser(tmp_path / "lapa.pt", deeplab(HELEN), "deeplab")
-    with pytest.raises(InputError, match="labels helen; name a checkpoint of celebamask"):
+    with pytest.raises(InputError, match="labels helen; give a checkpoint of celebamask"):
         load_parser([tmp_path / "lapa.pt"], labels="celebamask")
     monkeypatch.setattr(loading, "SHIPPED_WHOLE", tmp_path / "none.pt")
     with pytest.raises(InputError, match="no weights of the whole face"):

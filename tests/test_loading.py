@@ -322,7 +322,7 @@ def test_one_cache_serves_every_label_set(tmp_path, monkeypatch):
 
 
 def test_labels_that_the_data_cannot_tell_are_refused_before_anything_is_decoded(root, reads):
-    with pytest.raises(InputError, match=r"label set helen does not tell eye_g, .* which label set celebamask needs"):
+    with pytest.raises(InputError, match=r"label set helen has no separate eye_g, .* which label set celebamask needs"):
         open_faces(data_of(root), "train", CELEBAMASK)
     assert not reads
     assert not (root.parent / "cache").exists()

@@ -39,7 +39,7 @@ def refusal(tiny_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 NO_CUDA = "this machine has no usable CUDA device; use --device cpu or auto"
-ONE_WAY = "--partition paper: there is but one way"
+ONE_WAY = "--partition paper: --dataset"
 BOTH = "start from --init-from-cropper, with --init-from-stage2 or with random part networks, or from --init-from"
 REFUSED: tuple[tuple[ModuleType, str, str], ...] = (
     *((train_stage1, f"--max-images={value}", f"--max-images {value}: must be ") for value in (0, -3)),
@@ -58,7 +58,7 @@ REFUSED: tuple[tuple[ModuleType, str, str], ...] = (
     (train_stage1, "--epochs 0 --batch-size 0", "--batch-size 0"),
     (train_stage1, "--lr 0", "every learning rate is 0"),
     (train_stage1, "--partition paper", ONE_WAY),
-    (train_stage1, "--dataset synthetic --data .", "synthetic faces are drawn and need none"),
+    (train_stage1, "--dataset synthetic --data .", "--dataset is missing (synthetic faces need no folder)"),
     *((train_stage1, f"--device={name}", f"--device {name}: {NO_CUDA}") for name in ("cuda", "cuda:0", "cuda:7")),
     *(
         (train_stage1, f"--device={name}", f"--device {name}")
@@ -93,7 +93,7 @@ def test_all_problems_are_told_at_once(refusal):
 @pytest.mark.parametrize("dataset", ["helen", "celebamask"])
 def test_missing_empty_and_foreign_data_folders_are_named(dataset, refusal, tmp_path):
     line = refusal(common=["--dataset", dataset])
-    assert line == f"error: --data is needed for --dataset {dataset}: name its folder"
+    assert line == f"error: --data is needed for --dataset {dataset}: give its folder"
     common = ["--cache", str(tmp_path / "cache"), "--device", "cpu", "--dataset", dataset]
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()

@@ -281,8 +281,8 @@ def test_faces_that_lack_the_guest_s_labels_are_one_line(
     }
     (line,) = lines
     assert line == (
-        "error: label set helen does not tell eye_g, l_ear, r_ear, hat, ear_r, neck_l, neck, cloth, which label set "
-        "celebamask needs: choose data and checkpoint that fit each other"
+        "error: label set helen has no separate eye_g, l_ear, r_ear, hat, ear_r, neck_l, neck, cloth, which label set "
+        "celebamask needs: choose a checkpoint and data with compatible labels"
     )
     assert not any(tmp_path.iterdir())
 

@@ -168,10 +168,10 @@ def test_photos_are_never_replaced_and_coloured_pictures_never_replace_label_map
     save_photo(path, photo(32))
     before = path.read_bytes()
     for said, out, *options in (
-        ("its results would replace it: name another folder", ".", "--overwrite"),
-        ("name another folder than --out", "out", "--coloured", tmp_path / "out"),
-        ("its results would replace it", "out", "--coloured", tmp_path),
-        ("is a file; name a folder", "out", "--coloured", path),
+        ("is an input, which its results would replace: choose another", ".", "--overwrite"),
+        ("choose another than --out", "out", "--coloured", tmp_path / "out"),
+        ("its results would replace", "out", "--coloured", tmp_path),
+        ("is a file; give a folder", "out", "--coloured", path),
     ):
         with refuses(said):
             run(path, *options, out=out)
@@ -466,7 +466,7 @@ def test_a_fault_of_the_gpu_is_not_too_little_memory_and_other_errors_keep_their
             "error: n could not be read or written: File",
         ),
         (InputError("a\nfailed: b\x1b[31m\udce9"), 2, "error: a\\nfailed: b\\x1b[31m\\udce9\n"),
-        (KeyboardInterrupt(), 130, "interrupted: the results that are there are whole"),
+        (KeyboardInterrupt(), 130, "interrupted: the results so far are complete"),
     ],
 )
 def test_what_ends_a_script_is_told_in_one_line(capsys, error, status, told):

@@ -166,10 +166,10 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny: Callable[[Lab
         script.main([*words, "--checkpoint", str(tiny(HELEN)), "--out", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
     for inside in ("train/train_mask", "val/val_mask", "train/merged_labels", ""):
-        with pytest.raises(InputError, match="lies in the data set"):
+        with pytest.raises(InputError, match="is inside the data set"):
             script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / "data" / inside)])
     (tmp_path / "link").symlink_to(tmp_path / "data" / "train" / "train_mask")
-    with pytest.raises(InputError, match="lies in the data set"):
+    with pytest.raises(InputError, match="is inside the data set"):
         script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / "link")])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "0.png").write_bytes(b"mine")
@@ -285,7 +285,7 @@ def test_the_new_labels_are_what_is_trained_on(tmp_path: Path, monkeypatch: pyte
     [
         (["--self-distill", "3"], "--self-distill 3: must be between 1 and 2"),
         (["--self-distill", "0"], "--self-distill 0"),
-        (["--threshold", "1"], "threshold 1.0"),
+        (["--threshold", "1"], "--threshold 1.0"),
     ],
 )
 def test_a_run_that_cannot_distil_is_refused_before_it_begins(options: list[str], match: str, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_modules_of_a_later_checkpoint_win(trained, ship, tmp_path):
 
 def test_a_file_that_is_there_is_not_replaced_unasked_and_a_name_that_none_can_have_refused(trained, ship, tmp_path):
     (tmp_path / "mine.pt").write_text("mine")
-    with refuses("is there already"):
+    with refuses("already exists"):
         ship(trained, out="mine.pt")
     assert (tmp_path / "mine.pt").read_text() == "mine"
     with refuses("could not be saved (File name too long)"):

@@ -28,7 +28,7 @@ TITLES = (
     "iCNN (old cropper)",
     "STN-iCNN before end-to-end",
     "STN-iCNN",
-    "STN-iCNN, crops on the truth",
+    "STN-iCNN, true windows",
 )
 
 
@@ -99,7 +99,7 @@ def test_a_stage_whose_folder_is_trained_anew_is_scored_again(chain: list[str], 
     at = options.index("--epochs") + 4
     options[at] = "2"
     assert reproduce.main([*options, str(out)]) == 0
-    assert rescored(out, before) == {"STN-iCNN", "STN-iCNN__crops_on_the_truth"}
+    assert rescored(out, before) == {"STN-iCNN", "STN-iCNN__true_windows"}
 
 
 def test_a_stage_whose_source_was_trained_anew_is_refused_in_one_line(
@@ -164,7 +164,7 @@ def test_a_second_chain_in_a_folder_is_refused_while_the_first_one_runs(
     before = written(Path(chain[-1]))
     with another_run(Path(chain[-1])):
         assert run_main(lambda: reproduce.main(chain)) == 2
-    line = f"error: --out {chain[-1]} is in use by another run: wait for its end, or name another"
+    line = f"error: --out {chain[-1]} is in use by another run: wait until it ends, or choose another folder"
     assert capsys.readouterr().err.splitlines()[-1] == line
     assert written(Path(chain[-1])) == before
 
@@ -222,7 +222,7 @@ def test_other_options_do_not_pass_for_the_old_results(chain: list[str]) -> None
         ("--coarse-size", "2000", "--coarse-size 2000: coarse size must lie"),
         ("--batch-size", "50", "--batch-size 50 is larger than the 2 faces of an epoch"),
         ("--device", "cpu:99", "--device cpu:99"),
-        ("--partition", "paper", "--partition paper: there is but one way to split --dataset helen"),
+        ("--partition", "paper", "--partition paper: --dataset helen has only one split"),
     ],
 )
 def test_options_that_a_later_stage_cannot_have_are_refused_before_the_first_stage_trains(

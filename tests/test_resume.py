@@ -238,7 +238,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_one_lives(tiny_fit,
     run_dir.mkdir()
     with another_run(run_dir) as other:
         for resume in (False, True):
-            with pytest.raises(InputError, match=r"^--run-dir .*run is in use by another run: wait for its end"):
+            with pytest.raises(InputError, match=r"^--run-dir .*run is in use by another run: wait until it ends"):
                 tiny_fit(run_dir, resume=resume)
         assert [path.name for path in run_dir.iterdir()] == [".lock"]
         other.kill()
@@ -426,7 +426,7 @@ def test_a_run_resumed_with_other_options_is_refused_in_one_line(changed, told, 
 
 def test_a_used_run_folder_is_refused_and_left_as_it_is(stage1_options, uninterrupted, refusal, tiny_fit, tiny_run):
     line = refusal(train_stage1, [*stage1_options, "--run-dir", str(uninterrupted)])
-    assert line == f"error: {uninterrupted} already holds a run: go on with --resume, or name another --run-dir"
+    assert line == f"error: {uninterrupted} already holds a run: continue it with --resume, or choose another --run-dir"
     (tiny_run / "last.pt").unlink()  # a lone best checkpoint is not overwritten either
     before = contents(tiny_run)
     with refuses("already holds a run"):

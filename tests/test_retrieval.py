@@ -436,7 +436,7 @@ def test_photos_are_sorted_by_the_end_of_their_names(tmp_path, capsys):
     assert "left out, named otherwise: 1 (7_3.jpg)" in told
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
     assert found == {"train/7/7_1.jpg", "test/7/7_2.jpg", "train/a_b/a_b_1.PNG"}
-    assert "is there already" in error_of(capsys, sort.main, *arguments)
+    assert "already exists" in error_of(capsys, sort.main, *arguments)
     assert "named <person>_1.jpg" in error_of(capsys, sort.main, tmp_path, tmp_path / "new")
 
 

@@ -1,4 +1,6 @@
-"""Tells what is wrong with a download: ``python -m tools.check --dataset celebamask --data DIR --out sheet.png``.
+"""Checks a data set for damaged, missing or mislabelled files.
+
+``python -m tools.check --dataset celebamask --data DIR --out sheet.png``
 
 Every problem is listed, then a summary. Exit status: 0 when all is well, 1 when problems were found, 2 for bad usage.
 What occurs in few faces, as annotators err and photos are odd, is noted and no problem.
@@ -24,7 +26,7 @@ from data.listing import SPLITS, Listing, NoMasks, Sample, id_problem, size_prob
 from data.source import FaceData, find, reader
 from faces.detect import Detection, Detector
 from scoring import pictures
-from scoring.options import add_data_options
+from scoring.options import add_data_options, check
 from tools.oddities import PhotoHash, copies, far_parts, off_face, part_places, photo_hash
 from utils.cli import Parser
 from utils.errors import InputError
@@ -46,8 +48,8 @@ class Checked(NamedTuple):
     """What one face shows.
 
     size: (H, W) of the photo. present: bool (labels + 1,), the last of ignored pixels; None for unreadable masks.
-    swapped: pairs of ``SIDES`` that lie the wrong way round. places_P2: see ``tools.oddities.part_places``; None where
-    that cannot be told. photo_hash: None for unreadable photos. faceless: whether no face is found in the photo.
+    swapped: pairs of ``SIDES`` that lie the wrong way round. places_P2: see ``tools.oddities.part_places``; None if
+    unknown. photo_hash: None for unreadable photos. faceless: whether no face is found in the photo.
     off_face: see ``tools.oddities``.
     """
 
@@ -97,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 def check_faces(
     labels: LabelSet, listing: Listing, finds: Finds, most: int | None = None, title: str = ""
 ) -> list[Checked]:
-    """Reads up to ``most`` faces of a listing, evenly spread, and tells what is wrong with each. finds: is called from
+    """Reads up to ``most`` faces of a listing, evenly spread, and finds what is wrong with each. finds: is called from
     several threads."""
     samples = _spread(listing.samples, most)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -154,12 +156,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     cli.add_argument("--out", type=Path, metavar="FILE", help="contact sheet to draw, .png or .jpg")
     cli.add_argument("--overwrite", action="store_true", help="replace the contact sheet")
     options = cli.parse_args(argv)
-    if options.max_images is not None and options.max_images < 1:
-        raise InputError(f"--max-images {options.max_images}: must be at least 1")
+    check(options, folders=())
     if options.out and options.out.suffix.lower() not in images.PHOTO_SUFFIXES:
         raise InputError(f"--out {options.out}: must end in .png or .jpg")
     if options.out and (os.path.isdir(options.out) or (os.path.lexists(options.out) and not options.overwrite)):
-        raise InputError(f"--out {options.out}: exists already; name another file, or add --overwrite")
+        raise InputError(f"--out {options.out}: already exists; choose another file, or add --overwrite")
     return options
 
 

@@ -1,4 +1,4 @@
-"""The whole method in minutes, without any download: drawn faces, small sizes, all four stages, tables and pictures."""
+"""The whole method in minutes, without any download: synthetic faces, small sizes, four stages, tables and pictures."""
 
 import sys
 from dataclasses import replace
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     out = cli.parse_args(argv).out
     print(
         f"This draws {FACES} faces, trains STN-iCNN on them in {len(PURPOSES)} stages at a small size, scores the\n"
-        f"rows of the paper's table on other drawn faces, and makes pictures: {DURATION}.\n"
+        f"rows of the paper's table on other synthetic faces, and makes pictures: {DURATION}.\n"
         f"Everything goes into {out}.",
         flush=True,
     )

@@ -1,6 +1,6 @@
 """Writes the edges between the labels of a data set as pictures: python -m tools.edges --dataset list --data DIR
 --labels lapa --out DIR/edges. An edge's pixels, on both of its sides, are 255, all others 0. train_eagrnet.py finds
-edges by itself; the files are for other programs, such as its authors' code, which reads them from edges/ beside
+edges by itself; the files are for other programs, such as its authors' code, which reads them from edges/ next to
 images/ and labels/."""
 
 import argparse
@@ -13,7 +13,7 @@ from PIL import Image
 from data.edges import edges
 from data.listing import SPLITS
 from data.source import FaceData, label_maps
-from scoring.options import add_data_options
+from scoring.options import add_data_options, check
 from scoring.pictures import encode
 from utils import files
 from utils.cli import Parser
@@ -48,10 +48,10 @@ def write_edges(data: FaceData, splits: tuple[str, ...], folder: Path) -> int:
                 if not path.exists():
                     files.write_bytes(path, picture)
                 elif files.read_bytes(path) != picture:
-                    raise InputError(f"--out {path} holds something else: name another folder, or remove the file")
+                    raise InputError(f"--out {path} has other content: choose another folder, or remove the file")
             except OSError as error:
                 raise InputError(
-                    f"--out {folder} cannot be written ({error.strerror or error}): name another"
+                    f"--out {folder} cannot be written ({error.strerror or error}): choose another"
                 ) from error
             count += 1
     return count
@@ -62,7 +62,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_data_options(cli, required=True)
     cli.add_argument("--split", nargs="+", choices=SPLITS, help="default: all three")
     cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the edge maps")
-    return cli.parse_args(argv)
+    args = cli.parse_args(argv)
+    check(args)
+    return args
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class FramedLabeller(Labeller):
 
 
 def turned_faces(degrees: Sequence[float], height: int, width: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Drawn faces beside one another, each turned clockwise: (photo, uint8 (H, W, 3); matrix_23 of their frames, see
+    """Synthetic faces side by side, each turned clockwise: (photo, uint8 (H, W, 3); matrix_23 of their frames, see
     ``data.batch.framed_batch``)."""
     photo = np.full((height, width, 3), 128, np.uint8)
     half = 0.45 * min(height, width / len(degrees))
@@ -147,11 +147,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if path.suffix != suffix:
             raise InputError(f"{flag} {path}: the name must end in {suffix}")
         if not os.path.isdir(path.parent):
-            raise InputError(f"{flag} {path}: there is no folder {path.parent}; make it, or name another")
+            raise InputError(f"{flag} {path}: there is no folder {path.parent}; make it, or choose another")
         if os.path.isdir(path):
             raise InputError(f"{flag} {path} is a folder: name a file")
         if os.path.exists(path) and not args.overwrite:
-            raise InputError(f"{path} is there already: name another {flag}, or add --overwrite")
+            raise InputError(f"{path} already exists: choose another {flag}, or add --overwrite")
     lacking = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if args.onnx and lacking:
         raise InputError(f"--onnx needs packages that are missing: pip install {' '.join(lacking)}")

@@ -1,8 +1,8 @@
 """Prove a GPU: labels equal to the CPU's, speed, launches and waits of all that trains and labels, and a resumed run.
 
 Writes benchmark.md and benchmark.json into results/gpu-NAME. What matters most comes first; what no time is left for is
-left out. A part that fails is told of in the tables, and the others go on. Exit status: 1 where labels, golden numbers
-or a resumed run differ by more than the tables allow, or a part failed; 2 without a CUDA device.
+left out. A part that fails is reported in the tables, and the others continue. Exit status: 1 where labels, golden
+numbers or a resumed run differ by more than the tables allow, or a part failed; 2 without a CUDA device.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset",
         choices=[name for name in DATASETS if DATASETS[name].labels],
-        help="what to train on; default: drawn faces",
+        help="what to train on; default: synthetic faces",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of --dataset")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/gpu-NAME, by the name of the card")
@@ -294,7 +294,7 @@ def launches(weights: Path, check: Check, rows: list[Row]) -> None:
 
 
 def resume(check: Check, rows: list[Row]) -> str:
-    """A training of stage 2 that is killed after its first epoch and resumed, beside two that were left alone."""
+    """A training of stage 2 that is killed after its first epoch and resumed, and two that were left alone."""
     setup, faces = check.setup, drawn_faces(check.setup)
     command = [sys.executable, "train_stage2.py", "--recipe", "best", "--epochs", "3", "--dataset", faces.dataset]
     command += ["--data", str(faces.root), "--labels", "helen", "--cache", str(faces.cache), "--workers", "0"]

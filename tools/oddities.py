@@ -1,4 +1,4 @@
-"""What looks wrong in one face beside the others: parts in strange places, a photo twice. For ``tools.check``."""
+"""What looks wrong in one face of many: parts in strange places, a photo twice. For ``tools.check``."""
 
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ def far_parts(places_NP2: np.ndarray) -> np.ndarray:
 
 
 def photo_hash(photo_HW3: np.ndarray) -> PhotoHash:
-    """The hash of a photo, or of its thumbnail, which gives the same: uint8 (H, W, 3). Its bits tell which of the
+    """The hash of a photo, or of its thumbnail, which gives the same: uint8 (H, W, 3). Its bits say which of the
     lowest frequencies of the grey thumbnail are above the median."""
     grey_TT = cv2.cvtColor(make_thumb(photo_HW3), cv2.COLOR_RGB2GRAY)
     grey_NN = cv2.resize(grey_TT, (GREY, GREY), interpolation=cv2.INTER_AREA)

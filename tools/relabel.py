@@ -1,7 +1,7 @@
-"""Self-distilled labels: where a parser is sure, its label replaces that of the training data, in a folder of new PNGs.
+"""Self-distilled labels: confident predictions replace training labels, in a folder of new PNGs.
 
 Writes DIR/<name>.png for each training face, and DIR/relabel.json with the pixels of each label before and after. The
-data set stays as it is; train_deeplab.py --train-labels DIR trains on the new maps, and its --self-distill does all of
+data set is not changed; train_deeplab.py --train-labels DIR trains on the new maps, and its --self-distill does all of
 it in one run.
 """
 
@@ -16,7 +16,7 @@ from training.relabel import BATCH_SIZE, Rule, add_rule_options, refuse_inside, 
 from utils import distributed
 from utils.runtime import run_main
 
-INTERRUPTED = "interrupted: the label maps that are there are whole, and the same command goes on with the others"
+INTERRUPTED = "interrupted: the label maps so far are complete, and the same command continues with the others"
 
 
 def main(argv: list[str] | None = None) -> int:

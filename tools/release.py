@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         required=True,
         nargs="+",
         metavar="FILE",
-        help="best.pt of a training, or several that hold the parser's networks between them (the last one wins)",
+        help="best.pt of a training, or several that together hold all networks (the last one wins)",
     )
     cli.add_argument(
         "--average",
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if os.path.isdir(args.out):
         raise InputError(f"--out {args.out} is a folder: name a file")
     if os.path.exists(args.out) and not args.overwrite:
-        raise InputError(f"{args.out} is there already: name another --out, or add --overwrite")
+        raise InputError(f"{args.out} already exists: choose another --out, or add --overwrite")
     release(args.checkpoint, args.out, args.average)
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, SHA-256 {files.sha256(args.out)}")
     return 0
@@ -88,7 +88,7 @@ def averaged(checkpoints: list[Path]) -> FaceParser:
 
 
 def halved(modules: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """State dicts with float16 in place of float32; loading turns them back. Raises InputError for what overflows."""
+    """State dicts with float16 instead of float32; loading turns them back. Raises InputError for what overflows."""
     half = {
         name: {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
         for name, weights in modules.items()

@@ -96,7 +96,7 @@ class Task(nn.Module):
 class Run:
     """Where and how a task is trained.
 
-    folder: where its files go. resume: go on with the run that lies there. device, amp: see ``utils.runtime``.
+    folder: where its files go. resume: continue the run in it. device, amp: see ``utils.runtime``.
     description: plain values that go into the checkpoints (config, data set, seed, recipe) and must be the same when
     the run is resumed. save_every, validate_every: epochs from one ``last.pt``, or validation, to the next, counted
     from the first epoch; the last has both.
@@ -167,7 +167,7 @@ def _fit(task: Task, run: Run) -> Scores:
     else:
         refuse_used(run.folder)
     if len(set(distributed.gather(first_epoch))) > 1:
-        raise InputError(f"the processes do not see the same {run.folder}: put it where every machine can read it")
+        raise InputError(f"the processes see different folders {run.folder}: use one that all machines share")
     epochs = task.optimisation.epochs
     if best is not None and first_epoch >= epochs:
         return best
@@ -211,7 +211,7 @@ def _fit(task: Task, run: Run) -> Scores:
 def refuse_used(folder: Path) -> None:
     """Raises InputError where a run lies already."""
     if (folder / "last.pt").exists() or (folder / "best.pt").exists():
-        raise InputError(f"{folder} already holds a run: go on with --resume, or name another --run-dir")
+        raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --run-dir")
 
 
 def _averaging(task: Task, device: torch.device) -> nn.Module:
@@ -333,7 +333,9 @@ def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int
     if not path.exists():
         rest = run.folder / "best.pt"  # left alone by a run that was stopped while it saved its first epoch
         if rest.exists() and checkpoint.load(rest, (task.stage,)).get("epoch") != 0:
-            raise InputError(f"{rest} lies there without {path.name} to go on from: name another --run-dir")
+            raise InputError(
+                f"{rest} exists, but {path.name} is missing, so the run cannot be continued: choose another --run-dir"
+            )
         return 0, None
     state = checkpoint.load(path, (task.stage,))
     if lacks := {"modules", "optimizer", "epoch", "best"} - state.keys():
@@ -406,7 +408,7 @@ def _begin_log(task: Task, run: Run, first_epoch: int) -> SummaryWriter:
         writer = SummaryWriter(run.folder / "tensorboard", purge_step=first_epoch)
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"--run-dir {run.folder} cannot be written ({reason}): name another") from error
+        raise InputError(f"--run-dir {run.folder} cannot be written ({reason}): choose another") from error
     print(
         f"{task.stage}: epochs {first_epoch + 1} to {epochs} on {environment['device']}, into {run.folder}", flush=True
     )

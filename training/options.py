@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.stn_icnn.parts import NETWORKS
-from scoring.options import base_parser, check, face_data, machine
+from scoring.options import add_seed_option, base_parser, check, face_data, machine
 from training.engine import refuse_used
 from training.recipes import AUGMENTATIONS, RECIPE_NAMES, WHOLE_FACE_RECIPE_NAMES, Recipes, WholeFaceRecipes
 from training.task import Plan
@@ -21,8 +21,8 @@ def add_recipe_option(cli: argparse._ActionsContainer) -> None:
         "--recipe",
         choices=RECIPE_NAMES,
         default="paper",
-        help="the paper's hyperparameters, its method in few steps (for a CPU; with --face-size 320), ours, "
-        "or ours with wider augmentation",
+        help="paper: the paper's hyperparameters; paper-short: in few steps, for a CPU (use --face-size 320); best: "
+        "ours; wide: ours with stronger augmentation",
     )
 
 
@@ -38,12 +38,13 @@ def training_parser(
     """The command line of every training script.
 
     trained: networks with a learning rate. needs: checkpoint option -> what it holds. whole_face: with the recipes of
-    ``WholeFaceRecipes`` in place of the paper's, and for any label set that the data set can serve.
+    ``WholeFaceRecipes`` instead of the paper's, and for any label set that the data set can serve.
     """
     cli = base_parser(description)
     cli.set_defaults(any_labels=whole_face)
     group = cli.add_argument_group("training")
     (add_whole_face_recipe_option if whole_face else add_recipe_option)(group)
+    add_seed_option(group)
     group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
     for name in trained:
         flag = "--lr" if len(trained) == 1 else f"--lr-{name}"
@@ -59,8 +60,8 @@ def training_parser(
         "--train-labels",
         type=Path,
         metavar="DIR",
-        help="train on the label maps of this folder, which python -m tools.relabel has written, in place of the data "
-        "set's own; validation keeps its own",
+        help="train on the label maps in this folder (from python -m tools.relabel) instead of the data set's; "
+        "validation is unchanged",
     )
     if whole_face:
         group.add_argument(
@@ -71,12 +72,12 @@ def training_parser(
             type=float,
             nargs=2,
             metavar=("LOW", "HIGH"),
-            help="of the sizes that training faces are scaled to, 1: as they are; default: the recipe's",
+            help="of the sizes that training faces are scaled to, 1: unchanged; default: the recipe's",
         )
     for flag, what in needs.items():
         group.add_argument(flag, type=Path, metavar="FILE", help=what)
-    group.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="where this run's files go")
-    group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    group.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
+    group.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
     return cli
 
 

@@ -64,14 +64,14 @@ def add_rule_options(cli: argparse._ActionsContainer) -> None:
         type=float,
         default=Rule.threshold,
         metavar="P",
-        help="probability above which a predicted label replaces that of the training data",
+        help="probability above which a predicted label replaces the training label",
     )
     cli.add_argument(
         "--rare",
         type=float,
         default=Rule.rare,
         metavar="SHARE",
-        help="labels with a smaller share of the training pixels keep their pixels; 0: none do",
+        help="labels with a smaller share of the training pixels are protected; 0: none",
     )
 
 
@@ -87,7 +87,9 @@ def merge(probs_BKHW: Tensor, labels_BHW: Tensor, threshold: float, kept_K: Tens
 def refuse_inside(folder: Path, root: Path | None, flag: str) -> None:
     """Raises InputError for a folder inside a data set, in which nothing is ever written."""
     if root is not None and folder.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{flag} {folder} lies in the data set {root}, whose files stay as they are: name another")
+        raise InputError(
+            f"{flag} {folder} is inside the data set {root}, which is never written to: choose another folder"
+        )
 
 
 def relabel(
@@ -164,7 +166,7 @@ def table(record: dict[str, Any]) -> str:
         for name, (before, after) in pixels.items()
     ]
     rows = [[*row, "yes" if kept else ""] for *row, kept in rows]
-    return markdown(["label", "share before", "after", "change", "kept, as it is rare"], rows, 5)
+    return markdown(["label", "share before", "after", "change", "protected (rare)"], rows, 5)
 
 
 def weights_fingerprint(checkpoints: Sequence[Path]) -> str:
@@ -184,7 +186,7 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         empty = not any(folder.iterdir())
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): name another folder") from error
+        raise InputError(f"{folder} cannot be written ({error.strerror}): choose another folder") from error
     if empty:
         _write_record(folder, record)
     elif not (folder / RECORD).is_file():
@@ -197,7 +199,9 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
     try:
         files.write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): make room or name another folder") from error
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): make room or choose another folder"
+        ) from error
 
 
 def _write(path: Path, label_map: np.ndarray, labels: Any) -> None:

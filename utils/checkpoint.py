@@ -73,7 +73,7 @@ def require(state: dict[str, Any], path: Path, stages: tuple[str, ...] | None = 
 
 
 def foreign_weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a network in a file of other code, by name: it may hold them bare or beside an optimizer's state,
+    """The values of a network in a file of other code, by name: it may hold them bare or with an optimizer's state,
     with or without the prefix of several GPUs."""
     held = [state[name] for name in ("model_state_dict", "state_dict", "model_state", "model") if name in state]
     values = held[0] if held and isinstance(held[0], dict) else state
@@ -103,7 +103,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             elif isinstance(error, MemoryError) or "allocate memory" in str(error):
                 reason = "damaged, or this machine has too little memory for it: get it again, or free some memory"
             elif file.read(19) == b"version https://git":
-                reason = "this is a Git LFS pointer in place of the file: git lfs pull fetches it"
+                reason = "this is a Git LFS pointer instead of the file: git lfs pull fetches it"
             else:
                 reason = f"damaged or not a checkpoint: {_MEND}"
             raise InputError(f"{path}: {reason}") from error

@@ -148,4 +148,4 @@ def make_folder(folder: Path, flag: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{flag} {folder} cannot be made ({error.strerror}): name another folder") from error
+        raise InputError(f"{flag} {folder} cannot be made ({error.strerror}): choose another folder") from error

@@ -22,7 +22,7 @@ def held(path: Path, what: str) -> AcquireReturnProxy:
     try:
         return lock.acquire(timeout=PATIENCE)
     except Timeout:
-        print(f"{what} is in use by another process: waiting for its end", file=sys.stderr, flush=True)
+        print(f"{what} is in use by another process: waiting until it ends", file=sys.stderr, flush=True)
         return lock.acquire()
 
 
@@ -42,9 +42,11 @@ def one_run(folder: Path, flag: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
-        raise InputError(f"{flag} {folder} is in use by another run: wait for its end, or name another") from None
+        raise InputError(
+            f"{flag} {folder} is in use by another run: wait until it ends, or choose another folder"
+        ) from None
     except OSError as error:
-        raise InputError(f"{flag} {folder} cannot be made ({error.strerror}): name another") from error
+        raise InputError(f"{flag} {folder} cannot be made ({error.strerror}): choose another") from error
     try:
         yield
     finally:

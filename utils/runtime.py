@@ -27,7 +27,7 @@ from torch import Tensor
 from utils.distributed import local_rank, local_size
 from utils.errors import InputError
 
-INTERRUPTED = "interrupted (a training run goes on with --resume)"
+INTERRUPTED = "interrupted (a training run continues with --resume)"
 _OF_THE_MACHINE = (  # errors of the disk, of rights and of names, which no change of ours would mend
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),

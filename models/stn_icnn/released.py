@@ -25,7 +25,7 @@ LAYOUTS = (
 )
 _ENTRIES = {"model1": "coarse", "select_net": "localizer", "model2": "parts"}
 _PREFIXES = {"modelA.": "model1", "stn_model.": "select_net", "modelC.": "model2"}
-# What stands beside the weights: counters, scores and the states of optimizers, of no use here.
+# What is stored with the weights: counters, scores and the states of optimizers, of no use here.
 _BOOKKEEPING = re.compile(r"step|epoch|loss|error|f1|fscore|best_(error|accu|f1|loss)|(optimizer|scheduler)\w*", re.I)
 
 _NODE = r"interlink_layers\.(\d)\.iCNN_Nodelist\.(\d)\."

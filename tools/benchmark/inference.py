@@ -1,4 +1,4 @@
-"""Photo to label map: latency and throughput beside the reference, predict.py, and the exported graph."""
+"""Photo to label map: latency and throughput compared with the reference, predict.py, and the exported graph."""
 
 import contextlib
 import importlib
@@ -72,7 +72,7 @@ def measure_inference(setup: Setup) -> list[Table]:
 
 
 def measure_predict(setup: Setup) -> list[Table]:
-    """predict.py on a folder beside the networks alone, and on a photo of eight faces beside the detector alone."""
+    """predict.py on a folder, and the networks alone; on a photo of eight faces, and the detector alone."""
     count, side = (2, 96) if setup.quick else (48, 1024)
     model, detector, folder = setup.load_ours(), Detector(), setup.scratch / "photos"
     folder.mkdir(exist_ok=True)

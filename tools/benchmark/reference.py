@@ -1,4 +1,4 @@
-"""The method as the paper's release runs it, step by step: what ours is measured beside.
+"""The method as the paper's release runs it, step by step: what ours is compared with.
 
 Contiguous layout; one network call for each of the six parts; every part pasted onto a whole canvas, nine of which
 are compared. The canvas is the photo's own grid (the release's is 1024 x 1024, without whose padding this is faster).
