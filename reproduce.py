@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     distributed.start_processes(setup.machine.device)
     plans = plan_stages(changed, setup, args.out)
     with distributed.told_when_lost():
-        for split in ("train", "val", args.split):  # whatever cannot be read is told before hours of training
+        for split in ("train", "val", args.split):  # whatever cannot be read is reported before hours of training
             open_faces(setup.data, split, NINE, threads=setup.machine.threads)
         with locks.one_run(args.out, "--out"):
             best = {name: train_stage(name, plan) for name, plan in plans.items()}

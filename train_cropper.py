@@ -141,12 +141,12 @@ def main(argv: list[str] | None = None) -> int:
         "--init-from": "checkpoint of stage 1 (its coarse network); a localizer in it is fine-tuned",
         "--init-from-cropper": "checkpoint whose localizer is fine-tuned; keeps its window settings",
     }
-    parser = options.training_parser(__doc__, ["coarse", "localizer"], starts)
-    parser.add_argument(
+    cli = options.training_parser(__doc__, ["coarse", "localizer"], starts)
+    cli.add_argument(
         "--localizer", choices=KINDS, help="its architecture; default: that of the one to fine-tune, else paper"
     )
-    parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
-    args = parser.parse_args(argv)
+    cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
+    args = cli.parse_args(argv)
     options.check(args, required=["init_from"])
     sizes = {"localizer": args.localizer, "crop_size": args.crop_size}
     task = build(options.plan(args, RECIPES, ("init_from", "init_from_cropper"), **sizes))

@@ -158,14 +158,14 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
 
 def main(argv: list[str] | None = None) -> int:
     starts = {"--init-from": "a checkpoint of DeepLab to start from"}
-    parser = options.training_parser(__doc__, ["network"], starts, whole_face=True)
-    parser.add_argument(
+    cli = options.training_parser(__doc__, ["network"], starts, whole_face=True)
+    cli.add_argument(
         "--input-size",
         type=int,
         metavar="N",
         help="side of the resized photo, pixels; default: 512, on a CPU try 256",
     )
-    group = parser.add_argument_group("self-distilled labels")
+    group = cli.add_argument_group("self-distilled labels")
     group.add_argument(
         "--self-distill",
         type=int,
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         help="after N epochs, let the labels of which the network is sure replace those of the training data",
     )
     add_rule_options(group)
-    args = parser.parse_args(argv)
+    args = cli.parse_args(argv)
     options.check(args)
     rule = Rule(args.threshold, args.rare)
     if args.self_distill is None and rule != Rule():

@@ -111,9 +111,9 @@ def main(argv: list[str] | None = None) -> int:
         "--init-from": "a checkpoint of EAGRNet to start from",
         "--imagenet": "a ResNet-101 with a stem of three 3x3 layers, trained on ImageNet, as the authors start from",
     }
-    parser = options.training_parser(__doc__, ["network"], starts, whole_face=True)
-    parser.add_argument("--input-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 473")
-    args = parser.parse_args(argv)
+    cli = options.training_parser(__doc__, ["network"], starts, whole_face=True)
+    cli.add_argument("--input-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 473")
+    args = cli.parse_args(argv)
     task = build(options.plan(args, RECIPES, ("init_from", "imagenet"), size=args.input_size))
     fit(task, task.run)
     return 0

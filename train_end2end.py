@@ -116,9 +116,9 @@ def main(argv: list[str] | None = None) -> int:
         "--init-from-stage2": "stage 2's checkpoint (part networks); without it they start with random weights",
         "--init-from": "end-to-end checkpoint to fine-tune, instead of the two above",
     }
-    parser = options.training_parser(__doc__, ["coarse", "localizer", "parts"], starts)
-    options.add_channels_option(parser, "part")
-    args = parser.parse_args(argv)
+    cli = options.training_parser(__doc__, ["coarse", "localizer", "parts"], starts)
+    options.add_channels_option(cli, "part")
+    args = cli.parse_args(argv)
     names = [flag.removeprefix("--").replace("-", "_") for flag in starts]
     task = build(options.plan(args, RECIPES, names, part_channels=args.part_channels))
     fit(task, task.run)

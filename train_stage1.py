@@ -74,10 +74,10 @@ def build(plan: Plan) -> Stage1:
 
 def main(argv: list[str] | None = None) -> int:
     starts = {"--init-from": "a checkpoint whose coarse network to start from"}
-    parser = options.training_parser(__doc__, ["coarse"], starts)
-    parser.add_argument("--coarse-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 128")
-    options.add_channels_option(parser, "coarse")
-    args = parser.parse_args(argv)
+    cli = options.training_parser(__doc__, ["coarse"], starts)
+    cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 128")
+    options.add_channels_option(cli, "coarse")
+    args = cli.parse_args(argv)
     sizes = {"coarse_size": args.coarse_size, "coarse_channels": args.coarse_channels}
     task = build(options.plan(args, RECIPES, ("init_from",), **sizes))
     fit(task, task.run)

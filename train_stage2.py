@@ -81,10 +81,10 @@ def build(plan: Plan) -> Stage2:
 
 def main(argv: list[str] | None = None) -> int:
     starts = {"--init-from": "a checkpoint whose part networks to start from"}
-    parser = options.training_parser(__doc__, ["parts"], starts)
-    parser.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
-    options.add_channels_option(parser, "part")
-    args = parser.parse_args(argv)
+    cli = options.training_parser(__doc__, ["parts"], starts)
+    cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
+    options.add_channels_option(cli, "part")
+    args = cli.parse_args(argv)
     sizes = {"crop_size": args.crop_size, "part_channels": args.part_channels}
     task = build(options.plan(args, RECIPES, ("init_from",), **sizes))
     fit(task, task.run)

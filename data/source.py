@@ -56,8 +56,8 @@ class FaceData:
                 raise InputError(f"data set {self.dataset} needs labels: the label set of its ids")
             own = self.label_set
         elif self.label_set is not None:
-            told = f"data set {self.dataset} holds ids of {own.name}; leave it out"
-            raise InputError(f"labels {self.label_set.name}: {told}")
+            message = f"data set {self.dataset} holds ids of {own.name}; leave it out"
+            raise InputError(f"labels {self.label_set.name}: {message}")
         return replace(own, ignores=True) if self.ignore else own
 
 

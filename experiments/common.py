@@ -319,8 +319,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     """PNG or PDF by its name, without the date or version of what wrote it: the same numbers give the same bytes.
     Raises OSError."""
     kind = "pdf" if path.suffix.lower() == ".pdf" else "png"
-    told = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-    files.write_whole(path, partial(figure.savefig, format=kind, dpi=110, metadata=told))
+    metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+    files.write_whole(path, partial(figure.savefig, format=kind, dpi=110, metadata=metadata))
 
 
 def save_picture(path: Path, picture_HW3: np.ndarray) -> None:

@@ -19,14 +19,14 @@ from utils.runtime import run_main
 from utils.tables import markdown
 
 NAME = "robustness"
-Face = tuple[np.ndarray, np.ndarray]  # photo uint8 (H, W, 3), labels uint8 (H, W)
-Change = Callable[[Face, np.random.Generator], Face]
+LabelledFace = tuple[np.ndarray, np.ndarray]  # photo uint8 (H, W, 3), labels uint8 (H, W)
+Change = Callable[[LabelledFace, np.random.Generator], LabelledFace]
 
 
 def moved(degrees: float = 0.0, shift: float = 0.0, scale: float = 1.0) -> Change:
     """Turned and shifted (share of each side) either way, scaled about the middle; the border's pixels are repeated."""
 
-    def change(face: Face, rng: np.random.Generator) -> Face:
+    def change(face: LabelledFace, rng: np.random.Generator) -> LabelledFace:
         photo, labels = face
         height, width = labels.shape
         sign_3 = rng.choice([-1, 1], 3)
@@ -44,7 +44,7 @@ def moved(degrees: float = 0.0, shift: float = 0.0, scale: float = 1.0) -> Chang
 def cut(height: float = 1.0, width: float = 1.0) -> Change:
     """The middle of the photo. height, width: share of each side."""
 
-    def change(face: Face, rng: np.random.Generator) -> Face:
+    def change(face: LabelledFace, rng: np.random.Generator) -> LabelledFace:
         rows, columns = (
             slice(round((1 - share) / 2 * length), length - round((1 - share) / 2 * length))
             for share, length in zip((height, width), face[1].shape, strict=True)
@@ -57,7 +57,7 @@ def cut(height: float = 1.0, width: float = 1.0) -> Change:
 def small(side: int) -> Change:
     """Photo and labels resized. side: the longer one, pixels."""
 
-    def change(face: Face, rng: np.random.Generator) -> Face:
+    def change(face: LabelledFace, rng: np.random.Generator) -> LabelledFace:
         photo, labels = face
         height, width = (max(1, round(length * side / max(labels.shape))) for length in labels.shape)
         return resize_photo(photo, height, width), resize_labels(labels, height, width)
@@ -79,7 +79,7 @@ def blurred(sigma: float) -> Change:
 def compressed(side: int, quality: int) -> Change:
     """Resized to ``side`` pixels, saved as a JPEG of this quality, read again."""
 
-    def change(face: Face, rng: np.random.Generator) -> Face:
+    def change(face: LabelledFace, rng: np.random.Generator) -> LabelledFace:
         photo, labels = small(side)(face, rng)
         return jpeg(photo, quality), labels
 

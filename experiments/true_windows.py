@@ -88,7 +88,7 @@ def score(model: STNiCNN, batches: Iterable[Batch], theta_NP23: Tensor) -> dict[
     """Both F1 of the part networks in the given windows."""
     tally = common.Tally(model.labels)
     for batch in batches:
-        labels_BHW, _ = model.pasted(model.look_through(batch, theta_NP23[batch.index_B]), batch)
+        labels_BHW, _ = model.paste_whole(model.probs_in(batch, theta_NP23[batch.index_B]), batch)
         tally.add_batch(labels_BHW, batch.labels_BHW, batch.sizes_B2)
     return tally.f1()
 

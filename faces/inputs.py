@@ -15,7 +15,7 @@ SUFFIXES = (*READ_SUFFIXES, *video.SUFFIXES)  # looked for in folders and globs
 
 def find_photos(inputs: list[str], recursive: bool = False) -> tuple[list[Path], list[str]]:
     """Every photo that the inputs name, once, and one line for each input that names none. recursive: those of the
-    folders in folders too. Pictures of kinds that are not read are told of on stderr."""
+    folders in folders too. Pictures of kinds that are not read are listed on stderr."""
     photos: dict[str, Path] = {}
     failed = []
     for text in inputs:
@@ -64,7 +64,7 @@ def readable(files: list[Path], where: str) -> list[Path]:
 
 
 def is_photo(path: Path) -> bool:
-    """Whether a file in a folder is named like a photo; what cannot be read after all is told of when it is read."""
+    """Whether a file in a folder is named like a photo; what cannot be read after all is reported when it is read."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not os.path.isdir(path)
 
 

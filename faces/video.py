@@ -138,7 +138,7 @@ class Film:
                 raise OSError(errno.EIO, "it cannot be read back")
 
     def close(self) -> None:
-        with suppress(OSError, av.FFmpegError):  # where it is not finished: what went wrong before is told
+        with suppress(OSError, av.FFmpegError):  # where it is not finished: what went wrong before is reported
             self.output.close()
 
     def _add_sound(self, until: float) -> None:

@@ -81,8 +81,8 @@ def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | N
         found[DeepLab.kind] = [read_weights(SHIPPED_WHOLE)]
     kinds = sorted(found, key=STNiCNN.kind.__eq__)  # the parser of the parts is the last one
     if len(kinds) > 2 or (len(kinds) == 2 and kinds[-1] != STNiCNN.kind):
-        told = " and ".join(f"{weights.path} holds {kind}" for kind in kinds for weights in found[kind][:1])
-        raise InputError(f"{told}: give checkpoints of one parser, or of STN-iCNN and one parser of the whole face")
+        message = " and ".join(f"{weights.path} holds {kind}" for kind in kinds for weights in found[kind][:1])
+        raise InputError(f"{message}: give checkpoints of one parser, or of STN-iCNN and one parser of the whole face")
     parsers = [KINDS[kind].from_weights(found[kind], crops if kind == kinds[-1] else "predicted") for kind in kinds]
     parser = parsers[0] if len(parsers) == 1 else FusedParser(*parsers).eval()
     if labels is not None and parser.labels.name != labels:

@@ -64,7 +64,7 @@ class Parsed(NamedTuple):
     theta_BP23: Tensor | None
 
 
-class Look(NamedTuple):
+class WindowProbs(NamedTuple):
     """What a parser sees of each face of a batch: windows with the probabilities of their labels.
 
     probs: for each window a tensor (B, 1 + labels, S, S), channel 0 for none of its labels; the windows' labels follow
@@ -98,7 +98,7 @@ class FaceParser(nn.Module):
         """(canvas_BKHW of the labels' probabilities on the padded photos' grid, theta_BP23 as in ``Parsed``)."""
         raise NotImplementedError
 
-    def look(self, batch: Batch) -> Look:
+    def window_probs(self, batch: Batch) -> WindowProbs:
         """Label each face of a batch in the windows through which the parser sees it, which may be turned."""
         raise NotImplementedError
 
@@ -117,10 +117,10 @@ class FaceParser(nn.Module):
 
     def device_patches(self, batch: Batch, keep_probs: bool) -> Iterator[tuple[Patch, np.ndarray]]:
         """``patches`` on the parser's device, one after the other."""
-        look = self.look(batch)
-        theta_BP23 = View(batch).source(look.theta_BP23.detach().float()).double().cpu().numpy()  # waits for the device
+        seen = self.window_probs(batch)
+        theta_BP23 = View(batch).source(seen.theta_BP23.detach().float()).double().cpu().numpy()  # waits for the device
         height, width = batch.photos_BHW3.shape[1:3]
-        return zip(paste_turned(look.probs, theta_BP23, height, width, self.paste, keep_probs), theta_BP23, strict=True)
+        return zip(paste_turned(seen.probs, theta_BP23, height, width, self.paste, keep_probs), theta_BP23, strict=True)
 
     @property
     def paste(self) -> str:
@@ -217,8 +217,8 @@ class WholeFaceParser(FaceParser):
         logits_BKhw = self.logits(View(batch).photo(self.config.size))
         return Parsed(enlarged_labels(logits_BKhw, batch.host.sizes_B2, *batch.labels_BHW.shape[1:]), None)
 
-    def look(self, batch: Batch) -> Look:
-        return whole_look(self.logits(View(batch).photo(self.config.size)))
+    def window_probs(self, batch: Batch) -> WindowProbs:
+        return one_window(self.logits(View(batch).photo(self.config.size)))
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         logits_BKhw = self.logits(View(batch).photo(self.config.size))
@@ -232,24 +232,24 @@ class WholeFaceParser(FaceParser):
         return F.interpolate(logits_BKhw.float(), photos_BHW3.shape[1:3], mode="bilinear").softmax(1)
 
     def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
-        framed = look_framed(photos_1HW3, frames_F23, self.config.size)
-        probs, theta_F123 = whole_look(self.logits(framed.images_F3SS))
+        framed = framed_input(photos_1HW3, frames_F23, self.config.size)
+        probs, theta_F123 = one_window(self.logits(framed.images_F3SS))
         theta_F123 = compose(framed.frames_F33, theta_F123)
         _, height, width, _ = photos_1HW3.shape
         return paste_any(probs, theta_F123, height, width, self.paste)
 
 
-def whole_look(logits_BKSS: Tensor) -> Look:
-    """Logits of whole photos as a look through one window, whose samples lie at the centres of their pixels."""
+def one_window(logits_BKSS: Tensor) -> WindowProbs:
+    """Logits of whole photos as one window, whose samples lie at the centres of their pixels."""
     probs_BKSS = logits_BKSS.float().softmax(1)
     # the view's own outermost pixel centres lie at +-1
     reach = (1 - 1 / logits_BKSS.shape[-1]) / (1 - 1 / FRAME_SIDE)
     theta_123 = torch.eye(2, 3, device=probs_BKSS.device)[None] * reach
-    return Look([probs_BKSS], theta_123.expand(probs_BKSS.shape[0], 1, 2, 3))
+    return WindowProbs([probs_BKSS], theta_123.expand(probs_BKSS.shape[0], 1, 2, 3))
 
 
 class Framed(NamedTuple):
-    """Faces framed in one photo, fit to be exported: the first look at them, images_F3SS, float in [0, 1]; frames_F33
+    """Faces framed in one photo, fit to be exported: the resized photos, images_F3SS, float in [0, 1]; frames_F33
     and photo_F as in ``Batch``; sizes_F2, the photo's."""
 
     images_F3SS: Tensor
@@ -258,7 +258,7 @@ class Framed(NamedTuple):
     photo_F: Tensor
 
 
-def look_framed(photos_1HW3: Tensor, frames_F23: Tensor, size: int) -> Framed:
+def framed_input(photos_1HW3: Tensor, frames_F23: Tensor, size: int) -> Framed:
     """What ``View.photo`` gives for framed faces, but from at least FRAME_SIDE x FRAME_SIDE samples for each, whatever
     its size. photos_1HW3, frames_F23: see ``FaceParser.forward_framed``."""
     check_range(photos_1HW3)

@@ -247,13 +247,13 @@ def _done(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("source", type=Path, metavar="IN", help="a folder of one folder a person, with photos")
-    parser.add_argument("out", type=Path, metavar="OUT", help="where the faces go")
-    parser.add_argument("--image-size", type=int, default=CROP, metavar="N", help="side of a face, pixels")
-    parser.add_argument("--margin", type=int, default=32, metavar="N", help="added to a box's sides, pixels")
-    parser.add_argument("--detector", choices=tuple(DETECTORS), default="yunet", help="what finds the faces")
-    parser.add_argument(
+    cli = Parser(__doc__)
+    cli.add_argument("source", type=Path, metavar="IN", help="a folder of one folder a person, with photos")
+    cli.add_argument("out", type=Path, metavar="OUT", help="where the faces go")
+    cli.add_argument("--image-size", type=int, default=CROP, metavar="N", help="side of a face, pixels")
+    cli.add_argument("--margin", type=int, default=32, metavar="N", help="added to a box's sides, pixels")
+    cli.add_argument("--detector", choices=tuple(DETECTORS), default="yunet", help="what finds the faces")
+    cli.add_argument(
         "--cut",
         dest="shape",
         choices=SHAPES,
@@ -261,9 +261,9 @@ def main(argv: list[str] | None = None) -> int:
         help="the box, as the published weights know it; upright: a square turned as the face is; dlib: the one that "
         "dlib's network knows",
     )
-    parser.add_argument("--upright", dest="shape", action="store_const", const="upright", help="--cut upright")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
-    args = parser.parse_args(argv)
+    cli.add_argument("--upright", dest="shape", action="store_const", const="upright", help="--cut upright")
+    cli.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
+    args = cli.parse_args(argv)
     problems = [
         f"--{name} {value}: must be between {low} and {high}"
         for name, value, low, high in (

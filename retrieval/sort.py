@@ -14,10 +14,10 @@ SPLITS = {"1": "train", "2": "test"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("source", type=Path, metavar="IN", help="the folder of photos")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
-    args = parser.parse_args(argv)
+    cli = Parser(__doc__)
+    cli.add_argument("source", type=Path, metavar="IN", help="the folder of photos")
+    cli.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    args = cli.parse_args(argv)
     if not args.source.is_dir():
         raise InputError(f"{args.source} is no folder: name the one of the photos")
     photos = sorted(path for path in args.source.iterdir() if path.suffix.lower() in READ_SUFFIXES)

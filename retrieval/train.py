@@ -345,23 +345,23 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="aligned faces, one folder a person")
-    parser.add_argument("--recipe", choices=tuple(RECIPES), default="cosine", help="the release's, or ours")
-    parser.add_argument("--step", type=int, choices=(1, 2), default=2, help="1: only the classifier; 2: everything")
-    parser.add_argument("--pretrained", type=Path, metavar="FILE", help="facenet-pytorch's file for VGGFace2")
-    parser.add_argument("--init-from", type=Path, metavar="FILE", help="a checkpoint of another run of this script")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's, as for all options below")
-    parser.add_argument("--lr-embedding", type=float, metavar="X", help="learning rate of the network")
-    parser.add_argument("--lr-head", type=float, metavar="X", help="learning rate of the classifier")
+    cli = Parser(__doc__)
+    cli.add_argument("--data", type=Path, required=True, metavar="DIR", help="aligned faces, one folder a person")
+    cli.add_argument("--recipe", choices=tuple(RECIPES), default="cosine", help="the release's, or ours")
+    cli.add_argument("--step", type=int, choices=(1, 2), default=2, help="1: only the classifier; 2: everything")
+    cli.add_argument("--pretrained", type=Path, metavar="FILE", help="facenet-pytorch's file for VGGFace2")
+    cli.add_argument("--init-from", type=Path, metavar="FILE", help="a checkpoint of another run of this script")
+    cli.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's, as for all options below")
+    cli.add_argument("--lr-embedding", type=float, metavar="X", help="learning rate of the network")
+    cli.add_argument("--lr-head", type=float, metavar="X", help="learning rate of the classifier")
     for name, (low, _, what) in RANGES.items():
         kind = type(low)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=what)
-    parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
-    options.add_seed_option(parser)
-    options.add_machine_options(parser)
-    task = Identity(plan(parser.parse_args(argv)))
+        cli.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=what)
+    cli.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
+    cli.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+    options.add_seed_option(cli)
+    options.add_machine_options(cli)
+    task = Identity(plan(cli.parse_args(argv)))
     fit(task, task.run)
     return 0
 

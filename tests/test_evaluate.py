@@ -15,7 +15,7 @@ from data.loaders import evaluation_batches, open_faces
 from data.source import FaceData
 from data.view import View
 from models.loading import KINDS, load_parser
-from models.parser import Look
+from models.parser import WindowProbs
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import part_targets
 from scoring import options
@@ -128,9 +128,9 @@ def test_perfect_part_networks_score_nearly_one_with_true_crops(world, monkeypat
     def oracle(model, batch, crops=None):
         theta_BP23 = model.windows_of(batch, crops or model.crops)
         targets = part_targets(View(batch).crop_labels(theta_BP23, 63))
-        return Look([F.one_hot(target).permute(0, 3, 1, 2).float() for target in targets], theta_BP23)
+        return WindowProbs([F.one_hot(target).permute(0, 3, 1, 2).float() for target in targets], theta_BP23)
 
-    monkeypatch.setattr(STNiCNN, "look", oracle)
+    monkeypatch.setattr(STNiCNN, "window_probs", oracle)
     result, _ = world[2]("stage2", crops="truth")
     assert result["paper"]["overall"] > 0.97
     assert result["strict"]["mean"] > 0.95

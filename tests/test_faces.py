@@ -1,4 +1,4 @@
-"""Faces framed in larger photos: the frame, the look through it, and the way back to the photo's own grid."""
+"""Faces framed in larger photos: the frame, what the parser sees of it, and the way back to the photo's own grid."""
 
 import cv2
 import numpy as np
@@ -294,8 +294,8 @@ def test_a_group_photo_is_parsed_in_chunks_as_all_at_once(monkeypatch: pytest.Mo
     found = [detection_of(square(np.array(centre), np.array([23.0, 3.0]))) for centre in centres]
     (at_once,) = SceneParser(parser, None, batch_size=60).parse_found([photo], [found])
     seen: list[int] = []
-    look = parser.look
-    monkeypatch.setattr(parser, "look", lambda batch: seen.append(len(batch.sizes_B2)) or look(batch))
+    window_probs = parser.window_probs
+    monkeypatch.setattr(parser, "window_probs", lambda batch: seen.append(len(batch.sizes_B2)) or window_probs(batch))
     (scene,) = SceneParser(parser, None, batch_size=8).parse_found([photo], [found])
     assert seen == [8] * 7 + [4]
     assert len(scene.faces) == 60

@@ -1,4 +1,4 @@
-"""What every parser keeps to, and a guest of 19 labels on its whole way: trained, scored, predicting, exported."""
+"""What every parser keeps to, and a tiny one of 19 labels on its whole way: trained, scored, predicting, exported."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ SIZES = ((120, 90), (80, 140), (300, 280))
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_kind() -> Iterator[None]:
-    """The guest among the kinds that checkpoints may hold."""
+    """The tiny parser among the kinds that checkpoints may hold."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(KINDS, TinyParser.kind, TinyParser)
         yield
@@ -210,13 +210,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(challenge: Path, machine: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a guest that was trained in one go."""
+    """The run folder of a tiny parser that was trained in one go."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
     assert tiny_parser.main([*FACES, str(challenge), *machine, "--run-dir", str(run_dir)]) == 0
     return run_dir
 
 
-def test_the_guest_s_checkpoint_says_what_it_is(trained: Path) -> None:
+def test_the_tiny_one_s_checkpoint_says_what_it_is(trained: Path) -> None:
     state = checkpoint.load(trained / "best.pt", ("tiny",))
     assert (state["parser"], state["labels"], state["config"]) == ("tiny", "celebamask", {"size": 32, "channels": 12})
     assert state["modules"].keys() == {"network"}
@@ -228,7 +228,7 @@ def test_the_guest_s_checkpoint_says_what_it_is(trained: Path) -> None:
     assert any((trained / "tensorboard").iterdir())
 
 
-def test_an_interrupted_guest_resumes_bit_for_bit(
+def test_an_interrupted_tiny_parser_resumes_bit_for_bit(
     challenge: Path, machine: list[str], trained: Path, tmp_path: Path
 ) -> None:
     options = [*FACES, str(challenge), *machine, "--run-dir", str(tmp_path / "run")]
@@ -238,7 +238,7 @@ def test_an_interrupted_guest_resumes_bit_for_bit(
     assert_same_run(tmp_path / "run", trained)
 
 
-def test_the_guest_predicts_palette_pictures_of_its_labels_and_is_exported_with_them(
+def test_the_tiny_one_predicts_palette_pictures_of_its_labels_and_is_exported_with_them(
     challenge: Path, trained: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -270,7 +270,7 @@ def one_line(run: Callable[[], int], capsys: pytest.CaptureFixture) -> str:
     return line
 
 
-def test_faces_that_lack_the_guest_s_labels_are_one_line(
+def test_faces_that_lack_the_tiny_one_s_labels_are_one_line(
     helen_root: Path, machine: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     helen = ["--dataset", "helen", "--data", str(helen_root), *machine]
@@ -297,7 +297,7 @@ def test_faces_that_lack_the_guest_s_labels_are_one_line(
         (predict, ["--windows", "--faces", "none"], "windows: tiny has none to draw; leave them out"),
     ],
 )
-def test_what_the_guest_lacks_is_one_line(
+def test_what_the_tiny_one_lacks_is_one_line(
     script, options, line, challenge: Path, machine: list[str], trained: Path, tmp_path: Path, capsys
 ) -> None:
     best = trained / "best.pt"

@@ -1,4 +1,4 @@
-"""A parser of 19 labels, a few convolutions large: what a guest of this repository has to write, and no more."""
+"""A parser of 19 labels, a few convolutions large: what a parser of your own has to write, and no more."""
 
 from dataclasses import dataclass
 

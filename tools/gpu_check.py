@@ -152,18 +152,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument("--minutes", type=at_least_1, default=5, metavar="N", help="nothing is begun after so many")
-    parser.add_argument("--device", default="cuda", help="cuda or cuda:N")
-    parser.add_argument(
+    cli = Parser(__doc__)
+    cli.add_argument("--minutes", type=at_least_1, default=5, metavar="N", help="nothing is begun after so many")
+    cli.add_argument("--device", default="cuda", help="cuda or cuda:N")
+    cli.add_argument(
         "--dataset",
         choices=[name for name in DATASETS if DATASETS[name].labels],
         help="what to train on; default: synthetic faces",
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of --dataset")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/gpu-NAME, by the name of the card")
-    parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)  # for the tests, on the CPU
-    args = parser.parse_args(argv)
+    cli.add_argument("--data", type=Path, metavar="DIR", help="the folder of --dataset")
+    cli.add_argument("--out", type=Path, metavar="DIR", help="default: results/gpu-NAME, by the name of the card")
+    cli.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)  # for the tests, on the CPU
+    args = cli.parse_args(argv)
     options.check(argparse.Namespace(**{**vars(args), "dataset": args.dataset or "synthetic", "workers": 0}))
     return args
 
@@ -227,7 +227,7 @@ def parity(kind: str, check: Check, rows: list[Row]) -> str | None:
     setup, side = check.setup, check.setup.face_size
     photos = face_photos(2, side, side) + [draw_face(5, k, side)[0] for k in range(1 if setup.quick else 6)]
 
-    def look(device: torch.device, mode: str) -> tuple[Tensor, Tensor | None]:
+    def labels_on(device: torch.device, mode: str) -> tuple[Tensor, Tensor | None]:
         parser: FaceParser
         if kind == "eagrnet":
             torch.manual_seed(0)
@@ -241,9 +241,9 @@ def parity(kind: str, check: Check, rows: list[Row]) -> str | None:
             labels_BHW, theta_BP23 = parser.parse(batch)
         return labels_BHW.cpu(), None if theta_BP23 is None else theta_BP23.float().cpu()
 
-    wanted, theta = look(torch.device("cpu"), "fp32")
+    wanted, theta = labels_on(torch.device("cpu"), "fp32")
     for mode, most in TOLERANCES[kind].items():
-        found, moved = look(setup.device, mode)
+        found, moved = labels_on(setup.device, mode)
         row: Row = {"parser": kind, "in": mode}
         largest = (found - wanted).abs().max() / wanted.abs().max()
         row["off by %"] = 100 * (largest if kind == "eagrnet" else (found != wanted).double().mean()).item()
@@ -262,13 +262,13 @@ def train(case: Case, check: Check, rows: list[Row]) -> str:
     row: Row = {"training": case.stage, "recipe": case.recipe, "amp": case.amp, "batch": task.plan.recipe.batch_size}
     rows.append(row)  # a failure leaves what was found
 
-    def look(batches: Iterator[Batch], row: Row) -> Iterator[Batch]:
+    def observe(batches: Iterator[Batch], row: Row) -> Iterator[Batch]:
         if device.type == "cuda":
             row["peak GB"] = torch.cuda.max_memory_allocated(device) / 1e9
         with observed(device, row, few, row["ms a step"]):
             yield from islice(batches, few)
 
-    watch(task, setup.steps, row, look, few)
+    watch(task, setup.steps, row, observe, few)
     return f"Of a step on batches at hand; loader: {setup.machine.workers} processes. Lines that wait: in {few} steps."
 
 

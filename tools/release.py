@@ -16,7 +16,7 @@ from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import run_main
 
-# What is told of the training, from the last checkpoint; older ones lack some.
+# What is kept of the training, from the last checkpoint; older ones lack some.
 KEPT = ("dataset", "partition", "face_size", "images", "recipe")
 KEPT_OF_ONE = ("seed", "epoch", "best")  # an average has none of its own
 

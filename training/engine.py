@@ -59,13 +59,13 @@ class Task(nn.Module):
 
     stage: its name in checkpoints. networks: what is saved, by name; each has its own learning rate.
     score: the entry of ``validate()`` that decides which epoch is the best; maximise: whether higher is better.
-    whole: whether its checkpoints alone are a parser that predict.py takes.
+    is_parser: whether its checkpoints alone are a parser that predict.py takes.
     """
 
     stage: str
     score: str = "f1"
     maximise: bool = True
-    whole: bool = False
+    is_parser: bool = False
 
     def __init__(self, networks: dict[str, nn.Module], optimisation: Optimisation) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ def _fit(task: Task, run: Run) -> Scores:
         writer.close()
         path = run.folder / "best.pt"
         print(f"{task.stage}: best {task.score} {best[task.score]:.4f} at epoch {best['epoch'] + 1:.0f}: {path}")
-        if task.whole:
+        if task.is_parser:
             print(f"now try: python predict.py PHOTO --checkpoint {path}")
     return best
 

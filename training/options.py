@@ -113,8 +113,8 @@ def plan(
         try:
             recipe = replace(recipe, augmentation=replace(recipe.augmentation, **changes))
         except ValueError:
-            told = "the probability must be 0 to 1, the range above 0 and rising"
-            raise InputError(f"--mirror-probability {mirror}, --scale-range {scale}: {told}") from None
+            message = "the probability must be 0 to 1, the range above 0 and rising"
+            raise InputError(f"--mirror-probability {mirror}, --scale-range {scale}: {message}") from None
     lr = recipe.optimisation.lr
     if not any(rate for name, rate in lr.items() if any(f"{name}.nets.{part}" not in lr for part in NETWORKS)):
         raise InputError("every learning rate is 0: nothing would be trained")

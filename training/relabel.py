@@ -160,9 +160,9 @@ def require_labels(held: str, needed: str, checkpoints: Sequence[Path]) -> None:
 def table(record: dict[str, Any]) -> str:
     """Markdown: the share of each label before and after, and how much it gained."""
     pixels = record["pixels before and after"]
-    whole = sum(before for before, _ in pixels.values())
+    total = sum(before for before, _ in pixels.values())
     rows = [
-        [name, before / whole, after / whole, (after - before) / before if before else None, name in record["kept"]]
+        [name, before / total, after / total, (after - before) / before if before else None, name in record["kept"]]
         for name, (before, after) in pixels.items()
     ]
     rows = [[*row, "yes" if kept else ""] for *row, kept in rows]

@@ -84,7 +84,7 @@ class ParserTask(Task):
     def __init__(self, plan: Plan, model: FaceParser, networks: Sequence[str], photos: bool = True) -> None:
         super().__init__({name: getattr(model, name) for name in networks}, plan.recipe.optimisation)
         self.plan, self.model = plan, model
-        self.whole = {*networks} == {*model.networks}
+        self.is_parser = {*networks} == {*model.networks}
         threads = plan.machine.threads
         camera = plan.recipe.augmentation.camera
         self.train_faces = open_faces(plan.data, "train", model.labels, photos, threads, camera)

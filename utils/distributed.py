@@ -98,7 +98,7 @@ def require_same(description: dict[str, Any]) -> None:
         if changed := difference(other, first):
             if rank() > 0:
                 with suppress(RuntimeError):
-                    barrier()  # the leading process does not come: it ends, once it has told
+                    barrier()  # the leading process does not come: it ends, once it has reported
                 raise SystemExit(2)
             raise InputError(f"process {number} has {changed} as process 0: start all with the same data and options")
 

@@ -133,12 +133,12 @@ def _complete(root: Path, split: str, names: list[str], photos: dict[str, Path])
             some_masks.append(missing[0])
         elif name in photos:
             samples.append(Sample(name, photos[name], tuple(folder / file for file in files)))
-    told = (
+    problems = (
         (no_photo, f"masks without photo in split {split}", root / "images"),
         (no_masks, f"photos without mask in split {split}", root / "labels"),
         (some_masks, f"faces without all of their {NUM_MASKS} masks in split {split}", root / "labels"),
     )
-    return samples, [f"{what}: {images.shorten(bad)} in {where}" for bad, what, where in told if bad]
+    return samples, [f"{what}: {images.shorten(bad)} in {where}" for bad, what, where in problems if bad]
 
 
 def _first_is_left(samples: list[Sample], root: Path) -> bool:

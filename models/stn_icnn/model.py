@@ -13,7 +13,7 @@ from data.view import View
 from geometry.paste import paste, paste_any, paste_labels
 from geometry.sampling import crop, enlarged_labels
 from geometry.theta import canvas_to_image, compose, image_to_padded
-from models.parser import FaceParser, Look, Parsed, Weights, check_types, look_framed, stretched, whole_look
+from models.parser import FaceParser, Parsed, Weights, WindowProbs, check_types, framed_input, one_window, stretched
 from models.stn_icnn.baseline import baseline_theta
 from models.stn_icnn.icnn import CHANNELS, ICNN, ICNNConfig, fold_batchnorm
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
@@ -186,31 +186,31 @@ class STNiCNN(FaceParser):
             return baseline_theta(logits_BKSS.argmax(1), sizes_B2, self.config.windows)
         return self.locate(logits_BKSS, sizes_B2)
 
-    def look(self, batch: Batch, crops: str | None = None) -> Look:
-        """See ``FaceParser.look``. crops: one of ``CROPS``; default: those that the model was built with."""
+    def window_probs(self, batch: Batch, crops: str | None = None) -> WindowProbs:
+        """See ``FaceParser.window_probs``. crops: one of ``CROPS``; default: those that the model was built with."""
         crops = crops or self.crops
         if crops == "none":
-            return whole_look(self.rough_mask(batch))
-        return self.look_through(batch, self.windows_of(batch, crops))
+            return one_window(self.rough_mask(batch))
+        return self.probs_in(batch, self.windows_of(batch, crops))
 
-    def look_through(self, batch: Batch, theta_BP23: Tensor) -> Look:
+    def probs_in(self, batch: Batch, theta_BP23: Tensor) -> WindowProbs:
         """What the part networks see in given windows, which are in the frame of each photo of the batch's view."""
-        return Look(_softmax(self.parts(View(batch).crops(theta_BP23, self.config.crop_size))), theta_BP23)
+        return WindowProbs(_softmax(self.parts(View(batch).crops(theta_BP23, self.config.crop_size))), theta_BP23)
 
     @property
     def paste(self) -> str:
         return self.config.paste
 
     def parse(self, batch: Batch, crops: str | None = None) -> Parsed:
-        """See ``FaceParser.parse``. crops: see ``look``."""
+        """See ``FaceParser.parse``. crops: see ``window_probs``."""
         if (crops or self.crops) == "none":
             height, width = batch.labels_BHW.shape[1:]
             return Parsed(enlarged_labels(self.rough_mask(batch), batch.host.sizes_B2, height, width), None)
-        return self.pasted(self.look(batch, crops), batch)
+        return self.paste_whole(self.window_probs(batch, crops), batch)
 
-    def pasted(self, look: Look, batch: Batch) -> Parsed:
-        """A look at whole photos, put back onto their grids."""
-        probs, theta_BP23 = look
+    def paste_whole(self, windows: WindowProbs, batch: Batch) -> Parsed:
+        """The windows of whole photos, pasted onto their grids."""
+        probs, theta_BP23 = windows
         height, width = batch.labels_BHW.shape[1:]
         padded_BP23 = compose(image_to_padded(batch.sizes_B2, height, width), theta_BP23)
         return Parsed(paste_labels(probs, padded_BP23, height, width, self.paste), theta_BP23)
@@ -218,7 +218,7 @@ class STNiCNN(FaceParser):
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """See ``FaceParser.probabilities``; where windows overlap, a pixel's may sum to more than 1."""
         height, width = batch.labels_BHW.shape[1:]
-        probs, theta_BP23 = self.look(batch)
+        probs, theta_BP23 = self.window_probs(batch)
         padded_BP23 = compose(image_to_padded(batch.sizes_B2, height, width), theta_BP23)
         return paste(probs, padded_BP23, height, width, self.paste), theta_BP23
 
@@ -233,7 +233,7 @@ class STNiCNN(FaceParser):
     def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
         """See ``FaceParser.forward_framed``."""
         _, height, width, _ = photos_1HW3.shape
-        images_F3SS, frames_F33, sizes_F2, photo_F = look_framed(photos_1HW3, frames_F23, self.config.coarse_size)
+        images_F3SS, frames_F33, sizes_F2, photo_F = framed_input(photos_1HW3, frames_F23, self.config.coarse_size)
         theta_FP23 = self.locate(self.coarse(images_F3SS), torch.full_like(sizes_F2, FRAME_SIDE))
         theta_FP23 = compose(frames_F33, theta_FP23)
         crops_FP3SS = crop(photos_1HW3, theta_FP23, self.config.crop_size, sizes_F2, photo_F)

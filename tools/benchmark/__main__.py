@@ -50,21 +50,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
-    parser = Parser(__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/benchmark"), metavar="DIR", help="folder for the results"
-    )
-    parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and one round: does everything work?")
-    options.add_checkpoint_option(parser)
-    group = parser.add_argument_group("what is measured")
+    cli = Parser(__doc__)
+    cli.add_argument("--out", type=Path, default=Path("runs/benchmark"), metavar="DIR", help="folder for the results")
+    cli.add_argument("--only", nargs="+", choices=tuple(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
+    cli.add_argument("--quick", action="store_true", help="tiny sizes and one round: does everything work?")
+    options.add_checkpoint_option(cli)
+    group = cli.add_argument_group("what is measured")
     sizes = "photos; one number for squares (default: 256 512 1024 2000x3000)"
     group.add_argument("--sizes", nargs="+", type=read_size, metavar="HxW", help=sizes)
     group.add_argument("--batches", nargs="+", type=at_least_1, metavar="N", help="photos at once (default: 1 8)")
     group.add_argument("--steps", type=at_least_1, metavar="N", help="training steps (default: 3)")
     group.add_argument("--seconds", type=at_least_1, metavar="S", help="about how long each timing lasts (default: 6)")
-    options.add_machine_options(parser)
-    args = parser.parse_args(argv)
+    options.add_machine_options(cli)
+    args = cli.parse_args(argv)
     options.check(args)
     return args
 

@@ -24,7 +24,7 @@ from training.task import ParserTask, Plan
 STAGES = ("stage1", "cropper", "stage2", "end2end")
 SCRIPTS = {name: importlib.import_module(f"train_{name}") for name in (*STAGES, "deeplab", "eagrnet")}
 PAPER_VIEWS = 2000 * 5 * 25  # HELEN's training faces, folds, epochs: what a stage of the paper's schedule sees
-Look = Callable[[Iterator[Batch], Row], Iterator[Batch]]  # gives on so many batches, and fills the row
+Observer = Callable[[Iterator[Batch], Row], Iterator[Batch]]  # gives on so many batches, and fills the row
 SMALL = {"stage1": {"coarse_size": 32}, "stage2": {"crop_size": 17}, "deeplab": {"size": 64}, "eagrnet": {"size": 97}}
 
 
@@ -75,10 +75,10 @@ def build_task(setup: Setup, case: Case, data: FaceData) -> ParserTask:
     return SCRIPTS[case.stage].build(Plan(data, recipe, machine, folder, start=start, model=model))
 
 
-def watch(task: ParserTask, steps: int, row: Row, look: Look | None = None, more: int = 0) -> None:
+def watch(task: ParserTask, steps: int, row: Row, observe: Observer | None = None, more: int = 0) -> None:
     """Fills a row with what ``steps`` of a task take in the real loop, at a thousandth of its learning rates.
 
-    The first epoch repeats a few batches that are at hand, for ``look`` too, which takes ``more`` steps. The second one
+    The first epoch repeats a few batches that are at hand, for ``observe`` too, which takes ``more`` steps. The second
     takes them from the loader, and is timed once what was loaded ahead is used up.
     """
     plan, optimisation, take, run = task.plan, task.optimisation, task.batches, task.run
@@ -95,8 +95,8 @@ def watch(task: ParserTask, steps: int, row: Row, look: Look | None = None, more
         yield from islice(batches, steps)
         seconds = (clock(device) - started) / steps
         row.update({"ms a step": 1e3 * seconds, "faces/s": size / seconds})
-        if look is not None:
-            yield from look(batches, row)
+        if observe is not None:
+            yield from observe(batches, row)
 
     def loaded() -> Iterator[Batch]:
         batches = iter(take(1))

@@ -19,8 +19,8 @@ from data.datasets.synthetic.hair import (
 from data.datasets.synthetic.scene import draw_background, draw_light, draw_occluders, photograph, pose_face
 from utils.errors import InputError
 
-COUNTS = {"train": 400, "val": 60, "test": 60}  # faces of each split, unless told otherwise
-SIZE = 192  # side of photo and labels in pixels, unless told otherwise
+COUNTS = {"train": 400, "val": 60, "test": 60}  # faces of each split, by default
+SIZE = 192  # side of photo and labels in pixels, by default
 SPLIT_STARTS = {"train": 0, "val": 1_000_000, "test": 2_000_000}  # first face index of each split
 SPLIT_ROOM = 1_000_000  # most faces that a split can hold
 SIZES = (16, 2048)  # smallest and largest side in pixels
