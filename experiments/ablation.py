@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 import reproduce
 from experiments import common
 from experiments.common import Result
@@ -101,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         result = common.score(setup, best, crops, folder, args.split, title_of(change))
         row = {"change": change, "f1": headline(result), "strict": result["strict"]}
         rows.append({**row, **common.cost(read_weights(best).config, networks)})
-    return common.write(NAME, args, argv, {"stage": args.stage, "rows": rows}, table, draw)
+    return common.write(NAME, args, argv, {"stage": args.stage, "rows": rows}, table)
 
 
 def plan_changes(args: argparse.Namespace, stages: Sequence[str], setup: reproduce.Setup) -> dict[str, dict[str, Plan]]:
@@ -142,21 +140,6 @@ def table(result: Result) -> str:
         shown = None if row["change"] == BASE or gained is None else f"{gained:+.4f}"
         rows.append([title_of(row["change"]), row["f1"]["overall"], row["f1"]["strict"], shown])
     return markdown(header, rows)
-
-
-def draw(result: Result) -> Figure:
-    """What each change gains, in strict mean and overall F1."""
-    rows = [row for row in result["rows"] if row["change"] != BASE]
-    figure, axes = common.panels(2, 1.2 + 0.35 * len(rows))
-    for ax, which in zip(axes, ("strict", "overall"), strict=True):
-        gains = [100 * (gain(result, row, which) or 0.0) for row in rows]
-        colours = ["tab:blue" if gained >= 0 else "tab:red" for gained in gains]
-        ax.barh(range(len(rows)), gains, color=colours)
-        ax.axvline(0, color="black", lw=0.8)
-        ax.set(xlabel=f"points of F1 gained, {which}", yticks=[])
-        ax.invert_yaxis()
-    axes[0].set_yticks(range(len(rows)), [title_of(row["change"]) for row in rows], fontsize=8)
-    return figure
 
 
 if __name__ == "__main__":

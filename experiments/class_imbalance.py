@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from data.source import label_maps
 from experiments import common
@@ -38,19 +39,25 @@ def main(argv: list[str] | None = None) -> int:
         for k in np.argsort(-pixels_K, kind="stable").tolist()
     ]
     if args.figure:
-        figure, (ax,) = common.panels(1)
-        ax.bar([row["label"] for row in rows], [row["share"] for row in rows])
-        ax.tick_params(axis="x", rotation=90)
-        ax.set_ylabel("share of pixels")
         with common.refused(f"--figure {args.figure} could not be written"):
-            common.save_figure(figure, args.figure)
-    return common.write(NAME, args, argv, {"faces": len(pixels_NK), "rows": rows}, table)
+            common.save_figure(draw({"rows": rows}), args.figure)
+    return common.write(NAME, args, argv, {"faces": len(pixels_NK), "rows": rows}, table, draw)
 
 
 def table(result: Result) -> str:
     """Markdown: one line for each label, the most frequent first."""
     rows = [[row["label"], f"{row['share']:.5f}", f"{row['faces']:.3f}"] for row in result["rows"]]
     return markdown(["label", "share of pixels", "share of faces"], rows)
+
+
+def draw(result: Result) -> Figure:
+    """Each label's share of the pixels, and of the faces."""
+    figure, axes = common.panels(2)
+    for ax, key, title in zip(axes, ("share", "faces"), ("share of pixels", "share of faces"), strict=True):
+        ax.bar([row["label"] for row in result["rows"]], [row[key] for row in result["rows"]])
+        ax.tick_params(axis="x", rotation=90)
+        ax.set(ylabel=title, yscale="log" if key == "share" else "linear")
+    return figure
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 import reproduce
 from experiments import common
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     common.configs_of_sizes("coarse_size", args.sizes)
     recipes = common.recipes_of_stages(args, STAGES)
     rows = [score_size(size, recipes, args) for size in args.sizes]
-    return common.write(NAME, args, argv, {"rows": rows}, table, draw)
+    return common.write(NAME, args, argv, {"rows": rows}, table)
 
 
 def score_size(size: int, recipes: dict[str, Recipe], args: argparse.Namespace) -> dict[str, Any]:
@@ -78,38 +77,12 @@ def windows(model: STNiCNN, args: argparse.Namespace, machine: Machine) -> dict[
 
 def table(result: Result) -> str:
     """Markdown: one line for each size."""
-    header = ["coarse input", "GFLOP", "mask enlarged, overall", "strict"]
-    for name in common.CROPPERS:
-        header += [f"{name}: off by, pixels", "windows missed"]
     rows = []
     for row in result["rows"]:
-        cells = [f"{row['size']}×{row['size']}", row["gflop"], *row["f1"].values()]
-        for name in common.CROPPERS:
-            missed = row["windows"][name] or {}
-            cells += [missed.get("pixels_mean"), missed.get("miss_rate")]
-        rows.append(cells)
-    return markdown(header, rows)
-
-
-def draw(result: Result) -> Figure:
-    """Bars: F1 of the enlarged mask; how far the windows' centres are off."""
-    figure, (f1, off) = common.panels(2)
-    rows = result["rows"]
-    names = [str(row["size"]) for row in rows]
-    ticks = np.arange(len(rows))
-    for k, which in enumerate(common.HEADLINES):
-        f1.bar(ticks + 0.4 * k - 0.2, [row["f1"][which] or 0 for row in rows], 0.38, label=which)
-    for k, (name, colour) in enumerate(zip(common.CROPPERS, common.COLOURS, strict=True)):
-        distances = [(row["windows"][name] or {}).get("pixels_mean", 0) for row in rows]
-        off.bar(ticks + 0.4 * k - 0.2, distances, 0.38, label=name, color=colour)
-    f1.set(title="coarse mask enlarged", ylabel="F1")
-    off.set(title="centres of the windows", ylabel="off by, pixels of the photo, mean")
-    for ax in (f1, off):
-        ax.set_xticks(ticks, names)
-        ax.set_xlabel("side of the coarse input, pixels")
-        ax.margins(y=0.25)
-        ax.legend(fontsize=8, ncols=2)
-    return figure
+        off = [(row["windows"][name] or {}).get("pixels_mean") for name in common.CROPPERS]
+        rows.append([row["size"], row["gflop"], *row["f1"].values(), *off])
+    off_by = [f"{name} off by, pixels" for name in common.CROPPERS]
+    return markdown(["coarse size", "GFLOP", "rough mask, overall", "strict", *off_by], rows, 3)
 
 
 if __name__ == "__main__":

@@ -66,18 +66,18 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
 }
 EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure] | None]] = {
     "hidden_parts": ("Hidden parts (Fig. 5)", hidden_parts.table, hidden_parts.draw),
-    "coarse_size": ("Size of the coarse input (Fig. 6)", coarse_size.table, coarse_size.draw),
+    "coarse_size": ("Size of the coarse input (Fig. 6)", coarse_size.table, None),
     "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, None),
     "few_images": ("Synthetic faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
     "training_images": ("Score over the number of training faces", few_images.table, few_images.draw_curve),
     "robustness": ("Robustness", robustness.table, None),
-    "true_windows": ("Annotated windows leak the answer", true_windows.table, true_windows.draw),
+    "true_windows": ("Annotated windows leak the answer", true_windows.table, None),
     "kinds": ("Kinds of faces", kinds.table, None),
     "scenes": ("Scenes of several faces", scenes.table, None),
     "helen68": ("Unaligned photos", helen68.table, None),
     "fused": ("All labels by two parsers", fused.table, None),
-    "class_imbalance": ("Class frequencies", class_imbalance.table, None),
-    "ablation": ("What each change of the recipe brings", ablation.table, ablation.draw),
+    "class_imbalance": ("Class frequencies", class_imbalance.table, class_imbalance.draw),
+    "ablation": ("What each change of the recipe brings", ablation.table, None),
 }
 LOWER_IS_BETTER = ("theta_loss",)
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -146,7 +146,7 @@ def read_results(results: Path) -> tuple[list[Run], dict[str, Result]]:
 def write_tables(results: Path, documents: Sequence[Path]) -> None:
     """Write README.md of the folder ``results``, and the marked tables of the documents (Markdown files).
 
-    Each table has one place: README.md leaves out what a document shows.
+    Each experiment has one place: README.md leaves out those whose table or plot a document shows.
     Raises InputError as ``read_results`` does, and for a mark that names no table; nothing is written then.
     """
     runs, experiments = read_results(results)
@@ -155,6 +155,8 @@ def write_tables(results: Path, documents: Sequence[Path]) -> None:
         tables = all_tables(runs, experiments)
         changed = {path: with_tables(text, tables, path) for path, text in texts.items()}
         tables |= {name: "" for text in texts.values() for _, name, _ in MARKED.findall(text)}
+        plotted = [name for name in EXPERIMENTS if any(f"/{name}.png)" in text for text in texts.values())]
+        tables |= {f"experiments/{name}": "" for name in plotted}
         listed = {name: result for name, result in experiments.items() if tables[f"experiments/{name}"]}
         changed[results / "README.md"] = overview(runs, listed, tables, sorted(results.glob("*/benchmark.md")))
     for path, text in changed.items():
@@ -362,11 +364,12 @@ def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, 
     for name in by_seed(runs):
         for key in [key for split in reversed(SPLITS) if (key := f"{name}/{split}/seeds") in tables][:1]:
             parts += [f"{name}:", tables[key]] if tables[key] else []
+    firsts = [group[0] for group in by_seed(runs).values()]  # of each training's seeds; their spread stands above
     for run in runs:
         parts += [f"## {run.name}"]
         parts += [f"```bash\n{run.command}\n```"] if run.command else []
         parts += [tables[f"{run.name}/trainings"], f"![training curves]({run.name}/curves.png)"] if run.stages else []
-        for split, rows in list(run.scores.items())[-1:]:  # the test split, where it was scored
+        for split, rows in list(run.scores.items())[-1:] if run in firsts else ():  # the test split, if it was scored
             key = f"{run.name}/{split}/paper"
             if table := tables[key if key in tables else f"{run.name}/{split}/strict"]:
                 faces = sorted({row["images"] for row in rows.values()})

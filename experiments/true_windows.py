@@ -11,7 +11,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from data.batch import Batch
@@ -103,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, theta_NP23 in looks.theta_NP23.items():
             off = distances(theta_NP23, looks.theta_NP23[TRUE], looks.sizes_N2, looks.present_NP)
             rows.append({"windows": name, "off": off, "f1": score(model, batches(name), theta_NP23)})
-    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table, draw)
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table)
 
 
 def table(result: Result) -> str:
@@ -113,18 +112,6 @@ def table(result: Result) -> str:
         for row in result["rows"]
     ]
     return markdown(["windows", "centres off by, pixels", "sides off by", *common.HEADLINES], rows, 4)
-
-
-def draw(result: Result) -> Figure:
-    """Both F1 over the distance of the windows; a ring: those that leak the annotation."""
-    figure, axes = common.panels(2)
-    for ax, key in zip(axes, common.HEADLINES, strict=True):
-        for row in result["rows"]:
-            fill = "none" if row["windows"] == TRUE else None  # a ring: these know the annotation
-            ax.plot(row["off"]["pixels"], row["f1"][key], "o", ms=8, label=row["windows"], mfc=fill)
-        ax.set(xlabel="centres off by, pixels", ylabel=f"{key} F1", title=key)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
-    return figure
 
 
 if __name__ == "__main__":
