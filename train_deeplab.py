@@ -7,7 +7,6 @@ folder; the data set is not changed.
 import sys
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -95,8 +94,6 @@ class TrainDeepLab(ParserTask):
         self.epoch = epoch
         if self.distillation and epoch >= self.distillation.after and not self.distilled:
             self.distil(self.distillation, epoch)
-        key = (self.plan.seed, epoch, distributed.rank())
-        torch.manual_seed(int(np.random.default_rng(key).integers(2**63)))  # of the dropout
         return super().batches(epoch)
 
     def distil(self, how: SelfDistillation, epoch: int) -> None:

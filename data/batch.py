@@ -68,6 +68,13 @@ class Batch:
         kept = {name: value[faces] for name, value in self._tensors().items() if name != "photos_BHW3"}
         return replace(self, **kept, origin=None if self.origin is None else self.origin.part(faces))
 
+    def widened(self, scale: float) -> "Batch":
+        """Framed faces in frames of ``scale`` times the side, whose thumbs stay as they are."""
+        if self.frames_B33 is None:
+            return self
+        frames_B33 = torch.cat([self.frames_B33[..., :2] * scale, self.frames_B33[..., 2:]], -1)
+        return replace(self, frames_B33=frames_B33, origin=None if self.origin is None else self.origin.widened(scale))
+
     def _tensors(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -129,6 +129,14 @@ class Faces(Dataset):
         ids = self.ids(index)
         return ids if self._same_ids else cv2.LUT(ids, self.lut)
 
+    def balance(self, share: float) -> np.ndarray:
+        """How often to draw each face so that labels which fewer than ``share`` of the faces have are seen more often:
+        the square root of how much rarer its rarest label is (Gupta et al. 2019), as probabilities, float64 (N,)."""
+        held_NK = self.records["count"] @ (self.lut[: len(self.data_labels), None] == np.arange(len(self.labels))) > 0
+        rarity_K = np.sqrt(share / np.maximum(held_NK.mean(0), 1 / len(self))).clip(1)
+        often_N = np.where(held_NK, rarity_K, 1).max(1)
+        return often_N / often_N.sum()
+
     @cached_property
     def _same_ids(self) -> bool:
         count = len(self.data_labels)
@@ -216,8 +224,10 @@ def training_batches(
     rank: int = 0,
     world: int = 1,
     machine: Machine = HERE,
+    often_N: np.ndarray | None = None,
 ) -> DataLoader:
-    """One epoch in shuffled order, each face ``folds`` times, the last incomplete batch left out.
+    """One epoch in shuffled order, each face ``folds`` times, or as often as ``often_N`` has it (see ``Faces.balance``;
+    without folds); the last incomplete batch is left out.
 
     batch_size: over all processes. machine: loads the faces, in processes that go on from epoch to epoch: the loader of
     one epoch ends when that of the next is asked for. The order depends on the seed and the epoch alone. The fold of a
@@ -225,7 +235,8 @@ def training_batches(
     is carried in the third key: key = position * folds + fold.
     """
     require_batch(len(faces) * folds, batch_size)
-    order = np.random.default_rng((seed, epoch)).permutation(len(faces) * folds)
+    rng, count = np.random.default_rng((seed, epoch)), len(faces) * folds
+    order = rng.permutation(count) if often_N is None else rng.choice(count, count, p=often_N)
     order = order[: len(order) // batch_size * batch_size]
     tickets = [(int(i) // folds, (seed, epoch, position * folds + int(i) % folds)) for position, i in enumerate(order)]
     return _loader(faces, tickets, batch_size, rank, world, machine)

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from data.batch import FRAME_SIDE, Batch
 from data.images import THUMB
-from data.labels import MIRROR_PARTS
+from data.labels import MIRROR_PARTS, NO_ID
 from geometry.sampling import crop, crop_labels, labels_at, stretch
 from geometry.theta import compose
 from utils.runtime import constant
 
+AROUND = ("hair", "hat", "neck", "cloth")  # labels that go on beyond a photo's edges
 NOISE = 2**22  # values of ``_noise``, a power of two
 
 
@@ -38,7 +39,8 @@ class Augmentation:
     colour changes, in [0, 1]. blur: largest standard deviation of the Gaussian blur, in samples of each look; half of
     the faces stay sharp. mirror: probability of a mirrored face (sides swapped in labels and parts). camera:
     probability of a photo with fewer pixels, blur, noise and JPEG artefacts (see ``data.camera``), drawn where photos
-    are loaded, so that a soft photo is soft in every look.
+    are loaded, so that a soft photo is soft in every look. around: probability that the photo goes on beyond its edges,
+    mirrored, where it is black otherwise: as the background there, or as hair, hat, neck and clothes (``AROUND``).
     subsets: apply 0, 1, 2, 3 or 4 of rotation, shift, scale and noise to each face, as the paper does; otherwise all
     four. folds: how often each face is seen in an epoch; 5 (the paper's) shows each face with every number of
     operations.
@@ -53,6 +55,7 @@ class Augmentation:
     blur: float = 0.0
     mirror: float = 0.0
     camera: float = 0.0
+    around: float = 0.0
     subsets: bool = False
     folds: int = 1
 
@@ -62,7 +65,7 @@ class Augmentation:
         if (
             not sound
             or not all(0 <= amount < math.inf for amount in amounts)
-            or max(self.tone, self.mirror, self.camera) > 1
+            or max(self.tone, self.mirror, self.camera, self.around) > 1
         ):
             raise ValueError(f"augmentation out of range: {self}")
 
@@ -89,7 +92,8 @@ class Draw(NamedTuple):
 
     affine_B33: centred pixel coordinates of the augmented photo -> those of the cached one.
     mirrored_B: bool. noise_B: standard deviations; seeds_B: where each face's noise begins in ``_noise``.
-    gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias. blur_B: standard deviations in samples.
+    gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias. around_B: bool, whether it goes on beyond its edges. blur_B:
+    standard deviations in samples.
     """
 
     affine_B33: Tensor
@@ -99,6 +103,7 @@ class Draw(NamedTuple):
     gain_B3: Tensor
     bias_B: Tensor
     gamma_B: Tensor
+    around_B: Tensor
     blur_B: Tensor
 
 
@@ -118,6 +123,7 @@ class _Sent(NamedTuple):
     gain_B3: Tensor
     bias_B: Tensor
     gamma_B: Tensor
+    around_B: Tensor
 
 
 class Parts(NamedTuple):
@@ -180,7 +186,7 @@ class View:
         cached = not self.needs_photos(size)
         if self.draw is None:
             return self._stretched(size, cached) / 255
-        grid_BSS2 = _grid(self._sent.photo_B33, size)
+        grid_BSS2 = self._inside(_grid(self._sent.photo_B33, size))
         # bilinear samples of twice as many pixels average over areas where the face keeps its size; of a photo that has
         # not so many they would blur
         sides = [2 * size if cached or min(own) >= 2 * size else size for own in self.host.sizes_B2.tolist()]
@@ -204,8 +210,23 @@ class View:
             matrix_B33 = torch.eye(3, device=half_B2.device).expand(len(half_B2), 3, 3)
         else:
             matrix_B33 = self._sent.photo_B33
-        points_BSS2 = (_grid(matrix_B33, size) + 1) * half_B2[:, None, None] - 0.5
-        return self._mirrored(labels_at(self.batch.labels_BHW, points_BSS2, self.sizes_B2))
+        grid_BSS2 = _grid(matrix_B33, size)
+        inside_BSS2 = self._inside(grid_BSS2)
+        points_BSS2 = (inside_BSS2 + 1) * half_B2[:, None, None] - 0.5
+        labels_BSS = labels_at(self.batch.labels_BHW, points_BSS2, self.sizes_B2)
+        if inside_BSS2 is not grid_BSS2:
+            kept = tuple(k if name in AROUND else 0 for k, name in enumerate(self.batch.labels.names))
+            ids_256 = (*kept, *range(len(kept), NO_ID + 1))  # ignored pixels stay so
+            lut = constant(ids_256, torch.uint8, half_B2.device)
+            labels_BSS = torch.where((grid_BSS2.abs() > 1).any(-1), lut[labels_BSS.long()], labels_BSS)
+        return self._mirrored(labels_BSS)
+
+    def _inside(self, grid_BSS2: Tensor) -> Tensor:
+        """Points beyond the edges (-1 and 1) of photos that go on there, mirrored into them."""
+        if self.draw is None or not self.draw.around_B.any():
+            return grid_BSS2
+        mirrored_BSS2 = (((grid_BSS2 - 1).remainder(4) - 2).abs() - 1).clamp(-0.996, 0.996)  # no seam of black
+        return torch.where((self._sent.around_B > 0).view(-1, 1, 1, 1), mirrored_BSS2, grid_BSS2)
 
     def crops(self, theta_BP23: Tensor, size: int) -> Tensor:
         """The windows ``theta_BP23`` (in the frame of each photo of this view), bilinear: crops_BP3SS, float in [0, 1].
@@ -332,7 +353,7 @@ def _draw(augmentation: Augmentation, batch: Batch) -> Draw:
         torch.tensor(column, dtype=torch.float64) for column in zip(*columns, strict=True)
     )
     sizes_B2 = batch.sizes_B2
-    gain_B3, bias_B, gamma_B, blur_B, stretch = torch.stack(tone[:3], 1), *tone[3:]
+    gain_B3, bias_B, gamma_B, blur_B, stretch, around = torch.stack(tone[:3], 1), *tone[3:]
     wide, high = scale * torch.exp(stretch / 2), scale * torch.exp(-stretch / 2)
     cos, sin, flip = torch.cos(angle), torch.sin(angle), 1 - 2 * mirrored
     dx, dy = shift_x * sizes_B2[:, 1] / wide, shift_y * sizes_B2[:, 0] / high
@@ -350,6 +371,7 @@ def _draw(augmentation: Augmentation, batch: Batch) -> Draw:
         gain_B3.float(),
         bias_B.float(),
         gamma_B.float(),
+        around.bool(),
         blur_B.float(),
     )
 
@@ -372,7 +394,8 @@ def _draw_one(augmentation: Augmentation, key: list[int]) -> tuple[float, ...]:
     gamma = np.exp(a.tone * rng.uniform(-0.7, 0.7))
     blur = max(0.0, rng.uniform(-a.blur, a.blur))
     stretch = rng.uniform(-a.stretch, a.stretch) * (rng.random() < 0.5)
-    return (angle, *shift, scale, mirrored, noise, seed, *gain, bias, gamma, blur, stretch)
+    around = float(rng.random() < a.around)
+    return (angle, *shift, scale, mirrored, noise, seed, *gain, bias, gamma, blur, stretch, around)
 
 
 def _normalised(affine_B33: Tensor, half_B2: Tensor) -> Tensor:

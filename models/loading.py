@@ -15,11 +15,12 @@ from models.fused import FusedParser
 from models.parser import FaceParser, Weights, check_types
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.released import from_released
+from models.whole import WholeParser
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import uses_bf16
 
-KINDS: dict[str, type[FaceParser]] = {parser.kind: parser for parser in (STNiCNN, DeepLab, EAGRNetParser)}
+KINDS: dict[str, type[FaceParser]] = {parser.kind: parser for parser in (STNiCNN, DeepLab, EAGRNetParser, WholeParser)}
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 SHIPPED_WEIGHTS = CHECKPOINTS / "stn_icnn.pt"
 SHIPPED_WHOLE = CHECKPOINTS / "deeplab.pt"  # of all 19 labels of CelebAMask-HQ

@@ -218,7 +218,17 @@ class WholeFaceParser(FaceParser):
         return Parsed(enlarged_labels(logits_BKhw, batch.host.sizes_B2, *batch.labels_BHW.shape[1:]), None)
 
     def window_probs(self, batch: Batch) -> WindowProbs:
-        return one_window(self.logits(View(batch).photo(self.config.size)))
+        size, scale = self.config.size, 1.0
+        if batch.frames_B33 is not None:
+            size, scale = self.framed
+        return one_window(self.logits(View(batch.widened(scale)).photo(size)), scale)
+
+    @property
+    def framed(self) -> tuple[int, float]:
+        """Of faces in larger photos: the side in pixels of what is seen of them, and relative to their frames. Wide
+        ones are sampled from the photos themselves, see ``View.needs_photos``."""
+        scale = getattr(self.config, "frame_scale", 1.0)
+        return self.config.size if scale == 1 else max(160, round(self.config.size * scale / 32) * 32), scale
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         logits_BKhw = self.logits(View(batch).photo(self.config.size))
@@ -232,18 +242,21 @@ class WholeFaceParser(FaceParser):
         return F.interpolate(logits_BKhw.float(), photos_BHW3.shape[1:3], mode="bilinear").softmax(1)
 
     def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
-        framed = framed_input(photos_1HW3, frames_F23, self.config.size)
+        size, scale = self.framed
+        wide_F23 = torch.cat([frames_F23[..., :2] * scale, frames_F23[..., 2:]], -1)
+        framed = framed_input(photos_1HW3, wide_F23, size)
         probs, theta_F123 = one_window(self.logits(framed.images_F3SS))
         theta_F123 = compose(framed.frames_F33, theta_F123)
         _, height, width, _ = photos_1HW3.shape
         return paste_any(probs, theta_F123, height, width, self.paste)
 
 
-def one_window(logits_BKSS: Tensor) -> WindowProbs:
-    """Logits of whole photos as one window, whose samples lie at the centres of their pixels."""
+def one_window(logits_BKSS: Tensor, scale: float = 1.0) -> WindowProbs:
+    """Logits of whole photos as one window, whose samples lie at the centres of their pixels. scale: of
+    its side, relative to the view."""
     probs_BKSS = logits_BKSS.float().softmax(1)
     # the view's own outermost pixel centres lie at +-1
-    reach = (1 - 1 / logits_BKSS.shape[-1]) / (1 - 1 / FRAME_SIDE)
+    reach = scale * (1 - 1 / logits_BKSS.shape[-1]) / (1 - 1 / FRAME_SIDE)
     theta_123 = torch.eye(2, 3, device=probs_BKSS.device)[None] * reach
     return WindowProbs([probs_BKSS], theta_123.expand(probs_BKSS.shape[0], 1, 2, 3))
 

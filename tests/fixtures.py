@@ -21,6 +21,7 @@ from torch import nn
 from data.labels import CELEBAMASK, HELEN
 from models.parser import FaceParser, WholeFaceParser
 from models.stn_icnn.icnn import ICNN
+from models.whole import WholeParser
 from utils import checkpoint
 
 Faces = dict[str, list[tuple[str, np.ndarray, np.ndarray]]]
@@ -223,7 +224,11 @@ def lively(parser: FaceParser) -> FaceParser:
         blocks_BHW3 = torch.randint(256, (8, 6, 6, 3), dtype=torch.uint8)
         parser.train()(blocks_BHW3.repeat_interleave(20, 1).repeat_interleave(20, 2))
         heads = [net.head[2] for net in parser.modules() if isinstance(net, ICNN)]
-        heads += [net.network[-1] for net in parser.modules() if isinstance(net, WholeFaceParser)]
+        heads += [
+            net.decoder[1][0] if isinstance(net, WholeParser) else net.network[-1]
+            for net in parser.modules()
+            if isinstance(net, WholeFaceParser)
+        ]
         for head in heads:
             head.weight *= 20
             head.bias.zero_()

@@ -22,6 +22,7 @@ from models.fused import FusedParser
 from models.loading import KINDS, cast_weights, load_for_inference, load_parser
 from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from models.whole import WholeConfig, WholeParser
 from tests import tiny_parser
 from tests.fixtures import draw_faces, lively, save_parser, write_challenge
 from tests.test_resume import assert_same_run, interrupted_in_the_second_epoch, log_of
@@ -36,6 +37,7 @@ PARSERS: dict[str, Callable[[], FaceParser]] = {
     "stn_icnn": lambda: STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="bilinear")),
     "stn_icnn above 128": lambda: STNiCNN(STNiCNNConfig(coarse_size=144, crop_size=17)),
     "tiny": lambda: TinyParser(TinyConfig(), CELEBAMASK),
+    "whole": lambda: WholeParser(WholeConfig(size=160, width=0.25, frame_scale=2.0, arch="unet"), CELEBAMASK),
     "tiny above 128": lambda: TinyParser(TinyConfig(size=160), CELEBAMASK),
 }
 PARSERS["fused"] = lambda: FusedParser(PARSERS["tiny"](), PARSERS["stn_icnn"]())

@@ -18,13 +18,16 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        act = getattr(self, "act", None)  # timm's layers hold the activation behind them
         if not self.training:
-            return super().forward(x_BCHW)
+            y_BCHW = super().forward(x_BCHW)
+            return act(y_BCHW) if act else y_BCHW
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        return _Normalise.apply(
+        y_BCHW = _Normalise.apply(
             x_BCHW, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
         )
+        return act(y_BCHW) if act else y_BCHW
 
 
 class _Normalise(torch.autograd.Function):
@@ -96,10 +99,14 @@ def _global_statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 def prepare(module: nn.Module, device: torch.device) -> None:
     """Let every torch.nn.BatchNorm2d of the module, in place, normalise over the batch of all processes; weights are
     kept. On CUDA that is torch's own SyncBatchNorm, on CPUs the one here."""
+    acting = [child for child in module.modules() if type(child).__name__ == "BatchNormAct2d"]  # timm's; as fast here
     if device.type == "cuda" and world_size() > 1:
-        nn.SyncBatchNorm.convert_sync_batchnorm(module, group(device))
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+        if acting:  # torch's would lose their activations
+            from timm.layers import convert_sync_batchnorm as convert
+        convert(module, group(device))
     for child in module.modules():
-        if type(child) is not nn.BatchNorm2d:
+        if type(child) is not nn.BatchNorm2d and not (dist.is_initialized() and child in acting):
             continue
         if device.type != "cuda":
             child.__class__ = BatchNorm2d

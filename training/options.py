@@ -33,17 +33,24 @@ def add_whole_face_recipe_option(cli: argparse._ActionsContainer) -> None:
 
 
 def training_parser(
-    description: str | None, trained: Sequence[str], needs: dict[str, str], whole_face: bool = False
+    description: str | None,
+    trained: Sequence[str],
+    needs: dict[str, str],
+    whole_face: bool = False,
+    recipes: bool = True,
 ) -> Parser:
     """The command line of every training script.
 
     trained: networks with a learning rate. needs: checkpoint option -> what it holds. whole_face: with the recipes of
-    ``WholeFaceRecipes`` instead of the paper's, and for any label set that the data set can serve.
+    ``WholeFaceRecipes`` instead of the paper's, and for any label set that the data set can serve. recipes: False:
+    without ``--recipe``, "best" is the only one.
     """
     cli = base_parser(description)
     cli.set_defaults(any_labels=whole_face)
     group = cli.add_argument_group("training")
-    (add_whole_face_recipe_option if whole_face else add_recipe_option)(group)
+    cli.set_defaults(recipe="best")
+    if recipes:
+        (add_whole_face_recipe_option if whole_face else add_recipe_option)(group)
     add_seed_option(group)
     group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
     for name in trained:

