@@ -6,55 +6,25 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from data.view import PAPER_AUGMENTATION, View
+from data.view import View
 from models.loading import read_weights
 from models.parser import Parsed, Weights
 from models.stn_icnn.localizer import KINDS
 from models.stn_icnn.model import STNiCNN
-from train_stage1 import BEST as BEST_STAGE1
-from train_stage1 import PAPER_SHORT
 from training import options
-from training.engine import Optimisation, Scores, fit
+from training.engine import Scores, fit
 from training.losses import theta_loss
-from training.recipes import Recipe, Recipes
+from training.recipes import BEST_MODEL, Recipes, best, paper, paper_short
 from training.task import ParserTask, Plan
 from utils import distributed
 from utils.errors import InputError
 from utils.runtime import run_main
 
 RECIPES = Recipes(
-    paper_helen=Recipe(
-        Optimisation(epochs=25, lr={"coarse": 0.0, "localizer": 0.0017}),
-        batch_size=32,
-        augmentation=PAPER_AUGMENTATION,
-        model={"crop_size": 81},
-    ),
-    paper_celebamask=Recipe(
-        Optimisation(epochs=25, lr={"coarse": 0.0, "localizer": 1e-3}),
-        batch_size=64,
-        augmentation=PAPER_AUGMENTATION,
-        model={"crop_size": 127},
-    ),
-    paper_short=Recipe(
-        Optimisation(epochs=4, lr={"coarse": 0.0, "localizer": 2e-3}, schedule="onecycle"),
-        batch_size=PAPER_SHORT.batch_size,
-        augmentation=PAPER_SHORT.augmentation,
-        model=PAPER_SHORT.model,
-    ),
-    best=Recipe(
-        Optimisation(
-            epochs=20,
-            lr={"coarse": 0.0, "localizer": 3e-3},
-            optimizer="adamw",
-            schedule="onecycle",
-            weight_decay=1e-2,
-            clip=1.0,
-        ),
-        batch_size=32,
-        augmentation=BEST_STAGE1.augmentation,
-        model=BEST_STAGE1.model,
-        theta_beta=0.02,
-    ),
+    paper_helen=paper(32, {"coarse": 0.0, "localizer": 0.0017}, crop_size=81),
+    paper_celebamask=paper(64, {"coarse": 0.0, "localizer": 1e-3}, crop_size=127),
+    paper_short=paper_short(4, {"coarse": 0.0, "localizer": 2e-3}, crop_size=81),
+    best=best(20, 32, {"coarse": 0.0, "localizer": 3e-3}, clip=1.0, model=BEST_MODEL, theta_beta=0.02),
 )
 
 

@@ -8,54 +8,25 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from data.view import PAPER_AUGMENTATION
 from models.loading import read_weights
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import part_targets
-from train_stage1 import BEST as BEST_STAGE1
-from train_stage1 import PAPER_SHORT
 from training import options
-from training.engine import Optimisation, fit
+from training.engine import fit
 from training.losses import parts_loss, segmentation_loss, theta_loss
-from training.recipes import Recipe, Recipes
+from training.recipes import Recipes, best, paper, paper_short
 from training.task import ParserTask, Plan
 from utils import distributed
 from utils.errors import InputError
 from utils.runtime import run_main
 
+TEACHING = {"theta_beta": 0.02, "coarse_weight": 1.0, "theta_weight": 10.0}  # earlier stages keep their losses
 RECIPES = Recipes(
-    paper_helen=Recipe(
-        Optimisation(epochs=25, lr={"coarse": 1e-4, "localizer": 1e-4, "parts": 1e-2}),
-        batch_size=32,
-        augmentation=PAPER_AUGMENTATION,
-    ),
-    paper_celebamask=Recipe(
-        Optimisation(epochs=25, lr={"coarse": 1e-6, "localizer": 1e-6, "parts": 1e-3}),
-        batch_size=64,
-        augmentation=PAPER_AUGMENTATION,
-    ),
-    paper_short=Recipe(
-        # the part loss sees only what is in the windows: at 1e-4 they drift to where labelling is easy
-        Optimisation(epochs=1, lr={"coarse": 1e-6, "localizer": 1e-6, "parts": 1e-3}, schedule="onecycle"),
-        batch_size=PAPER_SHORT.batch_size,
-        augmentation=PAPER_SHORT.augmentation,
-    ),
-    best=Recipe(
-        Optimisation(
-            epochs=20,
-            lr={"coarse": 1e-4, "localizer": 1e-4, "parts": 1e-3},
-            optimizer="adamw",
-            schedule="onecycle",
-            weight_decay=1e-2,
-            clip=5.0,
-        ),
-        batch_size=16,
-        augmentation=BEST_STAGE1.augmentation,
-        dice=0.5,
-        theta_beta=0.02,
-        coarse_weight=1.0,
-        theta_weight=10.0,
-    ),
+    paper_helen=paper(32, {"coarse": 1e-4, "localizer": 1e-4, "parts": 1e-2}),
+    paper_celebamask=paper(64, {"coarse": 1e-6, "localizer": 1e-6, "parts": 1e-3}),
+    # the part loss sees only what is in the windows: at 1e-4 they drift to where labelling is easy
+    paper_short=paper_short(1, {"coarse": 1e-6, "localizer": 1e-6, "parts": 1e-3}),
+    best=best(20, 16, {"coarse": 1e-4, "localizer": 1e-4, "parts": 1e-3}, clip=5.0, model={}, dice=0.5, **TEACHING),
 )
 
 # What training may start from.

@@ -1,49 +1,28 @@
 """Stage 1: the coarse iCNN, stretched photo -> rough mask of nine labels (paper section 2.2)."""
 
 import sys
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from data.batch import Batch
-from data.view import PAPER_AUGMENTATION, Augmentation, View
+from data.view import View
 from models.loading import read_weights
 from models.parser import Parsed
 from models.stn_icnn.model import STNiCNN
 from training import options
-from training.engine import Optimisation, fit
+from training.engine import fit
 from training.losses import segmentation_loss
-from training.recipes import Recipe, Recipes
+from training.recipes import BEST_MODEL, Recipes, best, paper, paper_short
 from training.task import ParserTask, Plan
 from utils.runtime import run_main
 
-PAPER_HELEN = Recipe(
-    Optimisation(epochs=25, lr={"coarse": 0.0023}),
-    batch_size=32,
-    augmentation=PAPER_AUGMENTATION,
-    model={"crop_size": 81},
+RECIPES = Recipes(
+    paper_helen=paper(32, {"coarse": 0.0023}, crop_size=81),
+    paper_celebamask=paper(64, {"coarse": 1e-3}, crop_size=127),
+    paper_short=paper_short(5, {"coarse": 2e-3}, crop_size=81),
+    best=best(40, 32, {"coarse": 4e-3}, clip=1.0, model=BEST_MODEL, dice=0.5),
 )
-PAPER_CELEBAMASK = Recipe(
-    Optimisation(epochs=25, lr={"coarse": 1e-3}),
-    batch_size=64,
-    augmentation=PAPER_AUGMENTATION,
-    model={"crop_size": 127},
-)
-PAPER_SHORT = Recipe(
-    Optimisation(epochs=5, lr={"coarse": 2e-3}, schedule="onecycle"),
-    batch_size=8,  # in few epochs steps are what counts
-    augmentation=replace(PAPER_AUGMENTATION, folds=1),
-    model={"crop_size": 81},
-)
-BEST = Recipe(
-    Optimisation(epochs=40, lr={"coarse": 4e-3}, optimizer="adamw", schedule="onecycle", weight_decay=1e-2, clip=1.0),
-    batch_size=32,
-    augmentation=Augmentation(rotation=15, shift=0.08, scale=(0.8, 1.25), noise=0.03, tone=0.8, mirror=0.5),
-    model={"window_margin": 1.6, "window_aspect": 0.5, "paste": "bilinear"},
-    dice=0.5,
-)
-RECIPES = Recipes(paper_helen=PAPER_HELEN, paper_celebamask=PAPER_CELEBAMASK, paper_short=PAPER_SHORT, best=BEST)
 
 
 class Stage1(ParserTask):

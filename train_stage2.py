@@ -6,49 +6,22 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from data.view import PAPER_AUGMENTATION
 from models.loading import read_weights
 from models.parser import Parsed
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.parts import part_targets
-from train_stage1 import BEST as BEST_STAGE1
-from train_stage1 import PAPER_SHORT
 from training import options
-from training.engine import Optimisation, fit
+from training.engine import fit
 from training.losses import parts_loss
-from training.recipes import Recipe, Recipes
+from training.recipes import BEST_MODEL, Recipes, best, paper, paper_short
 from training.task import ParserTask, Plan
 from utils.runtime import run_main
 
 RECIPES = Recipes(
-    paper_helen=Recipe(
-        Optimisation(epochs=25, lr={"parts": 8e-4}),
-        batch_size=64,
-        augmentation=PAPER_AUGMENTATION,
-        model={"crop_size": 81},
-    ),
-    paper_celebamask=Recipe(
-        Optimisation(epochs=25, lr={"parts": 8e-4}),
-        batch_size=64,
-        augmentation=PAPER_AUGMENTATION,
-        model={"crop_size": 127},
-    ),
-    paper_short=Recipe(
-        Optimisation(epochs=3, lr={"parts": 3e-3}, schedule="onecycle"),
-        batch_size=PAPER_SHORT.batch_size,
-        augmentation=PAPER_SHORT.augmentation,
-        model=PAPER_SHORT.model,
-    ),
-    best=Recipe(
-        Optimisation(
-            epochs=40, lr={"parts": 5e-3}, optimizer="adamw", schedule="onecycle", weight_decay=1e-2, clip=5.0
-        ),
-        batch_size=16,
-        augmentation=BEST_STAGE1.augmentation,
-        model=BEST_STAGE1.model,
-        dice=0.5,
-        jitter=0.08,
-    ),
+    paper_helen=paper(64, {"parts": 8e-4}, crop_size=81),
+    paper_celebamask=paper(64, {"parts": 8e-4}, crop_size=127),
+    paper_short=paper_short(3, {"parts": 3e-3}, crop_size=81),
+    best=best(40, 16, {"parts": 5e-3}, clip=5.0, model=BEST_MODEL, dice=0.5, jitter=0.08),
 )
 
 

@@ -68,6 +68,26 @@ class Recipes(NamedTuple):
 
 
 RECIPE_NAMES = ("paper", "paper-short", "best", "wide")
+BEST_AUGMENTATION = Augmentation(rotation=15, shift=0.08, scale=(0.8, 1.25), noise=0.03, tone=0.8, mirror=0.5)
+BEST_MODEL = {"window_margin": 1.6, "window_aspect": 0.5, "paste": "bilinear"}
+
+
+def paper(batch_size: int, lr: dict[str, float], **model: Any) -> Recipe:
+    """As the paper trains: 25 epochs of Adam at constant rates. model: see ``Recipe``, as below."""
+    return Recipe(Optimisation(25, lr), batch_size, PAPER_AUGMENTATION, model)
+
+
+def paper_short(epochs: int, lr: dict[str, float], **model: Any) -> Recipe:
+    """The paper's method in few steps, which are what counts: small batches, one-cycle, each face once an epoch."""
+    return Recipe(Optimisation(epochs, lr, schedule="onecycle"), 8, replace(PAPER_AUGMENTATION, folds=1), model)
+
+
+def best(
+    epochs: int, batch_size: int, lr: dict[str, float], clip: float, model: dict[str, Any], **losses: float
+) -> Recipe:
+    """Ours: AdamW, one-cycle, clipped gradients, more augmentation. losses: further fields of ``Recipe``."""
+    optimisation = Optimisation(epochs, lr, "adamw", "onecycle", weight_decay=1e-2, clip=clip)
+    return Recipe(optimisation, batch_size, BEST_AUGMENTATION, model, **losses)
 
 
 class WholeFaceRecipes(NamedTuple):
