@@ -299,7 +299,7 @@ def f1_table(rows: dict[str, Scores], measure: str, published: dict[str, tuple[f
 
 def trainings(run: Run) -> str:
     """How each stage was trained, and what its best epoch scored on the validation split."""
-    header = ["stage", "faces", "epochs", "batch", "optimiser", "crops", "best on val", "minutes", "on"]
+    header = ["stage", "faces", "epochs", "batch", "optimiser", "crops", "best on val", "minutes"]
     rows = []
     for name, (config, log) in run.stages.items():
         optimisation = config["optimisation"]
@@ -314,7 +314,6 @@ def trainings(run: Run) -> str:
                 windows(config["config"]),
                 best_of(log),
                 f"{sum(row['train_s'] + row['val_s'] for row in log) / 60:.1f}",
-                config["environment"]["device"],
             ]
         )
     return markdown(header, rows)
@@ -364,12 +363,14 @@ def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, 
     for name in by_seed(runs):
         for key in [key for split in reversed(SPLITS) if (key := f"{name}/{split}/seeds") in tables][:1]:
             parts += [f"{name}:", tables[key]] if tables[key] else []
-    firsts = [group[0] for group in by_seed(runs).values()]  # of each training's seeds; their spread stands above
+    firsts = [group[0] for group in by_seed(runs).values()]  # of each training's seeds
     for run in runs:
         parts += [f"## {run.name}"]
         parts += [f"```bash\n{run.command}\n```"] if run.command else []
+        if run not in firsts:
+            continue
         parts += [tables[f"{run.name}/trainings"], f"![training curves]({run.name}/curves.png)"] if run.stages else []
-        for split, rows in list(run.scores.items())[-1:] if run in firsts else ():  # the test split, if it was scored
+        for split, rows in list(run.scores.items())[-1:]:  # the test split, if it was scored
             key = f"{run.name}/{split}/paper"
             if table := tables[key if key in tables else f"{run.name}/{split}/strict"]:
                 faces = sorted({row["images"] for row in rows.values()})
