@@ -88,32 +88,16 @@ WIDE_AUGMENTATION = Augmentation(
 
 
 class Draw(NamedTuple):
-    """One draw for a batch, on the CPU.
+    """One draw for a batch, on the CPU, or what has been sent of it to the batch's device.
 
-    affine_B33: centred pixel coordinates of the augmented photo -> those of the cached one.
-    mirrored_B: bool. noise_B: standard deviations; seeds_B: where each face's noise begins in ``_noise``.
-    gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias. around_B: bool, whether it goes on beyond its edges. blur_B:
-    standard deviations in samples.
+    affine_B33: centred pixel coordinates of the augmented photo -> those of the cached one; photo_B33 and theta_B33 are
+    the same in coordinates from edge to edge, and between the outermost pixel centres. kernels_BK: weights of the blur.
+    mirrored_B: 1 or 0. noise_B: standard deviations; seeds_B: where each face's noise begins in ``_noise``.
+    gain_B3, bias_B, gamma_B: photo ** gamma * gain + bias. around_B: 1 or 0, whether it continues beyond its edges.
+    blur_B: standard deviations in samples.
     """
 
     affine_B33: Tensor
-    mirrored_B: Tensor
-    noise_B: Tensor
-    seeds_B: Tensor
-    gain_B3: Tensor
-    bias_B: Tensor
-    gamma_B: Tensor
-    around_B: Tensor
-    blur_B: Tensor
-
-
-class _Sent(NamedTuple):
-    """What a view needs of its draw on the batch's device.
-
-    photo_B33, theta_B33: the affine in coordinates from edge to edge, and between the outermost pixel centres.
-    kernels_BK: weights of the blur. The rest: see ``Draw``.
-    """
-
     photo_B33: Tensor
     theta_B33: Tensor
     kernels_BK: Tensor
@@ -124,6 +108,7 @@ class _Sent(NamedTuple):
     bias_B: Tensor
     gamma_B: Tensor
     around_B: Tensor
+    blur_B: Tensor
 
 
 class Parts(NamedTuple):
@@ -162,13 +147,9 @@ class View:
         return [row_BN.view(value.shape) for row_BN, value in zip(moved, values, strict=True)]
 
     @cached_property
-    def _sent(self) -> _Sent:
-        draw = self.draw
-        assert draw is not None
-        sizes_B2 = self.host.sizes_B2.flip(-1).float()
-        photo_B33 = _normalised(draw.affine_B33, sizes_B2 / 2)
-        theta_B33 = _normalised(draw.affine_B33, (sizes_B2 - 1).clamp(min=1) / 2)
-        return _Sent(*self.send(photo_B33, theta_B33, _blur_kernels(draw.blur_B), *draw[1:-1]))
+    def _sent(self) -> Draw:
+        assert self.draw is not None
+        return Draw(*self.send(*self.draw))
 
     @property
     def sizes_B2(self) -> Tensor:
@@ -363,17 +344,14 @@ def _draw(augmentation: Augmentation, batch: Batch) -> Draw:
     affine_B33[:, 1, 0], affine_B33[:, 1, 1] = -sin / wide * flip, cos / high
     affine_B33[:, 0, 2], affine_B33[:, 1, 2] = -(cos * dx + sin * dy), sin * dx - cos * dy
     affine_B33[:, 2, 2] = 1
-    return Draw(
-        affine_B33.float(),
-        mirrored.bool(),
-        noise.float(),
-        seeds.long(),
-        gain_B3.float(),
-        bias_B.float(),
-        gamma_B.float(),
-        around.bool(),
-        blur_B.float(),
+    sides_B2, affine_B33 = View(batch).sizes_B2.flip(-1).float(), affine_B33.float()
+    photo_B33 = _normalised(affine_B33, sides_B2 / 2)
+    theta_B33 = _normalised(affine_B33, (sides_B2 - 1).clamp(min=1) / 2)
+    noise_B, seeds_B, gain_B3, bias_B, gamma_B, blur_B = (
+        values.float() for values in (noise, seeds, gain_B3, bias_B, gamma_B, blur_B)
     )
+    geometry = affine_B33, photo_B33, theta_B33, _blur_kernels(blur_B), mirrored.bool()
+    return Draw(*geometry, noise_B, seeds_B, gain_B3, bias_B, gamma_B, around.bool(), blur_B)
 
 
 def _draw_one(augmentation: Augmentation, key: list[int]) -> tuple[float, ...]:
