@@ -9,6 +9,7 @@ from PIL import Image
 
 from data.datasets.synthetic import draw_face
 from data.labels import HELEN
+from faces.detect import Detection
 from tests import fixtures
 from tools import check, oddities
 from tools.check import main
@@ -185,6 +186,31 @@ def test_copies_are_found_again_and_other_faces_are_not() -> None:
     prints = [oddities.photo_hash(photo) for photo in photos]
     smaller = [oddities.photo_hash(cv2.resize(photo, (90, 90), interpolation=cv2.INTER_AREA)) for photo in photos]
     assert oddities.copies(prints, smaller) == [(k, k) for k in range(40)]
+
+
+def test_warped_copies_are_found_by_their_faces() -> None:
+    turned = cv2.getRotationMatrix2D((64, 64), 7, 0.9) + [[0, 0, 5], [0, 0, -4]]
+    faces = [draw_face(9, number, 128) for number in (1, 2, 6, 9, 10, 13, 14, 15)]
+    hashes: tuple[list, list] = ([], [])
+    for photo, ids in faces:
+        places = 128 * oddities.part_places(ids, HELEN)[[2, 3, 4, 5, 5]] + np.array([[0, 0]] * 3 + [[-9, 0], [9, 0]])
+        for k, (seen, points) in enumerate(
+            ((photo, places), (cv2.warpAffine(photo, turned, (128, 128)), places @ turned[:, :2].T + turned[:, 2]))
+        ):
+            hashes[k].append(oddities.face_hash(seen, Detection((0, 0, 1, 1), points + 1.5 * k, 0.9)))
+    found = oddities.copies(*hashes, faces=True)
+    assert found == [(k, k) for k in range(len(faces))]
+    assert len(oddities.copies(*hashes)) < 3  # by the whole photos
+
+
+def test_label_maps_of_other_photos_do_not_fit_what_a_parser_sees() -> None:
+    maps = np.array([oddities.small_parts(draw_face(9, number, 128)[1], HELEN) for number in range(13)])
+    seen = maps[:12]
+    own = maps[[1, 0, 2, 12, *range(4, 12)]]
+    own[3] = np.roll(own[3], 20, 1)
+    assert oddities.misfits(seen, own) == [(0, 1), (1, 0), (3, None)]
+    assert oddities.misfits(seen, np.roll(own, 20, 1)) == []  # photos that the parser does not know
+    assert oddities.misfits(np.zeros(0), np.zeros(0)) == []
 
 
 def test_parts_are_far_by_the_spread_of_the_faces_themselves() -> None:

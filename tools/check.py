@@ -10,13 +10,14 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -24,10 +25,23 @@ from data import images
 from data.labels import NO_ID, PARTS, LabelSet, among
 from data.listing import SPLITS, Listing, NoMasks, Sample, id_problem, size_problem
 from data.source import FaceData, find, reader
-from faces.detect import Detection, Detector
+from faces.detect import Detector
+from faces.scene import SceneParser
+from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from scoring import pictures
 from scoring.options import add_data_options, check
-from tools.oddities import PhotoHash, copies, far_parts, off_face, part_places, photo_hash
+from tools.oddities import (
+    PhotoHash,
+    agreement,
+    copies,
+    face_hash,
+    far_parts,
+    misfits,
+    off_face,
+    part_places,
+    photo_hash,
+    small_parts,
+)
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_whole
@@ -39,7 +53,6 @@ FEW = 0.01  # share of odd faces of any one kind that CelebAMask-HQ itself stays
 FILLS_PART, FILLS = 0.5, 0.95  # share of the photo from which a part's label, and any other one, is no sound mask
 LISTED_SIZES, LISTED_ODD = 6, 12
 T = TypeVar("T")
-Finds = Callable[[np.ndarray], list[Detection]]  # the faces of a photo, uint8 (H, W, 3)
 OFF_FACE = 0.45  # eye distances; those of a photo's own label map stay below 0.3, another photo's start at 0.6
 SIDES = (("brow1", "brow2"), ("eye1", "eye2"))  # the first of each pair lies on the image's left
 
@@ -49,8 +62,10 @@ class Checked(NamedTuple):
 
     size: (H, W) of the photo. present: bool (labels + 1,), the last of ignored pixels; None for unreadable masks.
     swapped: pairs of ``SIDES`` that lie the wrong way round. places_P2: see ``tools.oddities.part_places``; None if
-    unknown. photo_hash: None for unreadable photos. faceless: whether no face is found in the photo.
+    unknown. photo_hash: None for unreadable photos. face_hash: of the largest face. faceless: whether no face is found
+    in the photo.
     off_face: see ``tools.oddities``.
+    parsed_SS, own_SS: what the parser sees and what the label map shows, see ``tools.oddities.small_parts``.
     """
 
     sample: Sample
@@ -62,6 +77,9 @@ class Checked(NamedTuple):
     photo_hash: PhotoHash | None = None
     faceless: bool = False
     off_face: float = np.nan
+    parsed_SS: np.ndarray | None = None
+    own_SS: np.ndarray | None = None
+    face_hash: PhotoHash | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,12 +93,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     splits = [options.split] if options.split else list(SPLITS)
     listings, problems = _list_splits(data, splits)
-    detector = Detector()
+    scenes = SceneParser(load_for_inference([SHIPPED_WEIGHTS], torch.device("cpu")), Detector())
     checked: dict[str, list[Checked]] = {}
     odd: set[Sample] = set()
     for split, listing in listings.items():
         problems += listing.problems
-        faces = check_faces(data.labels, listing, detector.find, options.max_images, split)
+        faces = check_faces(data.labels, listing, scenes, options.max_images, split)
         checked[split] = faces
         print(f"\n{options.dataset} {split}: {len(listing.samples)} faces, {len(faces)} checked")
         problems += _report(data.labels, split, faces, odd)
@@ -97,17 +115,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_faces(
-    labels: LabelSet, listing: Listing, finds: Finds, most: int | None = None, title: str = ""
+    labels: LabelSet, listing: Listing, scenes: SceneParser, most: int | None = None, title: str = ""
 ) -> list[Checked]:
-    """Reads up to ``most`` faces of a listing, evenly spread, and finds what is wrong with each. finds: is called from
+    """Reads up to ``most`` faces of a listing, evenly spread, and finds what is wrong with each. scenes: is called from
     several threads."""
     samples = _spread(listing.samples, most)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        faces = pool.map(lambda sample: check_face(labels, listing, finds, sample), samples)
+        faces = pool.map(lambda sample: check_face(labels, listing, scenes, sample), samples)
         return list(tqdm(faces, title, len(samples), disable=not sys.stderr.isatty()))
 
 
-def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample) -> Checked:
+def check_face(labels: LabelSet, listing: Listing, scenes: SceneParser, sample: Sample) -> Checked:
     """Reads one face and collects all of its problems."""
     problems: list[str] = []
     photo, ids = None, None
@@ -120,18 +138,19 @@ def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample)
     except InputError as error:
         problems.append(str(error))
     size = None if photo is None else (photo.shape[0], photo.shape[1])
-    seen, faceless = None, False
+    seen, hashed, faceless = None, None, False
     points_N52 = np.zeros((0, 5, 2))  # in shares of the photo's sides
     if photo is not None:
         thumb = images.make_thumb(photo)
         seen = photo_hash(thumb)
         for picture in (thumb, photo):
-            if faces := finds(picture):
+            if faces := scenes.detector.find(picture):
                 points_N52 = (np.array([face.points_52 for face in faces]) + 0.5) / picture.shape[1::-1]
+                hashed = face_hash(picture, faces[0])
                 break
         faceless = not len(points_N52)
     if ids is None:
-        return Checked(sample, problems, size, None, (), None, seen, faceless)
+        return Checked(sample, problems, size, None, (), None, seen, faceless, face_hash=hashed)
     own_size = (ids.shape[0], ids.shape[1])
     unknown = id_problem(labels, sample, ids)
     found = [unknown]
@@ -145,7 +164,16 @@ def check_face(labels: LabelSet, listing: Listing, finds: Finds, sample: Sample)
     off = np.nan if places_P2 is None else off_face(places_P2, points_N52, own_size)
     swapped, size = _swapped_pairs(ids, labels), size if sample.masks else own_size
     present = np.append(shares > 0, (ids == NO_ID).any())
-    return Checked(sample, problems, size, present, swapped, places_P2, seen, faceless, off)
+    face = Checked(sample, problems, size, present, swapped, places_P2, seen, faceless, off, face_hash=hashed)
+    if not len(points_N52) or places_P2 is None:
+        return face
+    own_SS = small_parts(ids, labels)
+    (scene,) = scenes.parse_found([picture], [faces])
+    seen_NSS = [
+        small_parts(scene.labels_HW * (scene.owners_HW == k + 1), scene.labels) for k in range(len(scene.faces))
+    ]
+    parsed_SS = max(seen_NSS, key=lambda seen_SS: agreement(seen_SS, own_SS[None])[0], default=np.zeros_like(own_SS))
+    return face._replace(parsed_SS=parsed_SS, own_SS=own_SS)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -202,7 +230,15 @@ def _report(labels: LabelSet, split: str, faces: list[Checked], odd: set[Sample]
         what = f"{one} lies right of {two} in split {split}"
         problems += _judge(f"sides swapped: {what}", [(face.sample, "") for face in swapped], len(read), odd)
     problems += _judge(f"parts far from where they usually lie in split {split}", _far(faces), len(read), odd)
-    off = [(face.sample, f"{face.off_face:.1f}") for face in faces if face.off_face > OFF_FACE]
+    parsed = [face for face in faces if face.parsed_SS is not None]
+    misfit = misfits(*(np.array([getattr(face, name) for face in parsed]) for name in ("parsed_SS", "own_SS")))
+    found = [(parsed[n].sample, "" if k is None else f"looks like {parsed[k].sample.name}'s") for n, k in misfit]
+    named = [sample for sample, _ in found]
+    what = f"label maps unlike what the shipped weights see in their photos in split {split}"
+    problems += _judge(what, found, len(read), odd)
+    off = [
+        (face.sample, f"{face.off_face:.1f}") for face in faces if face.off_face > OFF_FACE and face.sample not in named
+    ]
     what = f"label maps far from the photo's face, shifted or another photo's (in eye distances), in split {split}"
     problems += _judge(what, off, len(read), odd)
     faceless = [(face.sample, "") for face in faces if face.faceless]
@@ -240,15 +276,15 @@ def _far(faces: list[Checked]) -> list[tuple[Sample, str]]:
 def _copies(checked: dict[str, list[Checked]], odd: set[Sample]) -> list[str]:
     """A problem for each two splits that show nearly the same photo. odd: such faces are added."""
     problems = []
-    seen = {
-        split: [(face.sample, face.photo_hash) for face in faces if face.photo_hash] for split, faces in checked.items()
-    }
-    for one, two in combinations(seen, 2):
-        pairs = copies(*([known for _, known in seen[split]] for split in (one, two)))
-        same = [(seen[one][i][0], seen[two][j][0]) for i, j in pairs]
+    for one, two in combinations(checked, 2):
+        same: dict[tuple[Sample, Sample], None] = {}
+        for name in ("photo_hash", "face_hash"):
+            ones, others = ([face for face in checked[split] if getattr(face, name)] for split in (one, two))
+            a, b = ([getattr(face, name) for face in some] for some in (ones, others))
+            same |= {(ones[i].sample, others[j].sample): None for i, j in copies(a, b, faces=name == "face_hash")}
         odd.update(sample for pair in same for sample in pair)
         if same:
-            names = images.shorten(f"{a.name} and {b.name}" for a, b in same)
+            names = images.shorten(f"{mine.name} and {theirs.name}" for mine, theirs in same)
             problems.append(f"nearly the same photo in the splits {one} and {two}: {names}")
     return problems
 

@@ -6,15 +6,23 @@ import cv2
 import numpy as np
 
 from data.cache import label_geometry, part_geometry
-from data.images import make_thumb
+from data.images import make_thumb, resize_labels, warp_frame
 from data.labels import LabelSet
+from faces.align import frame_of
+from faces.detect import Detection
 
 FAR = 6.5  # distances from the usual place, in those of the typical face
 GREY, BITS = 32, 8  # sides of the small grey photo, and of the block of its cosine transform that is hashed
 DIFFERING_BITS = 6  # of 64, at most, between two copies of a photo
 MARKED, MIRRORED = [2, 3, 4, 5], [3, 2, 4, 5]  # the parts that a detector marks, and with the eyes exchanged
 ALIKE = 0.95  # least correlation of the small grey photos of two copies
+FACE_GREY, FACE_BITS, FACE_ALIKE = 64, 12, 0.96  # the same of a face's square, of copies that were warped; see `copies`
+FACE_SIDE = 0.8  # of that square, in sides of the face's frame
 CHUNK = 1024  # faces that are compared with all others at once
+SMALL = 64  # side of the label maps of parts that are compared with one another
+KINDS = (1, 1, 2, 2, 3, 4)  # of the six parts: sides are judged elsewhere
+KNOWN = 0.75  # median agreement of photos that the parser knows how to parse; nothing is told of others
+POOR, BETTER = 0.75, 0.05  # a share of the median agreement, and by how much another photo's label map agrees better
 
 
 class PhotoHash(NamedTuple):
@@ -50,6 +58,40 @@ def off_face(places_P2: np.ndarray, points_N52: np.ndarray, shape: tuple[int, in
     return float((np.nanmedian(seen_2N4, 2) / unit_N).min())
 
 
+def small_parts(ids_HW: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """A label map in small, of brows, eyes, nose and mouth alone: uint8 (64, 64), 1 to 4. ids_HW: ids of ``labels``."""
+    lut = np.zeros(256, np.uint8)
+    for ids, kind in zip(labels.part_ids, KINDS, strict=True):
+        lut[list(ids)] = kind
+    return lut[resize_labels(ids_HW, SMALL, SMALL)]
+
+
+def agreement(one_SS: np.ndarray, others_NSS: np.ndarray) -> np.ndarray:
+    """F1 of the pixels of a small label map in each of the others: (N,)."""
+    hits_N = ((others_NSS == one_SS) & (one_SS > 0)).sum((1, 2))
+    return 2 * hits_N / np.maximum(1, (one_SS > 0).sum() + (others_NSS > 0).sum((1, 2)))
+
+
+def misfits(parsed_NSS: np.ndarray, own_NSS: np.ndarray) -> list[tuple[int, int | None]]:
+    """The faces whose label map is hardly theirs, and whose agrees better, if any does. parsed_NSS: what a parser sees
+    in each photo, own_NSS: the label maps, both as of ``small_parts``.
+
+    Of 125 faces of CelebAMask-HQ, aligned as they are, none is told of, and of 500 pairs of a photo and another's label
+    map 99.8 %; 88 % where the label map's own photo is not among the faces.
+    """
+    fits_N = np.array([agreement(*pair)[0] for pair in zip(parsed_NSS, own_NSS[:, None], strict=True)])
+    usual = np.median(fits_N) if len(fits_N) else 0
+    found: list[tuple[int, int | None]] = []
+    for n in np.flatnonzero(fits_N < usual - BETTER) if usual >= KNOWN else ():
+        others_N = agreement(parsed_NSS[n], own_NSS)
+        best = int(others_N.argmax())
+        if others_N[best] > max(fits_N[n] + BETTER, POOR * usual):
+            found.append((int(n), best))
+        elif fits_N[n] < POOR * usual:
+            found.append((int(n), None))
+    return found
+
+
 def far_parts(places_NP2: np.ndarray) -> np.ndarray:
     """Which parts lie far from where they usually do: bool (N, P). places_NP2: see ``part_places``.
 
@@ -67,25 +109,39 @@ def far_parts(places_NP2: np.ndarray) -> np.ndarray:
     return far_NP
 
 
-def photo_hash(photo_HW3: np.ndarray) -> PhotoHash:
+def photo_hash(photo_HW3: np.ndarray, side: int = GREY) -> PhotoHash:
     """The hash of a photo, or of its thumbnail, which gives the same: uint8 (H, W, 3). Its bits say which of the
-    lowest frequencies of the grey thumbnail are above the median."""
+    lowest frequencies of the grey thumbnail are above the median. side: of ``grey_NN``."""
     grey_TT = cv2.cvtColor(make_thumb(photo_HW3), cv2.COLOR_RGB2GRAY)
     grey_NN = cv2.resize(grey_TT, (GREY, GREY), interpolation=cv2.INTER_AREA)
     waves_64 = cv2.dct(grey_NN.astype(np.float32))[:BITS, :BITS].ravel()
-    return PhotoHash(waves_64 > np.median(waves_64[1:]), grey_NN)  # the first is the mean brightness
+    bits_64 = waves_64 > np.median(waves_64[1:])  # the first is the mean brightness
+    return PhotoHash(bits_64, cv2.resize(grey_TT, (side, side), interpolation=cv2.INTER_AREA))
 
 
-def copies(ones: list[PhotoHash], others: list[PhotoHash]) -> list[tuple[int, int]]:
-    """(index in the first list, index in the second) of photos that are nearly the same."""
+def face_hash(photo_HW3: np.ndarray, face: Detection) -> PhotoHash:
+    """The hash of a face's square, by which ``copies`` knows photos again that were turned, cropped or resized."""
+    matrix_23 = frame_of(face.points_52).matrix_23 * [FACE_SIDE, FACE_SIDE, 1]
+    return photo_hash(warp_frame(photo_HW3, matrix_23), FACE_GREY)
+
+
+def copies(ones: list[PhotoHash], others: list[PhotoHash], faces: bool = False) -> list[tuple[int, int]]:
+    """(index in the first list, index in the second) of photos that are nearly the same.
+
+    faces: the hashes are those of faces, whose squares may be warped a little. Of 100 photos that were turned by up to
+    10 degrees, sheared, shifted and scaled by up to a fifth, 92 are found, and none of 62,250 pairs of other people.
+    """
+    bits, alike, least = (
+        (FACE_BITS, _warped_correlation, FACE_ALIKE) if faces else (DIFFERING_BITS, _correlation, ALIKE)
+    )
     if not ones or not others:
         return []
     signs_N64, signs_M64 = (2 * np.array([p.bits_64 for p in some], np.float32) - 1 for some in (ones, others))
     found = []
     for start in range(0, len(ones), CHUNK):
         agreeing_NM = signs_N64[start : start + CHUNK] @ signs_M64.T  # bits that agree less those that differ
-        for i, j in np.argwhere(agreeing_NM >= BITS * BITS - 2 * DIFFERING_BITS):
-            if _correlation(ones[start + i].grey_NN, others[j].grey_NN) >= ALIKE:
+        for i, j in np.argwhere(agreeing_NM >= BITS * BITS - 2 * bits):
+            if alike(ones[start + i].grey_NN, others[j].grey_NN) >= least:
                 found.append((start + int(i), int(j)))
     return found
 
@@ -95,3 +151,13 @@ def _correlation(one_NN: np.ndarray, other_NN: np.ndarray) -> float:
     a_N, b_N = (grey.ravel() - grey.mean() for grey in (one_NN, other_NN))
     scale = np.linalg.norm(a_N) * np.linalg.norm(b_N)
     return float(a_N @ b_N / scale) if scale > 0 else float(np.array_equal(one_NN, other_NN))
+
+
+def _warped_correlation(one_NN: np.ndarray, other_NN: np.ndarray) -> float:
+    """The same after the affine map that makes it greatest; 0 where none is found."""
+    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-4)
+    try:
+        identity_23, all_NN = np.eye(2, 3, dtype=np.float32), np.ones_like(one_NN)
+        return cv2.findTransformECC(one_NN, other_NN, identity_23, cv2.MOTION_AFFINE, stop, all_NN, 3)[0]
+    except cv2.error:
+        return 0.0
