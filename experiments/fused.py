@@ -48,10 +48,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(result: Result) -> str:
-    """Markdown: F1 of each label, then the means, before and after fusing."""
+    """Markdown: F1 of the labels that fusing changes, then the means, before and after."""
     shown = ("whole face", "fused")  # the parts alone have the fused scores
-    rows = [(row["label"], row["f1"]) for row in result["rows"]] + list(result["means"].items())
-    return markdown(["F1", *shown], [[name, *map(values.get, shown)] for name, values in rows], 3)
+    rows = [[row["label"], *map(row["f1"].get, shown)] for row in result["rows"]]
+    rows = [
+        [name, before, after] for name, before, after in rows if not (before and after and abs(before - after) < 5e-4)
+    ]
+    means = [[name, *map(values.get, shown)] for name, values in result["means"].items()]
+    return markdown(["F1", *shown], rows + means, 3)
 
 
 if __name__ == "__main__":
