@@ -13,7 +13,7 @@ from av import FFmpegError
 from PIL import Image
 
 from data.labels import LABEL_SETS
-from faces import video
+from faces import camera, video
 from faces.detect import Detector
 from faces.inputs import SUFFIXES, find_photos, is_video
 from faces.labelling import Labelling, label_photos
@@ -25,9 +25,10 @@ from scoring.pictures import encode, legend
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import make_folder, write_whole
-from utils.runtime import is_out_of_memory, printable, run_main
+from utils.runtime import Machine, is_out_of_memory, printable, run_main
 
 FACES = (*WHICH, "none")
+OUT = Path("out")
 CROPS = ("predicted", "baseline")  # those that need neither the truth nor go without windows
 INTERRUPTED = "interrupted: the results so far are complete, and the same command continues with the others"
 
@@ -35,6 +36,9 @@ INTERRUPTED = "interrupted: the results so far are complete, and the same comman
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     machine = options.machine(args)
+    if args.camera:
+        return live(args, machine)
+    args.out = args.out or OUT
     files, failed = find_photos(args.inputs, args.recursive)
     if args.recursive:  # not the results of an earlier call
         own = {Path(os.path.realpath(folder)) for folder in (args.out, args.coloured) if folder}
@@ -104,10 +108,37 @@ def main(argv: list[str] | None = None) -> int:
     return report(args, labelled, shown, skipped, faceless, failed, seconds)
 
 
+def live(args: argparse.Namespace, machine: Machine) -> int:
+    """Parse what a camera sees. Raises InputError."""
+    target = args.out and args.out / "camera_overlay.mp4"
+    if target and os.path.lexists(target) and not args.overwrite:
+        raise InputError(f"{target} already exists: choose another --out, or add --overwrite")
+    weights = options.checkpoints(args)
+    parser = load_for_inference(weights, machine.device, args.crops, args.mirror, args.labels, machine.amp)
+    scenes = SceneParser(parser, Detector(), args.faces, machine.amp, args.batch_size)
+    device = camera.Camera(args.camera)
+    if target:
+        make_folder(args.out, "--out")
+    try:
+        found = camera.watch(scenes, device, target, args.windows)
+    except (OSError, FFmpegError) as error:
+        raise InputError(not_written(Path(args.camera), error)) from error
+    rate = f"{found.frames / max(found.seconds, 1e-9):.1f} frames/s"
+    dropped = f"{device.seen - found.frames} dropped"
+    shown = f"{printable(str(target))}: " if target and found.frames else ""
+    print(f"{shown}{found.frames} frames, {found.with_faces} with faces ({rate}), {dropped}")
+    return 0
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
     cli = Parser(__doc__)
-    cli.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, videos, folders of them, or globs in quotes")
+    cli.add_argument("inputs", nargs="*", metavar="INPUT", help="photos, videos, folders of them, or globs in quotes")
+    cli.add_argument(
+        "--camera",
+        metavar="N",
+        help="instead: parse what camera N sees (0 is the first; or a URL) in a window, or into --out DIR as a video",
+    )
     cli.add_argument(
         "--recursive", action="store_true", help="also the folders in folders, into the same ones in --out"
     )
@@ -132,7 +163,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     options.add_mirror_option(cli)
     group = cli.add_argument_group("output")
-    group.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the results")
+    group.add_argument("--out", type=Path, metavar="DIR", help=f"folder for the results; default: {OUT}")
     group.add_argument("--overwrite", action="store_true", help="replace results that exist already")
     group.add_argument(
         "--probabilities", action="store_true", help="also save them: float16 (labels, height, width) in .npz"
@@ -155,13 +186,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_machine_options(cli, batch_size=8)
     args = cli.parse_args(inputs_first(sys.argv[1:] if argv is None else argv))
     options.check(args)
+    if bool(args.inputs) == bool(args.camera):
+        raise InputError("name photos or videos to parse, or --camera N: one of them")
+    if args.camera and args.faces == "none":
+        raise InputError("--faces none: the faces that a camera sees have to be found; say --faces all or largest")
     if args.windows and args.no_overlay:
         raise InputError("--windows are drawn into the overlay: leave out --no-overlay")
     if args.owners and args.faces == "none":
         raise InputError("--owners needs faces that are found: leave out --faces none")
     if not 0 <= args.opacity <= 1:
         raise InputError(f"--opacity {args.opacity}: must be between 0 and 1")
-    if args.coloured and os.path.realpath(args.coloured) == os.path.realpath(args.out):
+    if args.coloured and os.path.realpath(args.coloured) == os.path.realpath(args.out or OUT):
         raise InputError(f"--coloured {args.coloured} is the folder of the label maps: choose another than --out")
     return args
 

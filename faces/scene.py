@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from data.batch import framed_batch
 from data.images import as_photo
@@ -19,6 +21,8 @@ from geometry.theta import window_corners
 from models.parser import FaceParser
 from utils import runtime
 
+Photo = str | PathLike | Image.Image | np.ndarray
+Kept = tuple[tuple[Patch, np.ndarray], Frame, Detection | None]
 WHICH = ("all", "largest")
 # A face that the detector is less sure of than DOUBTED counts only where the parser's certainty is UNSURE or more;
 # without a detection, a whole photo counts as a face where it is SURE or more.
@@ -71,6 +75,23 @@ class Scene(NamedTuple):
     probs_KHW: np.ndarray | None
 
 
+class TensorScene(NamedTuple):
+    """``Scene`` as tensors on the parser's device, with the F faces that were kept.
+
+    labels_HW: uint8. owners_HW: int32, which face a labelled pixel belongs to, from 1. probs_KHW: float32, of sum 1.
+    frames_F23: float32, the faces' squares, as ``FaceParser.forward_framed`` takes them. theta_FP23: float32, the
+    parser's windows in the frame of the photo. detections: None where the whole photo was taken for a face.
+    """
+
+    labels: LabelSet
+    labels_HW: Tensor
+    owners_HW: Tensor
+    probs_KHW: Tensor
+    frames_F23: Tensor
+    theta_FP23: Tensor
+    detections: list[Detection | None]
+
+
 class SceneParser:
     """Finds and parses the faces of photos. which: "all" of them or the "largest" alone. batch_size: faces that the
     networks see at once, which limits the memory that a group photo takes.
@@ -86,22 +107,30 @@ class SceneParser:
         self.parser, self.detector, self.which, self.amp = parser, detector, which, amp
         self.device, self.batch_size = next(parser.parameters()).device, batch_size
 
-    def __call__(self, photo: str | PathLike | Image.Image | np.ndarray) -> Scene:
-        """photo: see ``data.images.as_photo``. Raises InputError for anything else."""
-        return self.parse([photo])[0]
+    @overload
+    def __call__(self, photo: Photo, tensors: Literal[False] = False) -> Scene: ...
+    @overload
+    def __call__(self, photo: Photo, tensors: Literal[True]) -> TensorScene: ...
+    def __call__(self, photo: Photo, tensors: bool = False) -> Scene | TensorScene:
+        """photo: see ``data.images.as_photo``. tensors: as a ``TensorScene``. Raises InputError for anything else."""
+        return self.parse([photo], tensors=True)[0] if tensors else self.parse([photo])[0]
 
+    @overload
+    def parse(self, photos: Sequence[Photo], keep_probs: bool = ..., tensors: Literal[False] = ...) -> list[Scene]: ...
+    @overload
     def parse(
-        self, photos: Sequence[str | PathLike | Image.Image | np.ndarray], keep_probs: bool = False
-    ) -> list[Scene]:
+        self, photos: Sequence[Photo], keep_probs: bool = ..., *, tensors: Literal[True]
+    ) -> list[TensorScene]: ...
+    def parse(self, photos: Sequence[Photo], keep_probs: bool = False, tensors: bool = False) -> Any:
         """Parse photos, see ``data.images.as_photo``; those of one size are seen together. keep_probs: fill in
-        ``Scene.probs_KHW``. Raises InputError for what is no photo."""
+        ``Scene.probs_KHW``. tensors: give a ``TensorScene`` for each. Raises InputError for what is no photo."""
         arrays = [as_photo(photo, f"photos[{k}]" if len(photos) > 1 else "photo") for k, photo in enumerate(photos)]
         alike = len({array.shape for array in arrays}) == 1
         groups = [arrays] if alike else [[array] for array in arrays]
         return [
             scene
             for group in groups
-            for scene in self.parse_found(group, [self.find(photo) for photo in group], keep_probs)
+            for scene in self.parse_found(group, [self.find(photo) for photo in group], keep_probs, tensors)
         ]
 
     def find(self, photo: np.ndarray) -> list[Detection]:
@@ -110,29 +139,33 @@ class SceneParser:
         return found[:1] if self.which == "largest" else found
 
     def parse_found(
-        self, photos: Sequence[np.ndarray], found: Sequence[Sequence[Detection]], keep_probs: bool = False
-    ) -> list[Scene]:
+        self,
+        photos: Sequence[np.ndarray],
+        found: Sequence[Sequence[Detection]],
+        keep_probs: bool = False,
+        tensors: bool = False,
+    ) -> list[Any]:
         """``parse`` of faces that are known. found: for each photo its faces."""
         frames = [[frame_of(face.points_52) for face in faces] for faces in found]
         labels, scenes = self.parser.labels, []
+        compose = self._tensors if tensors else partial(compose_scene, labels)
         for photo, faces, places, patches in zip(
-            photos, found, frames, self._patches(photos, frames, keep_probs), strict=True
+            photos, found, frames, self._patches(photos, frames, keep_probs, tensors), strict=True
         ):
-            kept = [
+            kept: list[Kept] = [
                 (patch, place, face)
                 for patch, place, face in zip(patches, places, faces, strict=True)
                 if face.score >= DOUBTED or not labels.part_ids or certainty(patch[0], labels) >= UNSURE
             ]
-            if kept:
-                scenes.append(compose_scene(labels, photo.shape[:2], *zip(*kept, strict=True)))
-            else:
-                scenes.append(self._without_detection(photo, keep_probs))
+            if not kept:
+                kept = self._without_detection(photo, keep_probs, tensors)
+            scenes.append(compose(photo.shape[:2], *(zip(*kept, strict=True) if kept else ([], [], []))))
         return scenes
 
     def _patches(
-        self, photos: Sequence[np.ndarray], frames: list[list[Frame]], keep_probs: bool
+        self, photos: Sequence[np.ndarray], frames: list[list[Frame]], keep_probs: bool, tensors: bool
     ) -> list[list[tuple[Patch, np.ndarray]]]:
-        """The patches of each photo's faces."""
+        """The patches of each photo's faces. tensors: with all probabilities, on the device."""
         if not any(frames):
             return [[] for _ in frames]
         matrices = [[frame.matrix_23 for frame in places] for places in frames]
@@ -141,23 +174,49 @@ class SceneParser:
         with torch.inference_mode(), runtime.autocast(self.device, self.amp):
             for first in range(0, len(batch.thumbs_BTT3), self.batch_size):
                 faces = batch.part(slice(first, first + self.batch_size))
-                patches += self.parser.patches(faces, keep_probs)
+                patches += (
+                    self.parser.device_patches(faces, True) if tensors else self.parser.patches(faces, keep_probs)
+                )
         rest = iter(patches)
         return [[next(rest) for _ in places] for places in frames]
 
-    def _without_detection(self, photo: np.ndarray, keep_probs: bool) -> Scene:
-        """A photo without a detected face: empty, unless it is plainly a face from edge to edge."""
-        frame, labels = whole_photo(*photo.shape[:2]), self.parser.labels
-        ((found,),) = self._patches([photo], [[frame]], keep_probs)
-        if certainty(found[0], labels) < SURE:
-            return compose_scene(labels, photo.shape[:2], [], [], [])
-        return compose_scene(labels, photo.shape[:2], [found], [frame], [None])
+    def _without_detection(self, photo: np.ndarray, keep_probs: bool, tensors: bool) -> list[Kept]:
+        """What a photo without a detected face shows: nothing, unless it is plainly a face from edge to edge."""
+        frame = whole_photo(*photo.shape[:2])
+        ((found,),) = self._patches([photo], [[frame]], keep_probs, tensors)
+        return [] if certainty(found[0], self.parser.labels) < SURE else [(found, frame, None)]
+
+    @torch.inference_mode(False)
+    def _tensors(
+        self,
+        size: tuple[int, int],
+        patches: Sequence[tuple[Patch, np.ndarray]],
+        frames: Sequence[Frame],
+        found: Sequence[Detection | None],
+    ) -> TensorScene:
+        """``compose_scene`` on the device."""
+        probs_KHW = torch.zeros(len(self.parser.labels), *size, device=self.device)
+        probs_KHW[0] = 1
+        owners_HW = torch.zeros(size, dtype=torch.int32, device=self.device)
+        for owner, (place, taken_YX, (patch, _)) in enumerate(zip(*shares(patches, size), patches, strict=True), 1):
+            assert patch.probs_KYX is not None
+            taken = torch.from_numpy(taken_YX).to(self.device)
+            own_KYX = patch.probs_KYX / patch.probs_KYX.sum(0)  # where windows overlap, the sum is more than 1
+            part_KYX = probs_KHW[:, place[0], place[1]]
+            part_KYX.copy_(torch.where(taken, own_KYX, part_KYX))
+            owned = owner * (patch.labels_YX > 0).int()
+            owners_HW[place] = torch.where(taken, owned, owners_HW[place])
+        thetas = np.stack([theta_P23 for _, theta_P23 in patches]) if patches else np.zeros((0, 0, 2, 3))
+        squares = np.stack([frame.matrix_23 for frame in frames]) if frames else np.zeros((0, 2, 3))
+        frames_F23, theta_FP23 = (torch.from_numpy(a).float().to(self.device) for a in (squares, thetas))
+        labels_HW = probs_KHW.argmax(0).byte()
+        return TensorScene(self.parser.labels, labels_HW, owners_HW, probs_KHW, frames_F23, theta_FP23, list(found))
 
 
 def certainty(patch: Patch, labels: LabelSet) -> float:
     """How sure a parser is that it sees a face: of each of the six parts the mean probability of its pixels, 0 where
     there are none, and of these the mean over the parts. 0 for label sets that lack a part."""
-    areas_K, sums_K = _totals(patch.labels_YX.numpy(), patch.confidence_YX.numpy(), labels)
+    areas_K, sums_K = _totals(patch.labels_YX.cpu().numpy(), patch.confidence_YX.cpu().numpy(), labels)
     parts = [sums_K[list(ids)].sum() / max(1, areas_K[list(ids)].sum()) for ids in labels.part_ids]
     return float(sum(parts) / max(1, len(parts)))
 
@@ -186,20 +245,9 @@ def compose_scene(
     if any(patch.probs_KYX is not None for patch, _ in patches):
         probs_KHW = np.zeros((len(labels), height, width), np.float16)
         probs_KHW[0] = 1
-    nearest_HW = np.full(size, np.inf, np.float32) if overlapping([patch for patch, _ in patches]) else None
-    places = []
-    for owner, (patch, theta_P23) in enumerate(patches, 1):
+    places, taken = shares(patches, size)
+    for owner, (place, taken_YX, (patch, _)) in enumerate(zip(places, taken, patches, strict=True), 1):
         labels_YX = patch.labels_YX.numpy()
-        place = (
-            slice(patch.top, patch.top + labels_YX.shape[0]),
-            slice(patch.left, patch.left + labels_YX.shape[1]),
-        )
-        places.append(place)
-        taken_YX = np.ones(labels_YX.shape, bool)
-        if nearest_HW is not None:
-            distance_YX = window_distance(theta_P23, size, patch.top, patch.left, labels_YX.shape)
-            taken_YX = distance_YX < nearest_HW[place]
-            nearest_HW[place][taken_YX] = distance_YX[taken_YX]
         labels_HW[place][taken_YX] = labels_YX[taken_YX]
         owners_HW[place][taken_YX] = owner * (labels_YX[taken_YX] > 0)
         confidence_HW[place][taken_YX] = patch.confidence_YX.numpy()[taken_YX]
@@ -223,6 +271,25 @@ def compose_scene(
             )
         )
     return Scene(labels, labels_HW, owners_HW, faces, probs_KHW)
+
+
+def shares(
+    patches: Sequence[tuple[Patch, np.ndarray]], size: tuple[int, int]
+) -> tuple[list[tuple[slice, slice]], list[np.ndarray]]:
+    """Of each patch its rows and columns in the photo, and the pixels there, bool (Y, X), that it writes, in order."""
+    nearest_HW = np.full(size, np.inf, np.float32) if overlapping([patch for patch, _ in patches]) else None
+    places, taken = [], []
+    for patch, theta_P23 in patches:
+        height, width = patch.labels_YX.shape
+        place = slice(patch.top, patch.top + height), slice(patch.left, patch.left + width)
+        taken_YX = np.ones((height, width), bool)
+        if nearest_HW is not None:
+            distance_YX = window_distance(theta_P23, size, patch.top, patch.left, (height, width))
+            taken_YX = distance_YX < nearest_HW[place]
+            nearest_HW[place][taken_YX] = distance_YX[taken_YX]
+        places.append(place)
+        taken.append(taken_YX)
+    return places, taken
 
 
 def overlapping(patches: Sequence[Patch]) -> bool:

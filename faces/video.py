@@ -14,6 +14,7 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import av
@@ -33,6 +34,7 @@ KINDS = re.compile(
 CODEC = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 COPIED = ("aac", "mp3", "opus")  # sound that browsers play in an mp4; any other becomes AAC
 TICK = Fraction(1, 60_000)  # of a second: exact for the usual rates, and MPEG-4 takes no finer one than 1 / 65,535
+UNKNOWN = SimpleNamespace(average_rate=None, color_primaries=2, color_trc=2, colorspace=2)  # FFmpeg's "unspecified"
 SEARCH = 12  # the whole frame is searched for new faces once in so many frames; between, known ones are followed
 AT_ONCE = 8  # frames that are parsed together
 STILL, SLOWEST = 0.04, 0.25  # movement of the points, in sides of the face's box, and weight of new points without any
@@ -89,15 +91,15 @@ class Follower:
 
 
 class Film:
-    """An mp4 written frame by frame, with the sound of ``source``, a container that nobody else reads; ``stack``
-    closes it."""
+    """An mp4 written frame by frame, with the sound of ``source``, a container that nobody else reads, or without any;
+    ``stack`` closes it."""
 
     def __init__(self, path: Path, source: Any, stack: ExitStack) -> None:
         self.path, self.source, self.frames, self.ticks, self.heard = path, source, 0, -1, -math.inf
         self.file = stack.enter_context(open(path, "xb"))  # noqa: SIM115
         self.output = av.open(self.file, "w", format="mp4")
         stack.callback(self.close)
-        like = source.streams.best("video")
+        like = source.streams.best("video") if source else UNKNOWN
         # without B-frames, whose order in the file makes players cut the end of a video of variable rate
         self.stream = self.output.add_stream(CODEC, rate=like.average_rate or 25, options={"crf": "20", "bf": "0"})
         self.stream.codec_context.flags |= 1 << 8  # AV_CODEC_FLAG_FRAME_DURATION: the last frame lasts as it did
@@ -152,7 +154,7 @@ class Film:
 
     def _sound(self) -> Iterator[Any]:
         """The packets of the source's sound."""
-        stream = self.source.streams.best("audio")
+        stream = self.source.streams.best("audio") if self.source else None
         if stream is None or stream.codec_context is None:
             return
         start = round(start_of(self.source) / stream.time_base)

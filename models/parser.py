@@ -140,6 +140,16 @@ class FaceParser(nn.Module):
         """
         raise InputError(f"framed: {self.kind} labels whole photos alone; leave it out")
 
+    @staticmethod
+    def preprocess(images_B3HW: Tensor, black: float = 0.0, white: float = 1.0) -> Tensor:
+        """Pictures as other networks have them, float (B, 3, H, W) or (3, H, W), as photos_BHW3 for ``forward``:
+        floats in 0-1, values beyond ``black`` and ``white`` clipped. Differentiable. Raises InputError for other
+        shapes."""
+        if images_B3HW.ndim not in (3, 4) or images_B3HW.shape[-3] != 3 or not images_B3HW.is_floating_point():
+            raise InputError(f"pictures must be float (B, 3, H, W), not {images_B3HW.dtype} {tuple(images_B3HW.shape)}")
+        images_B3HW = images_B3HW if images_B3HW.ndim == 4 else images_B3HW[None]
+        return ((images_B3HW - black) / (white - black)).clamp(0, 1).permute(0, 2, 3, 1)
+
     def mirrored(self) -> "FaceParser":
         """This parser, changed in place to average with the mirrored photo. Raises InputError where it cannot."""
         raise InputError(f"mirror: {self.kind} has no test-time mirroring; leave it out")

@@ -1,6 +1,7 @@
 """The exported files: the model's own labels, for photos of any size and number."""
 
 import importlib.util
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,10 @@ def test_both_files_label_photos_of_any_size_and_number_as_the_model_does(name, 
     compare(export.load_program(program), model)
     compare(export.load_onnx(onnx), model)
     session = onnxruntime.InferenceSession(onnx)
+    held: dict[str, str] = {"metadata.json": ""}
+    torch.export.load(program, extra_files=held)
+    assert json.loads(held["metadata.json"]) == session.get_modelmeta().custom_metadata_map
+    assert json.loads(session.get_modelmeta().custom_metadata_map["labels"]) == list(model.labels.names)
     axes = ["batch", "height", "width"]
     assert [(value.name, value.shape) for value in session.get_inputs()] == [("photos", [*axes, 3])]
     assert [(value.name, value.shape) for value in session.get_outputs()] == [("labels", axes)]

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from torch import Tensor
 
@@ -335,3 +336,34 @@ def test_corners_and_distances_of_a_turned_window_by_hand() -> None:
 def test_an_empty_list_of_checkpoints_is_bad_input():
     with pytest.raises(InputError, match="the list of checkpoints is empty"):
         load([])
+
+
+def test_a_scene_as_tensors_is_the_scene_and_gradients_of_a_part_land_on_it() -> None:
+    parse = load(device="cpu")
+    photo = skimage.data.astronaut()[:300]
+    two = np.hstack([photo, photo[:, ::-1]])
+    scene, other = parse.parse([two, two], keep_probs=True)
+    found, _ = parse.parse([two, two], tensors=True)
+    assert scene.probs_KHW is not None
+    np.testing.assert_array_equal(found.labels_HW, scene.labels_HW)
+    np.testing.assert_array_equal(found.owners_HW, scene.owners_HW)
+    np.testing.assert_allclose(found.probs_KHW, scene.probs_KHW, atol=1e-3)
+    assert [face.detection.box for face in scene.faces] == [face.box for face in found.detections if face]
+    assert (len(found.detections), other.faces[0].areas) == (2, scene.faces[0].areas)
+    empty = parse(np.zeros((40, 50, 3), np.uint8), tensors=True)
+    assert (empty.labels_HW.any(), len(empty.frames_F23), empty.probs_KHW[0].min()) == (False, 0, 1)
+
+    images_B3HW = torch.from_numpy(two.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    images_B3HW.requires_grad_()
+    photos_BHW3 = parse.parser.preprocess(images_B3HW, black=-1)
+    probs_FKHW = parse.parser.forward_framed(photos_BHW3, found.frames_F23)
+    eye_HW = (scene.labels_HW == 3) & (scene.owners_HW == 1)
+    probs_FKHW[0, 3][torch.from_numpy(eye_HW)].log().mean().backward()
+    assert images_B3HW.grad is not None
+    size_HW = images_B3HW.grad[0].abs().sum(0).numpy()
+    rows, columns = np.nonzero(eye_HW)
+    around = np.zeros_like(eye_HW)
+    around[rows.min() - 12 : rows.max() + 13, columns.min() - 12 : columns.max() + 13] = True
+    assert size_HW[around].mean() > 20 * size_HW[~around].mean()
+    with pytest.raises(InputError, match="pictures must be float"):
+        parse.parser.preprocess(images_B3HW.permute(0, 2, 3, 1))

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import struct
+import time
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import islice
@@ -18,7 +20,7 @@ import torch
 import predict
 from data.images import read_labels
 from data.labels import NINE
-from faces import video
+from faces import camera, video
 from faces.detect import Detection, Detector
 from faces.scene import SceneParser, compose_scene
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
@@ -159,6 +161,35 @@ def test_files_that_are_no_videos_are_one_line(scenes, tmp_path):
     with pytest.raises(InputError, match="no such video"):
         video.parse_video(scenes, tmp_path / "none.mp4", {"video": tmp_path / "out.mp4"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.mp4", "empty.mp4", "short.mp4", "text.mp4"]
+
+
+def test_a_camera_shows_its_newest_frame_and_drops_the_others(tmp_path, capsys, monkeypatch):
+    clip, out = save_video(tmp_path / "clip.mp4", moving_face(20)), ["--out", str(tmp_path / "out")]
+    device = camera.Camera(str(clip))
+    frames = device.frames()
+    first = next(frames)
+    time.sleep(0.35)
+    later = next(frames)
+    assert later.time - first.time > 0.2
+    assert 2 + len([*frames]) < device.seen == 20
+    argv = ["--camera", str(clip), "--device", "cpu"]
+    assert predict.main([*argv, *out]) == 0
+    told = re.fullmatch(
+        r".*camera_overlay.mp4: (\d+) frames, \1 with faces .*, (\d+) dropped\n", capsys.readouterr().out
+    )
+    assert told
+    assert int(told[1]) + int(told[2]) == 20
+    assert len(open_video(tmp_path / "out" / "camera_overlay.mp4")[0]) == int(told[1])
+    shown: list[np.ndarray] = []
+    monkeypatch.setattr(camera.cv2, "imshow", lambda title, image: shown.append(image))
+    monkeypatch.setattr(camera.cv2, "waitKey", lambda pause: ord("q") if len(shown) == 2 else -1)
+    assert predict.main(argv) == 0
+    assert len(shown) == 2
+    for more, line in ((out, "already exists"), (["x.jpg"], "one of them"), (["--faces", "none"], "has to|have to")):
+        with pytest.raises(InputError, match=line):
+            predict.main([*argv, *more])
+    with pytest.raises(InputError, match="no such camera"):
+        predict.main(["--camera", str(tmp_path / "none.mp4")])
 
 
 def test_bad_videos_are_listed_and_the_rest_goes_on(tmp_path, capsys):

@@ -8,6 +8,7 @@ With --framed they take photos (1, H, W, 3) and the frames (F, 2, 3), float32, o
 import argparse
 import importlib
 import importlib.util
+import json
 import os
 import sys
 import time
@@ -125,8 +126,10 @@ def export(
     parser.fold()
     labeller = (FramedLabeller if framed else Labeller)(parser).requires_grad_(False)
     traced = trace(labeller)
-    written = [write(program, save_program, load_program, traced, labeller)] if program else []
-    written += [write(onnx, partial(save_onnx, axes=labeller.axes), load_onnx, traced, labeller)] if onnx else []
+    told = metadata(labeller)
+    written = [write(program, partial(save_program, told=told), load_program, traced, labeller)] if program else []
+    save = partial(save_onnx, axes=labeller.axes, told=told)
+    written += [write(onnx, save, load_onnx, traced, labeller)] if onnx else []
     return all(written)
 
 
@@ -165,9 +168,16 @@ def trace(labeller: Labeller) -> ExportedProgram:
         return torch.export.export(labeller, labeller.examples, dynamic_shapes=shapes, strict=False)
 
 
-def save_program(program: ExportedProgram, path: Path) -> None:
-    """As a .pt2 file. Raises OSError."""
-    torch.export.save(program, path)
+def metadata(labeller: Labeller) -> dict[str, str]:
+    """What both files say of themselves: names and RGB of the labels by id, as JSON, and what they take."""
+    labels = labeller.parser.labels
+    names, colours = (json.dumps(values) for values in (labels.names, labels.colours))
+    return {"label_set": labels.name, "labels": names, "colours": colours, "photos": "RGB, uint8, 0 to 255"}
+
+
+def save_program(program: ExportedProgram, path: Path, told: dict[str, str]) -> None:
+    """As a .pt2 file, with ``metadata`` as the extra file "metadata.json". Raises OSError."""
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(told)})
 
 
 def load_program(path: Path) -> Callable[..., Tensor]:
@@ -175,8 +185,8 @@ def load_program(path: Path) -> Callable[..., Tensor]:
     return torch.export.load(path).module()
 
 
-def save_onnx(program: ExportedProgram, path: Path, axes: dict[str, dict[int, str]]) -> None:
-    """As an ONNX graph with the output "labels". axes: see ``Labeller``. Raises OSError."""
+def save_onnx(program: ExportedProgram, path: Path, axes: dict[str, dict[int, str]], told: dict[str, str]) -> None:
+    """As an ONNX graph with the output "labels" and ``metadata``. axes: see ``Labeller``. Raises OSError."""
     torch.onnx.export(
         program,
         f=path,
@@ -187,6 +197,10 @@ def save_onnx(program: ExportedProgram, path: Path, axes: dict[str, dict[int, st
         dynamic_shapes=axes,
         verbose=False,
     )
+    onnx = importlib.import_module("onnx")
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, told)
+    onnx.save(graph, path)
 
 
 def load_onnx(path: Path) -> Callable[..., Tensor] | None:
