@@ -24,7 +24,7 @@ from scoring import options
 from scoring.pictures import encode, legend
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.files import make_folder, write_whole
+from utils.files import make_folder, write_bytes
 from utils.runtime import Machine, is_out_of_memory, printable, run_main
 
 FACES = (*WHICH, "none")
@@ -87,11 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         ):
             make_folder(folder, "--out")
         if args.legend:
-            content = encode(Image.fromarray(legend(parser.labels)), "PNG")
-            try:
-                write_whole(args.legend, lambda file: file.write(content))
-            except OSError as error:
-                raise InputError(f"--legend {args.legend}: cannot be written ({error.strerror})") from error
+            write_bytes(args.legend, encode(Image.fromarray(legend(parser.labels)), "PNG"))
         if photos:
             unlabelled, faceless = label_photos(how, photos)
             labelled = len(photos) - len(unlabelled)

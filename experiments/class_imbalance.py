@@ -39,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         for k in np.argsort(-pixels_K, kind="stable").tolist()
     ]
     if args.figure:
-        with common.refused(f"--figure {args.figure} could not be written"):
-            common.save_figure(draw({"rows": rows}), args.figure)
+        common.save_figure(draw({"rows": rows}), args.figure)
     return common.write(NAME, args, argv, {"faces": len(pixels_NK), "rows": rows}, table, draw)
 
 

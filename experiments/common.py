@@ -42,7 +42,7 @@ CROPPERS = {"old cropper": "baseline", "STN": "predicted"}  # title -> where its
 COLOURS = ("tab:orange", "tab:blue")  # of the croppers, and of other pairs
 BATCH_SIZE = 8  # faces at once
 HEADLINES = ("overall", "strict")
-FOLDERS = {"out": "numbers and plot", "runs": "trainings", "pictures": "pictures"}  # options that name one
+FOLDERS = ("out", "runs", "pictures")  # options that name one
 Result = dict[str, Any]  # what an experiment writes
 
 AnyParser = TypeVar("AnyParser", bound=FaceParser)
@@ -105,22 +105,12 @@ def parse(
     if distributed.world_size() > 1:
         raise InputError("experiments run in one process: start them without torchrun")
     check(args)
-    for name, what in FOLDERS.items():
+    for name in FOLDERS:
         if folder := getattr(args, name, None):
-            with refused(f"--{name} {folder}: {what} cannot be written there"):
-                folder.mkdir(parents=True, exist_ok=True)
-                if not os.access(folder, os.W_OK):
-                    raise PermissionError(None, "no right to write")
+            files.make_folder(folder, f"--{name}")
+            if not os.access(folder, os.W_OK):
+                raise InputError(f"--{name} {folder}: no right to write there, choose another folder")
     return args
-
-
-@contextmanager
-def refused(line: str) -> Iterator[None]:
-    """An OSError in here becomes an InputError of this line and the reason."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{line} ({error.strerror or error})") from error
 
 
 def epochs_of_stages(args: argparse.Namespace, stages: Sequence[str]) -> dict[str, int | None]:
@@ -324,10 +314,9 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def save_picture(path: Path, picture_HW3: np.ndarray) -> None:
-    """A JPEG to look at, uint8 (H, W, 3). Raises InputError where it cannot be written."""
-    with refused(f"{path} could not be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, encode(Image.fromarray(picture_HW3), "JPEG", quality=90))
+    """A JPEG to look at, uint8 (H, W, 3)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, encode(Image.fromarray(picture_HW3), "JPEG", quality=90))
 
 
 def write(
@@ -341,8 +330,7 @@ def write(
 ) -> int:
     """Write NAME.json (command, options, split, numbers) and, with ``draw``, NAME.png into ``--out``; print the table.
 
-    script: the experiment's module, where that has another name. Returns 0. Raises InputError where the files cannot be
-    written.
+    script: the experiment's module, where that has another name. Returns 0.
     """
     words = sys.argv[1:] if argv is None else argv
     settings = {key: value for key, value in sorted(vars(args).items()) if "Path(" not in repr(value)}
@@ -354,10 +342,9 @@ def write(
         **({"split": args.split} if "split" in args else {}),
         **numbers,
     }
-    with refused(f"--out {args.out} could not be written"):
-        if draw:
-            save_figure(draw(result), args.out / f"{name}.png")
-        files.write_text(args.out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    if draw:
+        save_figure(draw(result), args.out / f"{name}.png")
+    files.write_text(args.out / f"{name}.json", json.dumps(result, indent=1) + "\n")
     print("\n" + table(result) + f"\nwritten: {args.out / name}.json{', .png' if draw else ''}")
     return 0
 

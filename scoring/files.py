@@ -24,7 +24,6 @@ from scoring.metrics import (
 )
 from scoring.pictures import encode
 from utils import files
-from utils.errors import InputError
 
 PICTURES = "[0-9]*_[01].[0-9]*_*.jpg"  # in worst/
 
@@ -51,8 +50,7 @@ def save(out: Path, evaluation: Evaluation, worst: int = 0) -> dict[str, Any]:
     """Write scores.csv, scores.md, worst/*.jpg and, last, scores.json into a folder; returns what scores.json holds.
 
     For the labels of the CelebAMask challenge, also the score files of one of its teams.
-    worst: of so many faces, those with the lowest scores, pictures are saved. Raises InputError where the folder cannot
-    be written.
+    worst: of so many faces, those with the lowest scores, pictures are saved. Raises OSError.
     """
     result, total_KK = evaluation.scores(), evaluation.matrices_NKK.sum(0)
     ranked = worst_faces(evaluation, worst)
@@ -68,17 +66,14 @@ def save(out: Path, evaluation: Evaluation, worst: int = 0) -> dict[str, Any]:
         "confusion": total_KK.tolist(),
         "worst": [{"name": evaluation.names[index], "strict_mean": mean} for index, mean in ranked],
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        files.write_text(out / "scores.csv", to_csv({evaluation.title: result}, evaluation.labels))
-        files.write_text(out / "scores.md", tables(evaluation))
-        if evaluation.challenge():
-            for name, text in challenge_files(total_KK).items():
-                files.write_text(out / name, text)
-        save_pictures(out / "worst", evaluation, ranked)
-        files.write_text(out / "scores.json", json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"{out} could not be written ({error.strerror or error})") from error
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_text(out / "scores.csv", to_csv({evaluation.title: result}, evaluation.labels))
+    files.write_text(out / "scores.md", tables(evaluation))
+    if evaluation.challenge():
+        for name, text in challenge_files(total_KK).items():
+            files.write_text(out / name, text)
+    save_pictures(out / "worst", evaluation, ranked)
+    files.write_text(out / "scores.json", json.dumps(content, indent=1) + "\n")
     return content
 
 

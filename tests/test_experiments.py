@@ -358,7 +358,7 @@ def test_written_commands_name_no_folder_of_this_machine() -> None:
         (hidden_parts.main, ["--checkpoint", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
         (hidden_parts.main, ["--checkpoint", "TINY"], r"tiny.pt holds tiny, but .* compares windows of stn_icnn$"),
         (coarse_size.main, ["--sizes", "8", "--max-images", "2"], "--sizes 8: coarse size must lie between"),
-        (crop_parity.main, ["--out", "/proc/none"], "--out /proc/none: numbers and plot cannot be written there"),
+        (crop_parity.main, ["--out", "/proc/none"], "--out /proc/none cannot be made"),
     ],
 )
 def test_each_mistake_makes_one_line(

@@ -157,7 +157,6 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"retrieval.train {PEOPLE} --init-from w.pt", "not an identity embedding"),
     (f"retrieval.train {PEOPLE} --pretrained w.pt", "--init-from"),
     (f"retrieval.search {SEARCH} --checkpoint w.pt", "not an identity embedding"),
-    (f"train_end2end {FACES} --init-from-cropper w.pt {TRAIN}", "--init-from"),
     # options
     (f"predict --out out {CPU}", "INPUT"),
     ("predict good.jpg --windows --no-overlay", "--no-overlay"),

@@ -44,7 +44,7 @@ from tools.oddities import (
 )
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.files import write_whole
+from utils.files import write_bytes
 from utils.runtime import printable, run_main
 
 SHEET_FACES, SHEET_COLUMNS, SHEET_CELL = 24, 6, 224
@@ -350,13 +350,9 @@ def _draw_sheet(data: FaceData, checked: list[tuple[Listing, list[Checked]]], od
         print("\nno contact sheet: no face can be drawn")
         return
     sheet = pictures.tile(shown, SHEET_COLUMNS, SHEET_CELL)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
-        encoded = pictures.encode(Image.fromarray(sheet), kind)
-        write_whole(path, lambda file: file.write(encoded))
-    except OSError as error:
-        raise InputError(f"--out {path}: cannot be written: {error.strerror or error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
+    write_bytes(path, pictures.encode(Image.fromarray(sheet), kind))
     print(f"\ncontact sheet of {len(shown)} faces: {printable(str(path))}")
 
 

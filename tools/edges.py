@@ -43,16 +43,11 @@ def write_edges(data: FaceData, splits: tuple[str, ...], folder: Path) -> int:
             edges_1HW = edges(torch.from_numpy(labels_HW)[None])
             picture = encode(Image.fromarray(edges_1HW[0].numpy().astype("uint8") * 255), "PNG")
             path = folder / f"{sample.name}.png"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                if not path.exists():
-                    files.write_bytes(path, picture)
-                elif files.read_bytes(path) != picture:
-                    raise InputError(f"--out {path} has other content: choose another folder, or remove the file")
-            except OSError as error:
-                raise InputError(
-                    f"--out {folder} cannot be written ({error.strerror or error}): choose another"
-                ) from error
+            files.make_folder(folder, "--out")
+            if not path.exists():
+                files.write_bytes(path, picture)
+            elif files.read_bytes(path) != picture:
+                raise InputError(f"--out {path} has other content: choose another folder, or remove the file")
             count += 1
     return count
 

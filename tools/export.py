@@ -31,7 +31,7 @@ from models.parser import FaceParser
 from scoring import options
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.files import write_whole
+from utils.files import write_bytes
 from utils.runtime import run_main
 
 AGREEMENT = 0.999  # share of the pixels that must have the parser's own label
@@ -226,27 +226,24 @@ def write(
 ) -> bool:
     """Save elsewhere, load again, compare with the labeller, and write the file where they agree.
 
-    Returns whether the file was written. Raises InputError where the folder cannot be written.
+    Returns whether the file was written. Raises OSError.
     """
     started = time.monotonic()
-    try:
-        with TemporaryDirectory(prefix="export") as folder:
-            temporary = Path(folder) / path.name
-            save(program, temporary)
-            text = f"{path}: {temporary.stat().st_size / 2**20:.1f} MiB in {time.monotonic() - started:.0f} s"
-            function = load(temporary)
-            if function is None:
-                text += ", not checked (pip install onnxruntime)"
-            else:
-                shares = agreement(function, labeller)
-                text += f", labels as the model's own on {', '.join(f'{v:.3%} of {k}' for k, v in shares.items())}"
-                if min(shares.values()) < AGREEMENT:
-                    print(f"error: {text}: below {AGREEMENT:.1%}, so it was not kept", file=sys.stderr)
-                    return False
-            content = temporary.read_bytes()
-        write_whole(path, lambda file: file.write(content))
-    except OSError as error:
-        raise InputError(f"{path} could not be written ({error.strerror or error})") from error
+    with TemporaryDirectory(prefix="export") as folder:
+        temporary = Path(folder) / path.name
+        save(program, temporary)
+        text = f"{path}: {temporary.stat().st_size / 2**20:.1f} MiB in {time.monotonic() - started:.0f} s"
+        function = load(temporary)
+        if function is None:
+            text += ", not checked (pip install onnxruntime)"
+        else:
+            shares = agreement(function, labeller)
+            text += f", labels as the model's own on {', '.join(f'{v:.3%} of {k}' for k, v in shares.items())}"
+            if min(shares.values()) < AGREEMENT:
+                print(f"error: {text}: below {AGREEMENT:.1%}, so it was not kept", file=sys.stderr)
+                return False
+        content = temporary.read_bytes()
+    write_bytes(path, content)
     print(text)
     return True
 

@@ -399,16 +399,12 @@ def _begin_log(task: Task, run: Run, first_epoch: int) -> SummaryWriter:
     text = json.dumps({**settings, "environment": environment}, indent=1) + "\n"
     log, epochs = run.folder / "log.jsonl", task.optimisation.epochs
     rows = _read_log(log) if log.exists() else []
-    try:
-        for rest in run.folder.glob(".*.part"):  # of a run that was killed while it saved
-            rest.unlink()
-        files.write_text(run.folder / "config.json", text)
-        if log.exists():
-            files.write_text(log, "".join(line + "\n" for epoch, line in rows if epoch < first_epoch))
-        writer = SummaryWriter(run.folder / "tensorboard", purge_step=first_epoch)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"--run-dir {run.folder} cannot be written ({reason}): choose another") from error
+    for rest in run.folder.glob(".*.part"):  # of a run that was killed while it saved
+        rest.unlink()
+    files.write_text(run.folder / "config.json", text)
+    if log.exists():
+        files.write_text(log, "".join(line + "\n" for epoch, line in rows if epoch < first_epoch))
+    writer = SummaryWriter(run.folder / "tensorboard", purge_step=first_epoch)
     print(
         f"{task.stage}: epochs {first_epoch + 1} to {epochs} on {environment['device']}, into {run.folder}", flush=True
     )

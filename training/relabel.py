@@ -182,12 +182,8 @@ def weights_fingerprint(checkpoints: Sequence[Path]) -> str:
 
 def _claim(folder: Path, record: dict[str, Any]) -> None:
     """Note in an empty folder what its maps will come from; raises InputError for one that holds anything else."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        empty = not any(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): choose another folder") from error
-    if empty:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
         _write_record(folder, record)
     elif not (folder / RECORD).is_file():
         raise InputError(f"{folder} is not empty, and its files are not replaced: name a new folder")
@@ -196,16 +192,8 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    try:
-        files.write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror}): make room or choose another folder"
-        ) from error
+    files.write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def _write(path: Path, label_map: np.ndarray, labels: Any) -> None:
-    try:
-        files.write_bytes(path, encode_labels(np.ascontiguousarray(label_map), labels))
-    except OSError as error:
-        raise InputError(f"{path} could not be written ({error.strerror}): make room, then start again") from error
+    files.write_bytes(path, encode_labels(np.ascontiguousarray(label_map), labels))

@@ -105,7 +105,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file under a temporary name in its folder, then rename it: nobody ever sees half a file.
 
     write: fills the open file. The bytes are on the disk before the file gets its name. Where anything fails, an
-    older file at ``path`` stays as it was and the temporary file is removed. Raises OSError, and what ``write`` raises.
+    older file at ``path`` stays as it was and the temporary file is removed. Raises OSError of ``path``, and what
+    ``write`` raises.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")  # short: path.name may have the greatest length already
     try:
@@ -114,6 +115,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # not the temporary name, and where there was none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

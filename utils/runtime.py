@@ -30,7 +30,7 @@ from utils.errors import InputError
 INTERRUPTED = "interrupted (a training run continues with --resume)"
 _OF_THE_MACHINE = (  # errors of the disk, of rights and of names, which no change of ours would mend
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 )
 _NO_MEMORY = (  # of torch on CPU and GPU, of cuBLAS and cuDNN, C++, OpenCV and Python's threads
     "out of memory",
