@@ -1,9 +1,13 @@
-"""The whole chain for one data set: four stages, then every row of the F1 table. What is finished is skipped."""
+"""The whole chain for one data set: four stages, then every row of the F1 table. What is finished is skipped.
+
+--seeds trains it several times, seed N into OUT-seedN. --hybrid is the paper's section 3.1: the chain on HELEN, into
+OUT-helen, then end to end on 2,000 faces of CelebAMask-HQ.
+"""
 
 import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,6 +24,7 @@ from scoring import options
 from scoring.evaluation import Request, describe, score_model
 from scoring.files import save
 from scoring.metrics import headline, table
+from scoring.published import published_rows
 from training.engine import fit
 from training.options import add_channels_option, add_recipe_option, require_shares, settled
 from training.recipes import Recipe
@@ -27,6 +32,7 @@ from training.task import Plan
 from utils import distributed, files, locks
 from utils.errors import InputError
 from utils.runtime import Machine, run_main
+from utils.tables import markdown
 
 
 class Stage(NamedTuple):
@@ -72,23 +78,60 @@ ROWS = {
     "STN-iCNN, true windows": Row(("end2end",), "truth"),
 }
 
+HYBRID_FACES = 2000  # of CelebAMask-HQ, paper §3.1
+
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    recipes = {name: stage.script.RECIPES.choose(args.recipe, args.dataset) for name, stage in STAGES.items()}
-    epochs = dict(zip(STAGES, args.epochs or [None] * len(STAGES), strict=True))
-    changed = {name: recipe.changed(epochs[name], args.batch_size) for name, recipe in recipes.items()}
     sizes = {name: getattr(args, name) for stage in STAGES.values() for name in stage.sizes}
     setup = Setup(options.face_data(args), options.machine(args), args.seed, sizes)
     distributed.start_processes(setup.machine.device)
-    plans = plan_stages(changed, setup, args.out)
     with distributed.told_when_lost():
-        for split in ("train", "val", args.split):  # whatever cannot be read is reported before hours of training
-            open_faces(setup.data, split, NINE, threads=setup.machine.threads)
-        with locks.one_run(args.out, "--out"):
-            best = {name: train_stage(name, plan) for name, plan in plans.items()}
-            score_rows(best, setup, args.split, args.out)
+        for seed in args.seeds or [args.seed]:
+            out = args.out.with_name(f"{args.out.name}-seed{seed}") if args.seeds else args.out
+            (hybrid if args.hybrid else chain)(args, replace(setup, seed=seed), out)
     return 0
+
+
+def chain(args: argparse.Namespace, setup: Setup, out: Path) -> Path:
+    """Train and score the four stages on the data of a setup; returns the end-to-end checkpoint."""
+    plans = plan_stages(recipes_of(args, setup.data), setup, out)
+    require_readable(setup.data, args.split, setup.machine)
+    with locks.one_run(out, "--out"):
+        best = {name: train_stage(name, plan) for name, plan in plans.items()}
+        score_rows(best, setup, args.split, out)
+    return best["end2end"]
+
+
+def hybrid(args: argparse.Namespace, setup: Setup, out: Path) -> Path:
+    """The chain on HELEN, then end-to-end training on the first faces of CelebAMask-HQ with that data set's recipe and
+    windows; returns the checkpoint."""
+    data = replace(setup.data, max_images=setup.data.max_images or HYBRID_FACES)
+    require_readable(setup.data, args.split, setup.machine)
+    helen = replace(setup, data=replace(setup.data, dataset="helen", root=args.hybrid, partition=None))
+    start = {"init_from": chain(args, helen, out.with_name(f"{out.name}-helen"))}
+    window = setup.sizes.get("crop_size") or train_stage2.RECIPES.choose(args.recipe, data.dataset).model.get(
+        "crop_size"
+    )
+    recipe = recipes_of(args, data)["end2end"]
+    plan = Plan(data, recipe, setup.machine, out / "end2end", setup.seed, True, start, settled({"crop_size": window}))
+    with locks.one_run(out, "--out"):
+        best = train_stage("end2end", plan)
+        score_rows({"end2end": best}, setup, args.split, out)
+    return best
+
+
+def recipes_of(args: argparse.Namespace, data: FaceData) -> dict[str, Recipe]:
+    """Each stage's recipe for a data set, changed by the options."""
+    epochs = dict(zip(STAGES, args.epochs or [None] * len(STAGES), strict=True))
+    chosen = {name: stage.script.RECIPES.choose(args.recipe, data.dataset) for name, stage in STAGES.items()}
+    return {name: recipe.changed(epochs[name], args.batch_size) for name, recipe in chosen.items()}
+
+
+def require_readable(data: FaceData, split: str, machine: Machine) -> None:
+    """Whatever cannot be read is reported before hours of training. Raises InputError."""
+    for name in ("train", "val", split):
+        open_faces(data, name, NINE, threads=machine.threads)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -102,8 +145,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for network in ("coarse", "part"):
         add_channels_option(cli, network)
     cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
+    cli.add_argument("--seeds", type=int, nargs="+", metavar="N", help="train with each of them, into OUT-seedN")
+    cli.add_argument(
+        "--hybrid",
+        type=Path,
+        metavar="DIR",
+        help="HELEN's folder: train there, then fine-tune on 2,000 CelebAMask-HQ faces",
+    )
     args = cli.parse_args(argv)
     options.check(args)
+    if args.hybrid and args.dataset != "celebamask":
+        raise InputError(f"--hybrid fine-tunes on CelebAMask-HQ: name --dataset celebamask, not {args.dataset}")
     return args
 
 
@@ -168,16 +220,19 @@ def train_stage(name: str, plan: Plan) -> Path:
 def score_rows(best: Mapping[str, Path], setup: Setup, split: str, out: Path) -> None:
     """Score every row of the table; write it into out/table_SPLIT.md, and print it.
 
-    best: stage -> its checkpoint. What is scored already, in out/scores/SPLIT, is not scored again.
+    best: stage -> its checkpoint; rows of other stages are left out. The paper's rows follow ours. What is scored
+    already, in out/scores/SPLIT, is not scored again.
     """
     results = {}
-    for title, row in ROWS.items():
+    for title, row in ((title, row) for title, row in ROWS.items() if best.keys() >= {*row.stages}):
         checkpoints = [best[stage] for stage in row.stages]
         request = Request(checkpoints, setup.data, setup.machine, split, row.crops)
         results[title] = score(request, out / "scores" / split / slug(title), title)
     if distributed.rank() == 0:
         labels = label_set(next(iter(results.values()))["labels"])
         text = f"{setup.data.dataset}, {split} split\n\n{table(results, labels)}"
+        if split == "test" and (rows := published_rows(setup.data.dataset)):
+            text += "\n" + markdown(["F1, paper", *labels.groups], rows)
         files.write_text(out / f"table_{split}.md", text)
         print("\n" + text)
 

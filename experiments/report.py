@@ -6,9 +6,9 @@ Writes there: README.md, <run>/curves.png and, for some, experiments/<experiment
 
 For this repository's own results, the tables in README.md and docs/*.md are written too: each text between
 ``<!-- table: NAME -->`` and ``<!-- end -->`` becomes the table of that name. The names are
-<run>/<split>/paper, <run>/<split>/strict, <run>/trainings, <runs>/<split>/seeds, experiments/<experiment> and
-labels (the ids of every label set). Runs whose names differ only in a suffix -seedN are one training with several
-seeds.
+<run>/<split>/paper, <run>/<split>/strict, <run>/trainings, <runs>/<split>/seeds, paper/<data set> (the paper's Tables 2
+and 4, or 3, and ours), experiments/<experiment> and labels (the ids of every label set). Runs whose names differ only
+in a suffix -seedN are one training with several seeds.
 """
 
 import os
@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
+from statistics import mean, stdev
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 import reproduce
-from data.labels import LABEL_SETS
+from data.labels import LABEL_SETS, NINE
 from data.listing import SPLITS
 from experiments import (
     ablation,
@@ -42,6 +43,7 @@ from experiments import (
 )
 from experiments.common import Result
 from scoring.metrics import Scores, headline
+from scoring.published import OURS, PAPER, published_rows
 from utils import files
 from utils.cli import Parser
 from utils.errors import InputError
@@ -50,20 +52,6 @@ from utils.tables import markdown
 
 HOME = Path(__file__).resolve().parent.parent
 TITLES = (*reproduce.ROWS, "STN-iCNN, with mirroring")  # rows in the order of the tables; others follow them
-# The paper's tables 2 and 3, test split, in the order of the columns of data.labels.NINE.groups.
-PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
-    "helen": {
-        "iCNN (Zhou 2015)": (0.778, 0.863, 0.920, 0.777, 0.824, 0.808, 0.889, 0.845),
-        "iCNN": (0.863, 0.790, 0.936, 0.812, 0.772, 0.830, 0.908, 0.865),
-        "STN-iCNN before end-to-end": (0.891, 0.845, 0.956, 0.853, 0.792, 0.834, 0.920, 0.893),
-        "STN-iCNN": (0.895, 0.848, 0.963, 0.856, 0.824, 0.866, 0.928, 0.910),
-    },
-    "celebamask": {
-        "iCNN": (0.883, 0.848, 0.910, 0.896, 0.712, 0.763, 0.849, 0.879),
-        "STN-iCNN before end-to-end": (0.866, 0.834, 0.937, 0.906, 0.878, 0.893, 0.948, 0.915),
-        "STN-iCNN": (0.900, 0.851, 0.943, 0.917, 0.877, 0.893, 0.948, 0.924),
-    },
-}
 EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure] | None]] = {
     "hidden_parts": ("Hidden parts (Fig. 5)", hidden_parts.table, hidden_parts.draw),
     "coarse_size": ("Size of the coarse input (Fig. 6)", coarse_size.table, None),
@@ -185,16 +173,18 @@ def all_tables(runs: list[Run], experiments: dict[str, Result]) -> dict[str, str
         sets.setdefault(labels.names, []).append(name)
     ids = [[i, *names] for i, names in enumerate(zip_longest(*sets))]
     tables["labels"] = markdown(["id", *map(", ".join, sets.values())], ids)
+    tables |= {f"paper/{dataset}": beside_the_paper(runs, dataset) for dataset in PAPER}
     for name, group in by_seed(runs).items():
         tables |= {f"{name}/{split}/seeds": table for split, table in spread(group).items()}
     for run in runs:
         if run.stages:
             tables[f"{run.name}/trainings"] = trainings(run)
         for split, rows in run.scores.items():
-            published = PUBLISHED.get(run.dataset or "", {}) if split == "test" else {}
             if all(scores["paper"] for scores in rows.values()):  # label sets without the paper's groups have none
-                tables[f"{run.name}/{split}/paper"] = f1_table(rows, "paper", published)
-            tables[f"{run.name}/{split}/strict"] = f1_table(rows, "strict", {})
+                tables[f"{run.name}/{split}/paper"] = f1_table(
+                    rows, "paper", published_rows(run.dataset) if split == "test" else []
+                )
+            tables[f"{run.name}/{split}/strict"] = f1_table(rows, "strict", [])
     return tables
 
 
@@ -266,7 +256,8 @@ def by_seed(runs: list[Run]) -> dict[str, list[Run]]:
 
 
 def spread(group: list[Run]) -> dict[str, str]:
-    """For several seeds, split -> Markdown: mean and range of both headline scores, for each row that all runs have."""
+    """For several seeds, split -> Markdown: mean and standard deviation (over n - 1) of both headline scores, for each
+    row that all runs have."""
     tables: dict[str, str] = {}
     for split in SPLITS if len(group) > 1 else ():
         scores = [run.scores.get(split, {}) for run in group]
@@ -275,22 +266,32 @@ def spread(group: list[Run]) -> dict[str, str]:
             cells = []
             for which in ("overall", "strict"):
                 values = [value for each in scores if (value := headline(each[title])[which]) is not None]
-                low, high = min(values, default=0.0), max(values, default=0.0)
-                cells.append(f"{sum(values) / len(values):.4f} ({low:.4f}–{high:.4f})" if values else None)
+                cells.append(f"{mean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else None)
             rows.append([title, *cells])
         if rows:
-            header = [f"{len(group)} seeds, {split} split: mean (range)", "overall", "strict mean"]
+            header = [f"{len(group)} seeds, {split} split: mean ± standard deviation", "overall", "strict mean"]
             tables[split] = markdown(header, rows)
     return tables
 
 
-def f1_table(rows: dict[str, Scores], measure: str, published: dict[str, tuple[float, ...]]) -> str:
-    """F1 of the run's rows, then of the paper's. measure: "paper" (its groups) or "strict" (each label, their mean)."""
+def beside_the_paper(runs: list[Run], dataset: str) -> str:
+    """Tables 2 (and 4), or 3, of the paper: our rows of the same names, means over seeds, then the published ones."""
+    ours: list[list[object]] = []
+    for name, group in by_seed([run for run in runs if run.dataset == dataset]).items():
+        for title in OURS:
+            rows = [row["paper"] for run in group if (row := run.scores.get("test", {}).get(title)) and row["paper"]]
+            known = [[row[column] for row in rows if row[column] is not None] for column in NINE.groups] if rows else []
+            count = f", {len(rows)} seeds" if len(rows) > 1 else ""
+            ours += [[f"{name}{count}: {title}", *(mean(values) if values else None for values in known)]] * bool(known)
+    missing: list[object] = [f"not run here: `reproduce.py --dataset {dataset}`", *[None] * len(NINE.groups)]
+    return markdown(["F1, test split", *NINE.groups], [*(ours or [missing]), *published_rows(dataset, others=True)])
+
+
+def f1_table(rows: dict[str, Scores], measure: str, published: list[list[object]]) -> str:
+    """F1 of a run's rows, then of published ones. measure: "paper" (its groups), "strict" (each label, their mean)."""
     columns = list(next(iter(rows.values()))[measure])
-    lines: list[list[object]] = [[title, *map(scores[measure].get, columns)] for title, scores in rows.items()]
-    for title, values in published.items():
-        lines.append([f"*paper: {title}*", *(f"{value:.3f}" for value in values)])
-    return markdown([f"F1, {measure}", *columns], lines)
+    lines = [[title, *map(scores[measure].get, columns)] for title, scores in rows.items()]
+    return markdown([f"F1, {measure}", *columns], [*lines, *published])
 
 
 def trainings(run: Run) -> str:
@@ -356,6 +357,11 @@ def curves(run: Run) -> Figure:
 def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, str], benchmarks: list[Path]) -> str:
     """The report's README.md. benchmarks: files to link to, each in a folder next to it. Empty tables are left out."""
     parts = ["# Results", "Generated by `python -m experiments.report`: do not edit.", headline_table(runs)]
+    for dataset in PAPER:
+        if tables[f"paper/{dataset}"] and any(
+            run.dataset == dataset for group in by_seed(runs).values() for run in group[1:]
+        ):
+            parts += [f"{dataset}, beside the paper:", tables[f"paper/{dataset}"]]
     for name in by_seed(runs):
         for key in [key for split in reversed(SPLITS) if (key := f"{name}/{split}/seeds") in tables][:1]:
             parts += [f"{name}:", tables[key]] if tables[key] else []

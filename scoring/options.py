@@ -149,6 +149,7 @@ def check(
     need("workers", lambda v: 0 <= v <= 256, "between 0 and 256")
     need("batch_size", lambda v: 1 <= v <= 65536, "between 1 and 65536")
     need("seed", lambda v: 0 <= v < 2**63, "between 0 and 2**63 - 1")
+    need("seeds", lambda v: 0 <= v < 2**63, "between 0 and 2**63 - 1")
     need("epochs", lambda v: v >= 1, "at least 1")
     need("threshold", lambda v: 0 <= v < 1, "at least 0 and below 1")
     need("rare", lambda v: 0 <= v <= 1, "between 0 and 1")

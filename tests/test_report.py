@@ -98,6 +98,7 @@ def test_runs_as_reproduce_leaves_them_make_tables_and_curves(results: Path) -> 
     first, second = list(reproduce.ROWS)[:2]
     assert f"| [mine-seed1](#mine-seed1) | {second} | 0.9200 | 0.8000 |" in text
     assert text.index(f"| {first} | 0.7000") < text.index(f"| {second} | 0.7000")
+    assert f"| mine, 2 seeds: {second} | 0.7000 |" in text  # Table 2: ours, then the paper's
     assert "| *paper: STN-iCNN* | 0.895 |" in text
     assert "python reproduce.py --recipe paper" in text
     assert "| stage1 | 4 | 2 of 2 | 2 | adam, 0.1, halve | 81 pixels | f1 0.6000, epoch 2 | 2.0 |" in text
@@ -111,7 +112,7 @@ def test_seeds_are_put_together_in_every_document_that_asks_for_them(results: Pa
         document.write_text("<!-- table: mine/test/seeds -->\n<!-- end -->\n")
     report.write_tables(results, documents)
     first = next(iter(reproduce.ROWS))
-    row = f"| {first} | 0.9100 (0.9000–0.9200) | 0.8000 (0.8000–0.8000) |"
+    row = f"| {first} | 0.9100 ± 0.0141 | 0.8000 ± 0.0000 |"
     assert all(row in document.read_text() for document in documents)
     assert row not in (results / "README.md").read_text()  # each table has one place
     report.write_tables(results, [])

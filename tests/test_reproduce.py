@@ -19,8 +19,10 @@ from data.loaders import open_faces
 from data.source import FaceData
 from scoring.evaluation import Request
 from tests.damage import JSON_BYTES, SPECIAL
+from tests.fixtures import draw_faces, write_challenge
 from tests.test_resume import another_run
 from utils.errors import InputError
+from utils.files import sha256
 from utils.runtime import Machine, run_main
 
 TITLES = (
@@ -114,6 +116,23 @@ def test_a_stage_whose_source_was_trained_anew_is_refused_in_one_line(
     assert run_main(lambda: reproduce.main([*options, str(out)])) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{out / 'cropper' / 'last.pt'} was trained with started_from.init_from " in line
+
+
+def test_one_command_trains_on_helen_and_fine_tunes_on_celebamask_for_each_seed(
+    small: list[str], helen_root: Path, tmp_path: Path
+) -> None:
+    write_challenge(tmp_path / "celeb", draw_faces(train=3, val=1, test=1))
+    options = ["--hybrid", str(helen_root), "--seeds", "4", "--out", str(tmp_path / "mine")]
+    changed = [{"helen": "celebamask", str(helen_root): str(tmp_path / "celeb")}.get(word, word) for word in small]
+    assert reproduce.main([*changed, *options]) == 0
+    out, helen = tmp_path / "mine-seed4", tmp_path / "mine-seed4-helen"
+    assert "| *paper: STN-iCNN* | 0.895 |" in (helen / "table_test.md").read_text()
+    text = (out / "table_test.md").read_text()
+    assert "| STN-iCNN |" in text
+    assert "old cropper" not in text.split("*paper")[0]
+    config = json.loads((out / "end2end" / "config.json").read_text())
+    assert (config["dataset"], config["images"], config["seed"]) == ("celebamask", 2, 4)
+    assert config["started_from"] == {"init_from": sha256(helen / "end2end" / "best.pt")}
 
 
 def with_data(options: list[str], root: Path) -> list[str]:
