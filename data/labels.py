@@ -118,8 +118,8 @@ class LabelSet:
     def map_to(self, target: "LabelSet") -> np.ndarray:
         """The same label maps in another set's ids: uint8 (256,), id here -> id there.
 
-        Labels that the other set does not have become background (``lost_in`` names them); ids that do not exist map
-        to ``NO_ID``. Raises InputError where the other set has labels that cannot be told from this set's.
+        Labels that the other set does not have become background; ids that do not exist map to ``NO_ID``.
+        Raises InputError where the other set has labels that cannot be told from this set's.
         """
         own, wanted = self._shared_names, target._shared_names
         lacking = [name for name, same in zip(target.names, wanted, strict=True) if same not in own]
@@ -131,11 +131,6 @@ class LabelSet:
         lut = np.full(256, NO_ID, np.uint8)
         lut[: len(own)] = [wanted.index(name) if name in wanted else 0 for name in own]
         return lut
-
-    def lost_in(self, target: "LabelSet") -> tuple[str, ...]:
-        """The labels that become background in another set."""
-        wanted = target._shared_names
-        return tuple(name for name, same in zip(self.names, self._shared_names, strict=True) if same not in wanted)
 
 
 def among(labels: Array, ids: Sequence[int]) -> Array:

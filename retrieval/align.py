@@ -30,6 +30,7 @@ from faces.align import frame_of
 from faces.detect import Detection, Detector
 from retrieval.mtcnn import Mtcnn
 from retrieval.people import CROP, list_people, require_outside
+from scoring import options
 from scoring.pictures import encode
 from utils import checkpoint, files, locks
 from utils.cli import Parser
@@ -264,17 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--upright", dest="shape", action="store_const", const="upright", help="--cut upright")
     cli.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
     args = cli.parse_args(argv)
-    problems = [
-        f"--{name} {value}: must be between {low} and {high}"
-        for name, value, low, high in (
-            ("image-size", args.image_size, 16, 2048),
-            ("margin", args.margin, 0, 2048),
-            ("workers", args.workers, 1, 256),
-        )
-        if not low <= value <= high
-    ]
-    if problems:
-        raise InputError("; ".join(problems))
+    options.check(args, folders=())
     require_outside("OUT", args.out, args.source)
     cut = Cut(args.detector, args.image_size, args.margin, args.shape)
     DETECTORS[cut.detector]()  # its weights are missed before anything is written

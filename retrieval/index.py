@@ -5,7 +5,7 @@ rows of the five nearest of each query, (Q, 5) int64, nearest first.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
 
@@ -19,29 +19,21 @@ def exact(gallery_GE: np.ndarray) -> Finder:
     return lambda queries_QE: nearest(gallery_GE, queries_QE).index_Q5
 
 
-def faiss_flat(gallery_GE: np.ndarray) -> Finder:
-    """All distances, by faiss: the same five."""
-    return _faiss(gallery_GE, lambda faiss, size: faiss.IndexFlatIP(size))
-
-
-def faiss_bytes(gallery_GE: np.ndarray) -> Finder:
-    """All distances to vectors of one byte a number: a quarter of the memory, and nearly the same five."""
-
-    def made(faiss: Any, size: int) -> Any:
-        return faiss.IndexScalarQuantizer(size, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
-
-    return _faiss(gallery_GE, made)
-
-
-def _faiss(gallery_GE: np.ndarray, make: Callable[[Any, int], Any]) -> Finder:
+def faiss_index(kind: str, gallery_GE: np.ndarray) -> Finder:
+    """By faiss. kind: what its ``index_factory`` takes."""
     try:
         import faiss
     except ImportError as error:
         raise InputError("--index faiss needs faiss: pip install faiss-cpu") from error
-    index = make(faiss, gallery_GE.shape[1])
+    index = faiss.index_factory(gallery_GE.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     index.train(gallery_GE[:100_000])
     index.add(gallery_GE)
     return lambda queries_QE: index.search(queries_QE, NEAREST)[1]
 
 
-INDEXES = {"exact": exact, "faiss": faiss_flat, "faiss-bytes": faiss_bytes}
+# "faiss": all distances, the same five; "faiss-bytes": to vectors of one byte a number, nearly the same
+INDEXES: dict[str, Callable[[np.ndarray], Finder]] = {
+    "exact": exact,
+    "faiss": partial(faiss_index, "Flat"),
+    "faiss-bytes": partial(faiss_index, "SQ8"),
+}

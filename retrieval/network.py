@@ -46,23 +46,6 @@ class Unit(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-class Residual(nn.Module):
-    """Branches side by side, joined by a 1x1 convolution with bias, scaled and added to the input."""
-
-    def __init__(self, wide: int, joined: int, scale: float, branches: list[nn.Module], relu: bool = True) -> None:
-        super().__init__()
-        self.scale, self.relu = scale, relu
-        for number, branch in enumerate(branches):
-            self.add_module(f"branch{number}", branch)
-        self.conv2d = nn.Conv2d(joined, wide, 1)
-        self.count = len(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        branches = [getattr(self, f"branch{number}")(x) for number in range(self.count)]
-        x = x + self.scale * self.conv2d(torch.cat(branches, 1))
-        return F.relu(x) if self.relu else x
-
-
 class Reduction(nn.Module):
     """Branches side by side, the last a max pooling: half the size."""
 
@@ -72,9 +55,24 @@ class Reduction(nn.Module):
             self.add_module(f"branch{number}", branch)
         self.count = len(branches)
 
+    def branches(self, x: Tensor) -> list[Tensor]:
+        return [getattr(self, f"branch{number}")(x) for number in range(self.count)]
+
     def forward(self, x: Tensor) -> Tensor:
-        branches = [getattr(self, f"branch{number}")(x) for number in range(self.count)]
-        return torch.cat([*branches, F.max_pool2d(x, 3, 2)], 1)
+        return torch.cat([*self.branches(x), F.max_pool2d(x, 3, 2)], 1)
+
+
+class Residual(Reduction):
+    """Branches side by side, joined by a 1x1 convolution with bias, scaled and added to the input."""
+
+    def __init__(self, wide: int, joined: int, scale: float, branches: list[nn.Module], relu: bool = True) -> None:
+        super().__init__(branches)
+        self.scale, self.relu = scale, relu
+        self.conv2d = nn.Conv2d(joined, wide, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.scale * self.conv2d(torch.cat(self.branches(x), 1))
+        return F.relu(x) if self.relu else x
 
 
 def block35() -> Residual:

@@ -146,6 +146,8 @@ def check(
     dataset, partition = getattr(args, "dataset", "synthetic"), getattr(args, "partition", None)
     need("max_images", lambda v: v >= 1, "at least 1")
     need("face_size", lambda v: 16 <= v <= 2048, "between 16 and 2048")
+    need("image_size", lambda v: 16 <= v <= 2048, "between 16 and 2048")
+    need("margin", lambda v: 0 <= v <= 2048, "between 0 and 2048")
     need("workers", lambda v: 0 <= v <= 256, "between 0 and 256")
     need("batch_size", lambda v: 1 <= v <= 65536, "between 1 and 65536")
     need("seed", lambda v: 0 <= v < 2**63, "between 0 and 2**63 - 1")

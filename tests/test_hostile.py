@@ -241,7 +241,6 @@ LINES: tuple[tuple[str, str], ...] = (
     ("hubconf none.pt", "none.pt"),
     ("hubconf w.pt cuda:99", "cuda:99"),
     ("retrieval.align people out --image-size 15", "--image-size 15"),
-    ("retrieval.align people out --workers 0", "--workers 0"),
     ("retrieval.align people people/ann/out", "whose folders"),
     ("retrieval.align people .", "holds other files"),
     ("retrieval.align people/ann out", "holds no people"),
