@@ -20,7 +20,6 @@ from utils.runtime import run_main
 from utils.tables import markdown
 
 NAME = "kinds"
-SHOWN = ("eyes", "brows")  # columns of the paper's table, for label sets that have them
 BROW1, BROW2, EYE1, EYE2, NOSE, MOUTH = range(len(PARTS))
 LUMA_3 = (0.299, 0.587, 0.114)
 
@@ -98,16 +97,15 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for kind, chosen_N in kinds(measure(faces), faces.data_labels.names).items():
         result = scores(matrices_NKK[chosen_N].sum(0), model.labels)
-        f1 = {**headline(result), **{group: result["paper"].get(group) for group in SHOWN}}
-        rows.append({"kind": kind, "faces": int(chosen_N.sum()), "f1": f1})
+        rows.append({"kind": kind, "faces": int(chosen_N.sum()), "f1": headline(result)})
     rows = [row for row in rows if row["faces"]]
     return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table)
 
 
 def table(result: Result) -> str:
     """Markdown: one line for each kind."""
-    rows = [[row["kind"], row["faces"], *map(row["f1"].get, (*common.HEADLINES, *SHOWN))] for row in result["rows"]]
-    return markdown(["kind of face", "faces", *common.HEADLINES, *SHOWN], rows, 3)
+    rows = [[row["kind"], row["faces"], *map(row["f1"].get, common.HEADLINES)] for row in result["rows"]]
+    return markdown(["kind of face", "faces", *common.HEADLINES], rows, 3)
 
 
 if __name__ == "__main__":
