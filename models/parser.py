@@ -253,8 +253,7 @@ class WholeFaceParser(FaceParser):
 
     def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
         size, scale = self.framed
-        wide_F23 = torch.cat([frames_F23[..., :2] * scale, frames_F23[..., 2:]], -1)
-        framed = framed_input(photos_1HW3, wide_F23, size)
+        framed = framed_input(photos_1HW3, frames_F23, size, scale)
         probs, theta_F123 = one_window(self.logits(framed.images_F3SS))
         theta_F123 = compose(framed.frames_F33, theta_F123)
         _, height, width, _ = photos_1HW3.shape
@@ -281,15 +280,16 @@ class Framed(NamedTuple):
     photo_F: Tensor
 
 
-def framed_input(photos_1HW3: Tensor, frames_F23: Tensor, size: int) -> Framed:
-    """What ``View.photo`` gives for framed faces, but from at least FRAME_SIDE x FRAME_SIDE samples for each, whatever
-    its size. photos_1HW3, frames_F23: see ``FaceParser.forward_framed``."""
+def framed_input(photos_1HW3: Tensor, frames_F23: Tensor, size: int, scale: float = 1.0) -> Framed:
+    """What ``View.photo`` gives for framed faces, but from at least FRAME_SIDE x FRAME_SIDE samples for each frame,
+    whatever its size. photos_1HW3, frames_F23: see ``FaceParser.forward_framed``. scale: see ``Batch.widened``."""
     check_range(photos_1HW3)
     device, faces = photos_1HW3.device, frames_F23.shape[0]
     sizes_F2 = torch.tensor([photos_1HW3.shape[1:3]], device=device).expand(faces, 2)
-    frames_F33 = frame_to_photo(frames_F23, sizes_F2, FRAME_SIDE)
+    wide_F23 = torch.cat([frames_F23[..., :2] * scale, frames_F23[..., 2:]], -1)
+    frames_F33 = frame_to_photo(wide_F23, sizes_F2, FRAME_SIDE)
     photo_F = torch.zeros(faces, dtype=torch.long, device=device)
-    count = math.ceil(FRAME_SIDE / size)
+    count = math.ceil(FRAME_SIDE * scale / size)
     return Framed(framed_images(photos_1HW3, frames_F33, sizes_F2, photo_F, size, count), frames_F33, sizes_F2, photo_F)
 
 

@@ -21,6 +21,7 @@ import train_eagrnet
 import train_end2end
 import train_stage1
 import train_stage2
+import train_whole
 from data.batch import Batch
 from data.source import FaceData
 from models.loading import SHIPPED_WEIGHTS
@@ -36,6 +37,7 @@ STAGES: dict[str, tuple[ModuleType, dict[str, Any], int]] = {  # with the copies
     "end2end": (train_end2end, {"start": {"init_from": SHIPPED_WEIGHTS}}, 2),
     "deeplab": (train_deeplab, {"model": {"size": 160}}, 1),
     "eagrnet": (train_eagrnet, {"model": {"size": 160}}, 1),
+    "whole": (train_whole, {"model": {"size": 160}}, 1),
 }
 
 

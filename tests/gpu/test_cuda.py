@@ -17,6 +17,7 @@ import train_eagrnet
 import train_end2end
 import train_stage1
 import train_stage2
+import train_whole
 from data.loaders import Faces
 from models.loading import load_for_inference
 from retrieval import search, train
@@ -39,6 +40,7 @@ STAGES = {
     train_end2end: ["--recipe", "best"],
     train_deeplab: ["--input-size", "48"],
     train_eagrnet: ["--input-size", "65"],
+    train_whole: ["--input-size", "64", "--encoder-weights", "none"],
 }
 
 
