@@ -96,18 +96,18 @@ def test_a_wide_frame_is_a_larger_frame_with_as_many_more_pixels() -> None:
     narrow = lively(WholeParser(WholeConfig(size=192, width=0.25), CELEBAMASK))
     wide = WholeParser(replace(narrow.config, size=96, frame_scale=2.0), CELEBAMASK).eval()
     wide.load_state_dict(narrow.state_dict())
-    photo = np.random.default_rng(0).integers(0, 256, (200, 240, 3), dtype=np.uint8)
-    frame_23 = np.array([[40.0, -9, 110], [9, 40, 90]])
+    blocks = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    photo = blocks.repeat(160, 0).repeat(160, 1)
+    frame_23 = np.array([[160.0, -36, 440], [36, 160, 360]])
     double_23 = np.concatenate([2 * frame_23[:, :2], frame_23[:, 2:]], 1)
     ((ours, _),) = wide.patches(framed_batch([photo], [[frame_23]], CELEBAMASK))
     ((theirs, _),) = narrow.patches(framed_batch([photo], [[double_23]], CELEBAMASK))
     assert ours.labels_YX.shape == theirs.labels_YX.shape
     assert (ours.labels_YX == theirs.labels_YX).float().mean() > 0.99
-    exported = (
-        parser.forward_framed(torch.from_numpy(photo)[None], torch.from_numpy(matrix_23[None]).float()).argmax(1)
-        for parser, matrix_23 in ((wide, frame_23), (narrow, double_23))
-    )
-    assert (next(exported) == next(exported)).float().mean() > 0.99
+    canvas_1KHW = wide.forward_framed(torch.from_numpy(photo)[None], torch.from_numpy(frame_23[None]).float())
+    rows, columns = (slice(start, start + n) for start, n in zip(ours[:2], ours.labels_YX.shape, strict=True))
+    same = (canvas_1KHW[0, :, rows, columns].argmax(0) == ours.labels_YX).float().mean()
+    assert same > 0.9  # of a random network, and of other samples
 
 
 def test_photos_go_on_around_with_hair_but_without_faces() -> None:
