@@ -65,9 +65,9 @@ class Setup:
 
 
 STAGES = {
-    "stage1": Stage(train_stage1, {}, ("coarse_size", "coarse_channels")),
+    "stage1": Stage(train_stage1, {}, ("coarse_size", "coarse_channels", "kernel")),
     "cropper": Stage(train_cropper, {"init_from": "stage1"}, ("crop_size",)),
-    "stage2": Stage(train_stage2, {}, ("crop_size", "part_channels")),
+    "stage2": Stage(train_stage2, {}, ("crop_size", "part_channels", "kernel")),
     "end2end": Stage(train_end2end, {"init_from_cropper": "cropper", "init_from_stage2": "stage2"}, ()),
 }
 ROWS = {

@@ -75,7 +75,7 @@ def build(plan: Plan) -> Cropper:
     cropper = read_weights(path) if (path := plan.start.get("init_from_cropper")) else stage1
     further = _goes_on(cropper, plan.model.get("localizer"), named="init_from_cropper" in plan.start)
     settled = _kept_windows(plan, cropper) if further else {}
-    model = STNiCNN(plan.config(STNiCNN, stage1, "coarse_size", "coarse_channels", **settled))
+    model = STNiCNN(plan.config(STNiCNN, stage1, "coarse_size", "coarse_channels", "kernel", **settled))
     model.load(stage1, ("coarse",))
     if further:
         model.load(cropper, ("localizer",))

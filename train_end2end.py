@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_channels_option(cli, "part")
     args = cli.parse_args(argv)
     names = [flag.removeprefix("--").replace("-", "_") for flag in starts]
-    task = build(options.plan(args, RECIPES, names, part_channels=args.part_channels))
+    task = build(options.plan(args, RECIPES, names, part_channels=args.part_channels, kernel=args.kernel))
     fit(task, task.run)
     return 0
 

@@ -45,7 +45,7 @@ def build(plan: Plan) -> Stage1:
     """The task of a plan. plan.start: "init_from", a checkpoint whose coarse network to start from."""
     torch.manual_seed(plan.seed)
     start = read_weights(path) if (path := plan.start.get("init_from")) else None
-    model = STNiCNN(plan.config(STNiCNN, start, "coarse_channels"))
+    model = STNiCNN(plan.config(STNiCNN, start, "coarse_channels", "kernel"))
     if start:
         model.load(start, ("coarse",))
     return Stage1(plan, model, ("coarse",), photos=View.needs_photos(model.config.coarse_size))
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 128")
     options.add_channels_option(cli, "coarse")
     args = cli.parse_args(argv)
-    sizes = {"coarse_size": args.coarse_size, "coarse_channels": args.coarse_channels}
+    sizes = {"coarse_size": args.coarse_size, "coarse_channels": args.coarse_channels, "kernel": args.kernel}
     task = build(options.plan(args, RECIPES, ("init_from",), **sizes))
     fit(task, task.run)
     return 0

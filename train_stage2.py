@@ -46,7 +46,7 @@ def build(plan: Plan) -> Stage2:
     """The task of a plan. plan.start: "init_from", a checkpoint whose part networks to start from."""
     torch.manual_seed(plan.seed)
     start = read_weights(path) if (path := plan.start.get("init_from")) else None
-    model = STNiCNN(plan.config(STNiCNN, start, "part_channels"))
+    model = STNiCNN(plan.config(STNiCNN, start, "part_channels", "kernel"))
     if start:
         model.load(start, ("parts",))
     return Stage2(plan, model, ("parts",))
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     options.add_channels_option(cli, "part")
     args = cli.parse_args(argv)
-    sizes = {"crop_size": args.crop_size, "part_channels": args.part_channels}
+    sizes = {"crop_size": args.crop_size, "part_channels": args.part_channels, "kernel": args.kernel}
     task = build(options.plan(args, RECIPES, ("init_from",), **sizes))
     fit(task, task.run)
     return 0

@@ -6,6 +6,7 @@ array slicing, and the true labels with themselves, cropped (nearest) and pasted
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from models.stn_icnn.model import STNiCNNConfig
 from models.stn_icnn.parts import part_targets
 from models.stn_icnn.windows import target_theta
 from scoring import options
+from scoring.pictures import tile
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -67,12 +69,14 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument(
         "--sizes", type=int, nargs="+", default=[80, 81, 126, 127], metavar="N", help="sides of the windows, pixels"
     )
+    cli.add_argument("--pictures", type=Path, metavar="DIR", help="also draw the first face, as in Fig. 7 and 8")
     args = common.parse(cli, argv)
     configs = common.configs_of_sizes("crop_size", args.sizes)
     machine = options.machine(args)
     faces = common.open_split(args, NINE)
     errors: dict[int, list[float]] = {size: [] for size in configs}
     worst = dict.fromkeys(configs, 0.0)
+    cells: list[np.ndarray] = []
     tallies = {size: common.Tally(NINE) for size in configs}
     for batch in common.batches(faces, machine, args.batch_size):
         view = View(replace(batch, centres_BP2=batch.centres_BP2.round(), origin=None))
@@ -82,11 +86,16 @@ def main(argv: list[str] | None = None) -> int:
             crops_BPSS3 = view.crops(theta_BP23, size).permute(0, 1, 3, 4, 2).cpu().numpy() * 255
             for b, present_P in enumerate(batch.present_BP.cpu().numpy()):
                 sliced = slices(batch.photos_BHW3[b].cpu().numpy(), centres_BP2[b].cpu().numpy(), size)
-                difference = np.abs(crops_BPSS3[b] - sliced)[present_P]
+                apart = np.abs(crops_BPSS3[b] - sliced)
+                if not errors[size]:  # the first face: sliced, sampled, and how they differ
+                    cells += [*sliced, *crops_BPSS3[b].round().astype(np.uint8), *apart.round().astype(np.uint8)]
+                difference = apart[present_P]
                 errors[size].extend(difference.mean((1, 2, 3)).tolist())
                 worst[size] = max(worst[size], float(difference.max(initial=0)))
             pasted_BHW = within(paste_back(view, theta_BP23, config), centres_BP2, size)
             tallies[size].add_batch(pasted_BHW, within(batch.labels_BHW, centres_BP2, size), batch.sizes_B2)
+    if args.pictures:
+        common.save_picture(args.pictures / f"{NAME}.jpg", tile(cells, NUM_PARTS, 100))
     rows = []
     for size in configs:
         mean = float(np.mean(errors[size])) if errors[size] else None

@@ -7,6 +7,7 @@ colour; the coarse network, both croppers and the part networks see nothing else
 import sys
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 from data.batch import Batch
 from data.images import make_thumb
 from data.labels import NUM_PARTS
+from data.view import View
 from experiments import common
 from experiments.common import Result
 from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN
+from scoring import pictures
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -59,8 +62,24 @@ def hide(batch: Batch, boxes_BP4: Tensor, hidden_BP: np.ndarray) -> Batch:
     )
 
 
+def picture(model: STNiCNN, batch: Batch, covered: Batch, part_B: list[int]) -> np.ndarray:
+    """The paper's Fig. 5, a row for each face: covered photo, its rough mask, and what each cropper cuts out of the
+    photo as it was for the hidden part; uint8 (H, W, 3)."""
+    rough_BHW = model.parse(covered, "none").labels_BHW
+    crops = [View(batch).crops(model.windows_of(covered, crops), 81) for crops in common.CROPPERS.values()]
+    cells = []
+    for b, part in enumerate(part_B):
+        height, width = batch.sizes_B2[b].tolist()
+        cells += [covered.photos_BHW3[b, :height, :width].cpu().numpy()]
+        cells += [pictures.colour(rough_BHW[b, :height, :width].cpu().numpy(), model.labels)]
+        cells += [(crops_BP3SS[b, part] * 255).byte().permute(1, 2, 0).cpu().numpy() for crops_BP3SS in crops]
+    return pictures.tile(cells, 4, 160)
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = common.parse(common.checkpoint_parser(__doc__, random=True), argv)
+    cli = common.checkpoint_parser(__doc__, random=True)
+    cli.add_argument("--pictures", type=Path, metavar="DIR", help="also draw the first faces, as in Fig. 5")
+    args = common.parse(cli, argv)
     model, faces, machine = common.load(args, STNiCNN)
     counts = range(NUM_PARTS + 1)
     found: dict[tuple[int, str], list[common.Misses]] = {(k, name): [] for k in counts for name in common.CROPPERS}
@@ -78,6 +97,9 @@ def main(argv: list[str] | None = None) -> int:
                 hidden_BP = np.array([np.isin(np.arange(NUM_PARTS), order[:k]) for order in orders])
                 hidden[k].append(hidden_BP)
                 covered = hide(batch, boxes_BP4, hidden_BP)
+                if args.pictures and k == 1 and len(present) == 1:
+                    drawn = picture(model, batch, covered, [order[0] for order in orders])
+                    common.save_picture(args.pictures / f"{NAME}.jpg", drawn)
                 for name, crops in common.CROPPERS.items():
                     labels_BHW, theta_BP23 = model.parse(covered, crops)
                     assert theta_BP23 is not None  # both croppers make windows

@@ -146,7 +146,12 @@ def test_a_rough_mask_s_parts_are_measured_as_those_of_a_data_set_s_label_map() 
     [
         *(("localizer", "vgg"), ("frame", "page"), ("paste", "cubic"), ("coarse_size", 8), ("coarse_size", 100_000)),
         *(("crop_size", 1), ("window_margin", -1.0), ("canvas", 0)),
-        *(("part_channels", (8, 16, 24)), ("coarse_channels", (8, 16, 24, 0)), ("part_channels", [8, 16, 24, 32])),
+        *(
+            ("part_channels", (8, 16, 24)),
+            ("coarse_channels", (8, 16, 24, 0)),
+            ("part_channels", [8, 16, 24, 32]),
+            ("kernel", 4),
+        ),
     ],
 )
 def test_a_config_refuses_what_it_cannot_mean(wrong: tuple) -> None:

@@ -89,7 +89,7 @@ def training_parser(
 
 
 def add_channels_option(cli: argparse._ActionsContainer, network: str) -> None:
-    """``--coarse-channels`` or ``--part-channels``. network: "coarse" or "part"."""
+    """``--coarse-channels`` or ``--part-channels``, and ``--kernel``. network: "coarse" or "part"."""
     cli.add_argument(
         f"--{network}-channels",
         type=int,
@@ -97,6 +97,8 @@ def add_channels_option(cli: argparse._ActionsContainer, network: str) -> None:
         metavar="N",
         help=f"widths of each {network} network's rows, finest first; default: 8 16 24 32, or those of the checkpoint",
     )
+    if "--kernel" not in cli._option_string_actions:
+        cli.add_argument("--kernel", type=int, metavar="N", help="of the convolutions, 3 or 5 (default)")
 
 
 def plan(

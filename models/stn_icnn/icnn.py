@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 CHANNELS = (8, 16, 24, 32)  # the paper's
+KERNELS = {5: (5, 9), 3: (3, 3)}  # all convolutions, the last one: the released code's, the paper's Fig. 2
 
 
 @dataclass(frozen=True)

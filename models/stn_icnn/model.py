@@ -15,7 +15,7 @@ from geometry.sampling import crop, enlarged_labels
 from geometry.theta import canvas_to_image, compose, image_to_padded
 from models.parser import FaceParser, Parsed, Weights, WindowProbs, check_types, framed_input, one_window, stretched
 from models.stn_icnn.baseline import baseline_theta
-from models.stn_icnn.icnn import CHANNELS, ICNN, ICNNConfig, fold_batchnorm
+from models.stn_icnn.icnn import CHANNELS, ICNN, KERNELS, ICNNConfig, fold_batchnorm
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
 from models.stn_icnn.mirror import mirror_too
 from models.stn_icnn.parts import PartNets
@@ -53,6 +53,7 @@ class STNiCNNConfig:
     paste: "nearest" (paper) or "bilinear".
     coarse_channels, part_channels: widths of the four rows of the coarse network and of the part networks, from the
         finest row.
+    kernel: of both networks' convolutions, 5 (the last one 9) or 3 (all; the paper's Fig. 2).
     """
 
     coarse_size: int = 128
@@ -65,6 +66,7 @@ class STNiCNNConfig:
     paste: str = "nearest"
     coarse_channels: tuple[int, ...] = CHANNELS
     part_channels: tuple[int, ...] = CHANNELS
+    kernel: int = 5
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -75,6 +77,8 @@ class STNiCNNConfig:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {shown(value)}")
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel must be 3 or 5, not {self.kernel}")
         for name in ("coarse_channels", "part_channels"):
             widths = getattr(self, name)
             if not (isinstance(widths, tuple) and [type(w) is int and 1 <= w <= 512 for w in widths] == [True] * 4):
@@ -108,10 +112,10 @@ class STNiCNN(FaceParser):
     def __init__(self, config: STNiCNNConfig, crops: str = "predicted") -> None:
         super().__init__(config, NINE)
         self.crops = crops
-        self.coarse = ICNN(ICNNConfig(len(NINE), config.coarse_channels))
+        self.coarse = ICNN(ICNNConfig(len(NINE), config.coarse_channels, *KERNELS[config.kernel]))
         self.localizer = build_localizer(config.localizer, config.coarse_size)
         self.localizer.full_precision = True  # type: ignore[assignment]
-        self.parts = PartNets(config.part_channels)
+        self.parts = PartNets(config.part_channels, config.kernel)
         self.layout_P3: Tensor
         self.register_buffer("layout_P3", FACE_LAYOUT, persistent=False)
 

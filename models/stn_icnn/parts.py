@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from data.labels import NINE, NO_ID, NUM_PARTS
-from models.stn_icnn.icnn import CHANNELS, ICNN, ICNNConfig
+from models.stn_icnn.icnn import CHANNELS, ICNN, KERNELS, ICNNConfig
 from utils.runtime import constant
 
 # Which network labels which parts: the second of a pair goes through mirrored, in and out.
@@ -14,15 +14,18 @@ NETWORKS = {"brows": (0, 1), "eyes": (2, 3), "nose": (4,), "mouth": (5,)}
 class PartNets(nn.Module):
     """Four iCNNs for six crops: brows, eyes, nose (two labels each) and mouth (four).
 
-    channels: widths of each network's rows. twice: average nose and mouth with their mirror images; a pair shares its
-    network by mirroring already, so that a mirrored photo shows it the very same crops.
+    channels: widths of each network's rows. kernel: see ``STNiCNNConfig``. twice: average nose and mouth with their
+    mirror images; a pair shares its network by mirroring already: a mirrored photo shows it the very same crops.
     """
 
-    def __init__(self, channels: tuple[int, ...] = CHANNELS) -> None:
+    def __init__(self, channels: tuple[int, ...] = CHANNELS, kernel: int = 5) -> None:
         super().__init__()
         self.twice = False
         self.nets = nn.ModuleDict(
-            {name: ICNN(ICNNConfig(1 + len(NINE.part_ids[one]), channels)) for name, (one, *_) in NETWORKS.items()}
+            {
+                name: ICNN(ICNNConfig(1 + len(NINE.part_ids[one]), channels, *KERNELS[kernel]))
+                for name, (one, *_) in NETWORKS.items()
+            }
         )
 
     def forward(self, crops_BP3SS: Tensor) -> list[Tensor]:
