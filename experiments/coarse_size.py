@@ -1,11 +1,13 @@
 """How large must the photo be that the coarse network sees: 64 x 64 pixels, or 128 x 128 (paper Fig. 6)?
 
-For each size: F1 of the enlarged rough mask, and how far the windows of the old cropper and of the localizer miss.
+For each size: F1 of the enlarged rough mask, how far the windows of the old cropper and of the localizer miss, and with
+--parts, part networks of stage 2, F1 of both methods.
 """
 
 import argparse
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from experiments.common import Result
 from models.loading import read_weights
 from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN
+from scoring.evaluation import Request
 from scoring.metrics import headline
 from training.options import add_recipe_option
 from training.recipes import Recipe
@@ -34,7 +37,10 @@ def main(argv: list[str] | None = None) -> int:
         "--sizes", type=int, nargs="+", default=[64, 128], metavar="N", help="sides of the resized photo, pixels"
     )
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
+    cli.add_argument("--parts", type=Path, metavar="FILE", help="stage 2's checkpoint: also F1 of both methods")
     args = common.parse(cli, argv)
+    if args.parts:
+        read_weights(args.parts)  # what cannot be read is reported before hours of training
     common.configs_of_sizes("coarse_size", args.sizes)
     recipes = common.recipes_of_stages(args, STAGES)
     rows = [score_size(size, recipes, args) for size in args.sizes]
@@ -50,8 +56,13 @@ def score_size(size: int, recipes: dict[str, Recipe], args: argparse.Namespace) 
     weights = read_weights(best["cropper"])
     model = STNiCNN(weights.config)
     model.load(weights, ("coarse", "localizer"))
+    methods = {}
+    for name, crops in common.CROPPERS.items() if args.parts else ():
+        request = Request([best["cropper"], args.parts], setup.data, setup.machine, args.split, crops)
+        methods[name] = headline(reproduce.score(request, root / "scores" / args.split / reproduce.slug(name), name))
     return {
         "size": size,
+        "methods": methods,
         "f1": headline(result),
         "paper": result["paper"],
         "windows": windows(model.eval().to(setup.machine.device), args, setup.machine),
@@ -80,9 +91,12 @@ def table(result: Result) -> str:
     rows = []
     for row in result["rows"]:
         off = [(row["windows"][name] or {}).get("pixels_mean") for name in common.CROPPERS]
-        rows.append([row["size"], row["gflop"], *row["f1"].values(), *off])
+        methods = [row["methods"][name]["overall"] for name in common.CROPPERS] if row.get("methods") else []
+        rows.append([row["size"], row["gflop"], *row["f1"].values(), *off, *methods])
     off_by = [f"{name} off by, pixels" for name in common.CROPPERS]
-    return markdown(["coarse size", "GFLOP", "rough mask, overall", "strict", *off_by], rows, 3)
+    header = ["coarse size", "GFLOP", "rough mask, overall", "strict", *off_by]
+    header += [f"{name}, overall" for name in common.CROPPERS][: len(rows[0]) - len(header)]
+    return markdown(header, rows, 3)
 
 
 if __name__ == "__main__":
