@@ -51,7 +51,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Entry], str]:
     manifest = read_json(path, "manifest")
     listed = manifest.get("files")
     if not isinstance(listed, list) or not listed:
-        raise InputError(f"{path}: not a manifest of checkpoints (it lists no files); name one with --manifest")
+        raise InputError(f"{path}: not a manifest of checkpoints (it lists no files); give one with --manifest")
     entries = [_entry(item, f"{path}: entry {k}") for k, item in enumerate(listed, 1)]
     return {entry.name: entry for entry in entries}, str(manifest.get("licence", ""))
 

@@ -303,7 +303,7 @@ def read_ids(text: str) -> LabelSet:
     names: object = list(ORDERS.get(text, ()))
     if not names:
         if not text.lower().endswith(".json"):
-            raise InputError(f"ids {text!r}: choose from {', '.join((*LABEL_SETS, *ORDERS))}, or name a file.json")
+            raise InputError(f"ids {text!r}: choose from {', '.join((*LABEL_SETS, *ORDERS))}, or give a file.json")
         names = parse_json(read_text(Path(text), "ids"), text, "ids")
         if isinstance(names, dict) and "names" in names:
             return read_label_set(text)
@@ -339,7 +339,7 @@ def label_set(held: object) -> LabelSet:
     "shared" and "ignores", see ``LabelSet``. Raises InputError for anything else."""
     if not isinstance(held, dict):
         if not isinstance(held, str) or held not in LABEL_SETS:
-            choices = f"{', '.join(LABEL_SETS)}, or name a file.json"
+            choices = f"{', '.join(LABEL_SETS)}, or give a file.json"
             raise InputError(f"unknown label set {str(held)[:40]!r}: choose from {choices}")
         return LABEL_SETS[held]
     values: dict[str, Any] = {"colours": [], "pairs": [], "groups": {}, "shared": {}, "ignores": False}

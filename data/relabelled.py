@@ -22,7 +22,9 @@ def relabelled(source: Source, folder: Path) -> Source:
     raises it for a map that has not the size of the one that it replaces.
     """
     if not folder.is_dir():
-        raise InputError(f"--train-labels {folder} is not a folder: name one with a label map <name>.png for each face")
+        raise InputError(
+            f"--train-labels {folder} is not a folder: choose one with a label map <name>.png for each face"
+        )
     if os.path.lexists(folder / RECORD):
         held = read_json(folder / RECORD, "record").get("labels")
         if held != source.labels.name:

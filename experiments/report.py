@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = cli.parse_args(argv)
     if not os.path.isdir(args.results):
-        raise InputError(f"--results {args.results} is not a folder: name the one that holds the runs")
+        raise InputError(f"--results {args.results} is not a folder: choose the one that holds the runs")
     own = args.results.resolve() == HOME / "results"
     write_tables(args.results, [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))] if own else [])
     write_plots(args.results)
@@ -361,7 +361,7 @@ def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, 
         if tables[f"paper/{dataset}"] and any(
             run.dataset == dataset for group in by_seed(runs).values() for run in group[1:]
         ):
-            parts += [f"{dataset}, beside the paper:", tables[f"paper/{dataset}"]]
+            parts += [f"{dataset}, next to the paper:", tables[f"paper/{dataset}"]]
     for name in by_seed(runs):
         for key in [key for split in reversed(SPLITS) if (key := f"{name}/{split}/seeds") in tables][:1]:
             parts += [f"{name}:", tables[key]] if tables[key] else []

@@ -28,6 +28,6 @@ def load(
     """
     files = [checkpoints or SHIPPED_WEIGHTS] if isinstance(checkpoints, str | PathLike | None) else checkpoints
     if not files:
-        raise InputError("the list of checkpoints is empty: name a file, or None for the weights that ship")
+        raise InputError("the list of checkpoints is empty: give a file, or None for the shipped weights")
     parser = load_for_inference([Path(file) for file in files], pick_device(device), mirror=mirror, labels=labels)
     return SceneParser(parser, Detector(), faces)

@@ -191,7 +191,7 @@ class FaceParser(nn.Module):
             raise InputError(f"crops {crops}: {found[0].path} holds {cls.kind}, which has no crops; leave it out")
         if len(found) > 1:
             raise InputError(
-                f"{' and '.join(str(weights.path) for weights in found)}: name one checkpoint of {cls.kind}"
+                f"{' and '.join(str(weights.path) for weights in found)}: give one checkpoint of {cls.kind}"
             )
         parser = cls(found[0].config, found[0].labels)
         parser.load(found[0], cls.networks)

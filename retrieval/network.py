@@ -184,7 +184,7 @@ def read_checkpoint(state: dict[str, Any], path: Path) -> tuple[EmbeddingConfig,
         raise InputError(f"{path} holds {checkpoint.shown(state.get('parser'))}, not an identity embedding")
     config, modules = state.get("config"), state.get("modules")
     if not isinstance(config, dict) or not isinstance(modules, dict) or "embedding" not in modules:
-        raise InputError(f"{path} lacks its config or weights: name one that retrieval.train wrote")
+        raise InputError(f"{path} lacks its config or weights: give one that retrieval.train wrote")
     try:
         return EmbeddingConfig(**config), modules
     except (TypeError, ValueError) as error:

@@ -89,7 +89,7 @@ def embeddings_of(path: Path, cached: Path | None, network: nn.Module, key: str,
     people, cut = list_people(path), read_cut(path)
     if key == SHA256 and (cut is None or cut.shape != DLIB):
         how = "python -m retrieval.align PHOTOS FACES --cut dlib"
-        raise InputError(f"{path} holds no faces that were cut out for dlib's network: {how}, or name a --checkpoint")
+        raise InputError(f"{path} holds no faces that were cut out for dlib's network: {how}, or add --checkpoint")
     photos = people.fingerprint()
     if cached:
         with suppress(InputError):  # none yet, damaged, or of another checkpoint: made anew
@@ -136,7 +136,7 @@ def cut_photos(photos: list[Path], cut: Cut) -> tuple[People, np.ndarray]:
         kept.append(path)
         crops.append(middle(picture))
     if not kept:
-        raise InputError("no face in QUERIES: name a photo, a folder of photos, or a folder of one folder a person")
+        raise InputError("no face in QUERIES: give a photo, a folder of photos, or a folder of one folder a person")
     return People(tuple(path.name for path in kept), tuple(kept), np.arange(len(kept))), np.stack(crops)
 
 
@@ -162,10 +162,10 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
         except Exception:  # NumPy and zipfile raise many kinds for damaged bytes
             sound = False
     if not sound:
-        raise InputError(f"{path} is no file of embeddings, or a damaged one: name a folder of faces in its place")
+        raise InputError(f"{path} is no file of embeddings, or a damaged one: give a folder of faces instead")
     if held != key:
         raise InputError(
-            f"{path} holds embeddings of another checkpoint ({held[:12]}, not {key[:12]}): name its folder of faces"
+            f"{path} holds embeddings of another checkpoint ({held[:12]}, not {key[:12]}): give its folder of faces"
         )
     return held_rows
 
@@ -276,7 +276,7 @@ def search(args: argparse.Namespace, photos: list[Path] | None) -> Answer:
             asked_QE = embed(network, crops_NSS3, device)
         if known_GE.shape[1] != asked_QE.shape[1]:
             sizes = f"{known_GE.shape[1]} and {asked_QE.shape[1]}"
-            raise InputError(f"embeddings of {sizes} numbers do not compare: remove {args.out}, name folders of faces")
+            raise InputError(f"embeddings of {sizes} numbers do not compare: remove {args.out}, give folders of faces")
         if key != SHA256:  # dlib's network was trained on plain distances, and finds more by them
             mean_E = known_GE.mean(0)
             known_GE, asked_QE = directions(known_GE, mean_E), directions(asked_QE, mean_E)

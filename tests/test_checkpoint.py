@@ -92,7 +92,7 @@ def flipped(good: bytes, at: float) -> bytes:
 
 
 CODE = "holds objects other than weights, which are not run"
-OTHER = "damaged or not a checkpoint: name one that training wrote"
+OTHER = "damaged or not a checkpoint: give one that training wrote"
 BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda good: b"", OTHER),
     "one byte": (lambda good: b"P", OTHER),

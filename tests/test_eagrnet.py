@@ -274,7 +274,7 @@ def test_options_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:
     run = ["--run-dir", str(tmp_path / "run")]
     with pytest.raises(InputError, match="--batch-size 1"):
         _train(tmp_path, "--batch-size", "1", *run)
-    with pytest.raises(InputError, match="name one of them"):
+    with pytest.raises(InputError, match="give one of them"):
         _train(tmp_path, "--init-from", "a.pt", "--imagenet", "b.pth", *run)
 
 

@@ -203,7 +203,7 @@ def test_scores_are_replaced_only_when_asked(name, world, tmp_path, capsys):
     [
         (["stage1"], "predicted", "no localizer or parts weights"),
         (["cropper"], "predicted", "no parts weights"),
-        (["stage2"], "none", "no coarse weights; name a checkpoint that holds coarse"),
+        (["stage2"], "none", "no coarse weights; give a checkpoint that holds coarse"),
         (["stage1"], "truth", "no parts weights"),
     ],
 )
@@ -325,5 +325,5 @@ def test_orders_that_cannot_be_used_are_one_line(tmp_path, text, told):
     (tmp_path / "ids.json").write_text(text)
     with pytest.raises(InputError, match=told):
         read_ids(str(tmp_path / "ids.json"))
-    with pytest.raises(InputError, match=r"choose from nine, .*bisenet, or name a file\.json"):
+    with pytest.raises(InputError, match=r"choose from nine, .*bisenet, or give a file\.json"):
         read_ids("bisenett")

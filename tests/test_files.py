@@ -84,7 +84,7 @@ NO_FILES = {
     "missing": "no such photo",
     "link to nothing": "no such photo",
     "link to itself": "cannot be read",
-    "folder": "is a folder, not a file: name a photo",
+    "folder": "is a folder, not a file: give a photo",
     "pipe": "is a pipe, not a file",
     "socket": "it is a socket, not a file",
     "endless device": "is a device, not a file",

@@ -62,7 +62,7 @@ def test_every_part_runs_and_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert [row["what"] for row in tables["Golden numbers"]["rows"]] == [
         *("model1", "select_net.custom", "select_net.resnet18", "model2")
     ]
-    for title, rows in (("Golden numbers", 4), ("Beside the CPU in float32", 5), ("Killed and resumed", 1)):
+    for title, rows in (("Golden numbers", 4), ("Compared with the CPU in float32", 5), ("Killed and resumed", 1)):
         assert [row["result"] for row in tables[title]["rows"]] == ["ok"] * rows
     assert tables["Killed and resumed"]["rows"][0]["weights off by"] == 0
     assert len(tables["Decoded photo to label map"]["rows"]) == len(tables["Launches of labelling"]["rows"]) == 4

@@ -316,8 +316,8 @@ def test_checkpoints_of_different_parsers_do_not_go_together(
     argv = [*FACES, str(challenge), *machine, "--out", str(tmp_path / "out"), "--checkpoint"]
     deeplab = save_parser(tmp_path / "deeplab.pt", DeepLab(DeepLabConfig(64), CELEBAMASK), "deeplab")
     line = one_line(lambda: evaluate.main([*argv, str(best), str(deeplab)]), capsys)
-    told = f"error: {best} holds tiny and {deeplab} holds deeplab: name checkpoints of one parser"
-    assert line == f"{told}, or of stn_icnn and one of the whole face"
+    told = f"error: {best} holds tiny and {deeplab} holds deeplab: give checkpoints of one parser"
+    assert line == f"{told}, or of STN-iCNN and one parser of the whole face"
     line = one_line(lambda: evaluate.main([*argv, str(best), str(best)]), capsys)
-    assert line == f"error: {best} and {best}: name one checkpoint of tiny"
+    assert line == f"error: {best} and {best}: give one checkpoint of tiny"
     assert [path.name for path in tmp_path.iterdir()] == ["deeplab.pt"]

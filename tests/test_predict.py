@@ -248,7 +248,7 @@ def test_several_checkpoints_and_photos_go_together_in_every_order(models, tmp_p
 def test_the_first_word_behind_checkpoint_is_never_taken_for_a_photo(tmp_path):
     save_photo(tmp_path / "face.jpg", photo(16))
     for wrong in (tmp_path, tmp_path / "other.jpg", "*.pt"):
-        with pytest.raises(InputError, match=r"no such checkpoint|name a checkpoint"):
+        with pytest.raises(InputError, match=r"no such checkpoint|give a checkpoint"):
             predict.main([str(tmp_path / "face.jpg"), "--checkpoint", str(wrong), "--out", str(tmp_path / "out")])
     with pytest.raises(InputError, match="INPUT"):
         predict.main(["--checkpoint", str(tmp_path / "face.jpg")])

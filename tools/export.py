@@ -152,7 +152,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if not os.path.isdir(path.parent):
             raise InputError(f"{flag} {path}: there is no folder {path.parent}; make it, or choose another")
         if os.path.isdir(path):
-            raise InputError(f"{flag} {path} is a folder: name a file")
+            raise InputError(f"{flag} {path} is a folder: give a file")
         if os.path.exists(path) and not args.overwrite:
             raise InputError(f"{path} already exists: choose another {flag}, or add --overwrite")
     lacking = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]

@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         check = Check(setup, data, out, about, time.monotonic() + 60 * args.minutes)
         check.part("Golden numbers", "golden numbers", golden)
         for kind in TOLERANCES:
-            check.part("Beside the CPU in float32", kind, partial(parity, kind))
+            check.part("Compared with the CPU in float32", kind, partial(parity, kind))
         for case in FIRST:
             check.part("Training", " ".join(map(str, case)), partial(train, case))
         check.part("Decoded photo to label map", "inference", partial(measured, measure_inference))

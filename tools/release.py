@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     args = cli.parse_args(argv)
     if os.path.isdir(args.out):
-        raise InputError(f"--out {args.out} is a folder: name a file")
+        raise InputError(f"--out {args.out} is a folder: give a file")
     if os.path.exists(args.out) and not args.overwrite:
         raise InputError(f"{args.out} already exists: choose another --out, or add --overwrite")
     release(args.checkpoint, args.out, args.average)
@@ -75,7 +75,7 @@ def averaged(checkpoints: list[Path]) -> FaceParser:
     Raises InputError for a single checkpoint and for parsers that differ.
     """
     if len(checkpoints) < 2:
-        raise InputError("--average needs two checkpoints or more: name the others after --checkpoint")
+        raise InputError("--average needs two checkpoints or more: give the others after --checkpoint")
     parsers = [load_parser([path]) for path in checkpoints]
     first = parsers[0]
     mean = AveragedModel(first, use_buffers=True)

@@ -154,7 +154,7 @@ def require_labels(held: str, needed: str, checkpoints: Sequence[Path]) -> None:
     """Raises InputError where a parser labels with another set than that of the data."""
     if held != needed:
         names = ", ".join(map(str, checkpoints))
-        raise InputError(f"{names} labels in {held}, the data set in {needed}: name one that fits it")
+        raise InputError(f"{names} labels in {held}, the data set in {needed}: choose one that fits it")
 
 
 def table(record: dict[str, Any]) -> str:
@@ -186,9 +186,9 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
     if not any(folder.iterdir()):
         _write_record(folder, record)
     elif not (folder / RECORD).is_file():
-        raise InputError(f"{folder} is not empty, and its files are not replaced: name a new folder")
+        raise InputError(f"{folder} is not empty, and its files are not replaced: choose a new folder")
     elif changed := distributed.difference(files.read_json(folder / RECORD, "record"), record):
-        raise InputError(f"{folder} holds labels made with {changed}: name a new folder")
+        raise InputError(f"{folder} holds labels made with {changed}: choose a new folder")
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:

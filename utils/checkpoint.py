@@ -30,7 +30,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _UNPACKED = 4  # times the file's size, and another MiB: more than any checkpoint takes, ours are stored as they are
 _MOST_VALUES = 50_000
-_MEND = "name one that training wrote (best.pt) or one of the authors' (python download.py --list), or get it again"
+_MEND = "give one that training wrote (best.pt) or one of the authors' (python download.py --list), or get it again"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

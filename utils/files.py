@@ -41,7 +41,7 @@ def open_regular(path: Path, what: str = "file") -> BinaryIO:
     mode = os.fstat(number).st_mode
     if not stat.S_ISREG(mode):
         os.close(number)
-        raise InputError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'special')}, not a file: name a {what}")
+        raise InputError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'special')}, not a file: give a {what}")
     return os.fdopen(number, "rb")
 
 

@@ -133,9 +133,9 @@ class STNiCNN(FaceParser):
             holds.update(dict.fromkeys(weights.modules, weights))
         paths = ", ".join(str(weights.path) for weights in found)
         if missing := [name for name in names if name not in holds]:
-            mend = "name one end-to-end checkpoint, or those of the cropper stage and of stage two"
+            mend = "give one end-to-end checkpoint, or those of the cropper stage and of stage two"
             if len(names) < len(cls.networks):
-                mend = f"name a checkpoint that holds {' and '.join(names)}"
+                mend = f"give a checkpoint that holds {' and '.join(names)}"
             raise InputError(f"{paths}: no {' or '.join(missing)} weights; {mend}")
         if crops == "predicted":
             _require_same_windows(holds["localizer"], holds["parts"])

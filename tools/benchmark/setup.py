@@ -62,7 +62,7 @@ class Setup:
         """As predict.py loads it. Raises InputError for checkpoints of another parser."""
         parser = load_for_inference(self.checkpoints, self.device)
         if not isinstance(parser, STNiCNN):
-            raise InputError(f"--checkpoint: {parser.kind} cannot be measured; name a checkpoint of {STNiCNN.kind}")
+            raise InputError(f"--checkpoint: {parser.kind} cannot be measured; give a checkpoint of {STNiCNN.kind}")
         return parser
 
     def load_plain(self) -> Plain:
