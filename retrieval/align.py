@@ -41,8 +41,9 @@ DETECTORS = {"yunet": Detector, "mtcnn": Mtcnn}
 RECORD, SETTINGS = "faces.jsonl", "align.json"
 SHAPES = ("box", "upright", "dlib")
 NARROW = 0.62  # of the frame that parsing uses: from the brow to below the mouth
+OLD_ZOOM = 1.08  # of the faces that older versions cut out for dlib's network; their folders do not say so
 # where a face's points (see ``Detection``) lie in the square for dlib's network, -1 to 1 from edge to edge: the medians
-# in dlib's own squares, 8 % larger, and with five pixels around
+# in dlib's own squares with five pixels around, enlarged by ``OLD_ZOOM``
 DLIB_POINTS_52 = np.array([(-0.372, -0.408), (0.372, -0.408), (0, 0.046), (-0.329, 0.367), (0.329, 0.367)])
 
 
@@ -53,12 +54,14 @@ class Finder(Protocol):
 @dataclass(frozen=True)
 class Cut:
     """How a face is cut out. shape: "box", or a square turned as the face is, one of ``SHAPES``. image_size: side of
-    the result, pixels. margin: what is added to the box's width and to its height, pixels of the photo."""
+    the result, pixels. margin: what is added to the box's width and to its height, pixels of the photo. zoom: of dlib's
+    square."""
 
     detector: str = "yunet"
     image_size: int = CROP
     margin: int = 32
     shape: str = "box"
+    zoom: float = 1.0
 
 
 def choose(faces: list[Detection], height: int, width: int) -> Detection | None:
@@ -85,10 +88,10 @@ def rectangle(box: tuple[float, float, float, float], margin: int, height: int, 
     )
 
 
-def fitted_square(points_52: np.ndarray) -> np.ndarray:
-    """matrix_23 (see ``faces.align.Frame``) of the square where the points lie nearest to ``DLIB_POINTS_52``, in least
-    squares."""
-    wanted_5, seen_5 = (points @ (1, 1j) for points in (DLIB_POINTS_52, points_52))
+def fitted_square(points_52: np.ndarray, zoom: float) -> np.ndarray:
+    """matrix_23 (see ``faces.align.Frame``) of the square where the points lie nearest to those of dlib's own squares,
+    in least squares. zoom: how much larger the face is than there."""
+    wanted_5, seen_5 = (points @ (1, 1j) for points in (DLIB_POINTS_52 * (zoom / OLD_ZOOM), points_52))
     around_5 = wanted_5 - wanted_5.mean()
     turn = np.vdot(around_5, seen_5) / np.vdot(around_5, around_5)
     shift = seen_5.mean() - turn * wanted_5.mean()
@@ -100,7 +103,7 @@ def cut_out(photo_HW3: np.ndarray, face: Detection, cut: Cut) -> np.ndarray:
     if cut.shape == "upright":
         return warp_frame(photo_HW3, frame_of(face.points_52).matrix_23 * [NARROW, NARROW, 1], cut.image_size)
     if cut.shape == "dlib":
-        return warp_frame(photo_HW3, fitted_square(face.points_52), cut.image_size)
+        return warp_frame(photo_HW3, fitted_square(face.points_52, cut.zoom), cut.image_size)
     left, top, right, bottom = rectangle(face.box, cut.margin, *photo_HW3.shape[:2])
     if right <= left or bottom <= top:  # a box outside the photo
         return photo_HW3
@@ -212,7 +215,7 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
     """Write down of which folder faces are cut out, and how. Raises InputError where the folder holds others."""
     path = out / SETTINGS
     if path.exists():
-        held = files.read_json(path, "settings")
+        held = _settings(path)
         if changed := [
             f"{key} {checkpoint.shown(held.get(key))}" for key in settings if held.get(key) != settings[key]
         ]:
@@ -225,10 +228,15 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
     files.write_text(path, json.dumps(settings, indent=1) + "\n")
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    held = files.read_json(path, "settings")
+    return {"zoom": OLD_ZOOM if held.get("shape") == "dlib" else Cut.zoom, **held}
+
+
 def read_cut(out: Path) -> Cut | None:
     """How the faces of a folder were cut out; None where it does not say so, as one that an older version has made."""
     with suppress(InputError, TypeError):
-        held = files.read_json(out / SETTINGS, "settings")
+        held = _settings(out / SETTINGS)
         return Cut(**{name: value for name, value in held.items() if name != "source"})
     return None
 

@@ -420,10 +420,14 @@ def test_align_compares_contents_and_names_what_it_leaves_out(tmp_path, capsys, 
     assert len((out / align.RECORD).read_text().splitlines()) == len(suffixes) - 1
 
 
-def test_the_square_for_dlib_is_the_one_in_which_the_points_were_seen():
+def test_the_square_for_dlib_is_the_one_in_which_the_points_were_seen(tmp_path):
     made_23 = np.array([(30.0, -12, 100), (12, 30, 80)])
     points_52 = align.DLIB_POINTS_52 @ made_23[:, :2].T + made_23[:, 2]
-    assert np.allclose(align.fitted_square(points_52), made_23)
+    assert np.allclose(align.fitted_square(points_52, align.OLD_ZOOM), made_23)
+    assert np.allclose(align.fitted_square(points_52, 1.0)[:, :2], made_23[:, :2] * align.OLD_ZOOM)
+    for shape, zoom in (("dlib", align.OLD_ZOOM), ("box", 1.0)):  # as folders that do not say so were cut out
+        (tmp_path / "align.json").write_text(json.dumps({"source": "photos", "shape": shape}))
+        assert align.read_cut(tmp_path) == align.Cut(shape=shape, zoom=zoom)
 
 
 def test_photos_are_sorted_by_the_end_of_their_names(tmp_path, capsys):
