@@ -4,13 +4,17 @@ results of predict.py. It runs on this machine and sends nothing anywhere."""
 import argparse
 import html
 import os
+import shutil
 import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -27,6 +31,9 @@ from utils.errors import InputError
 from utils.runtime import explain, pick_device, printable, run_main
 
 KEPT_SECONDS = 3600  # photos and results are removed once they are older
+LARGEST = 2**30  # bytes of a photo
+SPARE = 2**28  # bytes that an upload leaves on the disk
+LOCAL = ("127.0.0.1", "localhost", "::1")
 CSS = """
 #status p { overflow-wrap: anywhere; }
 #status .failed { color: var(--error-text-color); }
@@ -62,12 +69,75 @@ def main(argv: list[str] | None = None) -> int:
                 footer_links=[],
                 theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
                 css=style(parser.labels),
+                max_file_size=LARGEST,
+                app_kwargs={"middleware": [(Guard, (), {"host": args.host, "folder": Path(folder)})]},
             )
             print(f"{page.local_url} shows the page; Ctrl-C stops it", flush=True)
             threading.Event().wait()
         finally:
             page.close(verbose=False)
     return 0
+
+
+class Guard:
+    """ASGI middleware around the page. Refuses requests that a page of another site may have sent, by name (DNS
+    rebinding) or from there: their Host is not this page's, or their Origin is not their Host. Refuses uploads that the
+    disk does not hold, and removes what uploads that end early leave.
+
+    host: as of ``--host``; where that is every address of the machine, any address is this page's, and the machine's
+    name. folder: gradio's, for files.
+    """
+
+    def __init__(self, app: Callable[..., Any], host: str, folder: Path) -> None:
+        self.app, self.folder, self.uploads = app, folder, 0
+        self.names, self.any_address = {*LOCAL, host.lower()}, host in ("0.0.0.0", "::")
+        if self.any_address:
+            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if not self.is_own(host) or (origin is not None and origin.partition("://")[2] != host):
+            return await refuse(scope, send, 403, "this page is not at that address: see docs/app.md")
+        if not scope["path"].endswith("/upload"):
+            return await self.app(scope, receive, send)
+        length = headers.get(b"content-length", "")
+        free = shutil.disk_usage(self.folder).free - SPARE
+        if not length.isdecimal() or int(length) > min(LARGEST, free):
+            return await refuse(scope, send, 413, f"photos may have up to {max(0, min(LARGEST, free)):,} bytes")
+        self.uploads += 1
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:
+            if type(error).__name__ != "ClientDisconnect":  # starlette's: the browser has gone
+                raise
+        finally:
+            self.uploads -= 1
+            for rest in self.folder.glob("tmp*") if self.uploads == 0 else ():
+                if rest.is_file():
+                    rest.unlink(missing_ok=True)
+
+    def is_own(self, host: str) -> bool:
+        """Whether the Host of a request, with or without port, is this page's."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name in self.names:
+            return True
+        with suppress(ValueError):
+            return self.any_address and bool(ip_address(name))
+        return False
+
+
+async def refuse(scope: dict[str, Any], send: Callable[..., Any], status: int, line: str) -> None:
+    """Answer a request with one line."""
+    if scope["type"] == "websocket":
+        return await send({"type": "websocket.close"})
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": line.encode()})
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:

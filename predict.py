@@ -28,6 +28,7 @@ from utils.files import make_folder, write_bytes
 from utils.runtime import Machine, is_out_of_memory, printable, run_main
 
 FACES = (*WHICH, "none")
+OPACITY = 0.5
 OUT = Path("out")
 CROPS = ("predicted", "baseline")  # those that need neither the truth nor go without windows
 INTERRUPTED = "interrupted: the results so far are complete, and the same command continues with the others"
@@ -46,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     videos = [file for file in files if is_video(file)]
     if videos and args.faces == "none":
         raise InputError(f"--faces none: the faces of {videos[0]} have to be found; say --faces all or largest")
-    for flag in ("probabilities", "coloured"):
-        if videos and getattr(args, flag):
+    for flag in ("probabilities", "coloured", "grey", "owners", "opacity"):
+        if videos and getattr(args, flag) not in (None, False, OPACITY):
             raise InputError(f"--{flag} is for photos, and {videos[0]} is a video: leave one of them out")
     wanted = Wanted(
         args.out,
@@ -172,7 +173,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="another folder, for the label maps as pictures in the colours of the data set's authors",
     )
     group.add_argument(
-        "--opacity", type=float, default=0.5, metavar="X", help="of the colours in a photo's overlay, 0-1"
+        "--opacity", type=float, default=OPACITY, metavar="X", help="of the colours in a photo's overlay, 0-1"
     )
     group.add_argument("--legend", type=Path, metavar="FILE.png", help="also draw which colour each label has")
     group.add_argument("--grey", action="store_true", help="label maps of photos as 8-bit grey PNGs, without a palette")

@@ -32,6 +32,7 @@ class Cropper(ParserTask):
     """Smooth L1 between the predicted windows and those around the true parts."""
 
     stage = "cropper"
+    goes_on = False  # of the coarse network alone
     score = "theta_loss"
     maximise = False
     model: STNiCNN

@@ -37,7 +37,7 @@ if find_spec("pillow_heif"):
     PHOTO_FORMATS += ("HEIF",)
     READ_SUFFIXES += (".heic", ".heif")
 MASK_FORMATS = ("PNG",)
-LONGEST = 32_767  # side of a photo that OpenCV takes, pixels
+LONGEST = 32_766  # side of a photo that OpenCV warps, pixels
 THUMB = 256  # side of the stretched photo that is cached; the coarse network sees it shrunk further
 _UPRIGHT = {  # EXIF orientation -> what makes a photo upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,9 +56,12 @@ def read_photo(path: Path) -> np.ndarray:
     Grey, 1-bit, palette, CMYK and 16-bit photos are converted, floats in 0-1 or 0-255 too; an alpha channel is dropped.
     Of an animation, the first frame is read.
     Raises InputError for a file that is missing, not a regular one, truncated, none of ``PHOTO_FORMATS``, of more
-    pixels than Pillow allows (179 million), or too large for the memory.
+    pixels than Pillow allows (179 million) or a side of more than 32,766, or too large for the memory.
     """
     with _open_picture(path, PHOTO_FORMATS) as image:
+        if max(image.size) > LONGEST:
+            size = f"{image.height} x {image.width} pixels"
+            raise InputError(f"{path} has {size}: each side must have 1 to {LONGEST}; resize it")
         return _rgb(image, str(path))
 
 
@@ -67,7 +70,7 @@ def as_photo(photo: Any, name: str = "photo") -> np.ndarray:
     or an array (H, W, 3) of uint8, or of floats in 0-1, laid out in memory in any way.
 
     Raises InputError, which begins with the argument's ``name``, for anything else and for photos without a pixel or
-    with a side of more than 32,767.
+    with a side of more than 32,766.
     """
     if isinstance(photo, str | PathLike):
         name, pixels = str(photo), read_photo(Path(photo))

@@ -11,6 +11,7 @@ and 4, or 3, and ours), experiments/<experiment> and labels (the ids of every la
 in a suffix -seedN are one training with several seeds.
 """
 
+import math
 import os
 import re
 import sys
@@ -229,7 +230,10 @@ def read_run(folder: Path) -> Run | None:
     for stage in (*reproduce.STAGES, *others):
         config, log = folder / stage / "config.json", folder / stage / "log.jsonl"
         if config.exists() and log.exists():
-            stages[stage] = Training(files.read_json(config, "config"), files.read_json_lines(log, "log"))
+            rows = files.read_json_lines(log, "log")
+            if rows and rows[0]["epoch"] == 0 and "loss" in rows[0]:  # older logs count from 0, others score the start
+                rows = [{**row, "epoch": row["epoch"] + 1} for row in rows]
+            stages[stage] = Training(files.read_json(config, "config"), rows)
     scores = {}
     titles = {reproduce.slug(title): title for title in TITLES}
     for split in SPLITS:
@@ -305,12 +309,12 @@ def trainings(run: Run) -> str:
             [
                 name,
                 config["images"],
-                f"{len(log)} of {optimisation['epochs']}",
+                f"{sum('loss' in row for row in log)} of {optimisation['epochs']}",
                 config["recipe"]["batch_size"],
                 f"{optimisation['optimizer']}, {rates}, {optimisation['schedule']}",
                 windows(config["config"]),
                 best_of(log),
-                f"{sum(row['train_s'] + row['val_s'] for row in log) / 60:.1f}",
+                f"{sum(row.get('train_s', 0) + row['val_s'] for row in log) / 60:.1f}",
             ]
         )
     return markdown(header, rows)
@@ -332,7 +336,7 @@ def best_of(log: list[Result]) -> str | None:
         scored = [row for row in log if key in row]
         if scored:
             row = (min if key in LOWER_IS_BETTER else max)(scored, key=lambda row: row[key])
-            return f"{key} {row[key]:.4f}, epoch {row['epoch'] + 1}"
+            return f"{key} {row[key]:.4f}, epoch {row['epoch']}"
     return None
 
 
@@ -340,12 +344,12 @@ def curves(run: Run) -> Figure:
     """A plot for each stage: the training loss (dashed, right) and the validation scores (left) over epochs."""
     figure, axes = common.panels(len(run.stages), 3.2)
     for ax, (name, (_, log)) in zip(axes, run.stages.items(), strict=True):
-        epochs = [row["epoch"] + 1 for row in log]
+        epochs = [row["epoch"] for row in log]
         for key, colour in (("f1", "tab:blue"), ("strict", "tab:orange"), ("centre_px", "tab:blue")):
             if log and key in log[0]:
                 ax.plot(epochs, [row[key] for row in log], "-o", ms=3, color=colour, label=key)
         loss = ax.twinx()
-        loss.plot(epochs, [row["loss"] for row in log], "--", color="grey", lw=1)
+        loss.plot(epochs, [row.get("loss", math.nan) for row in log], "--", color="grey", lw=1)
         loss.set_yscale("log")
         loss.tick_params(axis="y", labelsize=7, colors="grey", which="both")
         ax.set(title=name, xlabel="epoch (dashed: training loss)")

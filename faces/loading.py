@@ -23,11 +23,17 @@ def load(
     checkpoints: a file of a parser, or several that together hold all networks; default: the shipped weights.
     device: "auto", "cpu", "cuda" or "cuda:N". faces: "all" or the "largest". mirror: average with the mirrored faces.
     labels: "celebamask" for all 19 labels, see ``models.loading.load_parser``; default: those of the checkpoint.
-    Raises InputError for files that hold no parser or one of other labels, a device that is not there, and where the
-    detector is missing.
+    Raises InputError for files that hold no parser or one of other labels, a device that is not there, other values
+    than these, and where the detector is missing.
     """
     files = [checkpoints or SHIPPED_WEIGHTS] if isinstance(checkpoints, str | PathLike | None) else checkpoints
+    if not isinstance(files, list | tuple) or not all(isinstance(file, str | PathLike) for file in files):
+        raise InputError(f"checkpoints must be a file or a list of files, not {checkpoints!r:.80}")
     if not files:
-        raise InputError("the list of checkpoints is empty: give a file, or None for the shipped weights")
-    parser = load_for_inference([Path(file) for file in files], pick_device(device), mirror=mirror, labels=labels)
+        raise InputError("checkpoints is an empty list: give a file, or None for the shipped weights")
+    try:
+        place = pick_device(str(device))
+    except InputError as error:
+        raise InputError(str(error).replace("--device", "device")) from None
+    parser = load_for_inference([Path(file) for file in files], place, mirror=mirror, labels=labels)
     return SceneParser(parser, Detector(), faces)

@@ -20,6 +20,7 @@ from geometry.paste import Patch
 from geometry.theta import window_corners
 from models.parser import FaceParser
 from utils import runtime
+from utils.errors import InputError
 
 Photo = str | PathLike | Image.Image | np.ndarray
 Kept = tuple[tuple[Patch, np.ndarray], Frame, Detection | None]
@@ -103,7 +104,7 @@ class SceneParser:
         self, parser: FaceParser, detector: Detector, which: str = "all", amp: str = "off", batch_size: int = 8
     ) -> None:
         if which not in WHICH:
-            raise ValueError(f"which must be one of {', '.join(WHICH)}, not {which!r}")
+            raise InputError(f"faces must be {' or '.join(WHICH)}, not {which!r:.80}")
         self.parser, self.detector, self.which, self.amp = parser, detector, which, amp
         self.device, self.batch_size = next(parser.parameters()).device, batch_size
 

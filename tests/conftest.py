@@ -120,9 +120,10 @@ def tiny_fit() -> Callable[..., Scores]:
         rates = lr or {"body": 0.01, "frozen": 0.0}
         optimisation, every = Optimisation(epochs, rates, "adamw", "onecycle", clip=1.0), changed.pop("every", ())
         task = TinyTask(networks, changed.pop("optimisation", optimisation))
+        start = changed.pop("score_start", False)
         for name, value in changed.items():
             setattr(task, name, value)
         description = {"seed": 0, "recipe": {"batch_size": 2, "epochs": epochs}}
-        return fit(task, Run(folder, resume, torch.device("cpu"), "off", description, *every))
+        return fit(task, Run(folder, resume, torch.device("cpu"), "off", description, *every, score_start=start))
 
     return run

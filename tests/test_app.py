@@ -1,5 +1,6 @@
 """The page: what it saves is what predict.py writes, in Python and through a browser."""
 
+import asyncio
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +161,48 @@ def test_wrong_options_and_a_missing_package_are_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert all(piece in line for piece in told.replace("TAKEN", number).split(": pip"))
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "status"),
+    [
+        ("127.0.0.1", {"host": "127.0.0.1:7860"}, 200),
+        ("127.0.0.1", {"host": "LOCALHOST", "origin": "http://LOCALHOST"}, 200),
+        ("::1", {"host": "[::1]:7860", "origin": "http://[::1]:7860"}, 200),
+        ("faces.lan", {"host": "faces.lan"}, 200),
+        ("0.0.0.0", {"host": "192.168.1.7:80"}, 200),
+        ("0.0.0.0", {"host": "evil.example"}, 403),
+        ("0.0.0.0", {"host": "192.168.1.7", "origin": "http://6.6.6.6"}, 403),
+        ("127.0.0.1", {"host": "evil.example:7860"}, 403),
+        ("127.0.0.1", {"host": "192.168.1.7"}, 403),
+        ("127.0.0.1", {"host": "[::1"}, 403),
+        ("127.0.0.1", {}, 403),
+        ("127.0.0.1", {"host": "127.0.0.1:7860", "origin": "https://evil.example"}, 403),
+        ("127.0.0.1", {"host": "127.0.0.1:7860", "origin": "null"}, 403),
+        ("127.0.0.1", {"host": "127.0.0.1", "content-length": "90"}, 200),
+        ("127.0.0.1", {"host": "127.0.0.1", "content-length": str(2**60)}, 413),
+    ],
+)
+def test_requests_of_other_sites_and_what_the_disk_does_not_hold_are_refused(
+    host: str, headers: dict[str, str], status: int, tmp_path: Path
+) -> None:
+    async def page(scope: dict, receive: Callable, send: Callable) -> None:
+        (tmp_path / "tmpabc").write_bytes(b"half a photo")
+        if "content-length" in headers:
+            raise ConnectionError  # the browser has gone
+        await app.refuse(scope, send, 200, "the page")
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    sent: list[dict[str, Any]] = []
+    path = "/gradio_api/upload" if "content-length" in headers else "/"
+    scope = {"type": "http", "path": path, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+    guard = app.Guard(page, host, tmp_path)
+    with suppress(ConnectionError):
+        asyncio.run(guard(scope, page, send))
+    assert [message["status"] for message in sent[:1]] == [status] * (path == "/" or status != 200)
+    assert (tmp_path / "tmpabc").exists() == (path == "/" and status == 200)
 
 
 def free_port() -> int:

@@ -52,7 +52,7 @@ def test_each_network_is_trained_at_its_own_rate_of_the_schedule(tiny_fit: Fit, 
     assert {group["name"]: group["lr"] for group in groups} == {"body": 0.005, "frozen": 0.01}
     rows = log_of(tmp_path)
     assert [row["lr"] for row in rows] == [0.01] * 5 + [0.005]
-    assert [row["epoch"] for row in rows] == list(range(6))
+    assert [row["epoch"] for row in rows] == list(range(1, 7))
 
 
 def test_a_module_within_a_network_may_have_its_own_rate(tiny_fit: Fit, tmp_path: Path) -> None:
@@ -138,10 +138,25 @@ def test_gradients_are_clipped(tiny_fit: Fit, tmp_path: Path) -> None:
 def test_the_best_epoch_is_kept_apart_from_the_last(tiny_fit: Fit, tmp_path: Path) -> None:
     scores = iter([0.3, 0.8, 0.5])
     best = tiny_fit(tmp_path, validate=lambda: {"miss": next(scores)}, maximise=True)
-    assert (best["epoch"], best["miss"]) == (1, 0.8)
+    assert (best["epoch"], best["miss"]) == (2, 0.8)
     assert (load(tmp_path / "best.pt")["epoch"], load(tmp_path / "last.pt")["epoch"]) == (1, 2)
     scores = iter([0.3, 0.8, 0.2])
     assert tiny_fit(tmp_path / "least", validate=lambda: {"miss": next(scores)})["miss"] == 0.2
+
+
+def test_the_start_is_scored_and_stays_the_best_while_no_epoch_is_better(
+    tiny_fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    scores = iter([0.1, 0.3, 0.2, 0.3])
+    body = small()
+    start = {name: value.clone() for name, value in body.state_dict().items()}
+    networks = {"body": body, "frozen": small()}
+    best = tiny_fit(tmp_path, networks=networks, validate=lambda: {"miss": next(scores)}, score_start=True)
+    assert (best["epoch"], best["miss"]) == (0, 0.1)
+    saved = load(tmp_path / "best.pt")["modules"]["body"]
+    assert all(torch.equal(value, saved[name]) for name, value in start.items())
+    assert [(row["epoch"], row["miss"]) for row in log_of(tmp_path)] == [(0, 0.1), (1, 0.3), (2, 0.2), (3, 0.3)]
+    assert "best miss 0.1000 at the start, which no epoch has improved" in capsys.readouterr().out
 
 
 def test_epochs_between_are_neither_validated_nor_saved(tiny_fit: Fit, tmp_path: Path) -> None:

@@ -333,9 +333,21 @@ def test_corners_and_distances_of_a_turned_window_by_hand() -> None:
     assert np.isinf(distance[4, 7])
 
 
-def test_an_empty_list_of_checkpoints_is_bad_input():
-    with pytest.raises(InputError, match="the list of checkpoints is empty"):
-        load([])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"checkpoints": []}, "checkpoints is an empty list"),
+        ({"checkpoints": 5}, "checkpoints must be a file"),
+        ({"checkpoints": "no.pt"}, r"no\.pt: no such"),
+        ({"device": "toaster"}, "device toaster: not a device"),
+        ({"device": 3}, "device 3: "),
+        ({"device": "cpu", "faces": "some"}, "faces must be all or largest, not 'some'"),
+        ({"device": "cpu", "labels": 3}, "labels 3: "),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_line_that_names_the_argument(arguments, line):
+    with pytest.raises(InputError, match=f"^{line}"):
+        load(**arguments)
 
 
 def test_a_scene_as_tensors_is_the_scene_and_gradients_of_a_part_land_on_it() -> None:

@@ -255,8 +255,8 @@ def opened(cut: int = 0, close: bool = False) -> Image.Image:
         (COLOUR.astype(float), "floats outside 0-1"),
         (np.full((4, 4, 3), np.nan), "floats outside 0-1"),
         (np.zeros((0, 5, 3), np.uint8), "0 x 5 pixels"),
-        (np.zeros((LONGEST + 1, 1, 3), np.uint8), "32768 x 1 pixels"),
-        (Image.new("RGB", (LONGEST + 1, 1)), "1 x 32768 pixels"),
+        (np.zeros((LONGEST + 1, 1, 3), np.uint8), "32767 x 1 pixels"),
+        (Image.new("RGB", (LONGEST + 1, 1)), "1 x 32767 pixels"),
         (opened(close=True), "cannot read face \\(a PIL image\\)"),
         (opened(cut=40), "cannot read face \\(a PIL image\\)"),
         (None, "not NoneType"),
@@ -266,3 +266,9 @@ def test_what_is_no_photo_is_one_line_that_names_the_argument(photo, words):
     with pytest.raises(InputError, match=f"face.*{words}" if "cannot" not in words else words) as caught:
         as_photo(photo, "face")
     assert "\n" not in str(caught.value)
+
+
+def test_the_file_of_a_photo_that_is_too_long_is_refused(tmp_path):
+    Image.new("RGB", (LONGEST + 1, 1)).save(tmp_path / "long.png")
+    with pytest.raises(InputError, match=r"long\.png has 1 x 32767 pixels: each side must"):
+        read_photo(tmp_path / "long.png")

@@ -86,7 +86,7 @@ def test_checkpoints_logs_and_folders_tell_what_was_trained_from_what(runs: dict
         names = {path.name for path in run_dir.iterdir()}
         assert names == {"best.pt", "last.pt", "config.json", "log.jsonl", "tensorboard"}
         (row,) = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-        assert row["epoch"] == 0
+        assert row["epoch"] == 1
         assert {"loss", "lr", "train_s", "val_s"} | SCORES[stage] <= row.keys()
         assert all(value >= 0 for value in row.values())
     if config["recipe"]["coarse_weight"] > 0:  # end to end: each loss that its recipe has

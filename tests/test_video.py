@@ -295,7 +295,9 @@ def test_a_new_run_removes_the_maps_of_a_longer_one_and_a_failed_one_nothing(tmp
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("options", [["--probabilities"], ["--coloured", "colours"]])
+@pytest.mark.parametrize(
+    "options", [["--probabilities"], ["--coloured", "colours"], ["--grey"], ["--owners"], ["--opacity", "0.3"]]
+)
 def test_what_only_photos_have_is_refused_for_videos(tmp_path, options, capsys):
     save_video(tmp_path / "clip.mp4", moving_face(1))
     assert call(tmp_path / "clip.mp4", *options) == 2

@@ -21,6 +21,7 @@ from training.casts import cast_together
 from utils import checkpoint, distributed, files, locks, runtime
 from utils.errors import InputError
 
+_FROM_1 = "epochs_from_1"  # in checkpoints: the best row counts epochs from 1, as older ones do not; "epoch" from 0
 LOOK_EVERY = 50  # steps after which the host waits for the device to see their losses
 Scores = dict[str, float]
 
@@ -99,7 +100,8 @@ class Run:
     folder: where its files go. resume: continue the run in it. device, amp: see ``utils.runtime``.
     description: plain values that go into the checkpoints (config, data set, seed, recipe) and must be the same when
     the run is resumed. save_every, validate_every: epochs from one ``last.pt``, or validation, to the next, counted
-    from the first epoch; the last has both.
+    from the first epoch; the last has both. score_start: the weights that training starts from are scored too, as epoch
+    0, and kept as the best while no epoch is better.
     """
 
     folder: Path
@@ -109,6 +111,7 @@ class Run:
     description: dict[str, Any]
     save_every: int = 1
     validate_every: int = 1
+    score_start: bool = False
 
 
 def learning_rate_factor(schedule: str, progress: float, epochs: int) -> float:
@@ -176,33 +179,35 @@ def _fit(task: Task, run: Run) -> Scores:
     distributed.barrier()
     step = _averaging(task, run.device) if dist.is_initialized() else task
 
+    if run.score_start and first_epoch == 0:
+        clock = runtime.Clock()
+        scores, picture = _validated(task, run)
+        best = {"epoch": 0, **scores, "val_s": clock.lap()}
+        if writer is not None:
+            _log_epoch(task, run, optimizer, writer, best, best, picture, False)
+        distributed.barrier()
     for epoch in range(first_epoch, epochs):
         clock = runtime.Clock()
         for name, module in modules.items():
             module.train(task.optimisation.lr[name] > 0)
         losses = _train_epoch(task, step, optimizer, epoch, run)
         train_s = clock.lap()
-        task.eval()
         scores, picture, last = Scores(), None, epoch + 1 == epochs
         if validated := last or epoch % run.validate_every == 0:
-            with torch.no_grad(), runtime.autocast(run.device, run.amp):
-                scores = task.validate()
-                picture = task.picture() if lead else None
-        row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **losses, **scores}
+            scores, picture = _validated(task, run)
+        row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **losses, **scores}
         row |= {"train_s": train_s, "val_s": clock.lap()}
         if best is None or (validated and _is_better(scores[task.score], best[task.score], task.maximise)):
             best = row
         if writer is not None:
-            _save_epoch(task, run, optimizer, row, best, last or epoch % run.save_every == 0)
-            _show_epoch(writer, row, picture)
-            values = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
-            print(f"{task.stage} epoch {epoch + 1}/{epochs}  {values}", flush=True)
+            _log_epoch(task, run, optimizer, writer, row, best, picture, last or epoch % run.save_every == 0)
         distributed.barrier()  # not in the next step, see ``distributed.PATIENCE``
     assert best is not None
     if writer is not None:
         writer.close()
         path = run.folder / "best.pt"
-        print(f"{task.stage}: best {task.score} {best[task.score]:.4f} at epoch {best['epoch'] + 1:.0f}: {path}")
+        where = f"epoch {best['epoch']:.0f}" if best["epoch"] else "the start, which no epoch has improved"
+        print(f"{task.stage}: best {task.score} {best[task.score]:.4f} at {where}: {path}")
         if task.is_parser:
             print(f"now try: python predict.py PHOTO --checkpoint {path}")
     return best
@@ -299,32 +304,47 @@ def _seen(unseen: list[Tensor], names: list[str], epoch: int, step: int) -> Tens
     return losses_SL.sum(0)
 
 
+def _validated(task: Task, run: Run) -> tuple[Scores, np.ndarray | None]:
+    """The scores, and the leading process's picture."""
+    task.eval()
+    with torch.no_grad(), runtime.autocast(run.device, run.amp):
+        return task.validate(), task.picture() if distributed.rank() == 0 else None
+
+
 def _is_better(score: float, best: float, maximise: bool) -> bool:
     return not math.isfinite(best) or (score > best if maximise else score < best)
 
 
-def _save_epoch(
-    task: Task, run: Run, optimizer: torch.optim.Optimizer, row: Scores, best: Scores, resumable: bool
+def _log_epoch(
+    task: Task,
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    writer: SummaryWriter,
+    row: Scores,
+    best: Scores,
+    picture: np.ndarray | None,
+    resumable: bool,
 ) -> None:
-    """best.pt where the epoch is the best so far, the log's line, and last.pt where it is due, in this order."""
+    """best.pt where the epoch is the best so far, the log's line, and last.pt where it is due, in this order; then
+    TensorBoard and the console."""
     weights = {name: network.state_dict() for name, network in task.networks.items()}
-    state = {"stage": task.stage, **run.description, "modules": weights, "epoch": row["epoch"], "best": best}
+    epoch = int(row["epoch"])
+    state = {"stage": task.stage, **run.description, "modules": weights, "epoch": epoch - 1, "best": best}
+    state[_FROM_1] = True
     if row is best:
         checkpoint.save(run.folder / "best.pt", state)
     with open(run.folder / "log.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     if resumable:
         checkpoint.save(run.folder / "last.pt", {**state, "optimizer": optimizer.state_dict()})
-
-
-def _show_epoch(writer: SummaryWriter, row: Scores, picture: np.ndarray | None) -> None:
-    epoch = int(row["epoch"])
-    for key, value in row.items():
-        if key != "epoch":
-            writer.add_scalar(key, value, epoch)
+    values = {key: value for key, value in row.items() if key != "epoch"}
+    for key, value in values.items():
+        writer.add_scalar(key, value, epoch)
     if picture is not None:
         writer.add_image("faces", picture, epoch, dataformats="HWC")
     writer.flush()
+    shown = "  ".join([f"epoch {epoch}/{task.optimisation.epochs}", *(f"{k} {v:.4g}" for k, v in values.items())])
+    print(f"{task.stage} {shown}", flush=True)
 
 
 def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int, Scores | None]:
@@ -332,7 +352,7 @@ def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int
     path = run.folder / "last.pt"
     if not path.exists():
         rest = run.folder / "best.pt"  # left alone by a run that was stopped while it saved its first epoch
-        if rest.exists() and checkpoint.load(rest, (task.stage,)).get("epoch") != 0:
+        if rest.exists() and checkpoint.load(rest, (task.stage,)).get("epoch") not in (-1, 0):
             raise InputError(
                 f"{rest} exists, but {path.name} is missing, so the run cannot be continued: choose another --run-dir"
             )
@@ -350,6 +370,8 @@ def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int
         done = state["epoch"] + 1 == task.optimisation.epochs
         what = "finished already" if done else "resumed"
         print(f"{task.stage}: {what}, {path}, epoch {state['epoch'] + 1}", flush=True)
+    if not state.get(_FROM_1):
+        state["best"]["epoch"] += 1
     return state["epoch"] + 1, state["best"]
 
 
@@ -403,7 +425,7 @@ def _begin_log(task: Task, run: Run, first_epoch: int) -> SummaryWriter:
         rest.unlink()
     files.write_text(run.folder / "config.json", text)
     if log.exists():
-        files.write_text(log, "".join(line + "\n" for epoch, line in rows if epoch < first_epoch))
+        files.write_text(log, "".join(line + "\n" for epoch, line in rows if 0 <= epoch <= first_epoch > 0))
     writer = SummaryWriter(run.folder / "tensorboard", purge_step=first_epoch)
     print(
         f"{task.stage}: epochs {first_epoch + 1} to {epochs} on {environment['device']}, into {run.folder}", flush=True

@@ -78,10 +78,13 @@ def _typed(value: Any) -> str:
 class ParserTask(Task):
     """The training of a face parser on a data set; F1 on the validation split decides.
 
-    A stage gives ``forward(batch)``. photos: whether its training batches hold photos (see ``View.needs_photos``).
+    A stage gives ``forward(batch)``. goes_on: whether "init_from" of its plan holds all that is trained.
+    photos: whether its training batches hold photos (see ``View.needs_photos``).
     often_N: see ``data.loaders.training_batches``.
     Raises InputError for a bad data folder, and for training faces without any label.
     """
+
+    goes_on = True
 
     def __init__(self, plan: Plan, model: FaceParser, networks: Sequence[str], photos: bool = True) -> None:
         super().__init__({name: getattr(model, name) for name in networks}, plan.recipe.optimisation)
@@ -117,7 +120,9 @@ class ParserTask(Task):
             "recipe": asdict(plan.recipe),
             "started_from": {name: files.sha256(path) for name, path in plan.start.items()},
         }
-        return Run(plan.folder, plan.resume, plan.machine.device, plan.machine.amp, description)
+        score_start = self.goes_on and "init_from" in plan.start
+        where = plan.machine
+        return Run(plan.folder, plan.resume, where.device, where.amp, description, score_start=score_start)
 
     def batches(self, epoch: int) -> DataLoader:
         plan = self.plan

@@ -71,7 +71,7 @@ def test_each_training_runs_on_cuda_and_goes_on_where_it_was_interrupted(
             script.main(options)
     assert script.main([*options, "--resume"]) == 0
     rows = log_of(tmp_path / "run")
-    assert [row["epoch"] for row in rows] == [0, 1]
+    assert [row["epoch"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["loss"]) for row in rows)
     environment = json.loads((tmp_path / "run" / "config.json").read_text())["environment"]
     assert environment["device"] == device_name(torch.device("cuda"))
