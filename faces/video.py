@@ -218,7 +218,8 @@ def parse_video(scenes: SceneParser, source: Path, outputs: dict[str, Path], win
         if not rows:
             raise InputError(f"{source} has no frame that FFmpeg can read: convert it to mp4")
         if "times" in parts:
-            head = json.dumps({"labels": scenes.parser.labels.name})[:-1]
+            labels = scenes.parser.labels
+            head = json.dumps({"labels": labels.name, "names": labels.names})[:-1]
             parts["times"].write_text(f'{head}, "frames": [\n' + ",\n".join(rows) + "\n]}\n")
         place(parts, outputs)
     return Report(len(rows), with_faces, time.monotonic() - started)

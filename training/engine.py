@@ -361,7 +361,9 @@ def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int
     if lacks := {"modules", "optimizer", "epoch", "best"} - state.keys():
         raise InputError(f"{path} cannot be resumed: it lacks {', '.join(sorted(lacks))} (is it a copy of best.pt?)")
     if changed := distributed.difference(state, run.description):  # older files lack some of it
-        raise InputError(f"{path} was trained with {changed}: repeat its options and data, or start a new --run-dir")
+        further = f" with --init-from {run.folder / 'best.pt'}" if "epochs" in changed else ""
+        new = f"start a new --run-dir{further}"
+        raise InputError(f"{path} was trained with {changed}: repeat its options and data, or {new}")
     _require_sound(state, task, path)
     for name, network in task.networks.items():
         checkpoint.load_module(network, state["modules"].get(name), path, name)
