@@ -27,6 +27,7 @@ from torch import Tensor
 from utils.distributed import local_rank, local_size
 from utils.errors import InputError
 
+LONGEST = 2000  # letters of an error, which may quote a file
 INTERRUPTED = "interrupted (a training run continues with --resume)"
 _OF_THE_MACHINE = (  # errors of the disk, of rights and of names, which no change of ours would mend
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -69,7 +70,7 @@ def run_main(main: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
         line = explain(error)
         if not line:
             raise
-        print(f"error: {printable(line)}", file=sys.stderr)
+        print(f"error: {printable(line if len(line) <= LONGEST else line[:LONGEST] + ' …')}", file=sys.stderr)
         return 2
     finally:
         if dist.is_initialized():
