@@ -184,7 +184,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = cli.parse_args(inputs_first(sys.argv[1:] if argv is None else argv))
     options.check(args)
     if bool(args.inputs) == bool(args.camera):
-        raise InputError("name photos or videos to parse, or --camera N: one of them")
+        raise InputError("give photos or videos (INPUT), or --camera N: one of them")
     if args.camera and args.faces == "none":
         raise InputError("--faces none: the faces that a camera sees have to be found; say --faces all or largest")
     if args.windows and args.no_overlay:
