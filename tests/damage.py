@@ -59,18 +59,16 @@ SPECIAL: dict[str, Callable[[Path], object]] = {
 # pictures: makes one at a path
 
 
-def png(*chunks: tuple[bytes, bytes], good_sums: bool = True) -> bytes:
-    made = b"\x89PNG\r\n\x1a\n"
-    for kind, content in chunks:
+FEW = zlib.compress(bytes(300))
+
+
+def png_of_size(width: int, height: int, depth: int = 8, packed: bytes = FEW, good_sums: bool = True) -> bytes:
+    """A PNG whose header promises so many pixels, with the data of a few."""
+    made, header = b"\x89PNG\r\n\x1a\n", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    for kind, content in ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b"")):
         check = zlib.crc32(kind + content) if good_sums else 0
         made += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
     return made
-
-
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG whose header promises so many pixels, with the data of a few."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return png((b"IHDR", header), (b"IDAT", zlib.compress(bytes(300))), (b"IEND", b""))
 
 
 def content_of(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -126,18 +124,14 @@ BAD_PICTURES: dict[str, Callable[[], bytes]] = {
     "BMP, half of it": lambda: truncated(saved("BMP"), 0.5),
     "TIFF, half of it": lambda: truncated(saved("TIFF"), 0.5),
     "TIFF, header alone": lambda: saved("TIFF")[:8],
+    "TIFF of 65,535 samples": lambda: b"II*\0\x08\0\0\0\x01\0\x15\x01\x03\0\x01\0\0\0\xff\xff" + bytes(6),
     "TIFF of noise": lambda: b"II*\0\x08\0\0\0" + random.Random(3).randbytes(500),
     "PNG, header alone": lambda: saved("PNG")[:33],
-    "PNG with wrong checksums": lambda: png(
-        (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(52))), good_sums=False
-    ),
-    "PNG with data that is no data": lambda: png(
-        (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)), (b"IDAT", b"nothing"), (b"IEND", b"")
-    ),
+    "PNG with wrong checksums": lambda: png_of_size(4, 4, good_sums=False),
+    "PNG with data that is no data": lambda: png_of_size(4, 4, packed=b"nothing"),
     "PNG without pixels": lambda: png_of_size(0, 0),
-    "PNG of an unknown depth": lambda: png(
-        (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 77, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(52))), (b"IEND", b"")
-    ),
+    "PNG of an unknown depth": lambda: png_of_size(4, 4, depth=77),
+    "PNG that promises 10000 x 10000": lambda: png_of_size(10_000, 10_000),  # Pillow warns from 89 million pixels on
     "PNG that promises 60000 x 60000": lambda: png_of_size(60_000, 60_000),
     "PNG that promises 2 billion x 2 billion": lambda: png_of_size(2**31 - 1, 2**31 - 1),
     "PNG of 1 bit that unpacks to 20000 x 20000": lambda: content_of(Image.new("1", (20_000, 20_000)), "PNG"),
@@ -145,9 +139,7 @@ BAD_PICTURES: dict[str, Callable[[], bytes]] = {
     "JPEG without pixels": lambda: jpeg_of_size(0, 0),
     "BMP that promises much": lambda: bmp_of_size(2**30, 2**30),
     "BMP of negative width": lambda: bmp_of_size(-64, 64),
-    "PostScript, a format that is not read": lambda: (
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
-    ),
+    "PostScript, a format that is not read": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     "TGA, a format that is not read": lambda: saved("TGA"),
     "PCX, a format that is not read": lambda: saved("PCX"),
     "zip": lambda: b"PK\3\4" + bytes(100),

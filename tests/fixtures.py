@@ -4,21 +4,27 @@
 """
 
 import os
+import shutil
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import nn
 
-from data.labels import CELEBAMASK, HELEN
+from data.batch import Batch
+from data.cache import label_geometry, part_geometry
+from data.images import make_thumb
+from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
 from models.parser import FaceParser, WholeFaceParser
 from models.stn_icnn.icnn import ICNN
 from models.whole import WholeParser
@@ -78,21 +84,80 @@ def draw_faces(train: int = 3, val: int = 2, test: int = 1, size: int = 64) -> F
     return faces
 
 
-def write_helen(root: Path, faces: Faces, first_is_left: bool = True) -> None:
-    """HELEN's released layout; first_is_left: whether lbl02 and lbl04 lie on the image's left."""
-    (root / "images").mkdir(parents=True)
+def save_photo(path: Path, photo: np.ndarray) -> None:
+    Image.fromarray(photo).save(path, quality=95)
+
+
+def save_palette(path: Path, ids: np.ndarray) -> None:
+    picture = Image.fromarray(ids)
+    picture.putpalette([(7 * i * j) % 256 for i in range(256) for j in (1, 3, 5)])
+    picture.save(path)
+
+
+def _pairs(
+    root: Path, faces: Faces, photos: str = "images", masks: str = "labels"
+) -> Iterator[tuple[str, str, np.ndarray, Path]]:
+    """Writes the photos; split, name, labels and the file of the label map of each. photos, masks: their folders, in
+    which {} is the split."""
+    for split, group in faces.items():
+        folders = [root / place.format(split) for place in (photos, masks)]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, photo, labels in group:
+            save_photo(folders[0] / f"{name}.jpg", photo)
+            yield split, name, labels, folders[1] / f"{name}.png"
+
+
+def _sided(labels: np.ndarray, first_is_left: bool) -> np.ndarray:
+    """first_is_left: whether brow 1 and eye 1 lie on the image's left."""
+    return labels if first_is_left else np.array(HELEN.mirror, np.uint8)[labels]
+
+
+def _write_helen_lists(root: Path, faces: Faces) -> None:
     for split, name_of_list in HELEN_LISTS.items():
-        lines = []
-        for number, (name, photo, labels) in enumerate(faces.get(split, []), 1):
-            lines.append(f"{number} , {name}\n")
-            save_photo(root / "images" / f"{name}.jpg", photo)
-            folder = root / "labels" / name
-            folder.mkdir(parents=True)
-            stored = labels if first_is_left else np.array(HELEN.mirror, np.uint8)[labels]
-            for label in range(len(HELEN.names)):
-                mask = np.where(stored == label, 200, 20).astype(np.uint8)
-                Image.fromarray(mask).save(folder / f"{name}_lbl{label:02d}.png")
+        lines = [f"{number} , {name}\n" for number, (name, *_) in enumerate(faces.get(split, []), 1)]
         (root / name_of_list).write_text("".join(lines))
+
+
+def write_helen(root: Path, faces: Faces, first_is_left: bool = True) -> None:
+    """HELEN's released layout: a soft mask for each label."""
+    for _, name, labels, path in _pairs(root, faces):
+        path.with_suffix("").mkdir()
+        for label in range(len(HELEN.names)):
+            mask = np.where(_sided(labels, first_is_left) == label, 200, 20).astype(np.uint8)
+            Image.fromarray(mask).save(path.with_suffix("") / f"{name}_lbl{label:02d}.png")
+    _write_helen_lists(root, faces)
+
+
+def write_helen_merged(root: Path, faces: Faces, first_is_left: bool = True) -> None:
+    """HELEN with one label map a face."""
+    for _, _, labels, path in _pairs(root, faces):
+        Image.fromarray(_sided(labels, first_is_left)).save(path)
+    _write_helen_lists(root, faces)
+
+
+def write_challenge(root: Path, faces: Faces) -> None:
+    """CelebAMask-HQ in the challenge's layout, masks in palette mode as there."""
+    for _, _, labels, path in _pairs(root, faces, "{0}/{0}_image", "{0}/{0}_mask"):
+        save_palette(path, TO_CELEBAMASK[labels])
+
+
+def write_lapa(root: Path, faces: Faces, first_is_left: bool = True) -> None:
+    """LaPa's layout, landmarks and all."""
+    for split, name, labels, path in _pairs(root, faces, "{}/images", "{}/labels"):
+        Image.fromarray(_sided(labels, first_is_left)).save(path)
+        (root / split / "landmarks").mkdir(exist_ok=True)
+        (root / split / "landmarks" / f"{name}.txt").write_text("106\n" + "1.0 2.0\n" * 106)
+
+
+def write_list(root: Path, faces: Faces, ids: np.ndarray | None = None) -> None:
+    """Lists of pairs, ``images/x.jpg labels/x.png``; ids: what is stored in place of HELEN's 11."""
+    lists = dict.fromkeys(faces, "")
+    for split, name, labels, path in _pairs(root, faces):
+        Image.fromarray(labels if ids is None else ids[labels]).save(path)
+        lists[split] += f"images/{name}.jpg labels/{name}.png\n"
+    for split, text in lists.items():
+        (root / f"{split}_list.txt").write_text(text)
 
 
 def write_celebamask_official(root: Path, faces: Faces, mapping: bool = True) -> dict[str, list[str]]:
@@ -124,68 +189,51 @@ def write_celebamask_official(root: Path, faces: Faces, mapping: bool = True) ->
     return names
 
 
-def write_challenge(root: Path, faces: Faces) -> None:
-    """The challenge's layout, masks in palette mode as there."""
-    for split, group in faces.items():
-        photos, masks = root / split / f"{split}_image", root / split / f"{split}_mask"
-        photos.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        for name, photo, labels in group:
-            save_photo(photos / f"{name}.jpg", photo)
-            save_palette(masks / f"{name}.png", TO_CELEBAMASK[labels])
+def batch_of(faces: Sequence[tuple[np.ndarray, np.ndarray]], labels: LabelSet = NINE, first: int = 0) -> Batch:
+    """Faces of any sizes, each a photo (H, W, 3) and its label map (H, W), keyed (0, 0, first), ..."""
+    height, width = np.max([label_map.shape for _, label_map in faces], axis=0)
+
+    def padded(images: Sequence[np.ndarray]) -> torch.Tensor:
+        missing = [[(0, height - len(image)), (0, width - image.shape[1]), (0, 0)][: image.ndim] for image in images]
+        return torch.from_numpy(np.stack([np.pad(*pair) for pair in zip(images, missing, strict=True)]))
+
+    photos, maps = zip(*faces, strict=True)
+    geometry = part_geometry(np.stack([label_geometry(label_map, len(labels)) for label_map in maps]), labels.part_ids)
+    return Batch(
+        labels,
+        padded(photos),
+        padded(maps),
+        torch.from_numpy(np.stack([make_thumb(photo) for photo in photos])),
+        torch.tensor([label_map.shape for label_map in maps]),
+        *map(torch.from_numpy, geometry),
+        index_B=torch.arange(first, first + len(faces)),
+        keys_B3=torch.tensor([[0, 0, k] for k in range(first, first + len(faces))]),
+    )
 
 
-def save_photo(path: Path, photo: np.ndarray) -> None:
-    Image.fromarray(photo).save(path, quality=95)
-
-
-def save_palette(path: Path, ids: np.ndarray) -> None:
-    picture = Image.fromarray(ids)
-    picture.putpalette([(7 * i * j) % 256 for i in range(256) for j in (1, 3, 5)])
-    picture.save(path)
-
-
-def write_lapa(root: Path, faces: Faces, first_is_left: bool = True) -> None:
-    """LaPa's layout, landmarks and all; first_is_left: whether ids 2 and 4 lie on the image's left."""
-    for split, group in faces.items():
-        for kind in ("images", "labels", "landmarks"):
-            (root / split / kind).mkdir(parents=True)
-        for name, photo, labels in group:
-            save_photo(root / split / "images" / f"{name}.jpg", photo)
-            Image.fromarray(_sided(labels, first_is_left)).save(root / split / "labels" / f"{name}.png")
-            (root / split / "landmarks" / f"{name}.txt").write_text("106\n" + "1.0 2.0\n" * 106)
-
-
-def write_list(root: Path, faces: Faces, ids: np.ndarray | None = None) -> None:
-    """Lists of pairs, ``images/x.jpg labels/x.png``; ids: what is stored in place of HELEN's 11."""
-    (root / "images").mkdir(parents=True)
-    (root / "labels").mkdir()
-    for split, group in faces.items():
-        lines = []
-        for name, photo, labels in group:
-            save_photo(root / "images" / f"{name}.jpg", photo)
-            Image.fromarray(labels if ids is None else ids[labels]).save(root / "labels" / f"{name}.png")
-            lines.append(f"images/{name}.jpg labels/{name}.png\n")
-        (root / f"{split}_list.txt").write_text("".join(lines))
-
-
-def write_helen_merged(root: Path, faces: Faces, first_is_left: bool = True) -> None:
-    """HELEN with one label map a face and its three lists."""
-    (root / "images").mkdir(parents=True)
-    (root / "labels").mkdir()
-    for split, name_of_list in HELEN_LISTS.items():
-        lines = []
-        for number, (name, photo, labels) in enumerate(faces.get(split, []), 1):
-            save_photo(root / "images" / f"{name}.jpg", photo)
-            Image.fromarray(_sided(labels, first_is_left)).save(root / "labels" / f"{name}.png")
-            lines.append(f"{number} , {name}\n")
-        (root / name_of_list).write_text("".join(lines))
+def repainted(root: Path, folder: Path, *faces: str) -> Path:
+    """A copy of HELEN's layout whose photos of these faces differ in some pixels and in nothing else, not in time."""
+    shutil.copytree(root, folder)
+    for path in (folder / "images" / f"{face}.jpg" for face in faces):
+        stat, photo = path.stat(), np.array(Image.open(path))
+        photo[:8, :8] = 128
+        save_photo(path, photo)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    return folder
 
 
 def save_parser(path: Path, parser: FaceParser, stage: str = "end2end", networks: Sequence[str] = ()) -> Path:
     """A parser's networks, or some of them, as a checkpoint of a stage."""
     checkpoint.save(path, state_of(parser, stage, *networks))
     return path
+
+
+@contextmanager
+def another_run(folder: Path) -> Iterator[None]:
+    """As long as it lasts, another run holds the lock of a run folder."""
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / ".lock"):
+        yield
 
 
 def fork(main: Callable[[], Any], **environment: str) -> int:
@@ -205,13 +253,13 @@ def fork(main: Callable[[], Any], **environment: str) -> int:
         os._exit(status)
 
 
-def two_processes(main: Callable[[], Any]) -> None:
-    """Run ``main`` as torchrun would in two processes."""
+def two_processes(main: Callable[[], Any]) -> list[int]:
+    """Run ``main`` as torchrun would in two processes; their exit statuses, negative those of signals."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     alike = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     children = [fork(main, RANK=rank, LOCAL_RANK=rank, **alike) for rank in "01"]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def lively(parser: FaceParser) -> FaceParser:
@@ -233,10 +281,6 @@ def lively(parser: FaceParser) -> FaceParser:
             head.weight *= 20
             head.bias.zero_()
     return parser.eval().requires_grad_(False)
-
-
-def _sided(labels: np.ndarray, first_is_left: bool) -> np.ndarray:
-    return labels if first_is_left else np.array(HELEN.mirror, np.uint8)[labels]
 
 
 def state_of(model: FaceParser, stage: str, *names: str, **more: Any) -> dict[str, Any]:

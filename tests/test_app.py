@@ -69,7 +69,7 @@ def job(parse: SceneParser, photo: Path, tmp_path_factory: pytest.TempPathFactor
     return job
 
 
-def test_results_are_those_of_predict(job: Job, parse: SceneParser, written: dict[str, bytes], tmp_path: Path) -> None:
+def test_results_are_those_of_predict(job, parse, written, tmp_path):
     labels = parse.parser.labels
     overlay = app.paint(job, range(len(labels)), labels, tmp_path)
     files = [job.outputs["labels"], overlay, job.outputs["faces"]]
@@ -77,7 +77,7 @@ def test_results_are_those_of_predict(job: Job, parse: SceneParser, written: dic
     assert len(json.loads(written["photo_faces.json"])["faces"]) == 1
 
 
-def test_parts_that_are_switched_off_are_not_painted(job: Job, parse: SceneParser, tmp_path: Path) -> None:
+def test_parts_that_are_switched_off_are_not_painted(job, parse, tmp_path):
     labels, picture = parse.parser.labels, read_photo(job.photo).astype(int)
     labels_HW = read_labels(job.outputs["labels"])
     nose = labels.names.index("nose")
@@ -93,14 +93,14 @@ def test_parts_that_are_switched_off_are_not_painted(job: Job, parse: SceneParse
     assert (read_labels(job.outputs["labels"]) == labels_HW).all()
 
 
-def test_a_photo_that_was_removed_is_asked_for_again(job: Job, parse: SceneParser, tmp_path: Path) -> None:
+def test_a_photo_that_was_removed_is_asked_for_again(job, parse, tmp_path):
     gone = job._replace(photo=tmp_path / "gone.jpg")
     with pytest.raises(InputError, match=r"gone\.jpg was removed after 60 minutes: drop it again"):
         app.paint(gone, [1], parse.parser.labels, tmp_path)
     assert not any(tmp_path.iterdir())
 
 
-def test_what_is_no_photo_is_told_by_its_name_alone(parse: SceneParser, tmp_path: Path) -> None:
+def test_what_is_no_photo_is_told_by_its_name_alone(parse, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("no photo")
     with pytest.raises(InputError) as caught:
@@ -112,7 +112,7 @@ def test_what_is_no_photo_is_told_by_its_name_alone(parse: SceneParser, tmp_path
         app.label(parse, tmp_path / "clip.mp4", tmp_path)
 
 
-def test_faces_are_counted(parse: SceneParser, photo: Path, tmp_path: Path) -> None:
+def test_faces_are_counted(parse, photo, tmp_path):
     empty = tmp_path / "empty.png"
     Image.new("RGB", (120, 80), (40, 90, 60)).save(empty)
     job, faces = app.label(parse, empty, tmp_path)
@@ -124,7 +124,7 @@ def test_faces_are_counted(parse: SceneParser, photo: Path, tmp_path: Path) -> N
     assert "the whole photo was taken for one" in app.found([replace(face, detection=None)])
 
 
-def test_every_part_has_a_patch_of_its_colour(parse: SceneParser) -> None:
+def test_every_part_has_a_patch_of_its_colour(parse):
     labels = parse.parser.labels
     patches = re.findall(r"nth-of-type\((\d+)\) span::before \{ background: rgb(\(.*?\));", app.style(labels))
     assert patches == [(str(k), str(labels.colours[k])) for k in range(1, len(labels))]
@@ -145,9 +145,7 @@ def test_every_part_has_a_patch_of_its_colour(parse: SceneParser) -> None:
         (["photo.jpg"], "photo.jpg"),
     ],
 )
-def test_wrong_options_and_a_missing_package_are_one_line(
-    words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_wrong_options_and_a_missing_package_are_one_line(words, told, monkeypatch, capsys):
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "no_proxy"):
         monkeypatch.setenv(name, "as it was")  # and again after the test
     if words:
@@ -297,7 +295,7 @@ def save(browser: Any, button: str, name: str) -> bytes:
     return (browser.saved / name).read_bytes()
 
 
-def test_a_photo_through_the_browser(browser: Any, photo: Path, written: dict[str, bytes]) -> None:
+def test_a_photo_through_the_browser(browser, photo, written):
     assert drop(browser, photo) == "photo.jpg: 1 face found."
     assert save(browser, "labels", "photo.png") == written["photo.png"]
     assert save(browser, "overlay", "photo_overlay.jpg") == written["photo_overlay.jpg"]
@@ -319,7 +317,7 @@ def test_a_photo_through_the_browser(browser: Any, photo: Path, written: dict[st
     wait_for(lambda: save(browser, "overlay", "photo_overlay.jpg") == written["photo_overlay.jpg"], "the nose")
 
 
-def test_what_is_no_photo_through_the_browser(browser: Any, tmp_path: Path) -> None:
+def test_what_is_no_photo_through_the_browser(browser, tmp_path):
     path = tmp_path / "notes & co.txt"
     path.write_text("no photo")
     assert drop(browser, path).startswith("cannot read image notes & co.txt: no JPEG, PNG")
@@ -327,21 +325,21 @@ def test_what_is_no_photo_through_the_browser(browser: Any, tmp_path: Path) -> N
     assert not shown(browser, "#save-labels")
 
 
-def test_nothing_outside_this_machine_is_asked(browser: Any, server: SimpleNamespace) -> None:
+def test_nothing_outside_this_machine_is_asked(browser, server):
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
     assert any("/upload" in url for url in asked)
     assert [url for url in asked if not url.startswith((server.address, "data:", "blob:"))] == []
 
 
-def test_only_this_machine_is_listened_to(server: SimpleNamespace) -> None:
+def test_only_this_machine_is_listened_to(server):
     socket.create_connection(("127.0.0.1", server.port), 5).close()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.2", server.port), 5)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-def test_nothing_is_left_behind(server: SimpleNamespace) -> None:
+def test_nothing_is_left_behind(server):
     (folder,) = (server.folder / "temporary").glob("stn-icnn-*")
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(SECONDS) == 130

@@ -13,9 +13,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("channels", [1, 8, 9, 24])
-def test_output_gradients_and_running_statistics_are_those_of_torch_in_double_precision(
-    channels: int, layout: torch.memory_format
-) -> None:
+def test_output_gradients_and_running_statistics_are_those_of_torch_in_double_precision(channels, layout):
     torch.manual_seed(0)
     ours, theirs = nn.Sequential(nn.BatchNorm2d(channels)), nn.BatchNorm2d(channels).double()
     batchnorm.prepare(ours, CPU)
@@ -39,7 +37,7 @@ def test_output_gradients_and_running_statistics_are_those_of_torch_in_double_pr
     assert ours[0].num_batches_tracked == 1
 
 
-def test_evaluation_uses_the_running_statistics() -> None:
+def test_evaluation_uses_the_running_statistics():
     ours = nn.BatchNorm2d(3)
     theirs = copy.deepcopy(ours)
     batchnorm.prepare(ours, CPU)
@@ -47,7 +45,7 @@ def test_evaluation_uses_the_running_statistics() -> None:
     assert torch.equal(ours.eval()(x_BCHW), theirs.eval()(x_BCHW))
 
 
-def test_bfloat16_images_keep_their_dtype_under_autocast() -> None:
+def test_bfloat16_images_keep_their_dtype_under_autocast():
     layer = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     batchnorm.prepare(layer, CPU)
     x_BCHW = torch.randn(2, 3, 9, 9, requires_grad=True)

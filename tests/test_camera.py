@@ -1,7 +1,5 @@
 """Photos as bad cameras and bad copies show them."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -16,7 +14,7 @@ def detail(photo: np.ndarray) -> float:
     return float(np.abs(np.diff(photo.astype(float), axis=1)).mean())
 
 
-def test_a_key_settles_the_photo_which_keeps_its_size_and_loses_detail() -> None:
+def test_a_key_settles_the_photo_which_keeps_its_size_and_loses_detail():
     photo = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
     shown = [degraded(photo, (0, 0, k)) for k in range(40)]
     assert np.array_equal(shown[3], degraded(photo, (0, 0, 3)))
@@ -27,7 +25,7 @@ def test_a_key_settles_the_photo_which_keeps_its_size_and_loses_detail() -> None
     assert not any(is_degraded((0, 0, k), 0.0) for k in range(40))
 
 
-def test_both_looks_of_a_face_are_soft_and_its_labels_stay(tmp_path: Path) -> None:
+def test_both_looks_of_a_face_are_soft_and_its_labels_stay(tmp_path):
     data = FaceData("synthetic", None, None, 64, 8, tmp_path, None, None)
     clean = next(iter(training_batches(open_faces(data, "train", NINE), 8, 0, 0)))
     soft = next(iter(training_batches(open_faces(data, "train", NINE, camera=0.5), 8, 0, 0)))

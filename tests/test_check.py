@@ -1,6 +1,6 @@
 """``python -m tools.check`` finds everything that is wrong, says where, and leaves good data alone."""
 
-from pathlib import Path
+from functools import partial
 
 import cv2
 import numpy as np
@@ -24,18 +24,23 @@ def draw_faces(train: int = 3, val: int = 2, test: int = 1) -> fixtures.Faces:
     return {split: [(name, *draw_face(9, int(name), SIZE)) for name, _, _ in faces] for split, faces in blocks.items()}
 
 
-@pytest.mark.parametrize("layout", ["helen", "mirrored helen", "official", "challenge"])
-def test_sound_data_passes_and_gets_a_contact_sheet(tmp_path: Path, capsys, layout: str) -> None:
-    faces = draw_faces()
-    root, sheet = tmp_path / "data", tmp_path / "new" / "sheet.png"
-    if layout == "official":
-        fixtures.write_celebamask_official(root, faces)
-    elif layout == "challenge":
-        fixtures.write_challenge(root, faces)
-    else:
-        fixtures.write_helen(root, faces, first_is_left=layout == "helen")
-    dataset = "helen" if "helen" in layout else "celebamask"
-    assert main(["--dataset", dataset, "--data", str(root), "--out", str(sheet)]) == 0
+SOUND = {
+    "helen": ("helen", fixtures.write_helen),
+    "mirrored helen": ("helen", partial(fixtures.write_helen, first_is_left=False)),
+    "merged": ("helen", fixtures.write_helen_merged),
+    "official": ("celebamask", fixtures.write_celebamask_official),
+    "challenge": ("celebamask", fixtures.write_challenge),
+    "lapa": ("lapa", fixtures.write_lapa),
+    "list": ("list", fixtures.write_list),
+}
+
+
+@pytest.mark.parametrize("layout", SOUND)
+def test_sound_data_passes_and_gets_a_contact_sheet(tmp_path, capsys, layout):
+    (dataset, write), root, sheet = SOUND[layout], tmp_path / "data", tmp_path / "new" / "sheet.png"
+    write(root, draw_faces())
+    labels = ["--labels", "helen"] if layout == "list" else []
+    assert main(["--dataset", dataset, "--data", str(root), "--out", str(sheet), *labels]) == 0
     told = capsys.readouterr().out
     assert "no problems in 6 faces" in told
     assert "64×64: 3" in told or "128×128: 3" in told
@@ -45,7 +50,7 @@ def test_sound_data_passes_and_gets_a_contact_sheet(tmp_path: Path, capsys, layo
     assert pixels.std() > 10
 
 
-def test_synthetic_faces_pass_and_get_a_contact_sheet(tmp_path: Path, capsys) -> None:
+def test_synthetic_faces_pass_and_get_a_contact_sheet(tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     assert main(["--dataset", "synthetic", "--split", "val", "--max-images", "3", "--out", str(sheet)]) == 0
     assert "3 checked" in capsys.readouterr().out
@@ -53,7 +58,7 @@ def test_synthetic_faces_pass_and_get_a_contact_sheet(tmp_path: Path, capsys) ->
         assert np.asarray(picture).std() > 10
 
 
-def test_every_problem_is_listed_not_just_the_first(tmp_path: Path, capsys) -> None:
+def test_every_problem_is_listed_not_just_the_first(tmp_path, capsys):
     faces = draw_faces(train=12)
     fixtures.write_challenge(tmp_path, faces)
     photos, masks = tmp_path / "train" / "train_image", tmp_path / "train" / "train_mask"
@@ -91,7 +96,7 @@ def test_every_problem_is_listed_not_just_the_first(tmp_path: Path, capsys) -> N
     assert sheet.exists()
 
 
-def test_a_part_that_no_face_has_is_a_problem_and_a_missing_one_is_counted(tmp_path: Path, capsys) -> None:
+def test_a_part_that_no_face_has_is_a_problem_and_a_missing_one_is_counted(tmp_path, capsys):
     faces = draw_faces(train=10, val=0, test=0)
     for number, (_, _, labels) in enumerate(faces["train"]):
         labels[labels == 6] = 1
@@ -142,7 +147,7 @@ ODD = {  # what is odd, how many faces each split has, what is told
 
 
 @pytest.mark.parametrize("case", ODD)
-def test_what_is_odd_is_a_problem_and_nothing_else_is(case: str, tmp_path: Path, capsys) -> None:
+def test_what_is_odd_is_a_problem_and_nothing_else_is(case, tmp_path, capsys):
     make, counts, lines = ODD[case]
     faces = draw_faces(*counts)
     make(faces)
@@ -155,7 +160,7 @@ def test_what_is_odd_is_a_problem_and_nothing_else_is(case: str, tmp_path: Path,
         assert any(line.format(masks=tmp_path / "train" / "train_mask") in words for words in told), line
 
 
-def test_a_split_without_masks_and_a_file_that_shows_nothing_of_its_part_are_problems(tmp_path: Path, capsys) -> None:
+def test_a_split_without_masks_and_a_file_that_shows_nothing_of_its_part_are_problems(tmp_path, capsys):
     fixtures.write_challenge(tmp_path / "a", draw_faces())
     for path in (tmp_path / "a" / "test" / "test_mask").iterdir():
         path.unlink()
@@ -172,7 +177,7 @@ def test_a_split_without_masks_and_a_file_that_shows_nothing_of_its_part_are_pro
         assert told.rstrip().endswith(f"1 problem in {faces} faces")
 
 
-def test_few_odd_faces_of_many_are_a_note(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_odd_faces_of_many_are_a_note(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(check, "FEW", 0.2)
     faces = draw_faces(train=10, val=0, test=0)
     faces["train"][6] = ("6", np.full((SIZE, SIZE, 3), 128, np.uint8), faces["train"][6][2])
@@ -181,7 +186,7 @@ def test_few_odd_faces_of_many_are_a_note(tmp_path: Path, capsys, monkeypatch: p
     assert "note: photos in which no face is found in split train: 1 (6)" in capsys.readouterr().out
 
 
-def test_copies_are_found_again_and_other_faces_are_not() -> None:
+def test_copies_are_found_again_and_other_faces_are_not():
     photos = [draw_face(9, number, 128)[0] for number in range(40)]
     prints = [oddities.photo_hash(photo) for photo in photos]
     smaller = [oddities.photo_hash(cv2.resize(photo, (90, 90), interpolation=cv2.INTER_AREA)) for photo in photos]
@@ -213,7 +218,7 @@ def test_label_maps_of_other_photos_do_not_fit_what_a_parser_sees() -> None:
     assert oddities.misfits(np.zeros(0), np.zeros(0)) == []
 
 
-def test_parts_are_far_by_the_spread_of_the_faces_themselves() -> None:
+def test_parts_are_far_by_the_spread_of_the_faces_themselves():
     rng = np.random.default_rng(0)
     places = np.array([[0.4, 0.4], [0.6, 0.4], [0.5, 0.7]]) + rng.normal(0, 0.01, (50, 3, 2))
     places[7, 1], places[9, 2] = (0.9, 0.5), np.nan
@@ -222,7 +227,7 @@ def test_parts_are_far_by_the_spread_of_the_faces_themselves() -> None:
     assert not oddities.far_parts(10 * rng.normal(0, 0.01, (50, 3, 2))).any()
 
 
-def test_label_maps_of_another_photo_and_shifted_ones_are_told(tmp_path: Path, capsys) -> None:
+def test_label_maps_of_another_photo_and_shifted_ones_are_told(tmp_path, capsys):
     faces = draw_faces(6, 0, 0)
     photos, maps = ([face[k] for face in faces["train"]] for k in (1, 2))
     maps[0], maps[4], maps[2] = maps[4], maps[0], np.roll(maps[2], 16, 0)

@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 import reproduce
 from tools import demo
 
 
-def test_the_demo_names_its_stages_and_ends_with_the_pictures_that_it_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_demo_names_its_stages_and_ends_with_the_pictures_that_it_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "SIZES", {"coarse_size": 32, "crop_size": 17})
     monkeypatch.setattr(demo, "TRAINING", {name: (1, lr) for name, (_, lr) in demo.TRAINING.items()})
     for name, value in {"BATCH_SIZE": 2, "FACES": 4, "FACE_SIZE": 64, "SHOWN": 4}.items():

@@ -22,14 +22,14 @@ from utils.errors import InputError
 Fit = Callable[..., Scores]
 
 
-def test_the_paper_s_rate_is_halved_every_five_epochs_and_an_unknown_schedule_refused() -> None:
+def test_the_paper_s_rate_is_halved_every_five_epochs_and_an_unknown_schedule_refused():
     with pytest.raises(ValueError, match="no schedule is called 'onecyle'"):
         learning_rate_factor("onecyle", 1, 20)
     rates = [learning_rate_factor("halve", epoch, 25) for epoch in (0, 4.99, 5, 9.9, 10, 24.9)]
     assert rates == [1, 1, 0.5, 0.5, 0.25, 0.0625]
 
 
-def test_one_cycle_warms_up_peaks_and_ends_near_zero() -> None:
+def test_one_cycle_warms_up_peaks_and_ends_near_zero():
     rates = [learning_rate_factor("onecycle", epoch, 20) for epoch in np.arange(0, 20, 0.05)]
     peak = int(np.argmax(rates))
     assert rates[0] == pytest.approx(0.04)
@@ -45,7 +45,7 @@ def log_of(folder: Path) -> list[Scores]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_each_network_is_trained_at_its_own_rate_of_the_schedule(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_each_network_is_trained_at_its_own_rate_of_the_schedule(tiny_fit, tmp_path):
     optimisation = Optimisation(6, {"body": 0.01, "frozen": 0.02}, schedule="halve")
     tiny_fit(tmp_path, optimisation=optimisation)
     groups = load(tmp_path / "last.pt")["optimizer"]["param_groups"]
@@ -72,7 +72,7 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 1, 1))
 
 
-def test_a_network_at_rate_zero_keeps_weights_and_batch_statistics(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_a_network_at_rate_zero_keeps_weights_and_batch_statistics(tiny_fit, tmp_path):
     torch.manual_seed(5)
     networks = {"body": small(), "frozen": small()}
     before = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in networks.items()}
@@ -84,7 +84,7 @@ def test_a_network_at_rate_zero_keeps_weights_and_batch_statistics(tiny_fit: Fit
     assert not any(parameter.requires_grad for parameter in networks["frozen"].parameters())
 
 
-def test_what_is_minimised_is_the_sum_of_the_losses_and_each_is_logged(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_what_is_minimised_is_the_sum_of_the_losses_and_each_is_logged(tiny_fit, tmp_path):
     weight = nn.Conv2d(3, 1, 1)
     networks = {"body": weight, "frozen": small()}
 
@@ -101,7 +101,7 @@ def test_what_is_minimised_is_the_sum_of_the_losses_and_each_is_logged(tiny_fit:
         assert "three" not in row  # it would only repeat the loss
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_fit, tmp_path):
     steps = []
     weight = nn.Conv2d(3, 1, 1)
 
@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_fit: Fit, t
     assert all(value.isfinite().all() for value in saved.values())
 
 
-def test_gradients_are_clipped(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_gradients_are_clipped(tiny_fit, tmp_path):
     norms = []
     weight = nn.Conv2d(3, 1, 1)
 
@@ -135,7 +135,7 @@ def test_gradients_are_clipped(tiny_fit: Fit, tmp_path: Path) -> None:
     assert norms == pytest.approx([1.0] * len(norms), rel=1e-3)
 
 
-def test_the_best_epoch_is_kept_apart_from_the_last(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_apart_from_the_last(tiny_fit, tmp_path):
     scores = iter([0.3, 0.8, 0.5])
     best = tiny_fit(tmp_path, validate=lambda: {"miss": next(scores)}, maximise=True)
     assert (best["epoch"], best["miss"]) == (2, 0.8)
@@ -159,7 +159,7 @@ def test_the_start_is_scored_and_stays_the_best_while_no_epoch_is_better(
     assert "best miss 0.1000 at the start, which no epoch has improved" in capsys.readouterr().out
 
 
-def test_epochs_between_are_neither_validated_nor_saved(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_epochs_between_are_neither_validated_nor_saved(tiny_fit, tmp_path):
     def stopping() -> Scores:
         raise KeyboardInterrupt
 
@@ -172,7 +172,7 @@ def test_epochs_between_are_neither_validated_nor_saved(tiny_fit: Fit, tmp_path:
     assert load(tmp_path / "last.pt")["epoch"] == 4
 
 
-def test_a_run_folder_that_cannot_be_made_is_told_in_one_line(tiny_fit: Fit, tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_made_is_told_in_one_line(tiny_fit, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"--run-dir .*file.* cannot be made \(File exists\)"):
         tiny_fit(tmp_path / "file")
@@ -204,7 +204,7 @@ class ByHeart(Task):
         return {"f1": 0.0}
 
 
-def test_one_batch_can_be_learnt_by_heart(tmp_path: Path) -> None:
+def test_one_batch_can_be_learnt_by_heart(tmp_path):
     torch.manual_seed(0)
     task = ByHeart()
     fit(task, Run(tmp_path, False, torch.device("cpu"), "off", {}))
@@ -214,7 +214,7 @@ def test_one_batch_can_be_learnt_by_heart(tmp_path: Path) -> None:
     assert end < log_of(tmp_path)[0]["loss"] / 5
 
 
-def test_weights_that_are_cast_together_learn_what_autocast_lets_them_learn() -> None:
+def test_weights_that_are_cast_together_learn_what_autocast_lets_them_learn():
     network, photos, grads = ICNN(ICNNConfig(3, (8, 12), 5, 5, 1)), torch.rand(2, 3, 24, 24), []
     for how in (nullcontext(), cast_together([network])):
         network.zero_grad()
@@ -241,7 +241,7 @@ def ones(_: TwoFaces) -> Tensor:
     return torch.ones(2, 3, 3, dtype=torch.uint8)
 
 
-def test_evaluation_counts_each_face_on_its_own_grid() -> None:
+def test_evaluation_counts_each_face_on_its_own_grid():
     index, matrices = evaluate(ones, [TwoFaces()], torch.device("cpu"), 3)
     assert index.tolist() == [4, 7]
     assert matrices[0].tolist() == [[0, 4, 0], [0, 2, 0], [0, 0, 0]]
@@ -251,6 +251,6 @@ def test_evaluation_counts_each_face_on_its_own_grid() -> None:
     assert matrices.shape == (0, 3, 3)
 
 
-def test_evaluation_refuses_ids_that_the_label_set_does_not_have() -> None:
+def test_evaluation_refuses_ids_that_the_label_set_does_not_have():
     with pytest.raises(ValueError, match=r"2 pixels hold ids that are not 0\.\.1"):
         evaluate(ones, [TwoFaces()], torch.device("cpu"), 2)

@@ -94,16 +94,9 @@ def test_the_written_scores_are_those_of_an_independent_count(world, crops):
     assert {name: result["strict"][name] for name in strict} == pytest.approx(strict)
     assert result["strict"]["mean"] == pytest.approx(np.mean([v for v in strict.values() if v is not None]))
     assert np.sum(result["confusion"]) == 5 * 64 * 64
-    about = {key: result[key] for key in ("images", "labels", "split", "dataset", "crops", "checkpoint", "sha256")}
-    assert about == {
-        "images": 5,
-        "labels": "nine",
-        "split": "val",
-        "dataset": "celebamask",
-        "crops": crops,
-        "checkpoint": models["end2end"],
-        "sha256": [files.sha256(Path(models["end2end"]))],
-    }
+    about = {"images": 5, "labels": "nine", "split": "val", "dataset": "celebamask", "crops": crops}
+    about |= {"checkpoint": models["end2end"], "sha256": [files.sha256(Path(models["end2end"]))]}
+    assert about.items() <= result.items()
     assert {"iou", "precision", "recall", "absent"} <= result.keys()
     assert f"{paper['overall']:.4f}" in (out / "scores.md").read_text()
     assert "paper.overall" in (out / "scores.csv").read_text()
@@ -198,21 +191,6 @@ def test_scores_are_replaced_only_when_asked(name, world, tmp_path, capsys):
         assert json.loads(file.read_text())["images"] == 1
 
 
-@pytest.mark.parametrize(
-    ("checkpoints", "crops", "line"),
-    [
-        (["stage1"], "predicted", "no localizer or parts weights"),
-        (["cropper"], "predicted", "no parts weights"),
-        (["stage2"], "none", "no coarse weights; give a checkpoint that holds coarse"),
-        (["stage1"], "truth", "no parts weights"),
-    ],
-)
-def test_a_missing_module_is_named(world, checkpoints, crops, line):
-    _, models, _ = world
-    with pytest.raises(InputError, match=line):
-        evaluate.main(["--crops", crops, "--checkpoint", *(models[name] for name in checkpoints)])
-
-
 def test_without_weights_that_ship_a_checkpoint_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(options, "SHIPPED_WEIGHTS", tmp_path / "stn_icnn.pt")
     with pytest.raises(InputError, match="--checkpoint FILE is needed"):
@@ -282,7 +260,7 @@ def test_two_processes_score_as_one(world, capfd):
     argv = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache"), "--split", "val"]
     argv += ["--workers", "0", "--device", "cpu", "--amp", "off", "--out", str(out), "--checkpoint", models["end2end"]]
     capfd.readouterr()
-    two_processes(lambda: evaluate.main([*argv, "--worst", "5"]))
+    assert two_processes(lambda: evaluate.main([*argv, "--worst", "5"])) == [0, 0]
     together = json.loads((out / "scores.json").read_text())
     assert together["confusion"] == alone["confusion"]
     assert together["worst"] == alone["worst"]  # each face has its own matrix

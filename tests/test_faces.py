@@ -59,14 +59,14 @@ def paste_turned(probs: list[Tensor], theta_P23: Tensor, *arguments, **options) 
     return patch
 
 
-def test_the_frame_of_an_upright_face_by_hand() -> None:
+def test_the_frame_of_an_upright_face_by_hand():
     # eyes 40 apart in the row 100, mouth corners 60 below: half the side is max(2 * 40, 1.8 * 60) = 108
     frame = frame_of(np.array([(80, 100), (120, 100), (100, 130), (85, 160), (115, 160)], float))
     assert frame.matrix_23 == pytest.approx(np.array([[108, 0, 100], [0, 108, 106]]))
     assert frame.degrees == pytest.approx(0)
 
 
-def test_the_frame_turns_with_the_face() -> None:
+def test_the_frame_turns_with_the_face():
     points = np.array([(80, 100), (120, 100), (100, 130), (85, 160), (115, 160)], float)
     for degrees in (-170, -60, 30, 90):
         cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
@@ -75,12 +75,12 @@ def test_the_frame_turns_with_the_face() -> None:
         assert np.linalg.det(frame_of(turned).matrix_23[:, :2]) == pytest.approx(108**2)
 
 
-def test_points_that_coincide_give_a_frame_that_can_be_sampled() -> None:
+def test_points_that_coincide_give_a_frame_that_can_be_sampled():
     assert np.linalg.det(frame_of(np.full((5, 2), 7.0)).matrix_23[:, :2]) > 0
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (1024, 1024), (300, 400), (100, 90)])
-def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape: tuple[int, int]) -> None:
+def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape):
     photo = cv2.resize(draw_face(1, 0, 192)[0], shape[::-1], interpolation=cv2.INTER_CUBIC)
     found = warp_frame(photo, whole_photo(*shape).matrix_23).astype(int)
     difference = np.abs(found - make_thumb(photo))[4:-4, 4:-4]
@@ -89,7 +89,7 @@ def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("degrees", [0, 35, -90, 180])
-def test_a_turned_face_is_seen_upright(face: np.ndarray, degrees: float) -> None:
+def test_a_turned_face_is_seen_upright(face, degrees):
     photo, frame = turned_in(face, degrees, 900, 1000, (480, 430))
     assert np.abs(warp_frame(photo, frame).astype(int) - make_thumb(face))[8:-8, 8:-8].mean() < 3
     view = View(framed_batch([photo], [[frame]], NINE))
@@ -102,7 +102,7 @@ def test_a_turned_face_is_seen_upright(face: np.ndarray, degrees: float) -> None
     assert (view.crops(theta, 101) - expected).abs().mean() < 0.015
 
 
-def test_several_photos_share_a_batch_and_each_is_held_once() -> None:
+def test_several_photos_share_a_batch_and_each_is_held_once():
     photos = [np.full((60, 80, 3), value, np.uint8) for value in (10, 200)]
     frame = whole_photo(60, 80).matrix_23
     batch = framed_batch(photos, [[frame, frame], [frame]], NINE)
@@ -111,8 +111,23 @@ def test_several_photos_share_a_batch_and_each_is_held_once() -> None:
     assert View(batch).crops(theta, 5).mean((1, 2, 3, 4)).tolist() == pytest.approx([10 / 255, 10 / 255, 200 / 255])
 
 
+def on_canvas(patch: Patch, like: Tensor) -> Tensor:
+    """A patch's probabilities on a canvas of background."""
+    canvas_KHW = torch.zeros_like(like)
+    canvas_KHW[0] = 1
+    rows, columns = patch.labels_YX.shape
+    canvas_KHW[:, patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.probs_KYX
+    return canvas_KHW
+
+
+def labels_on(patch: Patch, height: int, width: int) -> Tensor:
+    labels_HW, (rows, columns) = torch.zeros(height, width, dtype=torch.uint8), patch.labels_YX.shape
+    labels_HW[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.labels_YX
+    return labels_HW
+
+
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
-def test_pasting_turned_windows_equals_pasting_where_they_are_not_turned(mode: str) -> None:
+def test_pasting_turned_windows_equals_pasting_where_they_are_not_turned(mode):
     torch.manual_seed(0)
     probs = [torch.randn(1, 3, 17, 17).softmax(1), torch.randn(1, 2, 17, 17).softmax(1)]
     sizes = torch.tensor([[50, 70]])
@@ -121,18 +136,14 @@ def test_pasting_turned_windows_equals_pasting_where_they_are_not_turned(mode: s
     )
     canvas_KHW = paste(probs, theta, 50, 70, mode)[0]
     patch = paste_turned([p[0] for p in probs], theta[0], 50, 70, mode, keep_probs=True)
-    assert patch.probs_KYX is not None
-    found = torch.zeros_like(canvas_KHW)
-    found[0] = 1
-    rows, columns = patch.labels_YX.shape
-    place = (slice(patch.top, patch.top + rows), slice(patch.left, patch.left + columns))
-    found[:, place[0], place[1]] = patch.probs_KYX
-    assert (found - canvas_KHW).abs().amax(0).gt(1e-4).float().mean() < 0.002  # ties of the nearest sample
+    assert (on_canvas(patch, canvas_KHW) - canvas_KHW).abs().amax(0).gt(
+        1e-4
+    ).float().mean() < 0.002  # ties of the nearest sample
     assert torch.equal(patch.labels_YX, patch.probs_KYX.argmax(0).byte())
     assert torch.equal(patch.confidence_YX, patch.probs_KYX.amax(0))
 
 
-def test_a_turned_window_by_hand() -> None:
+def test_a_turned_window_by_hand():
     # a quarter clockwise: the crop's x axis points down in the photo
     theta = torch.tensor([[[0.0, -0.5, 0.0], [0.5, 0.0, 0.0]]])
     probs = torch.zeros(2, 5, 5)
@@ -145,7 +156,7 @@ def test_a_turned_window_by_hand() -> None:
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 0.0])
-def test_windows_that_are_no_windows_label_nothing(broken: float) -> None:
+def test_windows_that_are_no_windows_label_nothing(broken):
     theta = torch.full((1, 2, 3), broken)
     assert paste_turned([torch.full((2, 5, 5), 0.5)], theta, 20, 20).labels_YX.numel() == 0
     canvas_BKHW = paste_any([torch.full((1, 2, 5, 5), 0.5)], theta[None], 20, 20)
@@ -155,47 +166,38 @@ def test_windows_that_are_no_windows_label_nothing(broken: float) -> None:
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize("shape", [(50, 70), (1, 30)])
-def test_the_paste_of_a_whole_canvas_equals_that_of_the_windows_alone(shape: tuple[int, int], mode: str) -> None:
+def test_the_paste_of_a_whole_canvas_equals_that_of_the_windows_alone(shape, mode):
     torch.manual_seed(0)
     probs = [torch.randn(2, 3, 17, 17).softmax(1), torch.randn(2, 2, 17, 17).softmax(1)]
     theta = torch.randn(2, 2, 2, 3) * 0.5
     canvas_BKHW = paste_any(probs, theta, *shape, mode)
     for b in range(2):
         patch = paste_turned([p[b] for p in probs], theta[b], *shape, mode, keep_probs=True)
-        assert patch.probs_KYX is not None
-        expected_KHW = torch.zeros_like(canvas_BKHW[b])
-        expected_KHW[0] = 1
-        rows, columns = patch.labels_YX.shape
-        expected_KHW[:, patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.probs_KYX
+        expected_KHW = on_canvas(patch, canvas_BKHW[b])
         assert (expected_KHW[1:] > 0).any()
         assert (expected_KHW - canvas_BKHW[b]).abs().amax(0).gt(1e-4).float().mean() < 0.002  # ties of the nearest
 
 
 @pytest.mark.parametrize("shift", [(5.0, 0.0), (0.0, -5.0), (3.0, 3.0)])
-def test_a_window_outside_the_photo_changes_nothing(shift: tuple[float, float]) -> None:
+def test_a_window_outside_the_photo_changes_nothing(shift):
     inside, outside = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]]), torch.tensor([[0.5, 0, shift[0]], [0, 0.5, shift[1]]])
     probs = torch.tensor([0.25, 0.75])[:, None, None].expand(2, 5, 5)
-    alone, both = (
-        paste_turned([probs], inside[None], 21, 31),
-        paste_turned([probs] * 2, torch.stack([inside, outside]), 21, 31),
-    )
+    alone = paste_turned([probs], inside[None], 21, 31)
+    both = paste_turned([probs] * 2, torch.stack([inside, outside]), 21, 31)
     assert torch.equal(alone.labels_YX, both.labels_YX)
     assert (alone.top, alone.left) == (both.top, both.left)
 
 
-def test_labels_of_a_framed_photo_equal_those_of_the_photo_itself(parser: FaceParser, face: np.ndarray) -> None:
+def test_labels_of_a_framed_photo_equal_those_of_the_photo_itself(parser, face):
     with torch.inference_mode():
         plain_HW = parser.parse(photo_batch([face], NINE)).labels_BHW[0]
         ((patch, _),) = parser.patches(framed_batch([face], [[whole_photo(512, 512).matrix_23]], NINE))
-    found_HW = torch.zeros_like(plain_HW)
-    rows, columns = patch.labels_YX.shape
-    found_HW[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.labels_YX
     assert (plain_HW > 0).float().mean() > 0.02
-    assert (found_HW != plain_HW).float().mean() < 2e-4
+    assert (labels_on(patch, 512, 512) != plain_HW).float().mean() < 2e-4
 
 
 @pytest.mark.parametrize("crops", ["predicted", "none"])  # six windows, or one for the whole face
-def test_labels_come_back_to_a_turned_face(face: np.ndarray, crops: str) -> None:
+def test_labels_come_back_to_a_turned_face(face, crops):
     parser = load_for_inference([SHIPPED_WEIGHTS], torch.device("cpu"), crops)
     photo, frame = turned_in(face, 40, 900, 1000, (480, 430))
     with torch.inference_mode():
@@ -209,7 +211,7 @@ def test_labels_come_back_to_a_turned_face(face: np.ndarray, crops: str) -> None
     assert (expected_HW[both] == scene.labels_HW[both]).mean() > 0.93
 
 
-def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser: FaceParser, face: np.ndarray) -> None:
+def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser, face):
     torch.manual_seed(0)
     for model in (parser, TinyParser(TinyConfig(), CELEBAMASK).eval()):
         for degrees, height, width in ((40, 900, 1000), (-100, 700, 640)):
@@ -221,14 +223,12 @@ def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser: FacePars
                 )
                 patches = model.patches(framed_batch([photo], [frames], model.labels))
             for canvas_KHW, (patch, _) in zip(canvas_FKHW, patches, strict=True):
-                expected_HW = torch.zeros(height, width, dtype=torch.uint8)
-                rows, columns = patch.labels_YX.shape
-                expected_HW[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.labels_YX
+                expected_HW = labels_on(patch, height, width)
                 assert (expected_HW > 0).float().mean() > 0.01
                 assert (canvas_KHW.argmax(0) != expected_HW).float().mean() < 1e-3
 
 
-def test_a_parser_without_frames_says_so() -> None:
+def test_a_parser_without_frames_says_so():
     with pytest.raises(InputError, match="framed: tiny labels whole photos alone"):
         FaceParser.forward_framed(TinyParser(TinyConfig(), CELEBAMASK), torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, 3))
 
@@ -238,7 +238,7 @@ def a_patch(top: int, left: int, label: int, side: int = 20) -> Patch:
     return Patch(top, left, labels_YX, torch.full((side, side), 0.75), None)
 
 
-def test_where_windows_of_two_faces_overlap_the_nearer_centre_decides() -> None:
+def test_where_windows_of_two_faces_overlap_the_nearer_centre_decides():
     sizes = torch.tensor([[40, 60]])
     patches = []
     for x, label in ((20, 5), (30, 3)):  # windows of 21 pixels around (x, 20)
@@ -256,7 +256,7 @@ def test_where_windows_of_two_faces_overlap_the_nearer_centre_decides() -> None:
     assert scene.faces[1].confidences["eye1"] == pytest.approx(0.75)
 
 
-def test_each_face_s_areas_are_those_of_its_own_pixels_in_the_whole_photo() -> None:
+def test_each_face_s_areas_are_those_of_its_own_pixels_in_the_whole_photo():
     rng = np.random.default_rng(0)
     patches = []
     for _ in range(12):  # many of them overlap
@@ -286,7 +286,7 @@ def test_each_face_s_areas_are_those_of_its_own_pixels_in_the_whole_photo() -> N
         assert face.areas == {NINE.names[k]: counts[k] for k in range(1, 9) if counts[k]}
 
 
-def test_a_group_photo_is_parsed_in_chunks_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_photo_is_parsed_in_chunks_as_all_at_once(monkeypatch):
     torch.manual_seed(0)
     parser = TinyParser(TinyConfig(), CELEBAMASK).eval()
     faces = np.stack([draw_face(0, k, 48)[0] for k in range(60)]).reshape(6, 10, 48, 48, 3)
@@ -304,7 +304,7 @@ def test_a_group_photo_is_parsed_in_chunks_as_all_at_once(monkeypatch: pytest.Mo
     assert np.array_equal(scene.owners_HW, at_once.owners_HW)
 
 
-def test_tensors_of_several_types_come_back_from_one_copy() -> None:
+def test_tensors_of_several_types_come_back_from_one_copy():
     sent = [torch.arange(5, dtype=torch.uint8), torch.rand(2, 3), torch.rand(3).double(), torch.zeros(0, 4)]
     sent.append(torch.rand(4, 6).half().T)
     for one, other in zip(sent, unpack(pack(sent), sent), strict=True):
@@ -312,19 +312,12 @@ def test_tensors_of_several_types_come_back_from_one_copy() -> None:
         assert torch.equal(one, other)
 
 
-def test_patches_that_touch_do_not_overlap() -> None:
+def test_patches_that_touch_do_not_overlap():
     assert not overlapping([a_patch(0, 0, 1), a_patch(0, 20, 1), a_patch(20, 0, 1)])
     assert overlapping([a_patch(0, 0, 1), a_patch(30, 30, 1), a_patch(49, 49, 1)])
 
 
-def test_no_faces_make_an_empty_scene() -> None:
-    scene = compose_scene(NINE, (30, 40), [], [], [])
-    assert scene.labels_HW.shape == (30, 40)
-    assert not scene.labels_HW.any()
-    assert scene.faces == []
-
-
-def test_corners_and_distances_of_a_turned_window_by_hand() -> None:
+def test_corners_and_distances_of_a_turned_window_by_hand():
     theta = np.array([[[0.0, -0.5, 0.0], [0.5, 0.0, 0.0]]])  # a quarter clockwise in a photo of 9 x 9
     assert window_corners(theta, (9, 9))[0].tolist() == [[6, 2], [6, 6], [2, 6], [2, 2]]
     distance = window_distance(theta, (9, 9), 0, 0, (9, 9))

@@ -41,14 +41,14 @@ def imports_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_run_down(module: str) -> None:
+def test_imports_run_down(module):
     own = folder_of(module)
     others = {other: folder_of(other) for other in imports_of(MODULES[module])}
     climbing = [other for other, folder in others.items() if folder != own and HEIGHT[folder] >= HEIGHT[own]]
     assert not climbing, f"{module} imports {', '.join(climbing)}"
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_no_module_imports_itself_through_others():
     try:
         TopologicalSorter({module: imports_of(path) - {module} for module, path in MODULES.items()}).prepare()
     except CycleError as error:

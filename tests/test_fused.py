@@ -46,7 +46,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_the_background_of_the_parts_is_divided_as_the_whole_face_says() -> None:
+def test_the_background_of_the_parts_is_divided_as_the_whole_face_says():
     fused = FusedParser(deeplab(), load_parser([SHIPPED_WEIGHTS]))
     named = [(CELEBAMASK.names[one], NINE.names[two]) for one, two in fused.drawn]
     assert {two for _, two in named} == set(NINE.foreground)
@@ -65,7 +65,7 @@ def test_the_background_of_the_parts_is_divided_as_the_whole_face_says() -> None
 
 
 @torch.inference_mode()
-def test_a_framed_face_is_labelled_as_the_photo_that_it_fills(astronaut: np.ndarray) -> None:
+def test_a_framed_face_is_labelled_as_the_photo_that_it_fills(astronaut):
     fused = FusedParser(deeplab(), load_parser([SHIPPED_WEIGHTS])).eval()
     photo = np.ascontiguousarray(astronaut[:256, 64:320])
     whole = np.array([[1.0, 0, 0], [0, 1, 0]])  # the frame of the photo's own edges
@@ -84,7 +84,7 @@ def test_a_framed_face_is_labelled_as_the_photo_that_it_fills(astronaut: np.ndar
         assert (found[here] == ids[label]).all()
 
 
-def test_predict_draws_the_parts_into_all_labels(tmp_path: Path, shipped: Path, astronaut: np.ndarray) -> None:
+def test_predict_draws_the_parts_into_all_labels(tmp_path, shipped, astronaut):
     save_photo(tmp_path / "photo.png", astronaut)
     options = ["--device", "cpu", "--amp", "off", str(tmp_path / "photo.png")]
     assert predict.main([*options, "--out", str(tmp_path / "nine")]) == 0
@@ -101,14 +101,7 @@ def test_predict_draws_the_parts_into_all_labels(tmp_path: Path, shipped: Path, 
     assert "nose" in faces["faces"][0]["parts"]
 
 
-def test_the_importable_parser_gives_all_labels(shipped: Path, astronaut: np.ndarray) -> None:
-    scene = load(device="cpu", labels="celebamask")(astronaut)
-    assert scene.labels is CELEBAMASK
-    assert {"nose", "l_lip", "u_lip"} <= scene.faces[0].areas.keys()
-    assert len(scene.faces) == 1
-
-
-def test_evaluate_takes_both_checkpoints(tmp_path: Path, shipped: Path) -> None:
+def test_evaluate_takes_both_checkpoints(tmp_path, shipped):
     write_challenge(tmp_path / "faces", draw_faces(train=1, val=2, test=1, size=64))
     data = ["--dataset", "celebamask", "--data", str(tmp_path / "faces"), "--split", "val", "--device", "cpu"]
     options = [*data, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
@@ -119,7 +112,7 @@ def test_evaluate_takes_both_checkpoints(tmp_path: Path, shipped: Path) -> None:
     assert len(scores["confusion"]) == 19
 
 
-def test_labels_that_a_checkpoint_does_not_have_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_that_a_checkpoint_does_not_have_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="labels nine; give a checkpoint of helen"):
         load_parser([SHIPPED_WEIGHTS], labels="helen")
     save_parser(tmp_path / "lapa.pt", deeplab(HELEN), "deeplab")
@@ -131,7 +124,7 @@ def test_labels_that_a_checkpoint_does_not_have_are_one_line(tmp_path: Path, mon
     assert load_parser([SHIPPED_WEIGHTS], labels="nine").labels is NINE
 
 
-def test_all_labels_with_mirroring_average_the_parts(shipped: Path, astronaut: np.ndarray) -> None:
+def test_all_labels_with_mirroring_average_the_parts(shipped, astronaut):
     plain, mirrored = (load(device="cpu", labels="celebamask", mirror=mirror)(astronaut) for mirror in (False, True))
     parts = load(device="cpu", mirror=True)(astronaut)
     nose, nine = CELEBAMASK.names.index("nose"), NINE.names.index("nose")

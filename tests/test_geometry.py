@@ -46,7 +46,7 @@ def confident(labels_1PSS: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (97, 211), (600, 401), (45, 2000)])
 @pytest.mark.parametrize("side", [81, 31])
-def test_with_an_odd_window_and_an_integer_centre_the_crop_equals_array_slicing_exactly(height, width, side) -> None:
+def test_with_an_odd_window_and_an_integer_centre_the_crop_equals_array_slicing_exactly(height, width, side):
     torch.manual_seed(0)
     photo = torch.rand(1, 3, height, width)
     centres = [(width // 2, height // 2), (0, 0), (width - 1, height - 1), (width // 3, height // 5), (7, 11)]
@@ -57,7 +57,7 @@ def test_with_an_odd_window_and_an_integer_centre_the_crop_equals_array_slicing_
         assert torch.equal(crops[0, part], sliced(photo[0], centre, side))
 
 
-def test_bytes_are_cropped_as_the_photo_in_zero_to_one() -> None:
+def test_bytes_are_cropped_as_the_photo_in_zero_to_one():
     photo = torch.randint(256, (2, 60, 80, 3), dtype=torch.uint8)
     theta = windows([(31.3, 20.9), (0, 55), (70, 58)], 23, 60, 80).expand(2, 3, 2, 3)
     torch.testing.assert_close(sampling.crop(photo, theta, 31), sampling.crop(photo.float() / 255, theta, 31))
@@ -65,14 +65,14 @@ def test_bytes_are_cropped_as_the_photo_in_zero_to_one() -> None:
     assert torch.equal(sampling.crop(photo, centred, 23)[1, 0], sliced(photo[1].permute(2, 0, 1), (31, 20), 23) / 255)
 
 
-def test_crops_are_those_of_torch_grid_sample() -> None:
+def test_crops_are_those_of_torch_grid_sample():
     torch.manual_seed(0)
     photo, theta = torch.rand(1, 3, 50, 70), torch.tensor([[[[0.4, 0.1, 0.7], [-0.2, 0.9, -0.3]]]])
     expected = F.grid_sample(photo, F.affine_grid(theta[0], [1, 3, 33, 33], align_corners=True), align_corners=True)
     torch.testing.assert_close(crop(photo, theta, 33)[0], expected, rtol=0, atol=1e-5)
 
 
-def test_with_an_even_window_the_crop_lies_half_a_pixel_off_array_slicing() -> None:
+def test_with_an_even_window_the_crop_lies_half_a_pixel_off_array_slicing():
     photo = torch.rand(1, 3, 64, 64)
     crops = crop(photo, windows([(32, 32)], 20, 64, 64), 20)
     between = F.avg_pool2d(photo[..., 22:43, 22:43], 2, 1)
@@ -80,7 +80,7 @@ def test_with_an_even_window_the_crop_lies_half_a_pixel_off_array_slicing() -> N
     assert not torch.equal(crops[0, 0], photo[0, :, 22:42, 22:42])
 
 
-def test_the_crop_is_differentiable_in_theta_and_in_the_photo() -> None:
+def test_the_crop_is_differentiable_in_theta_and_in_the_photo():
     torch.manual_seed(0)
     photo = torch.rand(1, 2, 12, 17, dtype=torch.float64, requires_grad=True)
     theta = windows([(8.3, 5.7), (4.6, 7.2)], 5.3, 12, 17).double().requires_grad_()
@@ -92,7 +92,7 @@ def test_the_crop_is_differentiable_in_theta_and_in_the_photo() -> None:
     assert theta.grad[0, 0, 0, 2].item() == pytest.approx(39 / 2, rel=1e-4)  # pixels per unit of t
 
 
-def test_half_precision_photos_are_cropped_at_the_same_points_and_under_autocast() -> None:
+def test_half_precision_photos_are_cropped_at_the_same_points_and_under_autocast():
     photo = torch.rand(1, 3, 300, 300)
     theta = windows([(123, 201)], 41, 300, 300)
     assert torch.equal(crop(photo.bfloat16(), theta, 41)[0, 0], sliced(photo.bfloat16()[0], (123, 201), 41))
@@ -102,7 +102,7 @@ def test_half_precision_photos_are_cropped_at_the_same_points_and_under_autocast
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 80), (150, 60)])
-def test_cropping_through_the_padded_canvas_equals_cropping_the_photo(height: int, width: int) -> None:
+def test_cropping_through_the_padded_canvas_equals_cropping_the_photo(height, width):
     canvas = 128
     photo = torch.rand(1, 3, height, width)
     top, left = (canvas - height) // 2, (canvas - width) // 2
@@ -112,7 +112,7 @@ def test_cropping_through_the_padded_canvas_equals_cropping_the_photo(height: in
     torch.testing.assert_close(crop(padded, on_canvas, 21), crop(photo, on_photo, 21), rtol=0, atol=1e-6)
 
 
-def test_photos_padded_into_a_batch_give_the_same_crops_as_alone() -> None:
+def test_photos_padded_into_a_batch_give_the_same_crops_as_alone():
     photos = [torch.rand(1, 3, 90, 70), torch.rand(1, 3, 60, 110)]
     thetas = [windows([(40, 31), (68, 50)], 25, *photo.shape[-2:]) for photo in photos]
     batch = torch.cat([F.pad(photo, (0, 110 - photo.shape[-1], 0, 90 - photo.shape[-2])) for photo in photos])
@@ -123,7 +123,7 @@ def test_photos_padded_into_a_batch_give_the_same_crops_as_alone() -> None:
     assert torch.equal(crop(batch, in_batch, 25), alone)
 
 
-def test_label_crops_equal_array_slicing_and_are_background_outside_of_the_photo() -> None:
+def test_label_crops_equal_array_slicing_and_are_background_outside_of_the_photo():
     labels = torch.randint(len(NINE), (1, 90, 130), dtype=torch.uint8)
     centres = [(60, 40), (0, 0), (129, 89)]
     crops = crop_labels(labels, windows(centres, 31, 90, 130), 31, sizes((90, 130)))
@@ -132,7 +132,7 @@ def test_label_crops_equal_array_slicing_and_are_background_outside_of_the_photo
         assert torch.equal(crops[0, part], sliced(labels[0], centre, 31))
 
 
-def test_the_sampling_of_gpus_gives_the_same_crops_and_labels() -> None:
+def test_the_sampling_of_gpus_gives_the_same_crops_and_labels():
     photos, labels = torch.rand(2, 3, 90, 130), torch.randint(len(NINE), (2, 90, 130), dtype=torch.uint8)
     photos[1, :, 60:], labels[1, 60:] = 0, 0
     own, theta = (
@@ -148,7 +148,7 @@ def test_the_sampling_of_gpus_gives_the_same_crops_and_labels() -> None:
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize(("height", "width"), [(120, 120), (90, 203), (300, 77)])
-def test_pasting_what_was_cropped_gives_the_labels_back_inside_the_windows(mode, height, width) -> None:
+def test_pasting_what_was_cropped_gives_the_labels_back_inside_the_windows(mode, height, width):
     torch.manual_seed(0)
     labels = torch.zeros(1, height, width, dtype=torch.uint8)
     centres = [(20, 30), (50, 30), (22, 55), (52, 54), (36, 60), (0, 85)]  # the mouth's window leaves the photo
@@ -160,14 +160,14 @@ def test_pasting_what_was_cropped_gives_the_labels_back_inside_the_windows(mode,
     assert torch.equal(pasted.argmax(1).byte(), labels)
 
 
-def test_a_window_half_way_between_two_pixels_is_pasted_on_both_borders() -> None:
+def test_a_window_half_way_between_two_pixels_is_pasted_on_both_borders():
     probs = confident(torch.tensor([[label[0] for label in NINE.part_ids]]).view(1, 6, 1, 1).expand(1, 6, 81, 81))
     theta = windows([(310.5, 400)] * 6, 81, 1024, 1024)
     assert paste(probs, theta, 1024, 1024)[0, 1].sum().item() == 82 * 81
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
-def test_pasted_probabilities_lie_between_zero_and_one_and_sum_to_one_where_one_window_lies(mode: str) -> None:
+def test_pasted_probabilities_lie_between_zero_and_one_and_sum_to_one_where_one_window_lies(mode):
     torch.manual_seed(0)
     probs = [torch.rand(2, len(labels) + 1, 15, 15).softmax(1) for labels in NINE.part_ids]
     theta = windows([(15, 15), (45, 15), (75, 15), (15, 45), (45, 45), (75.4, 44.7)], 13, 60, 90).expand(2, 6, 2, 3)
@@ -180,7 +180,7 @@ def test_pasted_probabilities_lie_between_zero_and_one_and_sum_to_one_where_one_
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize("bad", ["outside", "tiny", "zero", "nan", "inf", "huge"])
-def test_windows_thrown_anywhere_leave_the_rest_of_the_label_map_alone(mode: str, bad: str) -> None:
+def test_windows_thrown_anywhere_leave_the_rest_of_the_label_map_alone(mode, bad):
     theta = windows([(15, 15), (45, 15), (75, 15), (15, 45), (45, 45), (500, 500)], 13, 60, 90)
     probs = confident(torch.tensor([[label[0] for label in NINE.part_ids]]).view(1, 6, 1, 1).expand(1, 6, 13, 13))
     good = paste(probs, theta, 60, 90, mode)
@@ -198,7 +198,7 @@ def test_windows_thrown_anywhere_leave_the_rest_of_the_label_map_alone(mode: str
     assert torch.equal(pasted[:, 1:6], good[:, 1:6])
 
 
-def test_a_window_with_negative_scale_is_pasted_mirrored_as_it_was_cropped() -> None:
+def test_a_window_with_negative_scale_is_pasted_mirrored_as_it_was_cropped():
     torch.manual_seed(0)
     labels = torch.zeros(1, 50, 50, dtype=torch.uint8)
     labels[0, 12:27, 12:27] = torch.tensor([0, 6, 7, 8], dtype=torch.uint8)[torch.randint(4, (15, 15))]
@@ -210,7 +210,7 @@ def test_a_window_with_negative_scale_is_pasted_mirrored_as_it_was_cropped() -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_probabilities_of_any_precision_are_pasted_at_the_same_pixels(dtype: torch.dtype) -> None:
+def test_probabilities_of_any_precision_are_pasted_at_the_same_pixels(dtype):
     theta = windows([(101, 333)] * 6, 81, 700, 500)
     labels = torch.randint(len(NINE), (1, 6, 81, 81), dtype=torch.uint8)
     probs = confident(labels)
@@ -220,7 +220,7 @@ def test_probabilities_of_any_precision_are_pasted_at_the_same_pixels(dtype: tor
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (40, 1), (2000, 3)])
-def test_photos_one_pixel_wide_are_cropped_and_pasted(height: int, width: int) -> None:
+def test_photos_one_pixel_wide_are_cropped_and_pasted(height, width):
     theta = windows([(width // 2, height // 2)] * 6, 9, height, width)
     crops = crop(torch.ones(1, 3, height, width), theta, 9)
     assert torch.equal(crops[0, 0], sliced(torch.ones(3, height, width), (width // 2, height // 2), 9))
@@ -229,7 +229,7 @@ def test_photos_one_pixel_wide_are_cropped_and_pasted(height: int, width: int) -
     assert (pasted[:, 1:].sum(1) > 0).sum() == min(height, 9) * min(width, 9)
 
 
-def test_logits_are_enlarged_to_each_photo_s_own_size_and_the_padding_is_background() -> None:
+def test_logits_are_enlarged_to_each_photo_s_own_size_and_the_padding_is_background():
     torch.manual_seed(0)
     logits_BKhw, sizes_B2 = torch.randn(2, 5, 16, 16), sizes((40, 70), (90, 30))
     large = list(enlarge(logits_BKhw, sizes_B2))
@@ -244,7 +244,7 @@ def test_logits_are_enlarged_to_each_photo_s_own_size_and_the_padding_is_backgro
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 200), (100, 90), (150, 150), (1, 1), (1, 300)])
-def test_photos_that_shrink_are_stretched_by_areas_and_those_that_grow_bilinearly(height: int, width: int) -> None:
+def test_photos_that_shrink_are_stretched_by_areas_and_those_that_grow_bilinearly(height, width):
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     shown_3SS = stretch(torch.from_numpy(photo)[None], sizes((height, width)), 150)[0]
     single = photo.astype(np.float32)
@@ -255,7 +255,7 @@ def test_photos_that_shrink_are_stretched_by_areas_and_those_that_grow_bilinearl
     torch.testing.assert_close(shown_3SS.permute(1, 2, 0), torch.from_numpy(single), rtol=0, atol=2e-2)
 
 
-def test_a_padded_photo_is_stretched_as_it_is_alone_and_photos_of_one_size_all_at_once() -> None:
+def test_a_padded_photo_is_stretched_as_it_is_alone_and_photos_of_one_size_all_at_once():
     photos = [torch.randint(256, (1, *size, 3), dtype=torch.uint8) for size in ((90, 40), (60, 110))]
     padded = [F.pad(photo, (0, 0, 0, 110 - photo.shape[2], 0, 90 - photo.shape[1])) for photo in photos]
     together = stretch(torch.cat(padded), sizes((90, 40), (60, 110)), 50)

@@ -25,10 +25,9 @@ from models.deeplab import DeepLab, DeepLabConfig
 from retrieval.align import Cut
 from tests import damage, fixtures
 from tests.damage import BAD_PICTURES, BAD_VIDEOS, GOOD_PICTURES, SPECIAL, little_room
-from tests.fixtures import save_parser
+from tests.fixtures import another_run, save_parser
 from tests.test_evaluate import save_models
 from tests.test_report import write_run
-from tests.test_resume import REPOSITORY, another_run
 from tests.test_retrieval import write_people
 from utils.runtime import printable, run_main
 
@@ -180,6 +179,11 @@ LINES: tuple[tuple[str, str], ...] = (
     ("evaluate --batch-size 0", "--batch-size 0"),
     ("evaluate --device cpu:99", "--device cpu:99"),
     ("evaluate --checkpoint none.pt", "no such checkpoint"),
+    ("evaluate --checkpoint stage1.pt", "no localizer or parts weights"),
+    ("evaluate --checkpoint cropper.pt", "no parts weights"),
+    ("evaluate --crops none --checkpoint stage2.pt", "no coarse weights; give a checkpoint that holds coarse"),
+    ("evaluate --crops truth --checkpoint stage1.pt", "no parts weights"),
+    ("train_eagrnet --run-dir run --init-from a.pt --imagenet b.pth", "give one of them"),
     ("evaluate --predictions maps --truth maps --checkpoint w.pt", "--checkpoint"),
     ("evaluate --predictions maps --truth maps --partition paper", "--partition"),
     (f"evaluate --checkpoint w.pt {FACES} {MACHINE} --out good.jpg/out", "--out"),
@@ -338,7 +342,7 @@ def test_a_photo_that_is_too_large_for_the_memory_fails_alone(here):
     (here / "out").mkdir()
     Image.new("L", (12_000, 12_000), 99).save(here / "out" / "big.jpg")
     options = ["good.jpg", "out/big.jpg", "--checkpoint", "w.pt", "--out", "out", "--faces", "none", *CPU.split()]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     ended = subprocess.run(
         [sys.executable, "-c", LITTLE, *options], capture_output=True, text=True, env=environment, timeout=SECONDS
     )
@@ -488,7 +492,6 @@ BUSY = (
 @pytest.mark.parametrize("line", BUSY, ids=[line.split()[0] for line in BUSY])
 def test_a_folder_that_another_run_writes_is_left_alone(line, here, capfd):
     folder = here / ("run" if "--run-dir" in line else "out")
-    folder.mkdir()
     with another_run(folder):
         assert "is in use by another run" in refused(line, capfd)
         assert [path.name for path in folder.iterdir()] == [".lock"]

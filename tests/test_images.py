@@ -71,12 +71,6 @@ def test_16_bit_rgb_and_cmyk_photos_are_converted(tmp_path):
     assert np.abs(read_photo(tmp_path / "a.jpg").astype(int) - flat).max() <= 4
 
 
-@pytest.mark.parametrize("size", [(1, 1), (20_000, 20), (20, 20_000)])
-def test_photos_of_odd_shapes_are_read(tmp_path, size):
-    Image.new("RGB", size).save(tmp_path / "a.png")
-    assert read_photo(tmp_path / "a.png").shape == (size[1], size[0], 3)
-
-
 @pytest.mark.parametrize("kind", [*READ, "TGA", "PCX", "PPM", "ICO", "EPS"])
 def test_photos_of_these_formats_are_read_whatever_the_file_is_called_and_masks_as_png_alone(tmp_path, kind):
     path = tmp_path / "a.png"

@@ -9,7 +9,7 @@ from data.labels import NINE
 from training.losses import parts_loss, segmentation_loss, theta_loss
 
 
-def test_cross_entropy_is_the_mean_over_pixels() -> None:
+def test_cross_entropy_is_the_mean_over_pixels():
     logits = torch.zeros(1, 2, 1, 2)
     logits[0, 1, 0, 0] = math.log(3)  # class 1 has probability 3/4 there, 1/2 beside
     targets = torch.tensor([[[1, 0]]], dtype=torch.uint8)
@@ -17,7 +17,7 @@ def test_cross_entropy_is_the_mean_over_pixels() -> None:
     assert segmentation_loss(logits, targets).item() == pytest.approx(expected)
 
 
-def test_dice_is_averaged_over_the_classes_that_a_face_holds() -> None:
+def test_dice_is_averaged_over_the_classes_that_a_face_holds():
     logits = torch.full((2, 3, 1, 2), -50.0)
     logits[0, 1, 0, 0] = logits[0, 0, 0, 1] = 50  # face 0: class 1, then background
     logits[1, 0] = 50  # face 1: all background
@@ -27,12 +27,12 @@ def test_dice_is_averaged_over_the_classes_that_a_face_holds() -> None:
     assert with_dice.item() == pytest.approx(0.5 * ((1 - 2 / 3) + 1) / 2, rel=1e-5)
 
 
-def test_a_face_without_foreground_has_no_dice() -> None:
+def test_a_face_without_foreground_has_no_dice():
     logits, targets = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
     assert segmentation_loss(logits, targets, 0.7) == segmentation_loss(logits, targets)
 
 
-def test_a_perfect_mask_costs_nothing_and_half_precision_is_raised_first() -> None:
+def test_a_perfect_mask_costs_nothing_and_half_precision_is_raised_first():
     targets = torch.randint(0, 9, (2, 8, 8))
     logits = 60 * torch.nn.functional.one_hot(targets, 9).permute(0, 3, 1, 2).bfloat16()
     loss = segmentation_loss(logits, targets, 0.5)
@@ -40,14 +40,14 @@ def test_a_perfect_mask_costs_nothing_and_half_precision_is_raised_first() -> No
     assert loss.item() == pytest.approx(0, abs=1e-5)
 
 
-def test_the_parts_are_summed() -> None:
+def test_the_parts_are_summed():
     logits = [torch.zeros(2, 1 + len(labels), 3, 3) for labels in NINE.part_ids]
     targets = [torch.zeros(2, 3, 3, dtype=torch.long)] * 6
     assert parts_loss(logits, targets).item() == pytest.approx(5 * math.log(2) + math.log(4))
 
 
 @pytest.mark.parametrize(("beta", "expected"), [(1.0, 0.5 * 0.4**2), (0.1, 0.4 - 0.05)])
-def test_theta_loss_is_smooth_l1_of_the_free_entries(beta: float, expected: float) -> None:
+def test_theta_loss_is_smooth_l1_of_the_free_entries(beta, expected):
     target = torch.zeros(1, 6, 2, 3)
     theta = target.clone()
     theta[0, 0, 0, 0] = 0.4  # one of four free entries, of one of six parts
@@ -56,7 +56,7 @@ def test_theta_loss_is_smooth_l1_of_the_free_entries(beta: float, expected: floa
     assert theta_loss(theta, target, present, beta).item() == pytest.approx(expected / 4 / 6)
 
 
-def test_theta_loss_does_not_depend_on_how_a_batch_is_shared_out() -> None:
+def test_theta_loss_does_not_depend_on_how_a_batch_is_shared_out():
     theta, target = torch.randn(4, 6, 2, 3), torch.randn(4, 6, 2, 3)
     present = torch.tensor([[True] * 6, [True] * 6, [False] * 6, [True] + [False] * 5])
     halves = [theta_loss(theta[s], target[s], present[s]) for s in (slice(0, 2), slice(2, 4))]

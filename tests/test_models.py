@@ -42,7 +42,7 @@ def seed() -> None:
 
 
 @pytest.mark.parametrize(("build", "size", "out_size"), NETS)
-def test_a_network_gives_finite_floats_of_the_right_shape_and_each_parameter_a_gradient(build, size, out_size) -> None:
+def test_a_network_gives_finite_floats_of_the_right_shape_and_each_parameter_a_gradient(build, size, out_size):
     network = build()
     out = network(torch.rand(2, *size))
     assert out.shape == (2, *out_size)
@@ -55,7 +55,7 @@ def test_a_network_gives_finite_floats_of_the_right_shape_and_each_parameter_a_g
 
 
 @pytest.mark.parametrize(("build", "size", "out_size"), NETS)
-def test_in_evaluation_an_output_depends_neither_on_the_batch_nor_on_the_memory_layout(build, size, out_size) -> None:
+def test_in_evaluation_an_output_depends_neither_on_the_batch_nor_on_the_memory_layout(build, size, out_size):
     network, images = build().eval(), torch.rand(3, *size)
     with torch.inference_mode():
         together = network(images)
@@ -76,7 +76,7 @@ def shaken(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("pair", [NETWORKS["brows"], NETWORKS["eyes"]])
-def test_the_second_brow_and_eye_are_labelled_as_the_mirrored_first(pair: tuple[int, int]) -> None:
+def test_the_second_brow_and_eye_are_labelled_as_the_mirrored_first(pair):
     nets, crops = shaken(PartNets()), torch.rand(2, 6, 3, 37, 37)
     first, second = pair
     crops[:, second] = crops[:, first].flip(-1)
@@ -86,7 +86,7 @@ def test_the_second_brow_and_eye_are_labelled_as_the_mirrored_first(pair: tuple[
     assert not torch.allclose(logits[second], logits[first], atol=1e-2)
 
 
-def test_part_targets_keep_only_the_part() -> None:
+def test_part_targets_keep_only_the_part():
     labels = torch.arange(len(NINE), dtype=torch.uint8).view(1, 1, 3, 3).expand(1, NUM_PARTS, 3, 3)
     targets = part_targets(labels)
     assert [target.flatten().tolist() for target in targets[:2]] == [[0, 1, *[0] * 7], [0, 0, 1, *[0] * 6]]
@@ -94,7 +94,7 @@ def test_part_targets_keep_only_the_part() -> None:
     assert all(target.dtype == torch.int64 for target in targets)
 
 
-def test_the_papers_localizer_starts_at_a_frontal_face() -> None:
+def test_the_papers_localizer_starts_at_a_frontal_face():
     theta = build_localizer("paper").eval()(torch.rand(2, 9, 128, 128).softmax(1))
     torch.testing.assert_close(theta[:, :, :, 2], FACE_LAYOUT[:, :2].expand(2, 6, 2), rtol=0, atol=0.1)
     for axis in (0, 1):
@@ -102,14 +102,14 @@ def test_the_papers_localizer_starts_at_a_frontal_face() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shear_is_zero_whatever_the_weights(kind: str) -> None:
+def test_shear_is_zero_whatever_the_weights(kind):
     theta = shaken(build_localizer(kind))(torch.rand(2, 9, 128, 128))
     assert not theta[:, :, 0, 1].any()
     assert not theta[:, :, 1, 0].any()
     assert theta[:, :, [0, 1], [0, 1]].all()
 
 
-def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_centre_for_a_missing_part() -> None:
+def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_centre_for_a_missing_part():
     rough = torch.zeros(1, 64, 64, dtype=torch.uint8)
     rough[0, 10:13, 20:25] = 1  # centroid (22, 11)
     rough[0, 40:43, 29:36] = 6  # with the lower lip: one mouth, centroid (32, 42)
@@ -129,7 +129,7 @@ def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_c
     torch.testing.assert_close(baseline_theta(rough, sizes, Windows(21, 1.5, 0.6)), oblong)
 
 
-def test_a_rough_mask_s_parts_are_measured_as_those_of_a_data_set_s_label_map() -> None:
+def test_a_rough_mask_s_parts_are_measured_as_those_of_a_data_set_s_label_map():
     labels_BHW = torch.from_numpy(np.stack([HELEN.map_to(NINE)[draw_face(3, k, 96)[1]] for k in range(6)]))
     labels_BHW[0, labels_BHW[0] == 5] = 0  # no nose
     records = np.stack([label_geometry(labels, len(NINE)) for labels in labels_BHW.numpy()])
@@ -154,7 +154,7 @@ def test_a_rough_mask_s_parts_are_measured_as_those_of_a_data_set_s_label_map() 
         ),
     ],
 )
-def test_a_config_refuses_what_it_cannot_mean(wrong: tuple) -> None:
+def test_a_config_refuses_what_it_cannot_mean(wrong):
     with pytest.raises(ValueError, match=wrong[0].replace("_", " ")):
         STNiCNNConfig(**dict([wrong]))
 
@@ -170,12 +170,12 @@ def test_a_config_refuses_what_it_cannot_mean(wrong: tuple) -> None:
         (lambda: build_localizer("vgg"), "'vgg'"),
     ],
 )
-def test_networks_refuse_what_they_cannot_be(call: Callable, told: str) -> None:
+def test_networks_refuse_what_they_cannot_be(call, told):
     with pytest.raises(ValueError, match=told):
         call()
 
 
-def test_theta_keeps_its_digits_under_autocast() -> None:
+def test_theta_keeps_its_digits_under_autocast():
     model = STNiCNN(STNiCNNConfig()).eval()
     logits_B9hw, sizes_B2 = torch.randn(2, 9, 128, 128), torch.tensor([[300, 400], [512, 512]])
     plain = model.locate(logits_B9hw, sizes_B2)
@@ -185,7 +185,7 @@ def test_theta_keeps_its_digits_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("size", [(200, 160), (512, 512), (700, 1000)])
-def test_windows_of_fixed_pixels_start_at_that_many_pixels_whatever_the_photo_s_size(size: tuple[int, int]) -> None:
+def test_windows_of_fixed_pixels_start_at_that_many_pixels_whatever_the_photo_s_size(size):
     model = STNiCNN(STNiCNNConfig(crop_size=81, window_margin=0)).eval()
     torch.nn.init.zeros_(model.localizer.linear.weight)
     theta_BP23 = model.locate(torch.zeros(1, 9, 128, 128), torch.tensor([size]))
@@ -196,13 +196,13 @@ def test_windows_of_fixed_pixels_start_at_that_many_pixels_whatever_the_photo_s_
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (400, 777), (300, 100)])
 @pytest.mark.parametrize("size", [64, 100, 129, 300])
-def test_what_is_exported_stretches_a_photo_as_a_view_does(height: int, width: int, size: int) -> None:
+def test_what_is_exported_stretches_a_photo_as_a_view_does(height, width, size):
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     expected = View(photo_batch([photo], NINE)).photo(size)
     torch.testing.assert_close(stretched(torch.from_numpy(photo)[None], size), expected, rtol=0, atol=1 / 255)
 
 
-def test_folding_batch_normalisation_leaves_the_probabilities_alone() -> None:
+def test_folding_batch_normalisation_leaves_the_probabilities_alone():
     torch.manual_seed(0)
     model = STNiCNN(STNiCNNConfig(crop_size=33))
     shaken(model)
@@ -213,7 +213,7 @@ def test_folding_batch_normalisation_leaves_the_probabilities_alone() -> None:
     torch.testing.assert_close(model(photos), before, rtol=1e-3, atol=1e-4)
 
 
-def test_with_mirroring_a_mirrored_photo_gets_the_mirrored_labels() -> None:
+def test_with_mirroring_a_mirrored_photo_gets_the_mirrored_labels():
     torch.manual_seed(0)
     model = STNiCNN(STNiCNNConfig(crop_size=33))
     shaken(model)

@@ -90,18 +90,11 @@ def test_all_problems_are_told_at_once(refusal):
         assert told in line
 
 
-@pytest.mark.parametrize("dataset", ["helen", "celebamask"])
-def test_missing_empty_and_foreign_data_folders_are_named(dataset, refusal, tmp_path):
-    line = refusal(common=["--dataset", dataset])
-    assert line == f"error: --data is needed for --dataset {dataset}: give its folder"
-    common = ["--cache", str(tmp_path / "cache"), "--device", "cpu", "--dataset", dataset]
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "notes.txt").write_text("no faces")
-    for name, told in (("none", "does not exist"), ("empty", "is empty"), ("odd", "odd")):
-        line = refusal("--data", str(tmp_path / name), common=common)
-        assert str(tmp_path / name) in line
-        assert told in line
+def test_missing_and_empty_data_folders_are_named(refusal, tmp_path):
+    assert refusal(common=["--dataset", "helen"]) == "error: --data is needed for --dataset helen: give its folder"
+    common = ["--cache", str(tmp_path / "cache"), "--device", "cpu", "--dataset", "helen"]
+    for name, told in (("none", "does not exist"), (".", "is empty")):
+        assert told in refusal("--data", str(tmp_path / name), common=common)
     assert not (tmp_path / "cache").exists()
 
 
@@ -124,15 +117,3 @@ def test_the_released_localizer_needs_its_own_size(refusal, tmp_path):
     checkpoint.save(tmp_path / "a.pt", state_of(STNiCNN(STNiCNNConfig(coarse_size=32)), "stage1", "coarse"))
     line = refusal("--init-from", str(tmp_path / "a.pt"), "--localizer", "released", script=train_cropper)
     assert "128" in line
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_help_names_every_option_in_groups(script, capsys):
-    with pytest.raises(SystemExit) as ended:
-        script.main(["--help"])
-    assert ended.value.code == 0
-    told = capsys.readouterr().out
-    for flag in ("--dataset", "--data", "--device", "--seed", "--workers", "--batch-size", "--recipe", "--epochs"):
-        assert flag in told
-    for flag in ("--run-dir", "--resume", "--amp", "--max-images", "--init-from", "--lr"):
-        assert flag in told

@@ -16,6 +16,7 @@ from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet
 from data.loaders import open_faces
 from data.source import FaceData, open_source
 from models.loading import KINDS
+from tests.damage import refuses
 from tests.fixtures import (
     TO_CELEBAMASK,
     draw_faces,
@@ -57,7 +58,7 @@ def snapshot(root: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def test_merged_labels_are_those_of_the_original() -> None:
+def test_merged_labels_are_those_of_the_original():
     b, k, y, x = indices(2, 19, 16, 16)
     step = ((x + 2 * y) % 12) * (k == (x // 2 + y + b) % 19)
     logits = (wave(2, 19, 16, 16) + step).float()
@@ -74,14 +75,14 @@ def test_merged_labels_are_those_of_the_original() -> None:
     assert_golden(merged.double(), golden["merged map"])
 
 
-def test_the_threshold_itself_is_not_above_it() -> None:
+def test_the_threshold_itself_is_not_above_it():
     probabilities = torch.tensor([0.25, 0.75]).reshape(1, 2, 1, 1)
     labels, none = torch.zeros(1, 1, 1, dtype=torch.uint8), torch.zeros(2, dtype=torch.bool)
     assert merge(probabilities, labels, 0.75, none).item() == 0
     assert merge(probabilities, labels, 0.74, none).item() == 1
 
 
-def test_pixels_of_rare_labels_keep_them_and_others_may_become_rare() -> None:
+def test_pixels_of_rare_labels_keep_them_and_others_may_become_rare():
     kept = torch.from_numpy(Rule(rare=0.1).keeps(np.array([80, 9, 11])))
     assert kept.tolist() == [False, True, False]
     probabilities = torch.tensor([[0.0, 1, 0], [1, 0, 0], [1, 0, 0]]).T.reshape(1, 3, 1, 3)
@@ -101,9 +102,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_data_set_is_relabelled_into_a_folder_of_its_own_and_trained_on(
-    layout: str, tiny: Callable[[LabelSet], Path], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_every_data_set_is_relabelled_into_a_folder_of_its_own_and_trained_on(layout, tiny, tmp_path, capsys):
     write, dataset, labels, more = LAYOUTS[layout]
     root, out, cache = tmp_path / "data", tmp_path / "new", tmp_path / "cache"
     words = ["--dataset", dataset, "--cache", str(cache), "--device", "cpu", *more]
@@ -145,7 +144,7 @@ def challenge(tmp_path: Path) -> list[str]:
     return ["--dataset", "celebamask", *folders, "--device", "cpu"]
 
 
-def test_an_interrupted_call_keeps_what_is_there(tiny: Callable[[LabelSet], Path], tmp_path: Path) -> None:
+def test_an_interrupted_call_keeps_what_is_there(tiny, tmp_path):
     words = [*challenge(tmp_path), "--checkpoint", str(tiny(CELEBAMASK)), "--out", str(tmp_path / "new")]
     script.main(words)
     whole = snapshot(tmp_path / "new")
@@ -156,7 +155,7 @@ def test_an_interrupted_call_keeps_what_is_there(tiny: Callable[[LabelSet], Path
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
-def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny: Callable[[LabelSet], Path], tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny, tmp_path):
     words, weights = challenge(tmp_path), tiny(CELEBAMASK)
     before = snapshot(tmp_path / "data")
     for option, value in (("threshold", "-0.1"), ("threshold", "1"), ("threshold", "nan"), ("rare", "2")):
@@ -183,28 +182,27 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny: Callable[[Lab
     assert snapshot(tmp_path / "data") == before
 
 
-def test_a_folder_of_labels_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_of_labels_that_does_not_fit_is_refused_in_one_line(tmp_path):
     write_challenge(tmp_path / "data", FACES)
-    folder = tmp_path / "new"
+    folder, whole = tmp_path / "new", np.zeros((64, 64), np.uint8)
     data = FaceData("celebamask", tmp_path / "data", cache=tmp_path / "cache", train_labels=folder)
-
-    def refused(match: str) -> None:
-        with pytest.raises(InputError, match=match):
-            open_faces(data, "train", CELEBAMASK)
-
-    refused("is not a folder")
-    folder.mkdir()
-    refused(r"lacks 3 \(0.png, 1.png, 2.png\)")
-    for name in "012":
-        Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / f"{name}.png")
-    (folder / "relabel.json").write_text('{"labels": "helen"}')
-    refused("holds ids of helen, the data set those of celebamask")
-    (folder / "relabel.json").unlink()
-    Image.fromarray(np.full((64, 64), 19, np.uint8)).save(folder / "1.png")
-    refused(r"unknown ids in mask .*new/1.png: 1 .19.")
-    Image.fromarray(np.zeros((32, 64), np.uint8)).save(folder / "1.png")
-    refused("sizes differ: .*64×32.*64×64")
-    Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / "1.png")
+    for change, line in (
+        (lambda: None, "is not a folder"),
+        (folder.mkdir, "lacks 3 (0.png, 1.png, 2.png)"),
+        (lambda: [Image.fromarray(whole).save(folder / f"{name}.png") for name in "012"], ""),
+        (
+            lambda: (folder / "relabel.json").write_text('{"labels": "helen"}'),
+            "holds ids of helen, the data set those",
+        ),
+        ((folder / "relabel.json").unlink, ""),
+        (lambda: Image.fromarray(whole + 19).save(folder / "1.png"), "new/1.png: 1 (19)"),
+        (lambda: Image.fromarray(whole[:32]).save(folder / "1.png"), "64×32"),
+    ):
+        change()
+        if line:
+            with refuses(line):
+                open_faces(data, "train", CELEBAMASK)
+    Image.fromarray(whole).save(folder / "1.png")
     assert open_faces(data, "train", CELEBAMASK).ids(1).max() == 0
     assert open_source(data, "val").samples[0].masks[0].parent.name == "val_mask"
 
@@ -227,9 +225,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("place", "maps"), [("relabelling", 1), ("later", 4)])
-def test_one_command_trains_relabels_and_goes_on_however_it_is_interrupted(
-    whole: Path, tmp_path: Path, place: str, maps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_command_trains_relabels_and_goes_on_however_it_is_interrupted(whole, tmp_path, place, maps, monkeypatch):
     parts, written = tmp_path / "parts", []
     assert json.loads((whole / "labels" / "relabel.json").read_text())["changed"] > 0
     assert json.loads((whole / "config.json").read_text())["self_distillation"]["after"] == 1
@@ -263,7 +259,7 @@ def test_one_command_trains_relabels_and_goes_on_however_it_is_interrupted(
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_the_new_labels_are_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_new_labels_are_what_is_trained_on(tmp_path, monkeypatch):
     seen: list[int] = []
     loss = train_deeplab.segmentation_loss
 
@@ -288,7 +284,7 @@ def test_the_new_labels_are_what_is_trained_on(tmp_path: Path, monkeypatch: pyte
         (["--threshold", "1"], "--threshold 1.0"),
     ],
 )
-def test_a_run_that_cannot_distil_is_refused_before_it_begins(options: list[str], match: str, tmp_path: Path) -> None:
+def test_a_run_that_cannot_distil_is_refused_before_it_begins(options, match, tmp_path):
     with pytest.raises(InputError, match=match):
         _train(tmp_path, "--run-dir", str(tmp_path / "run"), *options)
     assert not (tmp_path / "run").exists()

@@ -62,7 +62,7 @@ def results(tmp_path: Path) -> Path:
     return root
 
 
-def test_marked_tables_are_written_again_and_the_rest_of_a_text_stays() -> None:
+def test_marked_tables_are_written_again_and_the_rest_of_a_text_stays():
     text = "before\n<!-- table: a/test/paper -->\nold\nrows\n<!-- end -->\nafter\n"
     new = report.with_tables(text, {"a/test/paper": "| new |\n"}, Path("README.md"))
     assert new == "before\n<!-- table: a/test/paper -->\n| new |\n<!-- end -->\nafter\n"
@@ -71,7 +71,7 @@ def test_marked_tables_are_written_again_and_the_rest_of_a_text_stays() -> None:
         report.with_tables(text, {"b": ""}, Path("README.md"))
 
 
-def test_trainings_of_other_parsers_are_reported_by_the_names_of_their_folders(results: Path) -> None:
+def test_trainings_of_other_parsers_are_reported_by_the_names_of_their_folders(results):
     folder = results / "mine-seed0"
     config = json.loads((folder / "stage1" / "config.json").read_text())
     write_json(folder / "2-256px" / "config.json", {**config, "config": {"size": 256}})
@@ -86,7 +86,7 @@ def files_of(root: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_runs_as_reproduce_leaves_them_make_tables_and_curves(results: Path) -> None:
+def test_runs_as_reproduce_leaves_them_make_tables_and_curves(results):
     (results / "benchmark").mkdir()
     (results / "benchmark" / "benchmark.md").write_text("# Benchmark\n")
     assert report.main(["--results", str(results)]) == 0
@@ -106,7 +106,7 @@ def test_runs_as_reproduce_leaves_them_make_tables_and_curves(results: Path) -> 
     assert (results / "experiments" / "hidden_parts.png").stat().st_size > 1000
 
 
-def test_seeds_are_put_together_in_every_document_that_asks_for_them(results: Path, tmp_path: Path) -> None:
+def test_seeds_are_put_together_in_every_document_that_asks_for_them(results, tmp_path):
     documents = [tmp_path / "README.md", tmp_path / "page.md"]
     for document in documents:
         document.write_text("<!-- table: mine/test/seeds -->\n<!-- end -->\n")
@@ -119,7 +119,7 @@ def test_seeds_are_put_together_in_every_document_that_asks_for_them(results: Pa
     assert row in (results / "README.md").read_text()
 
 
-def test_scores_without_the_paper_s_groups_are_shown_by_label(results: Path) -> None:
+def test_scores_without_the_paper_s_groups_are_shown_by_label(results):
     for path in results.rglob("scores.json"):
         write_json(path, {**json.loads(path.read_text()), "paper": {}})
     report.write_tables(results, [])
@@ -128,7 +128,7 @@ def test_scores_without_the_paper_s_groups_are_shown_by_label(results: Path) -> 
     assert "F1, paper" not in text
 
 
-def test_every_experiment_makes_a_table_or_a_plot_in_the_documents(tmp_path: Path) -> None:
+def test_every_experiment_makes_a_table_or_a_plot_in_the_documents(tmp_path):
     shutil.copytree(HOME / "results" / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("*.png"))
     report.write_plots(tmp_path)
     names = sorted(path.stem for path in (HOME / "results" / "experiments").glob("*.json"))
@@ -141,7 +141,7 @@ def test_every_experiment_makes_a_table_or_a_plot_in_the_documents(tmp_path: Pat
         assert (f"(../results/experiments/{name}.png)" in page) == drawn
 
 
-def test_the_documents_hold_the_tables_of_the_committed_results(tmp_path: Path) -> None:
+def test_the_documents_hold_the_tables_of_the_committed_results(tmp_path):
     shutil.copytree(HOME / "results", tmp_path / "results")
     copies = [Path(shutil.copy(path, tmp_path)) for path in DOCUMENTS if path.parent != HOME] + [
         Path(shutil.copy(HOME / "README.md", tmp_path))
@@ -153,7 +153,7 @@ def test_the_documents_hold_the_tables_of_the_committed_results(tmp_path: Path) 
     assert (tmp_path / "results" / "README.md").read_text() == (HOME / "results" / "README.md").read_text()
 
 
-def test_every_link_of_the_documents_leads_somewhere() -> None:
+def test_every_link_of_the_documents_leads_somewhere():
     broken = []
     for path in LINKING:
         text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
@@ -182,7 +182,7 @@ FILES = (
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_damaged_file_is_named(file: str, results: Path) -> None:
+def test_a_damaged_file_is_named(file, results):
     path = next((results / "mine-seed0").rglob("scores.json")) if file.endswith("scores.json") else results / file
     for name, value in JSON_BYTES.items():
         if name not in ("an empty dict", "empty"):
@@ -219,7 +219,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...], Any]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_values_of_another_type_are_one_line_and_nothing_is_written(kind: str, results: Path) -> None:
+def test_values_of_another_type_are_one_line_and_nothing_is_written(kind, results):
     name, keys, value = WRONG[kind]
     path = next(iter(sorted(results.glob(name.replace("STN-iCNN", "*")))))
     changed(path, *keys, value=value)
@@ -231,7 +231,7 @@ def test_values_of_another_type_are_one_line_and_nothing_is_written(kind: str, r
     assert files_of(results) == before
 
 
-def test_folders_that_cannot_be_reported_are_refused(results: Path, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_reported_are_refused(results, tmp_path):
     (tmp_path / "empty").mkdir()
     refused = [(tmp_path / "empty", "holds neither runs nor experiments"), (tmp_path / "nowhere", "is not a folder")]
     for folder, told in refused:

@@ -6,54 +6,27 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-import train_deeplab
 import train_end2end
 import train_stage1
-from data.batch import Batch
-from data.view import Augmentation, View
+from data.view import Augmentation
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import SPECIAL, line_of, refuses
-from tests.fixtures import state_of
-from training.engine import Scores
+from tests.fixtures import another_run, fork, repainted, save_parser
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import run_main
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TIMES = ("train_s", "val_s")
 RUN_FILES = {"best.pt", "last.pt", "config.json", "log.jsonl", "tensorboard"}
-
+THIN = ["--coarse-size", "32", "--coarse-channels", "4", "4", "4", "4"]
 DAMAGED = "weights, epoch or best row are damaged"
-
-Fit = Callable[..., Scores]
-
-# A script that is killed in the middle of its second epoch.
-KILLED = """
-import os, signal, sys
-import train_stage1
-
-steps, forward = [], train_stage1.Stage1.forward
-
-def forward_and_die(task, batch):
-    steps.append(1)
-    if len(steps) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return forward(task, batch)
-
-train_stage1.Stage1.forward = forward_and_die
-train_stage1.main(sys.argv[1:])
-"""
 
 
 def assert_same(one: Any, two: Any, where: str = "") -> None:
@@ -89,7 +62,7 @@ def interrupted_in_the_second_epoch(main: Callable[[], int], number: int = signa
     """Whether a training ends as Ctrl-C ends it, when a signal comes as its second epoch begins."""
     view = Augmentation.view
 
-    def view_or_stop(augmentation: Augmentation, batch: Batch) -> View:
+    def view_or_stop(augmentation, batch):
         if batch.keys_B3[0, 1] == 1:
             signal.raise_signal(number)
         return view(augmentation, batch)
@@ -108,10 +81,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def refusal(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+def refusal(capsys):
     """The one line with which a script ends that leaves its run folder as it is."""
 
-    def run(script: ModuleType, options: list[str]) -> str:
+    def run(script, options):
         folder = Path(options[options.index("--run-dir") + 1])
         before = contents(folder)
         capsys.readouterr()
@@ -124,154 +97,107 @@ def refusal(capsys: pytest.CaptureFixture) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="module")
-def stage1_options(tiny_options: list[str]) -> list[str]:
-    small = ["--recipe", "best", "--batch-size", "2", "--coarse-size", "32", "--lr", "0.003"]
-    return [*tiny_options, *small, "--epochs", "3"]
+def stage1(tiny_options, tmp_path_factory) -> list[str]:
+    """Options of a run that has ended; the last one is its folder."""
+    small = ["--recipe", "best", "--batch-size", "2", "--lr", "0.003", "--epochs", "3", *THIN]
+    options = [*tiny_options, *small, "--run-dir", str(tmp_path_factory.mktemp("whole") / "run")]
+    assert train_stage1.main(options) == 0
+    state = checkpoint.load(Path(options[-1], "last.pt"))
+    assert (state["epoch"], {entry["step"].item() for entry in state["optimizer"]["state"].values()}) == (2, {6})
+    assert len({row["loss"] for row in log_of(Path(options[-1]))}) == 3  # it learns: equality says something
+    return options
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(stage1_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert train_stage1.main([*stage1_options, "--run-dir", str(run_dir)]) == 0
-    return run_dir
-
-
-@pytest.fixture(scope="module")
-def end2end_options(tiny_options: list[str]) -> list[str]:
-    return [*tiny_options, "--recipe", "best", "--batch-size", "2", "--max-images", "2", "--epochs", "2"]
-
-
-@pytest.fixture(scope="module")
-def end2end(end2end_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options of an end-to-end run that has ended."""
+def end2end(tiny_options, tmp_path_factory) -> list[str]:
+    """The same of an end-to-end run."""
     folder = tmp_path_factory.mktemp("end2end")
     torch.manual_seed(1)
-    options = [*end2end_options, "--init-from", save_model(folder / "init.pt"), "--run-dir", str(folder / "run")]
+    small = ["--recipe", "best", "--batch-size", "2", "--max-images", "2", "--epochs", "2"]
+    options = [*tiny_options, *small, "--init-from", save_model(folder / "init.pt"), "--run-dir", str(folder / "run")]
     assert train_end2end.main(options) == 0
     return options
 
 
+def save_model(path: Path) -> str:
+    widths = {"coarse_channels": (4, 4, 4, 4), "part_channels": (4, 4, 4, 4)}
+    return str(save_parser(path, STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17, **widths))))
+
+
+@pytest.fixture
+def tiny_run(tiny_fit, tmp_path) -> Path:
+    """A finished run of the tiny task."""
+    tiny_fit(tmp_path / "run")
+    return tmp_path / "run"
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_a_signal_ends_in_its_second_epoch_resumes_bit_for_bit(
-    number, stage1_options, uninterrupted, tmp_path, capfd
-):
-    options = [*stage1_options, "--run-dir", str(tmp_path / "run")]
+def test_a_run_that_a_signal_ends_in_its_second_epoch_resumes_bit_for_bit(number, stage1, tmp_path, capfd):
+    options = [*stage1[:-1], str(tmp_path / "run")]
+
+    def main():
+        return interrupted_in_the_second_epoch(lambda: train_stage1.main(options), number)
+
     if number == signal.SIGKILL:
-        command = [sys.executable, "-c", KILLED, *options]
-        assert subprocess.run(command, cwd=REPOSITORY, timeout=300, check=False).returncode == -number
+        assert os.waitpid(fork(main), 0)[1] == number
+        assert "Traceback" not in capfd.readouterr().err
     else:
-        assert interrupted_in_the_second_epoch(lambda: train_stage1.main(options), number)
+        assert main()
         assert capfd.readouterr().err.splitlines()[-1].startswith("interrupted")
-    assert "Traceback" not in capfd.readouterr().err
     assert len(log_of(tmp_path / "run")) == 1
     assert train_stage1.main([*options, "--resume"]) == 0
-    assert_same_run(tmp_path / "run", uninterrupted)
+    assert_same_run(tmp_path / "run", Path(stage1[-1]))
 
 
-def test_the_run_learns_so_that_equality_says_something(uninterrupted):
-    state = checkpoint.load(uninterrupted / "last.pt")
-    assert state["epoch"] == 2
-    assert len({row["loss"] for row in log_of(uninterrupted)}) == 3
-    assert all(entry["step"] == 6 for entry in state["optimizer"]["state"].values())
-
-
-def save_model(path: Path) -> str:
-    checkpoint.save(path, state_of(STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17)), "end2end"))
-    return str(path)
-
-
-def test_end_to_end_resumes_bit_for_bit(end2end, tmp_path):
-    whole, broken = Path(end2end[-1]), tmp_path / "broken"
-    options = [*end2end[:-1], str(broken)]
+def test_end_to_end_resumes_bit_for_bit_but_not_from_another_checkpoint(end2end, tmp_path, refusal):
+    options = [*end2end[:-1], str(tmp_path / "broken")]
     assert interrupted_in_the_second_epoch(lambda: train_end2end.main(options))
-    assert log_of(broken) == log_of(whole)[:2]  # the start, and epoch 1
-    assert train_end2end.main([*options, "--resume"]) == 0
-    assert_same_run(whole, broken)
-
-
-def test_a_run_resumed_from_another_checkpoint_is_refused_in_one_line(end2end, tmp_path, refusal):
-    line = refusal(train_end2end, [*end2end, "--init-from", save_model(tmp_path / "other.pt"), "--resume"])
+    assert log_of(tmp_path / "broken") == log_of(Path(end2end[-1]))[:2]  # the start, and epoch 1
+    line = refusal(train_end2end, [*options, "--init-from", save_model(tmp_path / "other.pt"), "--resume"])
     assert re.search(r"was trained with started_from\.init_from [0-9a-f]{64}, not [0-9a-f]{64}: ", line)
+    assert train_end2end.main([*options, "--resume"]) == 0
+    assert_same_run(tmp_path / "broken", Path(end2end[-1]))
 
 
-@pytest.mark.parametrize("script", [train_stage1, train_deeplab])
-def test_a_run_resumed_on_other_faces_of_equal_count_is_refused(
-    script, stage1_options, tiny_options, uninterrupted, helen_root, tmp_path, refusal
-):
-    options = [*stage1_options, "--run-dir", str(uninterrupted)]
-    if script is train_deeplab:
-        options = [*tiny_options, "--input-size", "32", "--batch-size", "2", "--epochs", "1"]
-        options += ["--run-dir", str(tmp_path / "run")]
-        assert script.main(options) == 0
-    faces = Path(shutil.copytree(helen_root, tmp_path / "faces"))
-    shutil.copy(faces / "images" / "train1.jpg", faces / "images" / "train0.jpg")
-    for mask in (faces / "labels" / "train1").iterdir():
-        shutil.copy(mask, faces / "labels" / "train0" / mask.name.replace("train1", "train0"))
-    line = refusal(script, [*options, "--data", str(faces), "--resume"])
+def test_a_run_resumed_on_other_faces_of_equal_count_is_refused(stage1, helen_root, tmp_path, refusal):
+    faces = repainted(helen_root, tmp_path / "faces", "train0")
+    line = refusal(train_stage1, [*stage1, "--data", str(faces), "--resume"])
     assert re.search(r"was trained with data\.train [0-9a-f]{64}, not [0-9a-f]{64}: repeat its options and data", line)
 
 
-# Holds the lock of a run folder, as another run would, until its standard input is closed.
-HOLDER = """
-import fcntl, os, sys
-number = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
-fcntl.flock(number, fcntl.LOCK_EX)
-print("locked", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def another_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has a run in the folder."""
-    command = [sys.executable, "-c", HOLDER, str(folder / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        yield process
-        process.kill()
-
-
 def test_a_second_run_in_a_folder_is_refused_while_the_first_one_lives(tiny_fit, tmp_path):
-    tiny_fit(tmp_path / "whole")
     run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    with another_run(run_dir) as other:
+    tiny_fit(tmp_path / "whole")
+    with another_run(run_dir):
         for resume in (False, True):
             with pytest.raises(InputError, match=r"^--run-dir .*run is in use by another run: wait until it ends"):
                 tiny_fit(run_dir, resume=resume)
         assert [path.name for path in run_dir.iterdir()] == [".lock"]
-        other.kill()
-        other.wait()
-        tiny_fit(run_dir)  # the file that the killed run has left locks nothing
+    (run_dir / ".lock").touch()  # as a killed run leaves it: it locks nothing
+    tiny_fit(run_dir)
     assert_same_run(run_dir, tmp_path / "whole")
     assert {path.name for path in run_dir.iterdir()} == RUN_FILES
-
-
-def test_a_link_in_place_of_the_lock_is_not_followed(tiny_fit, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / ".lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="--run-dir"):
-        tiny_fit(tmp_path / "run")
+        tiny_fit(tmp_path / "linked")
     assert not (tmp_path / "elsewhere").exists()
 
 
-def moment(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+def moment(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     """Changes what the optimizer holds of its first tensor; None: takes it away."""
 
     def change(state: dict[str, Any]) -> dict[str, Any]:
-        held = state["optimizer"]["state"][0]
-        for key, value in changes.items():
-            held[key] = value
-        state["optimizer"]["state"][0] = {key: value for key, value in held.items() if value is not None}
+        held = {**state["optimizer"]["state"][0], key: value}
+        state["optimizer"]["state"][0] = {name: value for name, value in held.items() if value is not None}
         return state
 
     return change
 
 
 ABSURD: tuple[tuple[Any, str], ...] = (  # what is changed, or how; what is said
-    *(({"epoch": epoch}, DAMAGED) for epoch in ("2", -1, 0.5, float("nan"), None)),
-    *(({"best": best}, DAMAGED) for best in (None, [1], {}, {"epoch": 0}, {"epoch": 0, "miss": "low"})),
+    *(({"epoch": epoch}, DAMAGED) for epoch in ("2", -1, float("nan"))),
+    *(({"best": best}, DAMAGED) for best in (None, [1], {"epoch": 0}, {"epoch": 0, "miss": "low"})),
     *(({"modules": modules}, DAMAGED) for modules in (None, 3)),
     ({"modules": {}}, "no state dict"),
     ({"epoch": 7}, "was trained for 8 epochs, not 3"),
@@ -282,10 +208,10 @@ ABSURD: tuple[tuple[Any, str], ...] = (  # what is changed, or how; what is said
     ({"recipe": None}, "trained with recipe"),
     *(
         ({"optimizer": state}, "optimizer state is damaged or of another model")
-        for state in (7, [], {}, {"state": {}}, {"state": {}, "param_groups": []}, {"state": [1], "param_groups": "x"})
+        for state in (7, {}, {"state": {}, "param_groups": []}, {"state": [1], "param_groups": "x"})
     ),
     *(
-        (moment(exp_avg=value), "optimizer state is damaged or of another model")
+        (moment("exp_avg", value), "optimizer state is damaged or of another model")
         for value in (None, torch.zeros(5), torch.full((4, 3, 3, 3), float("nan")))
     ),
     (lambda state: {key: state[key] for key in state.keys() - {"optimizer"}}, "cannot be resumed: it lacks optimizer"),
@@ -369,38 +295,26 @@ def fit_until(moment: str, fit: Callable[[], Any]) -> None:
             fit()
 
 
-@pytest.fixture
-def tiny_run(tiny_fit: Fit, tmp_path: Path) -> Path:
-    """A finished run of the tiny task."""
-    tiny_fit(tmp_path / "run")
-    return tmp_path / "run"
-
-
 MOMENTS = ("best.pt", "last.pt", "half of the log's line", "half of last.pt", "full disk", "renaming")
 
 
 @pytest.mark.parametrize(("moment", "maximise"), [*((moment, False) for moment in MOMENTS), ("last.pt", True)])
 def test_a_run_interrupted_between_two_writes_resumes_bit_for_bit(moment, maximise, tiny_fit, tmp_path):
-    best, run_dir = tiny_fit(tmp_path / "whole", maximise=maximise), tmp_path / "run"
+    run_dir, log = tmp_path / "run", tmp_path / "run" / "log.jsonl"
+    assert tiny_fit(tmp_path / "whole", maximise=maximise)["epoch"] == (1 if maximise else 3)  # the score falls
     fit_until("last.pt" if "log" in moment else moment, lambda: tiny_fit(run_dir, maximise=maximise))
-    log = run_dir / "log.jsonl"
     if "log" in moment:
         log.write_text(log.read_text()[:-20])
-    assert (
-        tiny_fit(run_dir, resume=True, maximise=maximise)["epoch"] == best["epoch"] == (1 if maximise else 3)
-    )  # the score falls
+    assert tiny_fit(run_dir, resume=True, maximise=maximise)["epoch"] == (1 if maximise else 3)
     assert_same_run(run_dir, tmp_path / "whole")
     assert {path.name for path in run_dir.iterdir()} == RUN_FILES
 
 
-def test_a_finished_run_resumes_to_nothing(stage1_options, uninterrupted, capsys):
-    before = contents(uninterrupted)
-    assert run_main(lambda: train_stage1.main([*stage1_options, "--run-dir", str(uninterrupted), "--resume"])) == 0
-    assert contents(uninterrupted) == before
+def test_a_finished_run_resumes_to_nothing_and_none_at_all_from_the_beginning(tiny_fit, tiny_run, tmp_path, capsys):
+    before = contents(tiny_run)
+    tiny_fit(tiny_run, resume=True)
+    assert contents(tiny_run) == before
     assert "finished already" in capsys.readouterr().out
-
-
-def test_resume_with_nothing_there_starts_from_the_beginning(tiny_fit, tiny_run, tmp_path):
     tiny_fit(tmp_path / "two", resume=True)
     assert_same_run(tiny_run, tmp_path / "two")
 
@@ -417,16 +331,16 @@ def test_resume_with_nothing_there_starts_from_the_beginning(tiny_fit, tiny_run,
         ("--coarse-size 48", "coarse_size 32, not 48"),
     ],
 )
-def test_a_run_resumed_with_other_options_is_refused_in_one_line(changed, told, stage1_options, uninterrupted, refusal):
-    line = refusal(train_stage1, [*stage1_options, "--run-dir", str(uninterrupted), "--resume", *changed.split()])
-    assert line.startswith(f"error: {uninterrupted / 'last.pt'} was trained with ")
+def test_a_run_resumed_with_other_options_is_refused_in_one_line(changed, told, stage1, refusal):
+    line = refusal(train_stage1, [*stage1, "--resume", *changed.split()])
+    assert line.startswith(f"error: {Path(stage1[-1], 'last.pt')} was trained with ")
     assert told in line
     assert len(line) < 400
 
 
-def test_a_used_run_folder_is_refused_and_left_as_it_is(stage1_options, uninterrupted, refusal, tiny_fit, tiny_run):
-    line = refusal(train_stage1, [*stage1_options, "--run-dir", str(uninterrupted)])
-    assert line == f"error: {uninterrupted} already holds a run: continue it with --resume, or choose another --run-dir"
+def test_a_used_run_folder_is_refused_and_left_as_it_is(stage1, refusal, tiny_fit, tiny_run):
+    line = refusal(train_stage1, stage1)
+    assert line == f"error: {stage1[-1]} already holds a run: continue it with --resume, or choose another --run-dir"
     (tiny_run / "last.pt").unlink()  # a lone best checkpoint is not overwritten either
     before = contents(tiny_run)
     with refuses("already holds a run"):

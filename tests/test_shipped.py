@@ -1,7 +1,5 @@
 """The weights that ship label a real portrait: every part is there, and lies where a face has it."""
 
-from pathlib import Path
-
 import numpy as np
 import skimage.data
 from PIL import Image
@@ -12,7 +10,7 @@ from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE
 from tools import demo
 
 
-def test_the_portrait_s_parts_are_where_a_face_has_them(tmp_path: Path) -> None:
+def test_the_portrait_s_parts_are_where_a_face_has_them(tmp_path):
     assert SHIPPED_WEIGHTS.stat().st_size < 20e6
     overlay = demo.parse_portrait(tmp_path)
     assert Image.open(overlay).size == (384, 384)
@@ -26,7 +24,7 @@ def test_the_portrait_s_parts_are_where_a_face_has_them(tmp_path: Path) -> None:
         assert abs(x[brow] - x[eye]) < 20
 
 
-def test_the_parser_of_the_whole_face_puts_hair_above_skin_above_neck() -> None:
+def test_the_parser_of_the_whole_face_puts_hair_above_skin_above_neck():
     scene = load(device="cpu", labels="celebamask")(skimage.data.astronaut())  # Eileen Collins, NASA, public domain
     names, (face,) = scene.labels.names, scene.faces
     assert {"hair", "skin", "neck", "nose", "l_eye", "r_eye", "u_lip", "l_lip"} <= face.areas.keys()

