@@ -32,6 +32,7 @@ CHANGES: dict[str, tuple[str, tuple[str, ...]]] = {
         tuple(f"augmentation.{name}" for name in ("rotation", "shift", "scale", "noise", "subsets")),
     ),
     "tone": ("colour jitter", ("augmentation.tone",)),
+    "camera": ("photos of poor cameras", ("augmentation.camera",)),
     "dice": ("Dice loss added", ("dice",)),
     "margin": ("window size follows the part", ("model.window_margin",)),
     "aspect": ("window sides follow the part", ("model.window_margin", "model.window_aspect")),
