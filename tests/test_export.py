@@ -132,7 +132,7 @@ def test_faces_framed_in_a_photo_of_any_size_are_labelled_as_the_model_does(fram
 
 def test_the_example_of_the_documentation_runs(framed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(export.__file__).resolve().parent.parent / "docs" / "predict.md").read_text()
-    (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "frames" in block)
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "detect(photo)" in block)
     photo, frames = export.turned_faces((30, -100), 240, 420)
     face_52 = np.array([(-0.3, -0.1), (0.3, -0.1), (0, 0.2), (-0.2, 0.45), (0.2, 0.45)])
     points = [face_52 @ matrix[:, :2].T + matrix[:, 2] for matrix in frames]

@@ -157,7 +157,7 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"retrieval.train {PEOPLE} --pretrained w.pt", "--init-from"),
     (f"retrieval.search {SEARCH} --checkpoint w.pt", "not an identity embedding"),
     # options
-    (f"predict --out out {CPU}", "photos or videos to parse"),
+    (f"predict --out out {CPU}", "photos or videos (INPUT)"),
     ("predict good.jpg --windows --no-overlay", "--no-overlay"),
     ("predict good.jpg --checkpoint w.pt --out good.jpg", "--out"),
     ("predict good.jpg --checkpoint w.pt --out good.jpg/out", "--out"),
