@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.images import make_thumb, warp_frame
 from data.labels import LabelSet
-from geometry.theta import frame_to_photo
+from geometry.theta import enlarged, frame_to_photo
 
 Key = tuple[int, int, int]  # (seed, epoch, position in the epoch)
 
@@ -72,8 +72,8 @@ class Batch:
         """Framed faces in frames of ``scale`` times the side, whose thumbs stay as they are."""
         if self.frames_B33 is None:
             return self
-        frames_B33 = torch.cat([self.frames_B33[..., :2] * scale, self.frames_B33[..., 2:]], -1)
-        return replace(self, frames_B33=frames_B33, origin=None if self.origin is None else self.origin.widened(scale))
+        origin = None if self.origin is None else self.origin.widened(scale)
+        return replace(self, frames_B33=enlarged(self.frames_B33, scale), origin=origin)
 
     def _tensors(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

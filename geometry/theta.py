@@ -36,6 +36,11 @@ def compose(outer_B33: Tensor, theta_BP23: Tensor) -> Tensor:
     return torch.cat([linear_BP23[..., :2], linear_BP23[..., 2:] + outer_B33[:, None, :2, 2:]], -1)
 
 
+def enlarged(matrix_23: Tensor, scale: float | Tensor) -> Tensor:
+    """An affine of ``scale`` times the extent about the same centre. matrix_23: shape (..., 2, 3) or (..., 3, 3)."""
+    return torch.cat([matrix_23[..., :2] * scale, matrix_23[..., 2:]], -1)
+
+
 def scale_and_shift(scale_B2: Tensor, shift_B2: Tensor) -> Tensor:
     """Matrices B33 of x -> scale * x + shift."""
     matrix_B33 = scale_B2.new_zeros(scale_B2.shape[0], 3, 3)

@@ -20,7 +20,7 @@ from data.labels import LabelSet
 from data.view import View, framed_images
 from geometry.paste import Patch, paste_any, paste_turned
 from geometry.sampling import enlarge, enlarged_labels, stretch_alike, stretch_by, stretch_weights
-from geometry.theta import compose, frame_to_photo
+from geometry.theta import compose, enlarged, frame_to_photo
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import to_host
@@ -286,8 +286,7 @@ def framed_input(photos_1HW3: Tensor, frames_F23: Tensor, size: int, scale: floa
     check_range(photos_1HW3)
     device, faces = photos_1HW3.device, frames_F23.shape[0]
     sizes_F2 = torch.tensor([photos_1HW3.shape[1:3]], device=device).expand(faces, 2)
-    wide_F23 = torch.cat([frames_F23[..., :2] * scale, frames_F23[..., 2:]], -1)
-    frames_F33 = frame_to_photo(wide_F23, sizes_F2, FRAME_SIDE)
+    frames_F33 = frame_to_photo(enlarged(frames_F23, scale), sizes_F2, FRAME_SIDE)
     photo_F = torch.zeros(faces, dtype=torch.long, device=device)
     count = math.ceil(FRAME_SIDE * scale / size)
     return Framed(framed_images(photos_1HW3, frames_F33, sizes_F2, photo_F, size, count), frames_F33, sizes_F2, photo_F)

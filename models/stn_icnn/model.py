@@ -12,7 +12,7 @@ from data.labels import NINE
 from data.view import View
 from geometry.paste import paste, paste_any, paste_labels
 from geometry.sampling import crop, enlarged_labels
-from geometry.theta import canvas_to_image, compose, image_to_padded
+from geometry.theta import canvas_to_image, compose, enlarged, image_to_padded
 from models.parser import FaceParser, Parsed, Weights, WindowProbs, check_types, framed_input, one_window, stretched
 from models.stn_icnn.baseline import baseline_theta
 from models.stn_icnn.icnn import CHANNELS, ICNN, KERNELS, ICNNConfig, fold_batchnorm
@@ -170,7 +170,7 @@ class STNiCNN(FaceParser):
             # does not show, so it is predicted relative to that of a photo in which they fit the face layout.
             span_B121 = (sizes_B2.flip(-1).float() - 1).clamp(min=1)[:, None, :, None]
             nominal_BP21 = (self.config.crop_size - 1) / span_B121 / self.layout_P3[:, 2, None, None]
-            return torch.cat([theta_BP23[..., :2] * nominal_BP21, theta_BP23[..., 2:]], -1)
+            return enlarged(theta_BP23, nominal_BP21)
         return theta_BP23
 
     def true_windows(self, view: View, jitter: float = 0.0) -> tuple[Tensor, Tensor]:
