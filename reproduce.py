@@ -26,7 +26,7 @@ from scoring.files import save
 from scoring.metrics import headline, table
 from scoring.published import published_rows
 from training.engine import fit
-from training.options import add_channels_option, add_recipe_option, require_shares, settled
+from training.options import add_network_options, add_recipe_option, require_shares, settled
 from training.recipes import Recipe
 from training.task import Plan
 from utils import distributed, files, locks
@@ -142,8 +142,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     cli.add_argument("--epochs", type=int, nargs=4, metavar="N", help=f"of {', '.join(STAGES)}; default: the recipe's")
     cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the resized photo, pixels")
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples")
-    for network in ("coarse", "part"):
-        add_channels_option(cli, network)
+    add_network_options(cli, "coarse", "part")
     cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
     cli.add_argument("--seeds", type=int, nargs="+", metavar="N", help="train with each of them, into OUT-seedN")
     cli.add_argument(

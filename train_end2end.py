@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         "--init-from": "end-to-end checkpoint to fine-tune, instead of the two above",
     }
     cli = options.training_parser(__doc__, ["coarse", "localizer", "parts"], starts)
-    options.add_channels_option(cli, "part")
+    options.add_network_options(cli, "part")
     args = cli.parse_args(argv)
     names = [flag.removeprefix("--").replace("-", "_") for flag in starts]
     task = build(options.plan(args, RECIPES, names, part_channels=args.part_channels, kernel=args.kernel))

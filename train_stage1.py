@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     starts = {"--init-from": "a checkpoint whose coarse network to start from"}
     cli = options.training_parser(__doc__, ["coarse"], starts)
     cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 128")
-    options.add_channels_option(cli, "coarse")
+    options.add_network_options(cli, "coarse")
     args = cli.parse_args(argv)
     sizes = {"coarse_size": args.coarse_size, "coarse_channels": args.coarse_channels, "kernel": args.kernel}
     task = build(options.plan(args, RECIPES, ("init_from",), **sizes))

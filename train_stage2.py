@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     starts = {"--init-from": "a checkpoint whose part networks to start from"}
     cli = options.training_parser(__doc__, ["parts"], starts)
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
-    options.add_channels_option(cli, "part")
+    options.add_network_options(cli, "part")
     args = cli.parse_args(argv)
     sizes = {"crop_size": args.crop_size, "part_channels": args.part_channels, "kernel": args.kernel}
     task = build(options.plan(args, RECIPES, ("init_from",), **sizes))

@@ -88,17 +88,12 @@ def training_parser(
     return cli
 
 
-def add_channels_option(cli: argparse._ActionsContainer, network: str) -> None:
-    """``--coarse-channels`` or ``--part-channels``, and ``--kernel``. network: "coarse" or "part"."""
-    cli.add_argument(
-        f"--{network}-channels",
-        type=int,
-        nargs=4,
-        metavar="N",
-        help=f"widths of each {network} network's rows, finest first; default: 8 16 24 32, or those of the checkpoint",
-    )
-    if "--kernel" not in cli._option_string_actions:
-        cli.add_argument("--kernel", type=int, metavar="N", help="of the convolutions, 3 or 5 (default)")
+def add_network_options(cli: argparse._ActionsContainer, *networks: str) -> None:
+    """``--coarse-channels``, ``--part-channels`` and ``--kernel``. networks: "coarse", "part"."""
+    for network in networks:
+        what = f"widths of each {network} network's rows, finest first; default: 8 16 24 32, or those of the checkpoint"
+        cli.add_argument(f"--{network}-channels", type=int, nargs=4, metavar="N", help=what)
+    cli.add_argument("--kernel", type=int, metavar="N", help="of the convolutions, 3 or 5 (default)")
 
 
 def plan(
