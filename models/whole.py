@@ -127,15 +127,16 @@ def imagenet_start(encoder: nn.Module, state: dict[str, Any]) -> None:
     order, under other names. Raises InputError where they differ."""
     own = encoder.state_dict()
     wanted, given = (list(_counted(weights)) for weights in (own, state))
-    for (name, value), (other, weight) in zip(wanted, given, strict=False):
+    start = dict(own)
+    for (name, value), (other, weight) in zip(wanted, given, strict=False):  # what is left is the classifier's head
         if name.rpartition(".")[2] != other.rpartition(".")[2] or value.shape != weight.shape:
             raise InputError(
                 f"its {other} {tuple(weight.shape)} does not fit {name} {tuple(value.shape)}: of another encoder?"
             )
+        start[name] = weight
     if len(given) < len(wanted):
         raise InputError(f"it has {len(given)} tensors, the encoder {len(wanted)}: of another encoder?")
-    fitting = zip(wanted, given, strict=False)
-    encoder.load_state_dict({**own, **{name: weight for (name, _), (_, weight) in fitting}})
+    encoder.load_state_dict(start)
 
 
 def _counted(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
