@@ -92,13 +92,15 @@ class WholeParser(WholeFaceParser):
 
     def __init__(self, config: WholeConfig, labels: LabelSet, download: bool = False) -> None:
         network = _network(config, len(labels), download)
-        super().__init__(config, labels, network)
+        # depthwise convolutions are faster so: on a CPU a training step takes two thirds of the time
+        super().__init__(config, labels, network.to(memory_format=torch.channels_last))
         self.encoder, self.decoder = network.encoder, nn.ModuleList([network.decoder, network.segmentation_head])
         for name, values in (("mean", config.mean), ("std", config.std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def logits(self, images_B3SS: Tensor) -> Tensor:
-        return self.network((images_B3SS - self.mean) / self.std)
+        normal_B3SS = (images_B3SS - self.mean) / self.std
+        return self.network(normal_B3SS.contiguous(memory_format=torch.channels_last))
 
 
 def normalisation(encoder: str) -> dict[str, Any]:
