@@ -245,14 +245,14 @@ def training_batches(
 def require_batch(count: int, batch_size: int) -> None:
     """Raises InputError for a batch larger than the ``count`` faces of an epoch."""
     if count < batch_size:
-        raise InputError(f"--batch-size {batch_size} is larger than the {count} faces of an epoch: lower it")
+        raise InputError(f"batch size {batch_size} is larger than the {count} faces of an epoch: lower it")
 
 
 def require_pair(batch_size: int, normalised: str) -> None:
     """Raises InputError for a single face a batch, where a batch normalisation sees one value of each face and so no
     variance. normalised: of what it is, for the message."""
     if batch_size < 2:
-        raise InputError(f"--batch-size {batch_size}: the batch normalisation of {normalised} needs at least 2")
+        raise InputError(f"batch size {batch_size}: the batch normalisation of {normalised} needs at least 2")
 
 
 def evaluation_batches(

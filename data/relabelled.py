@@ -22,16 +22,14 @@ def relabelled(source: Source, folder: Path) -> Source:
     raises it for a map that has not the size of the one that it replaces.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"--train-labels {folder} is not a folder: choose one with a label map <name>.png for each face"
-        )
+        raise InputError(f"train labels {folder} is not a folder: choose one with a label map <name>.png for each face")
     if os.path.lexists(folder / RECORD):
         held = read_json(folder / RECORD, "record").get("labels")
         if held != source.labels.name:
-            raise InputError(f"--train-labels {folder} holds ids of {held}, the data set those of {source.labels.name}")
+            raise InputError(f"train labels {folder} holds ids of {held}, the data set those of {source.labels.name}")
     own = {sample.name: sample for sample in source.samples}
     if lacking := [f"{name}.png" for name in own if not (folder / f"{name}.png").is_file()]:
-        raise InputError(f"--train-labels {folder} lacks {images.shorten(lacking)}: relabel all faces that are used")
+        raise InputError(f"train labels {folder} lacks {images.shorten(lacking)}: relabel all faces that are used")
     samples = [sample._replace(masks=(folder / f"{sample.name}.png", *sample.masks)) for sample in source.samples]
     return Source(source.labels, samples, partial(_read, source, own), f"{source.version}|relabelled")
 

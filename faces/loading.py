@@ -31,9 +31,6 @@ def load(
         raise InputError(f"checkpoints must be a file or a list of files, not {checkpoints!r:.80}")
     if not files:
         raise InputError("checkpoints is an empty list: give a file, or None for the shipped weights")
-    try:
-        place = pick_device(str(device))
-    except InputError as error:
-        raise InputError(str(error).replace("--device", "device")) from None
+    place = pick_device(str(device))
     parser = load_for_inference([Path(file) for file in files], place, mirror=mirror, labels=labels)
     return SceneParser(parser, Detector(), faces)

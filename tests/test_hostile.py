@@ -177,7 +177,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("evaluate --split nothing", "invalid choice"),
     ("evaluate --worst -1", "at least 0"),
     ("evaluate --batch-size 0", "--batch-size 0"),
-    ("evaluate --device cpu:99", "--device cpu:99"),
+    ("evaluate --device cpu:99", "device cpu:99"),
     ("evaluate --checkpoint none.pt", "no such checkpoint"),
     ("evaluate --checkpoint stage1.pt", "no localizer or parts weights"),
     ("evaluate --checkpoint cropper.pt", "no parts weights"),
@@ -202,7 +202,7 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"train_stage1 --labels lapa {LAPA} {TRAIN}", "--labels lapa"),
     (
         f"train_stage1 --coarse-size 16 --recipe best {FACES} {TRAIN} --batch-size 3",
-        "--batch-size 3 is larger than the 2 faces of an epoch",
+        "batch size 3 is larger than the 2 faces of an epoch",
     ),
     ("train_cropper --run-dir run", "--init-from"),
     ("train_end2end --run-dir run --init-from w.pt --init-from-stage2 w.pt", "--init-from"),
@@ -210,8 +210,9 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"train_deeplab --dataset helen --data helen --labels celebamask {TRAIN}", "--labels celebamask"),
     *(
         (f"train_deeplab {LAPA} {TRAIN} {option}", option.split()[0])
-        for option in ("--input-size 31", "--batch-size 1", "--lr nan", "--recipe paper", "--crop-size 32")
+        for option in ("--input-size 31", "--lr nan", "--recipe paper", "--crop-size 32")
     ),
+    (f"train_deeplab {LAPA} {TRAIN} --batch-size 1", "batch size 1"),
     (f"train_eagrnet {LAPA} {TRAIN} --input-size 63", "--input-size"),
     ("reproduce", "--out"),
     ("reproduce --out out --epochs 1 1 1", "--epochs"),
@@ -252,7 +253,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("retrieval.align faceless out --workers 1", "no face in any"),
     ("retrieval.align empty out --workers 1", "without photos: 1 (c)"),
     (f"retrieval.train {PEOPLE} --data asked", "no person has two photos"),
-    (f"retrieval.train {PEOPLE} --batch-size 64", "--batch-size 64 is larger than the 5"),
+    (f"retrieval.train {PEOPLE} --batch-size 64", "batch size 64 is larger than the 5"),
     (f"retrieval.train {PEOPLE} --step 3", "--step"),
     (f"retrieval.train {PEOPLE} --keep 0", "--keep 0.0"),
     (f"retrieval.search {SEARCH} --checkpoint raw --predictions ../a.txt", "--predictions"),

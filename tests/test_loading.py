@@ -408,6 +408,6 @@ def test_the_last_incomplete_batch_is_left_out_in_training_and_kept_in_evaluatio
 
 def test_a_batch_larger_than_an_epoch_is_refused(root):
     faces = open_train(root)
-    with pytest.raises(InputError, match="--batch-size 7 is larger than the 6 faces"):
+    with pytest.raises(InputError, match="batch size 7 is larger than the 6 faces"):
         training_batches(faces, 7, 0, 0)
     assert len(order_of(faces, 7, 0, 0, folds=5)) == 28

@@ -38,7 +38,7 @@ def refusal(tiny_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
     return run
 
 
-NO_CUDA = "this machine has no usable CUDA device; use --device cpu or auto"
+NO_CUDA = "this machine has no usable CUDA device; use cpu or auto"
 ONE_WAY = "--partition paper: --dataset"
 BOTH = "start from --init-from-cropper, with --init-from-stage2 or with random part networks, or from --init-from"
 REFUSED: tuple[tuple[ModuleType, str, str], ...] = (
@@ -59,9 +59,9 @@ REFUSED: tuple[tuple[ModuleType, str, str], ...] = (
     (train_stage1, "--lr 0", "every learning rate is 0"),
     (train_stage1, "--partition paper", ONE_WAY),
     (train_stage1, "--dataset synthetic --data .", "--dataset is missing (synthetic faces need no folder)"),
-    *((train_stage1, f"--device={name}", f"--device {name}: {NO_CUDA}") for name in ("cuda", "cuda:0", "cuda:7")),
+    *((train_stage1, f"--device={name}", f"device {name}: {NO_CUDA}") for name in ("cuda", "cuda:0", "cuda:7")),
     *(
-        (train_stage1, f"--device={name}", f"--device {name}")
+        (train_stage1, f"--device={name}", f"device {name}")
         for name in ("gpu", "cuda:x", "", "meta", "cpu:x", "cpu:99")
     ),
     *((script, "--init-from none.pt", "none.pt: no such checkpoint file") for script in SCRIPTS),

@@ -186,8 +186,8 @@ def test_other_options_do_not_pass_for_the_old_results(chain):
     [
         ("--crop-size 7", "--crop-size 7: coarse size must lie"),
         ("--coarse-size 2000", "--coarse-size 2000: coarse size must lie"),
-        ("--batch-size 50", "--batch-size 50 is larger than the 2 faces of an epoch"),
-        ("--device cpu:99", "--device cpu:99"),
+        ("--batch-size 50", "batch size 50 is larger than the 2 faces of an epoch"),
+        ("--device cpu:99", "device cpu:99"),
         ("--partition paper", "--partition paper: --dataset helen has only one split"),
         ("--data DAMAGED", "test0.jpg"),
     ],

@@ -170,23 +170,23 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
+        raise InputError(f"device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: only cpu and cuda are supported")
+        raise InputError(f"device {name}: only cpu and cuda are supported")
     if device.type == "cpu" and device.index:
-        raise InputError(f"--device {name}: there is one CPU device; say --device cpu")
+        raise InputError(f"device {name}: there is one CPU device; say cpu")
     if device.type == "cuda":
         count, sharing = torch.cuda.device_count() if torch.cuda.is_available() else 0, local_size()
         if count == 0:
-            raise InputError(f"--device {name}: this machine has no usable CUDA device; use --device cpu or auto")
+            raise InputError(f"device {name}: this machine has no usable CUDA device; use cpu or auto")
         if (device.index or 0) >= count:
-            raise InputError(f"--device {name}: this machine has {count} CUDA device(s), numbered from 0")
+            raise InputError(f"device {name}: this machine has {count} CUDA device(s), numbered from 0")
         if sharing > 1 and device.index is not None:
-            raise InputError(f"--device {name}: {sharing} processes would share one device; say --device cuda")
+            raise InputError(f"device {name}: {sharing} processes would share one device; say cuda")
         if sharing > count:
             raise InputError(
-                f"--device {name}: {sharing} processes would share {count} CUDA device(s): start at most {count}, "
-                "or say --device cpu"
+                f"device {name}: {sharing} processes would share {count} CUDA device(s): start at most {count}, "
+                "or say cpu"
             )
         if device.index is None:
             device = torch.device("cuda", local_rank() if sharing > 1 else torch.cuda.current_device())
