@@ -44,7 +44,7 @@ BEST = WholeRecipe(
     augmentation=Augmentation(rotation=20, shift=0.06, scale=(0.5, 1.25), tone=0.7, mirror=0.5, around=0.7),
     dice=1.0,
 )
-RECIPES = WholeFaceRecipes(seed=BEST, best=BEST)
+RECIPES = WholeFaceRecipes(BEST)
 
 
 class TrainWhole(ParserTask):

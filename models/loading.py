@@ -79,7 +79,8 @@ def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | N
     if labels == CELEBAMASK.name and found.keys() == {STNiCNN.kind}:
         if not SHIPPED_WHOLE.is_file():
             raise InputError(f"labels {labels}: no weights of the whole face at {SHIPPED_WHOLE}; add their checkpoint")
-        found[DeepLab.kind] = [read_weights(SHIPPED_WHOLE)]
+        shipped = read_weights(SHIPPED_WHOLE)
+        found[shipped.kind] = [shipped]
     kinds = sorted(found, key=STNiCNN.kind.__eq__)  # the parser of the parts is the last one
     if len(kinds) > 2 or (len(kinds) == 2 and kinds[-1] != STNiCNN.kind):
         message = " and ".join(f"{weights.path} holds {kind}" for kind in kinds for weights in found[kind][:1])

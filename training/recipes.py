@@ -91,10 +91,11 @@ def best(
 
 
 class WholeFaceRecipes(NamedTuple):
-    """The recipes of a parser of the whole face: that of its authors' code, and ours; the same for every data set."""
+    """The recipes of a parser of the whole face: ours, and that of its authors' code if there is one; the same for
+    every data set."""
 
-    seed: Recipe
     best: Recipe
+    seed: Recipe | None = None
 
     def choose(self, name: str, dataset: str) -> Recipe:
         """The recipe of one of ``WHOLE_FACE_RECIPE_NAMES``."""
