@@ -6,7 +6,7 @@ OUT-helen, then end to end on 2,000 faces of CelebAMask-HQ.
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -121,10 +121,10 @@ def hybrid(args: argparse.Namespace, setup: Setup, out: Path) -> Path:
     return best
 
 
-def recipes_of(args: argparse.Namespace, data: FaceData) -> dict[str, Recipe]:
-    """Each stage's recipe for a data set, changed by the options."""
-    epochs = dict(zip(STAGES, args.epochs or [None] * len(STAGES), strict=True))
-    chosen = {name: stage.script.RECIPES.choose(args.recipe, data.dataset) for name, stage in STAGES.items()}
+def recipes_of(args: argparse.Namespace, data: FaceData, stages: Sequence[str] = tuple(STAGES)) -> dict[str, Recipe]:
+    """Each stage's recipe for a data set, changed by the options (``--epochs``: one for each stage)."""
+    epochs = dict(zip(stages, args.epochs or [None] * len(stages), strict=True))
+    chosen = {name: STAGES[name].script.RECIPES.choose(args.recipe, data.dataset) for name in stages}
     return {name: recipe.changed(epochs[name], args.batch_size) for name, recipe in chosen.items()}
 
 
@@ -158,22 +158,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def train_stages(
-    recipes: Mapping[str, Recipe], setup: Setup, out: Path, start: Mapping[str, Mapping[str, Path]] | None = None
-) -> dict[str, Path]:
-    """Train the stages that have a recipe, in order, or what is left of them: stage -> its best checkpoint.
-
-    out: stage NAME goes into out/NAME. start: stage -> more checkpoints to start from, see ``plan_stage``.
-    Every stage's options are checked before the first one trains. Raises InputError.
-    """
-    plans = plan_stages(recipes, setup, out, start)
-    return {name: train_stage(name, plan) for name, plan in plans.items()}
-
-
-def plan_stages(
-    recipes: Mapping[str, Recipe], setup: Setup, out: Path, start: Mapping[str, Mapping[str, Path]] | None = None
-) -> dict[str, Plan]:
-    """The trainings of the stages that have a recipe, in order: stage -> plan. See ``train_stages``.
+def plan_stages(recipes: Mapping[str, Recipe], setup: Setup, out: Path) -> dict[str, Plan]:
+    """The trainings of the stages that have a recipe, in order: stage -> plan. Stage NAME goes into out/NAME.
 
     Raises InputError for options that cannot be, and for batches larger than an epoch.
     """
@@ -182,26 +168,18 @@ def plan_stages(
     for name, recipe in recipes.items():
         require_batch(count * recipe.augmentation.folds, recipe.batch_size)
         best = {stage: plan.folder / "best.pt" for stage, plan in plans.items()}
-        plans[name] = plan_stage(name, recipe, setup, out / name, best, (start or {}).get(name))
+        plans[name] = plan_stage(name, recipe, setup, out / name, best)
     return plans
 
 
-def plan_stage(
-    name: str,
-    recipe: Recipe,
-    setup: Setup,
-    folder: Path,
-    best: Mapping[str, Path],
-    start: Mapping[str, Path] | None = None,
-) -> Plan:
+def plan_stage(name: str, recipe: Recipe, setup: Setup, folder: Path, best: Mapping[str, Path]) -> Plan:
     """The training of one stage, which continues where it was interrupted.
 
-    best: checkpoints of the stages before it. start: more checkpoints to start from, by their names in ``Plan.start``.
-    Raises InputError for options that cannot be.
+    best: checkpoints of the stages before it. Raises InputError for options that cannot be.
     """
     stage = STAGES[name]
     sizes = settled({size: setup.sizes.get(size) for size in stage.sizes})
-    sources = {key: best[source] for key, source in stage.sources.items()} | dict(start or {})
+    sources = {key: best[source] for key, source in stage.sources.items()}
     require_shares(recipe.batch_size)
     plan = Plan(setup.data, recipe, setup.machine, folder, setup.seed, True, sources, sizes)
     plan.config(STNiCNN)

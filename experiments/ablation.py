@@ -14,11 +14,10 @@ from typing import Any
 import reproduce
 from experiments import common
 from experiments.common import Result
-from models.loading import read_weights
-from models.stn_icnn.model import STNiCNN
 from scoring.metrics import headline
 from training.recipes import Recipe
 from training.task import Plan
+from utils.errors import InputError
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -47,11 +46,8 @@ CHANGES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("theta_beta", "coarse_weight", "theta_weight"),
     ),
 }
-# What is trained -> its stages, the networks that are scored, and where their windows come from
-TRAINED = {
-    "stage2": (("stage2",), ("parts",), "truth"),
-    "chain": (tuple(reproduce.STAGES), STNiCNN.networks, "predicted"),
-}
+# What is trained -> its stages, and where the windows come from in which it is scored
+TRAINED = {"stage2": (("stage2",), "truth"), "chain": (tuple(reproduce.STAGES), "predicted")}
 
 
 def adopt(recipe: Recipe, best: Recipe, fields: tuple[str, ...]) -> Recipe:
@@ -86,8 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         "--rows", nargs="+", choices=(*CHANGES, ALL), default=[*CHANGES, ALL], metavar="CHANGE", help="which changes"
     )
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
-    args = common.parse(cli, argv)
-    stages, networks, crops = TRAINED[args.stage]
+    args = common.parse(cli, argv, _check)
+    stages, crops = TRAINED[args.stage]
     setup = common.setup(args, crop_size=args.crop_size)
     trained: set[Path] = set()
     rows: list[dict[str, Any]] = []
@@ -97,10 +93,16 @@ def main(argv: list[str] | None = None) -> int:
                 reproduce.train_stage(stage, plan)
                 trained.add(plan.folder)
         best, folder = plan.folder / "best.pt", args.runs / NAME / args.stage / change
-        result = common.score(setup, best, crops, folder, args.split, title_of(change))
-        row = {"change": change, "f1": headline(result), "strict": result["strict"]}
-        rows.append({**row, **common.cost(read_weights(best).config, networks)})
+        result = common.score(setup, [best], crops, folder, args.split, title_of(change))
+        rows.append({"change": change, "f1": headline(result), "strict": result["strict"]})
     return common.write(NAME, args, argv, {"stage": args.stage, "rows": rows}, table)
+
+
+def _check(args: argparse.Namespace) -> None:
+    stages, _ = TRAINED[args.stage]
+    if args.epochs and len(args.epochs) != len(stages):
+        given = " ".join(map(str, args.epochs))
+        raise InputError(f"--epochs {given}: give {len(stages)}, of {', '.join(stages)}")
 
 
 def plan_changes(args: argparse.Namespace, stages: Sequence[str], setup: reproduce.Setup) -> dict[str, dict[str, Plan]]:
@@ -109,7 +111,7 @@ def plan_changes(args: argparse.Namespace, stages: Sequence[str], setup: reprodu
     A training that a change leaves as it was is the very plan of an earlier change. Raises InputError for options
     that cannot be.
     """
-    epochs = common.epochs_of_stages(args, stages)
+    epochs = dict(zip(stages, args.epochs or [None] * len(stages), strict=True))
     known: dict[str, Plan] = {}  # what is trained, and from what -> its training
     planned: dict[str, dict[str, Plan]] = {}
     for change in (BASE, *args.rows):
@@ -126,21 +128,14 @@ def plan_changes(args: argparse.Namespace, stages: Sequence[str], setup: reprodu
     return planned
 
 
-def gain(result: Result, row: dict[str, Any], which: str) -> float | None:
-    """How much higher a row's score is than the first one's. which: "overall" or "strict"."""
-    base, own = result["rows"][0]["f1"][which], row["f1"][which]
-    return None if base is None or own is None else own - base
-
-
 def table(result: Result) -> str:
     """Markdown: one line for each change."""
-    header = ["change", "overall", "strict", "strict, gained"]
-    rows = []
+    base, rows = result["rows"][0]["f1"]["strict"], []
     for row in result["rows"]:
-        gained = gain(result, row, "strict")
-        shown = None if row["change"] == BASE or gained is None else f"{gained:+.4f}"
-        rows.append([title_of(row["change"]), row["f1"]["overall"], row["f1"]["strict"], shown])
-    return markdown(header, rows)
+        strict = row["f1"]["strict"]
+        gained = None if row["change"] == BASE or None in (base, strict) else f"{strict - base:+.4f}"
+        rows.append([title_of(row["change"]), *row["f1"].values(), gained])
+    return markdown(["change", *common.HEADLINES, "strict, gained"], rows)
 
 
 if __name__ == "__main__":

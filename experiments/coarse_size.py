@@ -6,11 +6,8 @@ For each size: F1 of the enlarged rough mask, how far the windows of the old cro
 
 import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import reproduce
 from experiments import common
@@ -18,10 +15,9 @@ from experiments.common import Result
 from models.loading import read_weights
 from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN
-from scoring.evaluation import Request
 from scoring.metrics import headline
 from training.options import add_recipe_option
-from training.recipes import Recipe
+from training.task import Plan
 from utils.runtime import Machine, run_main
 from utils.tables import markdown
 
@@ -41,49 +37,41 @@ def main(argv: list[str] | None = None) -> int:
     args = common.parse(cli, argv)
     if args.parts:
         read_weights(args.parts)  # what cannot be read is reported before hours of training
-    common.configs_of_sizes("coarse_size", args.sizes)
-    recipes = common.recipes_of_stages(args, STAGES)
-    rows = [score_size(size, recipes, args) for size in args.sizes]
+    setups = {size: common.setup(args, coarse_size=size, crop_size=args.crop_size) for size in args.sizes}
+    plans = {  # all of them, before the first one takes an hour
+        size: reproduce.plan_stages(reproduce.recipes_of(args, setup.data, STAGES), setup, args.runs / NAME / str(size))
+        for size, setup in setups.items()
+    }
+    rows = [{"size": size, **score_size(size, plans[size], setup, args)} for size, setup in setups.items()]
     return common.write(NAME, args, argv, {"rows": rows}, table)
 
 
-def score_size(size: int, recipes: dict[str, Recipe], args: argparse.Namespace) -> dict[str, Any]:
-    """Train both stages, or what is left of them, for photos resized to ``size``; the size's row."""
-    setup = common.setup(args, coarse_size=size, crop_size=args.crop_size)
+def score_size(size: int, plans: dict[str, Plan], setup: reproduce.Setup, args: argparse.Namespace) -> dict[str, Any]:
+    """Train both stages, or what is left of them, for photos resized to ``size``, and score them on the split."""
     root = args.runs / NAME / str(size)
-    best = reproduce.train_stages(recipes, setup, root)
-    result = common.score(setup, best["stage1"], "none", root, args.split, f"coarse input {size} x {size}")
+    best = {stage: reproduce.train_stage(stage, plan) for stage, plan in plans.items()}
+    result = common.score(setup, [best["stage1"]], "none", root, args.split, f"coarse input {size} x {size}")
+    methods = {}
+    for name, crops in common.CROPPERS.items() if args.parts else ():
+        folder = root / reproduce.slug(name)
+        methods[name] = headline(common.score(setup, [best["cropper"], args.parts], crops, folder, args.split, name))
     weights = read_weights(best["cropper"])
     model = STNiCNN(weights.config)
     model.load(weights, ("coarse", "localizer"))
-    methods = {}
-    for name, crops in common.CROPPERS.items() if args.parts else ():
-        request = Request([best["cropper"], args.parts], setup.data, setup.machine, args.split, crops)
-        methods[name] = headline(reproduce.score(request, root / "scores" / args.split / reproduce.slug(name), name))
-    return {
-        "size": size,
-        "methods": methods,
-        "f1": headline(result),
-        "paper": result["paper"],
-        "windows": windows(model.eval().to(setup.machine.device), args, setup.machine),
-        "config": asdict(model.config),
-        **common.cost(model.config, ("coarse", "localizer")),
-    }
+    found = windows(model.eval().to(setup.machine.device), args, setup.machine)
+    return {"methods": methods, "f1": headline(result), "windows": found}
 
 
 def windows(model: STNiCNN, args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
-    """How far each cropper's windows miss on the split: cropper -> ``common.summary``."""
-    found: dict[str, list[common.Misses]] = {name: [] for name in common.CROPPERS}
-    present = []
+    """How far each cropper's windows miss on the split: cropper -> ``common.Misses.summary``."""
+    misses = {name: common.Misses() for name in common.CROPPERS}
     with common.inference(machine):
         for batch in common.batches(common.open_split(args, model.labels), machine):
             truth_BP23, boxes_BP4 = model.windows_of(batch, "truth"), part_boxes(batch.labels_BHW)
-            present.append(batch.present_BP.cpu().numpy())
             for name, crops in common.CROPPERS.items():
                 theta_BP23 = model.windows_of(batch, crops)
-                found[name].append(common.misses(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2))
-    present_NP = np.concatenate(present)
-    return {name: common.summary(common.join(found[name]), present_NP) for name in common.CROPPERS}
+                misses[name].add(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2, batch.present_BP)
+    return {name: found.summary() for name, found in misses.items()}
 
 
 def table(result: Result) -> str:
@@ -92,9 +80,9 @@ def table(result: Result) -> str:
     for row in result["rows"]:
         off = [(row["windows"][name] or {}).get("pixels_mean") for name in common.CROPPERS]
         methods = [row["methods"][name]["overall"] for name in common.CROPPERS] if row.get("methods") else []
-        rows.append([row["size"], row["gflop"], *row["f1"].values(), *off, *methods])
+        rows.append([row["size"], *row["f1"].values(), *off, *methods])
     off_by = [f"{name} off by, pixels" for name in common.CROPPERS]
-    header = ["coarse size", "GFLOP", "rough mask, overall", "strict", *off_by]
+    header = ["coarse size", "rough mask, overall", "strict", *off_by]
     header += [f"{name}, overall" for name in common.CROPPERS][: len(rows[0]) - len(header)]
     return markdown(header, rows, 3)
 

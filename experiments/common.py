@@ -8,31 +8,28 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import reproduce
 from data.batch import Batch
-from data.labels import NINE, NUM_PARTS, LabelSet
+from data.labels import LabelSet
 from data.loaders import Faces, evaluation_batches, open_faces
 from models.loading import load_for_inference
 from models.parser import FaceParser
-from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from scoring import options
 from scoring.evaluation import Request
 from scoring.metrics import Array, confusion_matrices, confusion_matrix, headline, scores
 from scoring.pictures import encode
-from training.recipes import Recipe
 from utils import distributed, files, runtime
 from utils.cli import Parser
 from utils.errors import InputError
@@ -113,32 +110,6 @@ def parse(
     return args
 
 
-def epochs_of_stages(args: argparse.Namespace, stages: Sequence[str]) -> dict[str, int | None]:
-    """``--epochs`` of each stage; None: the recipe's. Raises InputError for another number of them."""
-    if args.epochs is None:
-        return dict.fromkeys(stages)
-    if len(args.epochs) != len(stages):
-        given = " ".join(map(str, args.epochs))
-        raise InputError(f"--epochs {given}: give {len(stages)}, of {', '.join(stages)}")
-    return dict(zip(stages, args.epochs, strict=True))
-
-
-def recipes_of_stages(args: argparse.Namespace, stages: Sequence[str]) -> dict[str, Recipe]:
-    """``--recipe`` of each stage, changed by ``--epochs`` and ``--batch-size``. Raises InputError, see above."""
-    return {
-        stage: reproduce.STAGES[stage].script.RECIPES.choose(args.recipe, args.dataset).changed(epochs, args.batch_size)
-        for stage, epochs in epochs_of_stages(args, stages).items()
-    }
-
-
-def configs_of_sizes(field: str, sizes: Sequence[int]) -> dict[int, STNiCNNConfig]:
-    """Size -> the configuration with this field. sizes: of ``--sizes``. Raises InputError for one that cannot be."""
-    try:
-        return {size: STNiCNNConfig(**{field: size}) for size in sizes}  # type: ignore[arg-type]
-    except ValueError as error:
-        raise InputError(f"--sizes {' '.join(map(str, sizes))}: {error}") from error
-
-
 def setup(args: argparse.Namespace, **sizes: int | None) -> reproduce.Setup:
     """What the trainings of an experiment share. sizes: see ``reproduce.Setup``."""
     return reproduce.Setup(options.face_data(args), options.machine(args), args.seed, sizes)
@@ -203,95 +174,66 @@ class Tally:
         return headline(self.scores())
 
 
-def score(setup: reproduce.Setup, checkpoint: Path, crops: str, folder: Path, split: str, title: str) -> dict[str, Any]:
-    """The scores of a training's checkpoint, kept in a folder. crops: where its windows come from."""
-    request = Request([checkpoint], setup.data, setup.machine, split, crops)
+def score(
+    setup: reproduce.Setup, checkpoints: list[Path], crops: str, folder: Path, split: str, title: str
+) -> dict[str, Any]:
+    """The scores of trained checkpoints, kept in a folder. crops: where their windows come from."""
+    request = Request(checkpoints, setup.data, setup.machine, split, crops)
     return reproduce.score(request, folder / "scores" / split, title)
-
-
-@cache
-def cost(config: STNiCNNConfig, networks: tuple[str, ...]) -> dict[str, float]:
-    """Parameters, and GFLOP (2 x MAC) of some networks of STN-iCNN for one face. Nothing is computed."""
-    with FakeTensorMode(allow_non_fake_inputs=True):  # on the meta device autocast cannot be asked for
-        model = STNiCNN(config).eval()
-        coarse, crop = config.coarse_size, config.crop_size
-        inputs = {
-            "coarse": torch.empty(1, 3, coarse, coarse),
-            "localizer": torch.empty(1, len(NINE), coarse, coarse),
-            "parts": torch.empty(1, NUM_PARTS, 3, crop, crop),
-        }
-        flop = 0
-        for name in networks:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                getattr(model, name)(inputs[name])
-            flop += counter.get_total_flops()
-    parameters = sum(p.numel() for name in networks for p in getattr(model, name).parameters())
-    return {"parameters": parameters, "gflop": round(flop / 1e9, 3)}
 
 
 # windows that miss
 
 
-class Misses(NamedTuple):
-    """How windows differ from the true ones, arrays (N, 6).
+class Misses:
+    """How far windows are from the true ones, over all windows that were added."""
 
-    pixels_NP: distance of the centres. share_NP: the same in sides of the true window. missed_NP: bool.
-    """
+    def __init__(self) -> None:
+        self.rows: list[np.ndarray] = []  # (N, 3) of each batch: see ``summary``
 
-    pixels_NP: np.ndarray
-    share_NP: np.ndarray
-    missed_NP: np.ndarray
+    def add(
+        self, theta_BP23: Tensor, truth_BP23: Tensor, boxes_BP4: Tensor, sizes_B2: Tensor, counted_BP: Tensor
+    ) -> None:
+        """Compare the counted windows (bool) of a batch with the true ones; only parts that the photo shows count.
 
+        A window misses when its centre is off by more than a quarter of the true window's side, or when it cuts the
+        part's box and the true window does not. theta_BP23, truth_BP23: upright, in the frame of each photo.
+        boxes_BP4: see ``models.stn_icnn.baseline.part_boxes``.
+        """
+        span_B112 = (sizes_B2.flip(-1).float() - 1)[:, None, None]
+        corners_BP22 = boxes_BP4.unflatten(-1, (2, 2))
 
-def window_boxes(theta_BP23: Tensor, sizes_B2: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows as (centres_BP2, sides_BP2) in pixels of the photo (x, y); theta in the frame of each photo."""
-    span_B12 = (sizes_B2.flip(-1).to(theta_BP23.dtype) - 1).unsqueeze(1)
-    scale_BP2 = torch.diagonal(theta_BP23[..., :2], dim1=-2, dim2=-1).abs()
-    return (theta_BP23[..., 2] + 1) / 2 * span_B12, scale_BP2 * span_B12 + 1
+        def window(theta_BP23: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Centre (B, P, 1, 2) and half of the sides, pixels; whether it holds the part's box (B, P)."""
+            centre_BP12 = (theta_BP23[..., None, :, 2].float() + 1) / 2 * span_B112
+            half_BP12 = torch.diagonal(theta_BP23[..., None, :, :2].float(), dim1=-2, dim2=-1).abs() / 2 * span_B112
+            slack = 1e-2  # pixels; theta is a float32
+            return centre_BP12, half_BP12, ((corners_BP22 - centre_BP12).abs() <= half_BP12 + slack).all((-1, -2))
 
+        centre_BP12, _, holds_BP = window(theta_BP23)
+        true_centre_BP12, true_half_BP12, true_holds_BP = window(truth_BP23)
+        pixels_BP = (centre_BP12 - true_centre_BP12).norm(dim=(-1, -2))
+        share_BP = pixels_BP / (2 * true_half_BP12 + 1).mean((-1, -2))
+        missed_BP = (true_holds_BP & ~holds_BP) | (share_BP > 0.25)
+        rows_BP3 = torch.stack([missed_BP.float(), pixels_BP, share_BP], -1)
+        self.rows.append(rows_BP3[counted_BP].cpu().numpy())
 
-def misses(theta_BP23: Tensor, truth_BP23: Tensor, boxes_BP4: Tensor, sizes_B2: Tensor) -> Misses:
-    """Compare windows with the true ones.
-
-    A window misses when its centre is off by more than a quarter of the true window's side, or when it cuts the
-    part's box and the true window does not. Only meaningful for parts that the photo shows.
-    theta_BP23, truth_BP23: in the frame of each photo. boxes_BP4: see ``models.stn_icnn.baseline.part_boxes``.
-    """
-    centres_BP2, sides_BP2 = window_boxes(theta_BP23.float(), sizes_B2)
-    true_centres_BP2, true_sides_BP2 = window_boxes(truth_BP23.float(), sizes_B2)
-
-    def contains(centres: Tensor, sides: Tensor) -> Tensor:
-        low_BP2, high_BP2 = centres - (sides - 1) / 2, centres + (sides - 1) / 2
-        slack = 1e-2  # pixels; theta is a float32
-        return ((boxes_BP4[..., :2] >= low_BP2 - slack) & (boxes_BP4[..., 2:] <= high_BP2 + slack)).all(-1)
-
-    pixels_BP = (centres_BP2 - true_centres_BP2).norm(dim=-1)
-    share_BP = pixels_BP / true_sides_BP2.mean(-1)
-    cut_BP = contains(true_centres_BP2, true_sides_BP2) & ~contains(centres_BP2, sides_BP2)
-    return Misses(*(array.cpu().numpy() for array in (pixels_BP, share_BP, cut_BP | (share_BP > 0.25))))
-
-
-def join(parts: Iterable[Misses]) -> Misses:
-    """The misses of several batches in one."""
-    return Misses(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def summary(found: Misses, counted_NP: np.ndarray) -> dict[str, float | int] | None:
-    """Miss rate, mean and median distance over the counted windows (bool); None where there are none."""
-    if not counted_NP.any():
-        return None
-    pixels, share, missed = (array[counted_NP] for array in found)
-    return {
-        "windows": int(counted_NP.sum()),
-        "miss_rate": round(float(missed.mean()), 5),
-        "pixels_mean": round(float(pixels.mean()), 3),
-        "pixels_median": round(float(np.median(pixels)), 3),
-        "share_mean": round(float(share.mean()), 5),
-        "share_median": round(float(np.median(share)), 5),
-    }
+    def summary(self) -> dict[str, float] | None:
+        """Share of windows that miss, and mean distance of the centres, in pixels and in sides of the true window; None
+        where no window was counted."""
+        rows_N3 = np.concatenate(self.rows)
+        if not len(rows_N3):
+            return None
+        names = ("miss_rate", "pixels_mean", "share_mean")
+        return dict(zip(names, rows_N3.astype(np.float64).mean(0).round(5).tolist(), strict=True))
 
 
 # output
+
+
+def smoothed(photo_HW3: np.ndarray, scale: float) -> np.ndarray:
+    """A photo before it is resized: blurred as far as it shrinks, since what is left out would show as false edges."""
+    return cv2.GaussianBlur(photo_HW3, (0, 0), 0.5 * (scale**-2 - 1) ** 0.5) if scale < 1 else photo_HW3
 
 
 def panels(count: int, height: float = 3.6) -> tuple[Figure, list[Any]]:
@@ -326,17 +268,13 @@ def write(
     numbers: Result,
     table: Callable[[Result], str],
     draw: Callable[[Result], Figure] | None = None,
-    script: str | None = None,
 ) -> int:
-    """Write NAME.json (command, options, split, numbers) and, with ``draw``, NAME.png into ``--out``; print the table.
+    """Write NAME.json (command, split, numbers) and, with ``draw``, NAME.png into ``--out``; print the table.
 
-    script: the experiment's module, where that has another name. Returns 0.
+    Returns 0.
     """
-    words = sys.argv[1:] if argv is None else argv
-    settings = {key: value for key, value in sorted(vars(args).items()) if "Path(" not in repr(value)}
     result = {
-        "command": f"python -m experiments.{script or name} {shlex.join(portable(words))}",
-        "options": settings,
+        "command": f"python -m experiments.{name} {shlex.join(portable(sys.argv[1:] if argv is None else argv))}",
         "git": runtime.git_revision(),
         "torch": torch.__version__,
         **({"split": args.split} if "split" in args else {}),
@@ -350,7 +288,5 @@ def write(
 
 
 def portable(words: Sequence[str]) -> list[str]:
-    """Words of a command line without the folders of this machine: DIR stands for them."""
-    text = "\0".join(words)
-    text = re.sub(r"(^|\0)(--data|--cache)([=\0])[^\0]*", r"\1\2\3DIR", text)
-    return re.sub(r"(^|[=\0])/[^\0]*/", r"\1DIR/", text).split("\0") if words else []
+    """Words of a command line without the folders of this machine: DIR stands for those of absolute paths."""
+    return [re.sub(r"^(--[a-z-]+=)?/(.*/)?", r"\1DIR/", word) for word in words]

@@ -4,11 +4,10 @@ photo as it is, and shrunk to a face of 85 pixels that is out of focus or saved 
 DIR holds images/NAME.jpg and points/NAME.txt, 68 lines ``x y`` in pixels. Other people in a photo do not count.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,8 +25,7 @@ from faces.detect import Detector
 from faces.scene import Scene, SceneParser
 from models.loading import load_for_inference
 from scoring import options
-from scoring.metrics import confusion_matrix, f1
-from scoring.pictures import overlay, tile
+from scoring.metrics import f1
 from utils import files
 from utils.cli import Parser
 from utils.errors import InputError
@@ -47,13 +45,11 @@ SOFT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "blurred, σ 2 pixels": lambda photo: cv2.GaussianBlur(photo, (0, 0), 2),
     "JPEG of quality 10": lambda photo: jpeg(photo, 10),
 }
-SHOWN, COLUMNS, CELL = 48, 9, 220  # faces of the sheet; three cells each, pixels
 
 
 class Photo(NamedTuple):
     """A photo, uint8 (H, W, 3), with the landmarks of its annotated face: (68, 2), (x, y) in pixels."""
 
-    name: str
     photo_HW3: np.ndarray
     points_N2: np.ndarray
 
@@ -69,7 +65,7 @@ class Photo(NamedTuple):
         scale = SMALL / np.ptp(self.points_N2, axis=0).max()
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         points_N2 = (self.points_N2 + 0.5) * size / (width, height) - 0.5
-        return Photo(self.name, cv2.resize(self.photo_HW3, size, interpolation=cv2.INTER_AREA), points_N2)
+        return Photo(cv2.resize(self.photo_HW3, size, interpolation=cv2.INTER_AREA), points_N2)
 
     def truth(self) -> np.ndarray:
         """uint8 (H, W), ids of ``NINE``: eyes, inner mouth, and both lips as the upper one; of each polygon the pixels
@@ -86,28 +82,12 @@ class Photo(NamedTuple):
         return labels_HW
 
 
-class Soft:
-    """What is found in soft photos: scores, and how many eyes lack every pixel of their label."""
-
-    def __init__(self, tally: common.Tally) -> None:
-        self.tally, self.eyes, self.lost = tally, 0, 0
-
-    def add(self, labels_HW: np.ndarray, truth_HW: np.ndarray) -> None:
-        self.tally.add(labels_HW, truth_HW)
-        for eye in map(NINE.names.index, GROUPS["eyes"]):
-            self.eyes += 1
-            self.lost += not (labels_HW[truth_HW == eye] == eye).any()
-
-    def row(self, name: str) -> dict[str, Any]:
-        return {"photo": name, "lost_eyes": self.lost / max(self.eyes, 1), "f1": _scores(self.tally.matrix_KK)}
-
-
-def read(folder: Path, most: int | None = None) -> list[tuple[str, Path, np.ndarray]]:
-    """Name, photo's file and landmarks (68, 2) of each face. Raises InputError."""
+def read(folder: Path, most: int | None = None) -> list[tuple[Path, np.ndarray]]:
+    """Photo's file and landmarks (68, 2) of each face. Raises InputError."""
     photos = images.list_files(folder / "images", images.PHOTO_SUFFIXES)
     if not photos:
         raise InputError(f"no photos in {folder / 'images'}")
-    return [(name, path, read_points(folder / "points" / f"{name}.txt")) for name, path in list(photos.items())[:most]]
+    return [(path, read_points(folder / "points" / f"{name}.txt")) for name, path in list(photos.items())[:most]]
 
 
 def read_points(path: Path) -> np.ndarray:
@@ -128,73 +108,6 @@ def fitting(scene: Scene, frame: Frame) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parse(argv)
-    machine = options.machine(args)
-    model = load_for_inference(options.checkpoints(args), machine.device, mirror=args.mirror)
-    to_nine = model.labels.map_to(NINE)
-    parse = SceneParser(model, Detector(), amp=machine.amp)
-    faces, found = read(args.data, args.max_images), 0
-    tallies = {row: common.Tally(NINE) for row in ROWS}
-    soft = {name: Soft(common.Tally(NINE)) for name in SOFT}
-    pictures: list[tuple[float, list[np.ndarray]]] = []
-    for name, path, points_N2 in tqdm(faces, NAME, disable=None, leave=False):
-        face = Photo(name, images.read_photo(path), points_N2)
-        truth_HW, frame = face.truth(), face.frame
-        scene = parse.parse([face.photo_HW3])[0]
-        owner = fitting(scene, frame)
-        found += owner > 0
-        (whole_HW,) = model.label_photos([face.photo_HW3])
-        framed = parse.parse_found([face.photo_HW3], [[detection_of(frame)]])[0]
-        parsed = (whole_HW, np.where(scene.owners_HW == owner, scene.labels_HW, 0), framed.labels_HW)
-        labels = {row: to_nine[labels_HW] for row, labels_HW in zip(ROWS, parsed, strict=True)}
-        for row in ROWS:
-            tallies[row].add(labels[row], truth_HW)
-        small = face.shrunk()
-        for name, change in SOFT.items():
-            scene = parse.parse([change(small.photo_HW3)])[0]
-            soft[name].add(to_nine[scene.labels_HW], small.truth())
-        if args.sheet:
-            shown = [_cut(face, labels_HW) for labels_HW in (truth_HW, labels[ROWS[0]], labels[ROWS[1]])]
-            known = _scores(confusion_matrix(labels[ROWS[1]], truth_HW, len(NINE))).values()
-            pictures.append((float(np.mean([value for value in known if value is not None])), shown))
-    rows = [{"way": row, "f1": _scores(tallies[row].matrix_KK)} for row in ROWS]
-    numbers = {"faces": len(faces), "found": found, "rows": rows, "soft": [tally.row(n) for n, tally in soft.items()]}
-    if args.sheet:
-        pictures.sort(key=lambda item: item[0])
-        cells = [cell for _, shown in pictures[:SHOWN] for cell in shown]
-        common.save_picture(args.sheet, tile(cells, COLUMNS, CELL))
-    return common.write(NAME, args, argv, numbers, table)
-
-
-def table(result: Result) -> str:
-    """Markdown: F1 of each way to the face; then, in soft photos, the share of eyes without a label, and F1."""
-    found = f"{result['found']} of {result['faces']}"
-    rows = [
-        [row["way"], found if row["way"] == ROWS[1] else None, *(row["f1"][group] for group in GROUPS)]
-        for row in result["rows"]
-    ]
-    soft = [[row["photo"], f"{row['lost_eyes']:.1%}", *row["f1"].values()] for row in result["soft"]]
-    return (
-        markdown(["faces", "found", *GROUPS], rows)
-        + "\n"
-        + markdown([f"faces of {SMALL} pixels", "eyes without label", *GROUPS], soft)
-    )
-
-
-def _scores(matrix_KK: np.ndarray) -> dict[str, float | None]:
-    return {group: f1(matrix_KK, [NINE.names.index(name) for name in names]) for group, names in GROUPS.items()}
-
-
-def _cut(face: Photo, labels_HW: np.ndarray) -> np.ndarray:
-    """The annotated face upright, under these labels: uint8 (CELL, CELL, 3)."""
-    picture_HW3 = overlay(face.photo_HW3, labels_HW, NINE)
-    half = (CELL - 1) / 2
-    to_frame_33 = np.array([[1 / half, 0, -1], [0, 1 / half, -1], [0, 0, 1]])
-    matrix_23 = face.frame.matrix_23 @ to_frame_33
-    return cv2.warpAffine(picture_HW3, matrix_23, (CELL, CELL), flags=cv2.INTER_AREA | cv2.WARP_INVERSE_MAP)
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
     cli = Parser(__doc__)
     cli.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of photos and landmarks")
     cli.add_argument("--max-images", type=int, metavar="N", help="the first N photos, for a quick look")
@@ -202,16 +115,47 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_checkpoint_option(cli)
     options.add_mirror_option(cli)
     common.add_out_option(cli)
-    cli.add_argument(
-        "--sheet", type=Path, metavar="FILE", help="a .jpg of the worst found faces: truth, the photo as face, found"
-    )
-    cli.set_defaults(dataset=NAME)  # the report names it
-    return common.parse(cli, argv, _check)
+    args = common.parse(cli, argv)
+    machine = options.machine(args)
+    model = load_for_inference(options.checkpoints(args), machine.device, mirror=args.mirror)
+    to_nine = model.labels.map_to(NINE)
+    parse = SceneParser(model, Detector(), amp=machine.amp)
+    faces, found = read(args.data, args.max_images), 0
+    tallies = {row: common.Tally(NINE) for row in (*ROWS, *SOFT)}
+    lost = dict.fromkeys(SOFT, 0)
+    for path, points_N2 in tqdm(faces, NAME, disable=None, leave=False):
+        face = Photo(images.read_photo(path), points_N2)
+        scene, (whole_HW,) = parse.parse([face.photo_HW3])[0], model.label_photos([face.photo_HW3])
+        framed = parse.parse_found([face.photo_HW3], [[detection_of(face.frame)]])[0]
+        owner = fitting(scene, face.frame)
+        found += owner > 0
+        parsed = (whole_HW, np.where(scene.owners_HW == owner, scene.labels_HW, 0), framed.labels_HW)
+        for row, labels_HW in zip(ROWS, parsed, strict=True):
+            tallies[row].add(to_nine[labels_HW], face.truth())
+        small = face.shrunk()
+        truth_HW = small.truth()
+        for row, change in SOFT.items():
+            labels_HW = to_nine[parse.parse([change(small.photo_HW3)])[0].labels_HW]
+            tallies[row].add(labels_HW, truth_HW)
+            eyes = map(NINE.names.index, GROUPS["eyes"])
+            lost[row] += sum(not (labels_HW[truth_HW == eye] == eye).any() for eye in eyes)
+    rows = [{"way": row, "f1": _scores(tallies[row])} for row in ROWS]
+    soft = [{"photo": row, "lost_eyes": lost[row] / (2 * len(faces)), "f1": _scores(tallies[row])} for row in SOFT]
+    return common.write(NAME, args, argv, {"faces": len(faces), "found": found, "rows": rows, "soft": soft}, table)
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.sheet and args.sheet.suffix.lower() not in (".jpg", ".jpeg"):
-        raise InputError(f"--sheet {args.sheet}: must end in .jpg")
+def _scores(tally: common.Tally) -> dict[str, float | None]:
+    """F1 of each group."""
+    return {group: f1(tally.matrix_KK, [NINE.names.index(name) for name in names]) for group, names in GROUPS.items()}
+
+
+def table(result: Result) -> str:
+    """Markdown: F1 of each way to the face; then, in soft photos, the share of eyes without a label, and F1."""
+    found = dict.fromkeys(ROWS) | {ROWS[1]: f"{result['found']} of {result['faces']}"}
+    rows = [[row["way"], found[row["way"]], *row["f1"].values()] for row in result["rows"]]
+    soft = [[row["photo"], f"{row['lost_eyes']:.1%}", *row["f1"].values()] for row in result["soft"]]
+    tables = (["faces", "found", *GROUPS], rows), ([f"faces of {SMALL} pixels", "eyes without label", *GROUPS], soft)
+    return "\n".join(markdown(header, lines) for header, lines in tables)
 
 
 if __name__ == "__main__":

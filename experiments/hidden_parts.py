@@ -30,10 +30,13 @@ NAME = "hidden_parts"
 PATCH = 1.3  # side of a patch, in sides of the part's bounding box
 
 
-def hiding_order(present_P: np.ndarray, seed: int, index: int) -> list[int]:
-    """The parts of a face in the order in which they are hidden; a face without some has fewer to hide."""
+def hiding_rank(present_P: np.ndarray, seed: int, index: int) -> np.ndarray:
+    """When each part of a face is hidden: 0 for the first, …; ``NUM_PARTS`` for those that it lacks."""
     order = np.random.default_rng((seed, index)).permutation(NUM_PARTS)
-    return [int(part) for part in order if present_P[part]]
+    order = order[present_P[order]]
+    rank_P = np.full(NUM_PARTS, NUM_PARTS)
+    rank_P[order] = np.arange(len(order))
+    return rank_P
 
 
 def hide(batch: Batch, boxes_BP4: Tensor, hidden_BP: np.ndarray) -> Batch:
@@ -62,13 +65,13 @@ def hide(batch: Batch, boxes_BP4: Tensor, hidden_BP: np.ndarray) -> Batch:
     )
 
 
-def picture(model: STNiCNN, batch: Batch, covered: Batch, part_B: list[int]) -> np.ndarray:
+def picture(model: STNiCNN, batch: Batch, covered: Batch, hidden_BP: np.ndarray) -> np.ndarray:
     """The paper's Fig. 5, a row for each face: covered photo, its rough mask, and what each cropper cuts out of the
-    photo as it was for the hidden part; uint8 (H, W, 3)."""
+    photo as it was for the part that is hidden (bool); uint8 (H, W, 3)."""
     rough_BHW = model.parse(covered, "none").labels_BHW
     crops = [View(batch).crops(model.windows_of(covered, crops), 81) for crops in common.CROPPERS.values()]
     cells = []
-    for b, part in enumerate(part_B):
+    for b, part in enumerate(hidden_BP.argmax(1)):
         height, width = batch.sizes_B2[b].tolist()
         cells += [covered.photos_BHW3[b, :height, :width].cpu().numpy()]
         cells += [pictures.colour(rough_BHW[b, :height, :width].cpu().numpy(), model.labels)]
@@ -81,38 +84,32 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--pictures", type=Path, metavar="DIR", help="also draw the first faces, as in Fig. 5")
     args = common.parse(cli, argv)
     model, faces, machine = common.load(args, STNiCNN)
-    counts = range(NUM_PARTS + 1)
-    found: dict[tuple[int, str], list[common.Misses]] = {(k, name): [] for k in counts for name in common.CROPPERS}
-    tallies = {key: common.Tally(model.labels) for key in found}
-    present: list[np.ndarray] = []
-    hidden: dict[int, list[np.ndarray]] = {k: [] for k in counts}
+    keys = [(count, cropper) for count in range(NUM_PARTS + 1) for cropper in common.CROPPERS]
+    misses = {key: {"all": common.Misses(), "hidden_only": common.Misses()} for key in keys}
+    tallies = {key: common.Tally(model.labels) for key in keys}
     with common.inference(machine):
         for batch in common.batches(faces, machine, args.batch_size):
-            present_BP = batch.present_BP.cpu().numpy()
-            indices = batch.index_B.tolist()
-            orders = [hiding_order(present_P, args.seed, i) for present_P, i in zip(present_BP, indices, strict=True)]
             boxes_BP4, truth_BP23 = part_boxes(batch.labels_BHW), model.windows_of(batch, "truth")
-            present.append(present_BP)
-            for k in counts:
-                hidden_BP = np.array([np.isin(np.arange(NUM_PARTS), order[:k]) for order in orders])
-                hidden[k].append(hidden_BP)
+            known = zip(batch.present_BP.cpu().numpy(), batch.index_B.tolist(), strict=True)
+            rank_BP = np.array([hiding_rank(present_P, args.seed, index) for present_P, index in known])
+            for count in range(NUM_PARTS + 1):
+                hidden_BP = rank_BP < count
                 covered = hide(batch, boxes_BP4, hidden_BP)
-                if args.pictures and k == 1 and len(present) == 1:
-                    drawn = picture(model, batch, covered, [order[0] for order in orders])
+                if args.pictures and count == 1 and 0 in batch.index_B:
+                    drawn = picture(model, batch, covered, hidden_BP)
                     common.save_picture(args.pictures / f"{NAME}.jpg", drawn)
+                counted = {"all": batch.present_BP, "hidden_only": torch.from_numpy(hidden_BP).to(machine.device)}
                 for name, crops in common.CROPPERS.items():
                     labels_BHW, theta_BP23 = model.parse(covered, crops)
                     assert theta_BP23 is not None  # both croppers make windows
-                    found[k, name].append(common.misses(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2))
-                    tallies[k, name].add_batch(labels_BHW, batch.labels_BHW, batch.sizes_B2)
-    present_NP = np.concatenate(present)
+                    for which, counted_BP in counted.items():
+                        windows = theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2
+                        misses[count, name][which].add(*windows, counted_BP)
+                    tallies[count, name].add_batch(labels_BHW, batch.labels_BHW, batch.sizes_B2)
     rows = []
-    for k in counts:
-        hidden_NP = np.concatenate(hidden[k])
-        for name in common.CROPPERS:
-            missed = common.join(found[k, name])
-            summaries = {"all": common.summary(missed, present_NP), "hidden_only": common.summary(missed, hidden_NP)}
-            rows.append({"hidden": k, "cropper": name, **summaries, "f1": tallies[k, name].f1()})
+    for (count, name), found in misses.items():
+        summaries = {which: windows.summary() for which, windows in found.items()}
+        rows.append({"hidden": count, "cropper": name, **summaries, "f1": tallies[count, name].f1()})
     return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table, draw)
 
 

@@ -1,8 +1,8 @@
-"""Write the tables and plots of the results again, from the files that the runs left behind.
+"""Write the tables and curves of the results again, from the files that the runs left behind.
 
 Reads from --results what is there of: <run>/command.txt, <run>/<training>/{config.json,log.jsonl} and
 <run>/scores/<split>/<row>/scores.json, all as reproduce.py leaves them, and experiments/<experiment>.json.
-Writes there: README.md, <run>/curves.png and, for some, experiments/<experiment>.png.
+Writes there: README.md and <run>/curves.png.
 
 For this repository's own results, the tables in README.md and docs/*.md are written too: each text between
 ``<!-- table: NAME -->`` and ``<!-- end -->`` becomes the table of that name. The names are
@@ -15,7 +15,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -33,14 +33,12 @@ from experiments import (
     coarse_size,
     common,
     crop_parity,
-    few_images,
     fused,
     helen68,
     hidden_parts,
     kinds,
     robustness,
     scenes,
-    true_windows,
 )
 from experiments.common import Result
 from scoring.metrics import Scores, headline
@@ -53,21 +51,18 @@ from utils.tables import markdown
 
 HOME = Path(__file__).resolve().parent.parent
 TITLES = (*reproduce.ROWS, "STN-iCNN, with mirroring")  # rows in the order of the tables; others follow them
-EXPERIMENTS: dict[str, tuple[str, Callable[[Result], str], Callable[[Result], Figure] | None]] = {
-    "hidden_parts": ("Hidden parts (Fig. 5)", hidden_parts.table, hidden_parts.draw),
-    "coarse_size": ("Size of the coarse input (Fig. 6)", coarse_size.table, None),
-    "crop_parity": ("Crops of odd and even size (Fig. 7, 8)", crop_parity.table, None),
-    "few_images": ("Synthetic faces first, few real ones after (§3.1)", few_images.table, few_images.draw),
-    "training_images": ("Score over the number of training faces", few_images.table, few_images.draw_curve),
-    "robustness": ("Robustness", robustness.table, None),
-    "true_windows": ("Annotated windows leak the answer", true_windows.table, None),
-    "kinds": ("Kinds of faces", kinds.table, None),
-    "scenes": ("Scenes of several faces", scenes.table, None),
-    "helen68": ("Unaligned photos", helen68.table, None),
-    "fused": ("All labels by two parsers", fused.table, None),
-    "class_imbalance": ("Class frequencies", class_imbalance.table, class_imbalance.draw),
-    "ablation": ("What each change of the recipe brings", ablation.table, None),
-}
+EXPERIMENTS = (
+    hidden_parts,
+    coarse_size,
+    crop_parity,
+    robustness,
+    kinds,
+    scenes,
+    helen68,
+    fused,
+    class_imbalance,
+    ablation,
+)
 LOWER_IS_BETTER = ("theta_loss",)
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -107,85 +102,76 @@ def main(argv: list[str] | None = None) -> int:
     if not os.path.isdir(args.results):
         raise InputError(f"--results {args.results} is not a folder: choose the one that holds the runs")
     own = args.results.resolve() == HOME / "results"
-    write_tables(args.results, [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))] if own else [])
-    write_plots(args.results)
+    texts, figures = report(args.results, [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))] if own else [])
+    for path, text in texts.items():
+        files.write_text(path, text)
+    for path, figure in figures.items():
+        common.save_figure(figure, path)
+    print(f"written: {', '.join(map(str, texts))}")
     return 0
 
 
-def read_results(results: Path) -> tuple[list[Run], dict[str, Result]]:
-    """The runs and experiments of a folder. Raises InputError where there are none, and for damaged files."""
+def report(results: Path, documents: Sequence[Path] = ()) -> tuple[dict[Path, str], dict[Path, Figure]]:
+    """What the report writes: file -> text, of README.md in the folder ``results`` and of those documents (Markdown
+    files) whose marked tables change; and file -> figure.
+
+    Each experiment and table has one place: README.md leaves out those that a document shows. Raises InputError where
+    there are no results, for damaged files, and for a mark that names no table.
+    """
     runs = [run for folder in sorted(results.iterdir()) if folder.is_dir() and (run := read_run(folder))]
-    paths = {name: results / "experiments" / f"{name}.json" for name in EXPERIMENTS}
-    experiments = {name: files.read_json(path, "results") for name, path in paths.items() if path.exists()}
-    if not runs and not experiments:
+    tables: dict[str, str] = {}
+    figures: dict[Path, Figure] = {}
+    for experiment in EXPERIMENTS:
+        path = results / "experiments" / f"{experiment.NAME}.json"
+        if path.exists():
+            result = files.read_json(path, "results")
+            with blamed(path):
+                tables[f"experiments/{experiment.NAME}"] = experiment.table(result)
+    if not runs and not tables:
         raise InputError(f"--results {results} holds neither runs nor experiments")
     for run in runs:
         with blamed(results / run.name):
-            overview([run], {}, all_tables([run], {}), [])
-    for name, result in experiments.items():
-        with blamed(paths[name]):
-            overview([], {name: result}, all_tables([], {name: result}), [])
-    return runs, experiments
-
-
-def write_tables(results: Path, documents: Sequence[Path]) -> None:
-    """Write README.md of the folder ``results``, and the marked tables of the documents (Markdown files).
-
-    Each experiment has one place: README.md leaves out those whose table or plot a document shows.
-    Raises InputError as ``read_results`` does, and for a mark that names no table; nothing is written then.
-    """
-    runs, experiments = read_results(results)
+            tables |= tables_of(run)
+            if run.stages:
+                figures[results / run.name / "curves.png"] = curves(run)
     texts = {path: files.read_text(path) for path in documents}
+    shown = {name for text in texts.values() for _, name, _ in MARKED.findall(text)}
+    shown |= {name for text in texts.values() for name in re.findall(r"(experiments/\w+)\.png\)", text)}
     with blamed(results):
-        tables = all_tables(runs, experiments)
-        changed = {path: with_tables(text, tables, path) for path, text in texts.items()}
-        tables |= {name: "" for text in texts.values() for _, name, _ in MARKED.findall(text)}
-        plotted = [name for name in EXPERIMENTS if any(f"/{name}.png)" in text for text in texts.values())]
-        tables |= {f"experiments/{name}": "" for name in plotted}
-        listed = {name: result for name, result in experiments.items() if tables[f"experiments/{name}"]}
-        changed[results / "README.md"] = overview(runs, listed, tables, sorted(results.glob("*/benchmark.md")))
-    for path, text in changed.items():
-        if texts.get(path) != text:
-            files.write_text(path, text)
-    print(f"written: {results / 'README.md'}, from {len(runs)} runs and {len(experiments)} experiments")
+        tables |= shared_tables(runs)
+        made = {path: new for path, text in texts.items() if (new := with_tables(text, tables, path)) != text}
+        listed = {name: table for name, table in tables.items() if name not in shown}
+        made[results / "README.md"] = overview(runs, listed, sorted(results.glob("*/benchmark.md")))
+    return made, figures
 
 
-def write_plots(results: Path) -> None:
-    """Write <run>/curves.png and experiments/<experiment>.png. Raises InputError as ``read_results`` does."""
-    runs, experiments = read_results(results)
-    for run in runs:
-        if run.stages:
-            with blamed(results / run.name):
-                figure = curves(run)
-            common.save_figure(figure, results / run.name / "curves.png")
-    for name, result in experiments.items():
-        path = results / "experiments" / f"{name}.json"
-        if draw := EXPERIMENTS[name][2]:
-            with blamed(path):
-                figure = draw(result)
-            common.save_figure(figure, path.with_suffix(".png"))
-
-
-def all_tables(runs: list[Run], experiments: dict[str, Result]) -> dict[str, str]:
-    """Every table by its name, in Markdown."""
-    tables = {f"experiments/{name}": EXPERIMENTS[name][1](result) for name, result in experiments.items()}
+def shared_tables(runs: list[Run]) -> dict[str, str]:
+    """The tables of several runs, or of none, by their names, in Markdown."""
     sets: dict[tuple[str, ...], list[str]] = {}
     for name, labels in LABEL_SETS.items():
         sets.setdefault(labels.names, []).append(name)
     ids = [[i, *names] for i, names in enumerate(zip_longest(*sets))]
-    tables["labels"] = markdown(["id", *map(", ".join, sets.values())], ids)
+    tables = {"labels": markdown(["id", *map(", ".join, sets.values())], ids)}
     tables |= {f"paper/{dataset}": beside_the_paper(runs, dataset) for dataset in PAPER}
     for name, group in by_seed(runs).items():
-        tables |= {f"{name}/{split}/seeds": table for split, table in spread(group).items()}
-    for run in runs:
-        if run.stages:
-            tables[f"{run.name}/trainings"] = trainings(run)
-        for split, rows in run.scores.items():
-            if all(scores["paper"] for scores in rows.values()):  # label sets without the paper's groups have none
-                tables[f"{run.name}/{split}/paper"] = f1_table(
-                    rows, "paper", published_rows(run.dataset) if split == "test" else []
-                )
-            tables[f"{run.name}/{split}/strict"] = f1_table(rows, "strict", [])
+        for split in SPLITS if len(group) > 1 else ():
+            scores = [run.scores.get(split, {}) for run in group]
+            titles = [title for title in scores[0] if all(title in other for other in scores)]
+            rows = [[title, *spread([each[title] for each in scores])] for title in titles]
+            header = [f"{len(group)} seeds, {split} split: mean ± standard deviation", "overall", "strict mean"]
+            tables |= {f"{name}/{split}/seeds": markdown(header, rows)} if rows else {}
+    return tables
+
+
+def tables_of(run: Run) -> dict[str, str]:
+    """The tables of one run by their names, in Markdown."""
+    tables = {f"{run.name}/trainings": trainings(run)} if run.stages else {}
+    for split, rows in run.scores.items():
+        for measure in ("paper", "strict"):
+            columns = list(next(iter(rows.values()))[measure])
+            if columns:  # label sets without the paper's groups have none
+                lines = [[title, *map(scores[measure].get, columns)] for title, scores in rows.items()]
+                tables[f"{run.name}/{split}/{measure}"] = markdown([f"F1, {measure}", *columns], lines)
     return tables
 
 
@@ -213,16 +199,6 @@ def blamed(path: Path) -> Iterator[None]:
         raise InputError(f"{path} lacks values, or holds others than it should ({reason}): write it again") from error
 
 
-def read_scores(path: Path) -> Result:
-    """A scores.json. Raises InputError for a damaged one."""
-    values = files.read_json(path, "scores")
-    tables = [values.get(key, {}) for key in ("paper", "strict")]
-    sound = all(isinstance(table, dict) for table in tables) and isinstance(values.get("dataset"), str | None)
-    if not sound or not all(isinstance(score, int | float | None) for table in tables for score in table.values()):
-        raise InputError(f"{path} lacks values, or holds others than it should: score again")
-    return values
-
-
 def read_run(folder: Path) -> Run | None:
     """A run folder; None for one without stages and scores. Raises InputError for damaged files."""
     stages = {}
@@ -240,7 +216,7 @@ def read_run(folder: Path) -> Run | None:
         found = {path.parent.name: path for path in sorted((folder / "scores" / split).glob("*/scores.json"))}
         order = [name for name in titles if name in found] + [name for name in found if name not in titles]
         if order:
-            read = {name: read_scores(found[name]) for name in order}
+            read = {name: files.read_json(found[name], "scores") for name in order}
             scores[split] = {titles.get(name, name.replace("_", " ")): values for name, values in read.items()}
     command = folder / "command.txt"
     if not stages and not scores:
@@ -259,23 +235,13 @@ def by_seed(runs: list[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def spread(group: list[Run]) -> dict[str, str]:
-    """For several seeds, split -> Markdown: mean and standard deviation (over n - 1) of both headline scores, for each
-    row that all runs have."""
-    tables: dict[str, str] = {}
-    for split in SPLITS if len(group) > 1 else ():
-        scores = [run.scores.get(split, {}) for run in group]
-        rows = []
-        for title in (title for title in scores[0] if all(title in other for other in scores)):
-            cells = []
-            for which in ("overall", "strict"):
-                values = [value for each in scores if (value := headline(each[title])[which]) is not None]
-                cells.append(f"{mean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else None)
-            rows.append([title, *cells])
-        if rows:
-            header = [f"{len(group)} seeds, {split} split: mean ± standard deviation", "overall", "strict mean"]
-            tables[split] = markdown(header, rows)
-    return tables
+def spread(rows: list[Scores]) -> list[object]:
+    """Both headline scores; of several seeds as mean ± standard deviation (over n - 1)."""
+    cells: list[object] = []
+    for which in ("overall", "strict"):
+        values = [value for row in rows if (value := headline(row)[which]) is not None]
+        cells.append(f"{mean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else next(iter(values), None))
+    return cells
 
 
 def beside_the_paper(runs: list[Run], dataset: str) -> str:
@@ -289,13 +255,6 @@ def beside_the_paper(runs: list[Run], dataset: str) -> str:
             ours += [[f"{name}{count}: {title}", *(mean(values) if values else None for values in known)]] * bool(known)
     missing: list[object] = [f"not run here: `reproduce.py --dataset {dataset}`", *[None] * len(NINE.groups)]
     return markdown(["F1, test split", *NINE.groups], [*(ours or [missing]), *published_rows(dataset, others=True)])
-
-
-def f1_table(rows: dict[str, Scores], measure: str, published: list[list[object]]) -> str:
-    """F1 of a run's rows, then of published ones. measure: "paper" (its groups), "strict" (each label, their mean)."""
-    columns = list(next(iter(rows.values()))[measure])
-    lines = [[title, *map(scores[measure].get, columns)] for title, scores in rows.items()]
-    return markdown([f"F1, {measure}", *columns], [*lines, *published])
 
 
 def trainings(run: Run) -> str:
@@ -358,66 +317,36 @@ def curves(run: Run) -> Figure:
     return figure
 
 
-def overview(runs: list[Run], experiments: dict[str, Result], tables: dict[str, str], benchmarks: list[Path]) -> str:
-    """The report's README.md. benchmarks: files to link to, each in a folder next to it. Empty tables are left out."""
-    parts = ["# Results", "Generated by `python -m experiments.report`: do not edit.", headline_table(runs)]
-    for dataset in PAPER:
-        if tables[f"paper/{dataset}"] and any(
-            run.dataset == dataset for group in by_seed(runs).values() for run in group[1:]
-        ):
-            parts += [f"{dataset}, next to the paper:", tables[f"paper/{dataset}"]]
-    for name in by_seed(runs):
-        for key in [key for split in reversed(SPLITS) if (key := f"{name}/{split}/seeds") in tables][:1]:
-            parts += [f"{name}:", tables[key]] if tables[key] else []
-    firsts = [group[0] for group in by_seed(runs).values()]  # of each training's seeds
-    for run in runs:
-        parts += [f"## {run.name}"]
-        parts += [f"```bash\n{run.command}\n```"] if run.command else []
-        if run not in firsts:
-            continue
-        parts += [tables[f"{run.name}/trainings"], f"![training curves]({run.name}/curves.png)"] if run.stages else []
+def overview(runs: list[Run], tables: dict[str, str], benchmarks: list[Path]) -> str:
+    """The report's README.md. tables: that it may show. benchmarks: files to link to, each in a folder next to it."""
+    parts = ["# Results", "Generated by `python -m experiments.report`: do not edit.", headlines(runs)]
+    parts += [tables.get(f"paper/{name}", "") for name in PAPER if any(run.dataset == name for run in runs)]
+    for name, (run, *others) in by_seed(runs).items():
+        commands = "\n".join(each.command for each in (run, *others) if each.command)
+        parts += [f"## {name}", f"```bash\n{commands}\n```" if commands else ""]
+        parts += [tables.get(f"{run.name}/trainings", "")]
+        parts += [f"![training curves]({run.name}/curves.png)"] if run.stages else []
         for split, rows in list(run.scores.items())[-1:]:  # the test split, if it was scored
-            key = f"{run.name}/{split}/paper"
-            if table := tables[key if key in tables else f"{run.name}/{split}/strict"]:
-                faces = sorted({row["images"] for row in rows.values()})
-                parts += [f"{split.capitalize()} split, {' or '.join(map(str, faces))} faces:", table]
-    parts += ["## Experiments"] if experiments else []
-    for name, result in experiments.items():
-        title, _, draw = EXPERIMENTS[name]
-        plot = f" ([plot](experiments/{name}.png))" if draw else ""
-        parts += [f"**{title}**{plot}: {described(result)}"]
-        parts += [f"```bash\n{result['command']}\n```"]
+            keys = [f"{run.name}/{split}/{measure}" for measure in ("paper", "strict")]
+            faces = " or ".join(sorted({str(row["images"]) for row in rows.values()}))
+            shown = [tables[key] for key in keys if key in tables][:1]
+            parts += [f"{split.capitalize()} split, {faces} faces:", *shown] if shown else []
+    parts += [f"## {name}\n\n{table}" for name, table in tables.items() if name.startswith("experiments/")]
     parts += ["## Speed"] if benchmarks else []
     parts += ["\n".join(f"- [{path.parent.name}]({path.parent.name}/{path.name})" for path in benchmarks)]
     return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
 
 
-def headline_table(runs: list[Run]) -> str:
-    """Overall F1 and strict mean of every row of every run, on each split; empty where there are no scores."""
+def headlines(runs: list[Run]) -> str:
+    """Overall F1 and strict mean of every row of every training, on each split; empty where there are no scores."""
     splits = [split for split in SPLITS if any(split in run.scores for run in runs)]
     rows: list[list[object]] = []
-    for run in runs:
-        for title in dict.fromkeys(title for scores in run.scores.values() for title in scores):
-            found = [headline(row) if (row := run.scores.get(split, {}).get(title)) else {} for split in splits]
-            cells = [scores.get(which) for scores in found for which in ("overall", "strict")]
-            rows.append([f"[{run.name}](#{run.name})", title, *cells])
+    for name, group in by_seed(runs).items():
+        for title in dict.fromkeys(title for run in group for scores in run.scores.values() for title in scores):
+            found = [[row for run in group if (row := run.scores.get(split, {}).get(title))] for split in splits]
+            rows.append([f"[{name}](#{name})", title, *(cell for each in found for cell in spread(each))])
     header = ["run", "row", *(f"{split}, {which}" for split in splits for which in ("overall", "strict mean"))]
     return markdown(header, rows) if rows else ""
-
-
-def described(result: Result) -> str:
-    """On which faces an experiment was made."""
-    about = result["options"]
-    words = [about["dataset"]]
-    words += [f"{result['split']} split"] if "split" in result else []
-    if "faces" in result:
-        words += [f"{result['faces']} faces"]
-    elif about.get("max_images"):
-        words += [f"at most {about['max_images']} faces of a split"]
-    words += [f"photos of {about['face_size']} pixels"] if about.get("face_size") else []
-    words += [f"recipe {about['recipe']}"] if about.get("recipe") else []
-    words += ["all four stages" if result["stage"] == "chain" else result["stage"]] if "stage" in result else []
-    return ", ".join(words) + "."
 
 
 if __name__ == "__main__":

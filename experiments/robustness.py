@@ -33,9 +33,7 @@ def moved(degrees: float = 0.0, shift: float = 0.0, scale: float = 1.0) -> Chang
         middle = ((width - 1) / 2, (height - 1) / 2)
         matrix_23 = np.asarray(cv2.getRotationMatrix2D(middle, float(sign_3[0] * degrees), scale), np.float64)
         matrix_23[:, 2] += shift * sign_3[1:] * (width, height)
-        if scale < 1:  # what shrinks would show false edges
-            photo = cv2.GaussianBlur(photo, (0, 0), 0.5 * (scale**-2 - 1) ** 0.5)
-        new = cv2.warpAffine(photo, matrix_23, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        new = cv2.warpAffine(common.smoothed(photo, scale), matrix_23, (width, height), borderMode=cv2.BORDER_REPLICATE)
         return new, cv2.warpAffine(labels, matrix_23, (width, height), flags=cv2.INTER_NEAREST)
 
     return change
