@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.loading import SHIPPED_WEIGHTS, load_parser
+from models.loading import SHIPPED_WEIGHTS, load_for_inference, load_parser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from tests.damage import refuses
 from tests.fixtures import lively, save_parser
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import measure, reference
-from tools.benchmark.setup import face_photos, parse_photos
+from tools.benchmark import reference
+from tools.benchmark.measure import agreement, face_photos, parse_photos
 
 QUICK = ["--quick", "--device", "cpu", "--workers", "0", "--amp", "off"]
 
@@ -34,11 +35,16 @@ def test_a_quick_run_measures_every_section(weights, tmp_path):  # but for expor
 
 @pytest.mark.parametrize("config", [{"window_margin": 1.6, "paste": "bilinear"}, {"paste": "nearest"}, None])
 def test_the_reference_labels_as_ours_does(config, tmp_path):
-    path = SHIPPED_WEIGHTS
+    path, device = SHIPPED_WEIGHTS, torch.device("cpu")
     if config:
         torch.manual_seed(1)
         path = save_parser(tmp_path / "tiny.pt", lively(STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, **config))))
-    photos = face_photos(1, 200, 256)
-    ours = parse_photos(load_parser([path]), photos, torch.device("cpu"), "fp32")
+    photos = face_photos(2 if config else 1, 200, 256)
+    ours = parse_photos(load_for_inference([path], device), photos, device, "fp32")
     assert len(np.unique(ours)) > 3
-    assert measure.agreement(ours, reference.parse(reference.load_plain([path], torch.device("cpu")), photos)) >= 99.9
+    assert agreement(ours, reference.parse(load_parser([path]), photos, device)) >= 99.9
+
+
+def test_another_parser_has_no_reference(other_parser, tmp_path):
+    with refuses("tiny cannot be measured"):
+        benchmark.main([*QUICK, "--only", "inference", "--out", str(tmp_path), "--checkpoint", str(other_parser)])

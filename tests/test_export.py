@@ -3,199 +3,195 @@
 import importlib.util
 import json
 import re
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from data.labels import CELEBAMASK
 from faces.align import frame_of
 from models.loading import load_parser
-from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from tests.fixtures import save_parser
+from tests.damage import refuses
+from tests.fixtures import lively, save_parser
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import export
-from utils.errors import InputError
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark import inference
 
-TINY = STNiCNNConfig(coarse_size=32, crop_size=17)
-CONFIGS = {
-    "paper": TINY,
-    "other": replace(TINY, localizer="resnet18", frame="canvas", canvas=256, crop_size=16, paste="bilinear"),
-}
-SHAPES = [(1, 300, 280), (1, 120, 90), (3, 90, 400), (2, 256, 256), (1, 1, 40)]
+TINY = STNiCNNConfig(coarse_size=32, crop_size=17, coarse_channels=(4,) * 4, part_channels=(4,) * 4)
+FRAMED = replace(TINY, coarse_size=128, localizer="released", window_margin=1.6, paste="bilinear")
 
 
-def random_model(config: STNiCNNConfig) -> STNiCNN:
-    """Its logits lie far enough apart for labels other than background."""
+class Exported(NamedTuple):
+    """folder: with model.pt, faces.onnx and faces.pt2. functions: what the script loaded again from both files.
+    metadata: of the .pt2 file."""
+
+    folder: Path
+    functions: list[Callable[..., Tensor]]
+    metadata: dict[str, str]
+
+
+def export_of(folder: Path, model: STNiCNN, *options: str) -> Exported:
+    """One run of the script, which takes half a minute."""
+    weights = save_parser(folder / "model.pt", model)
+    functions, held, agreement = [], {"metadata.json": ""}, export.agreement
+    files = ["--onnx", str(folder / "faces.onnx"), "--program", str(folder / "faces.pt2")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "load_program", lambda path: torch.export.load(path, extra_files=held).module())
+        patch.setattr(export, "agreement", lambda *args: functions.append(args[0]) or agreement(*args))
+        assert export.main([*options, "--checkpoint", str(weights), *files]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["faces.onnx", "faces.pt2", "model.pt"]
+    return Exported(folder, functions, json.loads(held["metadata.json"]))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     torch.manual_seed(0)
-    model = STNiCNN(config)
-    with torch.no_grad():
+    return export_of(tmp_path_factory.mktemp("plain"), lively(STNiCNN(TINY)))
+
+
+@pytest.fixture(scope="module")
+def framed(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    torch.manual_seed(0)
+    model = STNiCNN(FRAMED)
+    with torch.no_grad():  # lively ones would tell OpenCV's samples of a turned face from the graph's
         for net in (model.coarse, *model.parts.nets.values()):
             net.head[2].weight *= 20
             net.head[2].bias.zero_()
-    return model.eval()
+    return export_of(tmp_path_factory.mktemp("framed"), model.eval(), "--framed")
 
 
-def save_model(folder: Path, config: STNiCNNConfig) -> Path:
-    return save_parser(folder / "model.pt", random_model(config))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("weights"), TINY)
-
-
-def compare(function, model: FaceParser) -> None:
-    """The function labels photos of several sizes and numbers as the model does."""
+def compare(functions, labeller, inputs) -> None:
+    """The functions label each of the inputs as the labeller does."""
     seen = set()
-    for shape in SHAPES:
-        blocks_BHW3 = torch.randint(256, (shape[0], 6, 6, 3), dtype=torch.uint8)
-        rows, columns = (torch.arange(length) * 6 // length for length in shape[1:])
-        photos_BHW3 = blocks_BHW3[:, rows][:, :, columns]
-        with torch.inference_mode():
-            labels_BHW, expected_BHW = function(photos_BHW3), model(photos_BHW3).argmax(1)
-        assert labels_BHW.dtype == torch.uint8
-        assert labels_BHW.shape == shape
-        assert (labels_BHW == expected_BHW).float().mean() >= 0.999
-        seen |= set(expected_BHW.unique().tolist())
-    assert len(seen) > 3
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_both_files_label_photos_of_any_size_and_number_as_the_model_does(name, tmp_path, capsys) -> None:
-    weights = save_model(tmp_path, CONFIGS[name])
-    onnx, program = tmp_path / "faces.onnx", tmp_path / "faces.pt2"
-    assert export.main(["--checkpoint", str(weights), "--onnx", str(onnx), "--program", str(program)]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces.onnx", "faces.pt2", "model.pt"]
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == 2
-    assert all("MiB" in line and "% of 3 × 150×200" in line for line in told)
-    model = load_parser([weights])
-    model.fold()
-    compare(export.load_program(program), model)
-    compare(export.load_onnx(onnx), model)
-    session = onnxruntime.InferenceSession(onnx)
-    held: dict[str, str] = {"metadata.json": ""}
-    torch.export.load(program, extra_files=held)
-    assert json.loads(held["metadata.json"]) == session.get_modelmeta().custom_metadata_map
-    assert json.loads(session.get_modelmeta().custom_metadata_map["labels"]) == list(model.labels.names)
-    axes = ["batch", "height", "width"]
-    assert [(value.name, value.shape) for value in session.get_inputs()] == [("photos", [*axes, 3])]
-    assert [(value.name, value.shape) for value in session.get_outputs()] == [("labels", axes)]
-
-
-@pytest.fixture(scope="module")
-def framed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and both files of its framed export."""
-    folder = tmp_path_factory.mktemp("framed")
-    weights = save_model(folder, replace(TINY, window_margin=1.6, paste="bilinear"))
-    files = ["--onnx", str(folder / "stn_icnn_framed.onnx"), "--program", str(folder / "stn_icnn_framed.pt2")]
-    assert export.main(["--framed", "--checkpoint", str(weights), *files]) == 0
-    return folder
-
-
-def test_faces_framed_in_a_photo_of_any_size_are_labelled_as_the_model_does(framed: Path) -> None:
-    model = load_parser([framed / "model.pt"])
-    model.fold()
-    labeller, seen = export.FramedLabeller(model), set()
-    functions = (
-        export.load_program(framed / "stn_icnn_framed.pt2"),
-        export.load_onnx(framed / "stn_icnn_framed.onnx"),
-    )
-    drawn = [
-        export.turned_faces(*case) for case in (((0,), 90, 100), ((30, -100, 180), 120, 400), ((10, 60), 300, 280))
-    ]
-    for photo, frames in (*drawn, (drawn[0][0][40:41], drawn[0][1])):  # the last of a single row
-        inputs = torch.from_numpy(photo)[None], torch.from_numpy(np.stack(frames)).float()
-        with torch.inference_mode():
-            expected_FHW = labeller(*inputs)
+    with torch.inference_mode():
+        for given in inputs:
+            expected_BHW = labeller(*given)
             for function in functions:
-                labels_FHW = function(*inputs)
-                assert labels_FHW.dtype == torch.uint8
-                assert labels_FHW.shape == (len(frames), *photo.shape[:2])
-                assert (labels_FHW == expected_FHW).float().mean() >= 0.999
-        seen |= set(expected_FHW.unique().tolist())
+                labels_BHW = function(*given)
+                assert (labels_BHW.dtype, labels_BHW.shape) == (torch.uint8, expected_BHW.shape)
+                assert (labels_BHW == expected_BHW).float().mean() >= 0.999
+            seen |= set(expected_BHW.unique().tolist())
     assert len(seen) > 3
-    session = onnxruntime.InferenceSession(framed / "stn_icnn_framed.onnx")
-    axes = ["height", "width"]
-    assert [(value.name, value.shape) for value in session.get_inputs()] == [
-        ("photos", [1, *axes, 3]),
-        ("frames", ["faces", 2, 3]),
-    ]
-    assert [(value.name, value.shape) for value in session.get_outputs()] == [("labels", ["faces", *axes])]
 
 
-def test_the_example_of_the_documentation_runs(framed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def photos() -> Iterator[tuple[Tensor]]:
+    """Photos of coloured blocks, of several sizes and numbers."""
+    torch.manual_seed(1)
+    for count, height, width in ((1, 300, 280), (1, 120, 90), (3, 90, 400), (2, 256, 256), (1, 1, 40)):
+        blocks_BHW3 = torch.randint(256, (count, 6, 6, 3), dtype=torch.uint8)
+        yield (blocks_BHW3[:, torch.arange(height) * 6 // height][:, :, torch.arange(width) * 6 // width],)
+
+
+def framed_faces() -> Iterator[tuple[Tensor, Tensor]]:
+    """Photos with one to three turned faces; the last has a single row."""
+    for degrees, height, width in (((30, -100, 180), 120, 400), ((10, 60), 300, 280), ((0,), 90, 100)):
+        photo, frames = export.turned_faces(degrees, height, width)
+        yield torch.from_numpy(photo)[None], torch.from_numpy(np.stack(frames)).float()
+    yield torch.from_numpy(photo[40:41])[None], torch.from_numpy(np.stack(frames)).float()
+
+
+SIDES = ["height", "width"]
+KINDS = {
+    "plain": (export.Labeller, photos, [("photos", ["batch", *SIDES, 3]), ("labels", ["batch", *SIDES])]),
+    "framed": (
+        export.FramedLabeller,
+        framed_faces,
+        [("photos", [1, *SIDES, 3]), ("frames", ["faces", 2, 3]), ("labels", ["faces", *SIDES])],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_files_label_photos_of_any_size_and_number_as_the_model_does(kind, request):
+    (folder, functions, metadata), (build, inputs, described) = request.getfixturevalue(kind), KINDS[kind]
+    model = load_parser([folder / "model.pt"])
+    model.fold()
+    assert len(functions) == 2
+    compare(functions, build(model), inputs())
+    session = onnxruntime.InferenceSession(folder / "faces.onnx")
+    assert session.get_modelmeta().custom_metadata_map == metadata
+    assert json.loads(metadata["labels"]) == list(model.labels.names)
+    assert [(value.name, value.shape) for value in (*session.get_inputs(), *session.get_outputs())] == described
+
+
+TRACED = {
+    "authors' canvas, even crops": lambda: STNiCNN(
+        replace(TINY, localizer="resnet18", frame="canvas", canvas=256, crop_size=16, paste="bilinear")
+    ),
+    "one network, other labels": lambda: TinyParser(TinyConfig(), CELEBAMASK),
+}
+
+
+@pytest.mark.parametrize("kind", TRACED)
+def test_other_parsers_are_traced_too(kind):
+    torch.manual_seed(0)
+    model = lively(TRACED[kind]())
+    model.fold()
+    labeller = export.Labeller(model)
+    compare([export.trace(labeller).module()], labeller, photos())
+
+
+def test_the_example_of_the_documentation_runs(framed, tmp_path, monkeypatch):
     text = (Path(export.__file__).resolve().parent.parent / "docs" / "predict.md").read_text()
     (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "detect(photo)" in block)
     photo, frames = export.turned_faces((30, -100), 240, 420)
     face_52 = np.array([(-0.3, -0.1), (0.3, -0.1), (0, 0.2), (-0.2, 0.45), (0.2, 0.45)])
     points = [face_52 @ matrix[:, :2].T + matrix[:, 2] for matrix in frames]
-    Image.fromarray(photo).save(framed / "photo.png")
-    (framed / "photo.png").rename(framed / "photo.jpg")  # Pillow goes by the content
-    monkeypatch.chdir(framed)
+    Image.fromarray(photo).save(tmp_path / "photo.jpg", "PNG")  # Pillow goes by the content
+    shutil.copy(framed.folder / "faces.onnx", tmp_path / "stn_icnn_framed.onnx")
+    monkeypatch.chdir(tmp_path)
     scope = {"detect": lambda photo: points}
     exec(example, scope)
     framing = np.stack([frame_of(points_52).matrix_23 for points_52 in points])
     assert scope["frames"] == pytest.approx(framing, rel=1e-5)
-    model = load_parser([framed / "model.pt"])
-    with torch.inference_mode():
-        expected = export.FramedLabeller(model)(torch.from_numpy(photo)[None], torch.from_numpy(framing).float())
-    assert (scope["labels"] == expected.numpy()).mean() >= 0.999
-    assert len(np.unique(scope["labels"])) > 3
+    labeller = export.FramedLabeller(load_parser([framed.folder / "model.pt"]))
+    inputs = torch.from_numpy(photo)[None], torch.from_numpy(framing).float()
+    compare([lambda *_: torch.from_numpy(scope["labels"])], labeller, [inputs])
 
 
-def test_windows_that_follow_the_parts_and_the_released_localizer_are_traced_too() -> None:
-    model = random_model(replace(TINY, localizer="released", coarse_size=128, window_margin=1.6))
-    model.fold()
-    compare(export.trace(export.Labeller(model)).module(), model)
+@pytest.mark.parametrize(("label", "status", "kept"), [(7, 1, "older"), (0, 0, "newer")])
+def test_a_file_that_labels_otherwise_is_not_kept(label, status, kept, weights, tmp_path, monkeypatch, capsys):
+    path, black = tmp_path / "faces.pt2", torch.zeros(1, 4, 4, 3)
+    path.write_text("older")
+    monkeypatch.setattr(export, "trace", lambda labeller: None)
+    monkeypatch.setattr(export, "save_program", lambda program, path, told: path.write_text("newer"))
+    monkeypatch.setattr(export, "load_program", lambda path: lambda photos: torch.full((1, 4, 4), label))
+    monkeypatch.setattr(export.Labeller, "checks", lambda self: [("black", (black,), black[..., 0])])
+    options = ["--checkpoint", str(weights), "--program", str(path)]
+    with refuses("already exists"):
+        export.main(options)
+    assert export.main([*options, "--overwrite"]) == status
+    assert ("below 99.9%, so it was not kept" in capsys.readouterr().err) == bool(status)
+    assert path.read_text() == kept
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_parser_of_one_network_and_other_labels_is_traced_too() -> None:
-    torch.manual_seed(0)
-    parser = TinyParser(TinyConfig(), CELEBAMASK).eval()
-    compare(export.trace(export.Labeller(parser)).module(), parser)
+def test_the_benchmark_measures_the_exported_graph(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "export", lambda checkpoints, onnx: shutil.copy(plain.folder / "faces.onnx", onnx))
+    options = ["--quick", "--device", "cpu", "--only", "export", "--sizes", "64x96", "--out", str(tmp_path)]
+    assert benchmark.main([*options, "--checkpoint", str(plain.folder / "model.pt")]) == 0
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())["tables"][0]["rows"]
+    assert row["labels equal %"] > 95  # of lively weights, which see a photo stretched by other means
+    assert row["onnxruntime ms"]["median"] > 0
 
 
-def test_a_file_that_labels_otherwise_is_not_kept(weights, tmp_path, monkeypatch, capsys) -> None:
-    (tmp_path / "faces.pt2").write_text("older")
-    monkeypatch.setattr(export, "load_program", lambda path: lambda photos: torch.full(photos.shape[:3], 7))
-    assert export.main(["--checkpoint", str(weights), "--program", str(tmp_path / "faces.pt2"), "--overwrite"]) == 1
-    assert "below 99.9%, so it was not kept" in capsys.readouterr().err
-    assert (tmp_path / "faces.pt2").read_text() == "older"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
-        ([], "nothing to write"),
-        (["--onnx", "faces.pt2"], r"must end in \.onnx"),
-        (["--program", "faces.onnx"], r"must end in \.pt2"),
-        (["--program", "nowhere/faces.pt2"], "there is no folder nowhere"),
-        (["--program", "a" * 300 + "/faces.pt2"], "there is no folder a"),
-        (["--program", "a" * 300 + ".pt2", "--checkpoint", "none.pt"], "no such checkpoint"),
-        (["--program", "there.pt2"], "already exists"),
-        (["--program", "folder.pt2", "--overwrite"], "is a folder"),
-        (["--program", "faces.pt2", "--checkpoint", "none.pt"], "no such checkpoint"),
-    ],
-)
-def test_bad_options_are_one_line(argv, line, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "there.pt2").write_text("mine")
-    (tmp_path / "folder.pt2").mkdir()
-    with pytest.raises(InputError, match=line):
-        export.main(argv)
-    assert (tmp_path / "there.pt2").read_text() == "mine"
-
-
-def test_missing_packages_are_one_line(tmp_path, monkeypatch) -> None:
+def test_missing_packages_and_a_folder_in_the_way_are_one_line(tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
-    with pytest.raises(InputError, match="pip install onnxscript"):
+    with refuses("pip install onnxscript"):
         export.main(["--onnx", str(tmp_path / "faces.onnx")])
+    (tmp_path / "faces.pt2").mkdir()
+    with refuses("is a folder"):
+        export.main(["--program", str(tmp_path / "faces.pt2"), "--overwrite"])
+    with refuses("there is no folder a"):
+        export.main(["--program", "a" * 300 + "/faces.pt2"])

@@ -155,10 +155,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             raise InputError(f"{flag} {path} is a folder: give a file")
         if os.path.exists(path) and not args.overwrite:
             raise InputError(f"{path} already exists: choose another {flag}, or add --overwrite")
-    lacking = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if args.onnx and lacking:
+    if args.onnx and (lacking := missing("onnx", "onnxscript")):
         raise InputError(f"--onnx needs packages that are missing: pip install {' '.join(lacking)}")
     return args
+
+
+def missing(*packages: str) -> list[str]:
+    """Those of the packages that are not installed."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
 def trace(labeller: Labeller) -> ExportedProgram:
@@ -204,10 +208,13 @@ def save_onnx(program: ExportedProgram, path: Path, axes: dict[str, dict[int, st
 
 
 def load_onnx(path: Path) -> Callable[..., Tensor] | None:
-    """The graph under onnxruntime, on the CPU; None where that is not installed."""
-    if importlib.util.find_spec("onnxruntime") is None:
+    """The graph under onnxruntime, on the CPU, in as many threads as torch has; None where that is not installed."""
+    if missing("onnxruntime"):
         return None
-    session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    onnxruntime = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Tensor:

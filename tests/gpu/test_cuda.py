@@ -1,6 +1,7 @@
 """What needs a CUDA device: all trainings run and go on there, and labels are those of the CPU."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 import evaluate
 import predict
@@ -18,11 +20,19 @@ import train_end2end
 import train_stage1
 import train_stage2
 import train_whole
-from data.loaders import Faces
+from data.datasets.synthetic import draw_face
+from data.labels import CELEBAMASK
+from models.eagrnet import EAGRNetConfig, EAGRNetParser
 from models.loading import load_for_inference
+from models.stn_icnn.icnn import ICNN, ICNNConfig
+from models.stn_icnn.localizer import ReleasedLocalizer, ResNetLocalizer
+from models.stn_icnn.parts import PartNets
 from retrieval import search, train
+from tests.formula import assert_golden, formula_image
+from tests.test_golden import expected, imported
 from tests.test_resume import log_of, save_model
 from tests.test_retrieval import small, stopping_at_second, write_people  # noqa: F401
+from tools.benchmark.measure import agreement, face_photos, parse_photos
 from tools.portrait import portrait
 from utils import checkpoint
 from utils.runtime import autocast, device_name, pick_device
@@ -51,43 +61,109 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("start") / "start.pt")
 
 
+@pytest.fixture
+def train_on_cuda(tiny_options: list[str], start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Two epochs of a script into a folder, which is returned; interrupted: in the second one, and resumed."""
+
+    def train(script: ModuleType, name: str, interrupted: bool) -> Path:
+        options = [*tiny_options, *ON_CUDA, "--workers", "2", "--batch-size", "2", "--epochs", "2", *STAGES[script]]
+        options += ["--init-from", str(start)] if "--recipe" in options else []
+        options += ["--run-dir", str(tmp_path / name)]
+        own = [value for value in vars(script).values() if getattr(value, "__module__", "") == script.__name__]
+        (task,) = (value for value in own if hasattr(value, "validate"))
+        if interrupted:
+            with monkeypatch.context() as patch:
+                patch.setattr(task, "validate", stopping_at_second(task.validate))
+                with pytest.raises(KeyboardInterrupt):
+                    script.main(options)
+        assert script.main([*options, *(["--resume"] if interrupted else [])]) == 0
+        return tmp_path / name
+
+    return train
+
+
 @pytest.mark.parametrize("script", STAGES, ids=lambda script: script.__name__)
 def test_each_training_runs_on_cuda_and_goes_on_where_it_was_interrupted(
-    script: ModuleType,
-    start: Path,
-    tiny_options: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    script: ModuleType, train_on_cuda: Callable
 ) -> None:
-    options = [*tiny_options, *ON_CUDA, "--workers", "2", "--batch-size", "2", "--epochs", "2", *STAGES[script]]
-    if "--recipe" in options:
-        options += ["--init-from", str(start)]
-    options += ["--run-dir", str(tmp_path / "run")]
-    own = [value for value in vars(script).values() if getattr(value, "__module__", "") == script.__name__]
-    (task,) = (value for value in own if hasattr(value, "validate"))
-    with monkeypatch.context() as patch:
-        patch.setattr(task, "validate", stopping_at_second(task.validate))
-        with pytest.raises(KeyboardInterrupt):
-            script.main(options)
-    assert script.main([*options, "--resume"]) == 0
-    rows = log_of(tmp_path / "run")
+    run = train_on_cuda(script, "run", interrupted=True)
+    rows = log_of(run)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["loss"]) for row in rows)
-    environment = json.loads((tmp_path / "run" / "config.json").read_text())["environment"]
+    environment = json.loads((run / "config.json").read_text())["environment"]
     assert environment["device"] == device_name(torch.device("cuda"))
 
 
-@pytest.mark.parametrize(("amp", "least"), [("off", 0.999), ("bf16", 0.99)])
-@pytest.mark.parametrize("weights", ["stn_icnn.pt", "deeplab.pt"])
-def test_labels_on_cuda_are_those_of_the_cpu(weights: str, amp: str, least: float, val_faces: Faces) -> None:
+def test_a_resumed_training_ends_as_others_do(train_on_cuda: Callable, record_property: Callable) -> None:
+    learned = []
+    for name in ("whole", "again", "resumed"):
+        modules = checkpoint.load(train_on_cuda(train_stage2, name, interrupted=name == "resumed") / "last.pt")[
+            "modules"
+        ]
+        states = (state for module in modules.values() for state in sorted(module.items()))
+        learned.append(torch.cat([value.flatten() for key, value in states if key.endswith(("weight", "bias"))]))
+    noise, apart = (((other - learned[0]).norm() / learned[0].norm()).item() for other in learned[1:])
+    record_property("weights off by", f"{apart:.2g}, without resuming {noise:.2g}")
+    assert apart <= 1e-3 + 3 * noise
+
+
+def test_the_released_networks_give_their_golden_numbers_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+    def logits_of(network: nn.Module, entries: dict[str, str], name: str, inputs: Tensor, start: str) -> Tensor:
+        outputs = imported(network, entries, name).to("cuda")(inputs.to("cuda"))
+        outputs = outputs[0] if isinstance(outputs, list) else outputs
+        assert_golden(outputs.cpu(), expected(start), 1e-3)
+        return outputs
+
+    one = {"model1": "model1"}
+    logits = logits_of(ICNN(ICNNConfig()), one, "coarse", formula_image(2, 3, 128, 128), "model1: image")
+    for kind, network in (("custom", ReleasedLocalizer()), ("resnet18", ResNetLocalizer())):
+        entry = f"select_net.{kind}"
+        logits_of(network, {**one, "select_net": entry}, "localizer", logits.softmax(1), entry)
+    crops = formula_image(1, 18, 81, 81).view(1, 6, 3, 81, 81)
+    logits_of(PartNets(), {"model2": "model2"}, "parts", crops, "model2: image")
+
+
+# Percentage of pixels whose label may differ from the CPU's in float32. Seen on an H100 at 512 pixels: STN-iCNN 0.0013
+# in float32 and 0.010 in bf16, DeepLabV3+ 0.014 and 0.13.
+@pytest.mark.parametrize(
+    ("weights", "mode", "most"),
+    [
+        *(("stn_icnn.pt", "fp32", 0.01), ("stn_icnn.pt", "tf32", 0.05), ("stn_icnn.pt", "bf16", 0.2)),
+        *(("deeplab.pt", "fp32", 0.05), ("deeplab.pt", "tf32", 0.1), ("deeplab.pt", "bf16", 1.0)),
+    ],
+)
+def test_labels_on_cuda_are_those_of_the_cpu(
+    weights: str, mode: str, most: float, monkeypatch: pytest.MonkeyPatch, record_property: Callable
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", mode != "fp32")
+    photos = face_photos(2, 512, 512) + [draw_face(5, k, 512)[0] for k in range(6)]
     labels = []
-    for device, precision in ((pick_device("cuda"), amp), (torch.device("cpu"), "off")):
+    for device, precision in ((pick_device("cuda"), mode), (torch.device("cpu"), "fp32")):
         parser = load_for_inference([WEIGHTS / weights], device)
-        batch = val_faces.first(3).to(device)
-        with torch.inference_mode(), autocast(device, precision):
-            labels.append(parser.label(batch).cpu())
-    assert len(labels[1].unique()) > 5
-    assert (labels[0] == labels[1]).float().mean() >= least
+        labels.append(parse_photos(parser, photos, device, precision))
+    record_property("off by %", f"{100 - agreement(*labels):.3g}")
+    assert len(np.unique(labels[1])) > 5
+    assert 100 - agreement(*labels) <= most
+
+
+# Largest difference in percent of the largest logit, as random weights leave labels near ties; seen: 0.09.
+@pytest.mark.parametrize(("mode", "most"), [("fp32", 0.2), ("tf32", 1.0), ("bf16", 10.0)])
+def test_logits_of_eagrnet_on_cuda_are_those_of_the_cpu(
+    mode: str, most: float, monkeypatch: pytest.MonkeyPatch, record_property: Callable
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", mode != "fp32")
+    torch.manual_seed(0)
+    parser = EAGRNetParser(EAGRNetConfig(), CELEBAMASK).eval()
+    images_B3SS, cuda = formula_image(2, 3, 473, 473), torch.device("cuda")
+    with torch.inference_mode():
+        wanted = parser.logits(images_B3SS)
+        with autocast(cuda, "bf16" if mode == "bf16" else "off"):
+            found = parser.to(cuda).logits(images_B3SS.to(cuda)).float().cpu()
+    off = 100 * ((found - wanted).abs().max() / wanted.abs().max()).item()
+    record_property("off by %", f"{off:.3g}")
+    assert off <= most
 
 
 def test_scores_on_cuda_are_those_of_the_cpu(tiny_options: list[str], tmp_path: Path) -> None:

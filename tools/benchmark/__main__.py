@@ -11,8 +11,7 @@ import torch
 
 from scoring import options
 from tools.benchmark import inference, training
-from tools.benchmark.measure import Table, describe, write
-from tools.benchmark.setup import QUICK, Setup
+from tools.benchmark.measure import QUICK, Setup, Table, describe, write
 from utils import files
 from utils.cli import Parser
 from utils.runtime import run_main

@@ -1,8 +1,6 @@
 """Photo to label map: latency and throughput compared with the reference, predict.py, and the exported graph."""
 
 import contextlib
-import importlib
-import importlib.util
 import io
 import subprocess
 import sys
@@ -20,13 +18,23 @@ from faces.detect import Detector
 from faces.labelling import Labelling, label_photos
 from faces.results import Job
 from faces.scene import SceneParser
-from models.loading import load_for_inference
-from tools.benchmark.measure import REPOSITORY, Row, Table, agreement, count_flops, peak_flops, spread, time_in_turns
-from tools.benchmark.reference import parse
-from tools.benchmark.setup import Setup, face_photos, parse_photos
-from tools.export import export
+from models.loading import load_for_inference, load_parser
+from models.stn_icnn.model import STNiCNN
+from tools.benchmark import reference
+from tools.benchmark.measure import (
+    REPOSITORY,
+    Row,
+    Setup,
+    Table,
+    agreement,
+    face_photos,
+    parse_photos,
+    time_in_turns,
+)
+from tools.export import export, load_onnx, missing
 from tools.portrait import table
 from utils import runtime
+from utils.errors import InputError
 
 CHILD = """
 import sys, predict
@@ -39,16 +47,17 @@ print(libraries, peak())
 
 
 def measure_inference(setup: Setup) -> list[Table]:
-    """Latency, throughput and agreement for each size and batch, ours and the reference in turns."""
-    model, plain = setup.load_ours(), setup.load_plain()
-    side = 256 if setup.quick else 8192 if setup.device.type == "cuda" else 2048
-    peaks = {name: peak_flops(setup.device, name, side) for name in setup.precisions}
-    flops = count_flops(lambda: parse(plain, face_photos(1, *setup.sizes[0])))
+    """Latency, throughput and agreement for each size and batch, ours and the reference in turns. Raises InputError
+    for checkpoints of another parser."""
+    plain, device = load_parser(setup.checkpoints).to(setup.device), setup.device
+    if not isinstance(plain, STNiCNN):
+        raise InputError(f"--checkpoint: {plain.kind} cannot be measured; give a checkpoint of {STNiCNN.kind}")
+    model = load_for_inference(setup.checkpoints, device)
     rows: list[Row] = []
     for (height, width), batch in product(setup.sizes, setup.batches):
         photos = face_photos(batch, height, width)
-        functions = {"reference": partial(parse, plain, photos)}
-        functions |= {f"ours {name}": partial(parse_photos, model, photos, setup.device, name) for name in peaks}
+        functions = {"reference": partial(reference.parse, plain, photos, device)}
+        functions |= {f"ours {name}": partial(parse_photos, model, photos, device, name) for name in setup.precisions}
         what = {"photo": f"{height}×{width}", "batch": batch}
         try:
             labels = {name: function() for name, function in functions.items()}
@@ -58,23 +67,20 @@ def measure_inference(setup: Setup) -> list[Table]:
                 raise
             rows.append({**what, "which": "left out: too little memory"})
             continue
-        medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
-        for name, seconds in times.items():
-            row = {**what, "which": name, "ms": spread(seconds, 1e3), "photos/s": batch / medians[name]}
+        for name, ms in times.items():
+            row = {**what, "which": name, "ms": ms, "photos/s": 1e3 * batch / ms["median"]}
             if name != "reference":
-                row["speed-up"] = medians["reference"] / medians[name]
+                row["speed-up"] = times["reference"]["median"] / ms["median"]
                 row["labels equal %"] = agreement(labels[name], labels["reference"])
-                row["% of peak"] = 100 * flops * batch / medians[name] / peaks[name.split()[1]]
             rows.append(row)
-    reached = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
-    note = f"Work: {flops / 1e9:.2f} GFLOP a photo; peak of a matrix product: {reached}. On CUDA, fp32 is TF32."
-    return [Table("Decoded photo to label map", rows, note)]
+    return [Table("Decoded photo to label map", rows, "On CUDA, fp32 is TF32.")]
 
 
 def measure_predict(setup: Setup) -> list[Table]:
     """predict.py on a folder, and the networks alone; on a photo of eight faces, and the detector alone."""
     count, side = (2, 96) if setup.quick else (48, 1024)
-    model, detector, folder = setup.load_ours(), Detector(), setup.scratch / "photos"
+    model, detector = load_for_inference(setup.checkpoints, setup.device), Detector()
+    folder = setup.scratch / "photos"
     folder.mkdir(exist_ok=True)
     photos, group = face_photos(count, side, side), np.concatenate([table(), table()])
     for i, photo in enumerate([group, *photos]):
@@ -97,7 +103,7 @@ def measure_predict(setup: Setup) -> list[Table]:
         "detector": partial(detector.find, group),
         "group": partial(whole, range(1), SceneParser(model, detector, "all", setup.machine.amp)),
     }
-    ms = {name: 1e3 * float(np.median(s)) for name, s in time_in_turns(functions, setup.seconds).items()}
+    ms = {name: times["median"] for name, times in time_in_turns(functions, setup.seconds).items()}
     rows: list[Row] = [{"what": f"{count} photos of {side}×{side}", "ms a photo": ms["folder"] / count}]
     rows[0]["networks alone"] = ms["networks"] / count
     rows.append({"what": "a photo of eight faces", "ms a photo": ms["group"], "detector alone": ms["detector"]})
@@ -106,29 +112,24 @@ def measure_predict(setup: Setup) -> list[Table]:
 
 def measure_export(setup: Setup) -> list[Table]:
     """The exported ONNX graph under onnxruntime, on the CPU."""
-    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if lacking:
+    if lacking := missing("onnx", "onnxscript", "onnxruntime"):
         return [Table("Exported graph", [], f"Left out: no {' and no '.join(lacking)} here")]
-    onnxruntime = importlib.import_module("onnxruntime")
     file, cpu, started = setup.scratch / "stn_icnn.onnx", torch.device("cpu"), time.monotonic()
     with contextlib.redirect_stdout(io.StringIO()):
         export(setup.checkpoints, onnx=file)
     note = f"Written in {time.monotonic() - started:.1f} s"
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    model = load_for_inference(setup.checkpoints, cpu)
+    model, graph = load_for_inference(setup.checkpoints, cpu), load_onnx(file)
+    assert graph is not None  # as onnxruntime is there
     rows: list[Row] = []
     for height, width in setup.sizes:
         photos = face_photos(1, height, width)
         functions: dict[str, Callable[[], Any]] = {
             "ours": partial(parse_photos, model, photos, cpu, "fp32"),
-            "onnxruntime": partial(session.run, ["labels"], {"photos": np.stack(photos)}),
+            "onnxruntime": partial(graph, torch.from_numpy(np.stack(photos))),
         }
-        labels = {name: function() for name, function in functions.items()}
-        times = time_in_turns(functions, setup.seconds)
-        row: Row = {"photo": f"{height}×{width}", **{f"{n} ms": spread(t, 1e3) for n, t in times.items()}}
-        rows.append({**row, "labels equal %": agreement(labels["ours"], labels["onnxruntime"][0])})
+        labels = {name: np.asarray(function()) for name, function in functions.items()}
+        times = {f"{name} ms": ms for name, ms in time_in_turns(functions, setup.seconds).items()}
+        rows.append({"photo": f"{height}×{width}", **times, "labels equal %": agreement(*labels.values())})
     return [Table("Exported graph, one photo, CPU, fp32", rows, note)]
 
 

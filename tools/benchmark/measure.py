@@ -1,30 +1,98 @@
-"""Clock, arithmetic and tables: what the benchmark and the GPU check measure with."""
+"""What the benchmark and the GPU check share: options as plain values, photos to work on, the clock, and tables."""
 
 import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.benchmark import Timer
-from torch.utils.flop_counter import FlopCounterMode
 
+from data.batch import photo_batch
+from data.datasets.synthetic import draw_face
+from data.labels import HELEN
+from data.source import FaceData
+from models.parser import FaceParser
+from tools.portrait import portrait
 from utils import files, runtime, tables
+from utils.runtime import Machine
 
 Row = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+QUICK: dict[str, Any] = {"quick": True, "sizes": [(96, 96)], "batches": [1, 2], "seconds": 0.0}
+QUICK |= {"faces": 4, "face_size": 96, "steps": 1}
 
 
-class Table(NamedTuple):
-    """What a measurement found: rows of plain values, of which a spread (see ``spread``) is one."""
+@dataclass(frozen=True)
+class Setup:
+    """What is measured, and where.
 
-    title: str
-    rows: list[Row]
-    note: str = ""
+    scratch: a temporary folder. sizes: photos' (height, width). batches: photos at once. seconds: how long each timing
+    lasts. steps: of a training that are timed. faces, face_size: drawn to train on. quick: see ``QUICK``.
+    """
+
+    machine: Machine
+    checkpoints: list[Path]
+    scratch: Path
+    sizes: Sequence[tuple[int, int]] = ((256, 256), (512, 512), (1024, 1024), (2000, 3000))
+    batches: Sequence[int] = (1, 8)
+    seconds: float = 6
+    steps: int = 3
+    faces: int = 400
+    face_size: int = 512
+    quick: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.machine.device
+
+    @property
+    def precisions(self) -> Sequence[str]:
+        """Of ours."""
+        return ("fp32", "bf16") if runtime.uses_bf16(self.device, self.machine.amp) else ("fp32",)
+
+
+def parse_photos(parser: FaceParser, photos: list[np.ndarray], device: torch.device, precision: str) -> np.ndarray:
+    """Ours: decoded photos of one size, uint8 (H, W, 3), to labels (B, H, W) uint8."""
+    batch = photo_batch(photos, parser.labels).to(device)
+    with torch.inference_mode(), runtime.autocast(device, "bf16" if precision == "bf16" else "off"):
+        return parser.label(batch).cpu().numpy()
+
+
+def face_photos(count: int, height: int, width: int) -> list[np.ndarray]:
+    """A real face at this size, each a little further to the left."""
+    short = min(height, width)
+    face = cv2.resize(portrait(), (short, short), interpolation=cv2.INTER_CUBIC)
+    above, before = (height - short) // 2, (width - short) // 2
+    margins = (above, height - short - above, before, width - short - before)
+    photo = cv2.copyMakeBorder(face, *margins, cv2.BORDER_REPLICATE)
+    return [np.roll(photo, -i * short // 512, 1) for i in range(count)]
+
+
+def drawn_faces(setup: Setup) -> FaceData:
+    """Drawn faces as files, a JPEG and a PNG each, ``setup.faces`` to train on; a few are there many times."""
+    root, few = setup.scratch / "faces", min(setup.faces, 16)
+    data = FaceData("list", root, cache=setup.scratch / "cache", label_set=HELEN)
+    if root.exists():
+        return data
+    root.mkdir()
+    for k in range(few):
+        photo, labels = draw_face(3, k, setup.face_size)
+        Image.fromarray(photo).save(root / f"{k}.jpg", quality=95)
+        Image.fromarray(labels).save(root / f"{k}.png")
+    for k in range(few, setup.faces):
+        for suffix in ("jpg", "png"):
+            os.link(root / f"{k % few}.{suffix}", root / f"{k}.{suffix}")
+    for split, count in (("train", setup.faces), ("val", 1), ("test", 1)):
+        (root / f"{split}_list.txt").write_text("".join(f"{k}.jpg {k}.png\n" for k in range(count)))
+    return data
 
 
 def clock(device: torch.device) -> float:
@@ -34,49 +102,35 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def time_in_turns(functions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of single calls. Each function is timed for about ``seconds``, in two turns with the others, so that
-    whatever else the machine does hits all of them alike; 0: as few calls as can be."""
-    timers = {
-        name: Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-        for name, call in functions.items()
-    }
+def time_in_turns(functions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, dict[str, float]]:
+    """Milliseconds of a call: median, quartiles, and of how many calls.
+
+    Each function is timed for about ``seconds``, in two turns with the others, so that whatever else the machine does
+    hits all of them alike; 0: as few calls as can be.
+    """
     found: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(2 if seconds else 1):
         for name in list(functions)[:: -1 if turn % 2 else 1]:
-            found[name] += timers[name].blocked_autorange(min_run_time=seconds / 2).times
-    return found
-
-
-def spread(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
-    """Median and quartiles of ``values`` times ``scale``, and how many there were."""
-    q1, median, q3 = np.percentile(np.asarray(values) * scale, (25, 50, 75)).tolist()
-    return {"median": median, "q1": q1, "q3": q3, "count": len(values)}
-
-
-def peak_flops(device: torch.device, precision: str, size: int) -> float:
-    """FLOP/s of a large square matrix product: what the machine reaches at best. precision: "bf16", or "fp32", which on
-    CUDA is TF32, as in the convolutions of ours."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        return 2 * size**3 / min(time_in_turns({"product": lambda: left @ right}, 0.5)["product"])
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-
-
-def count_flops(function: Callable[[], Any]) -> int:
-    """Arithmetic of the convolutions and matrix products in one call, 2 for each multiply-add."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
+            timer = Timer("call()", globals={"call": functions[name]}, num_threads=torch.get_num_threads())
+            found[name] += timer.blocked_autorange(min_run_time=seconds / 2).times
+    spreads = {}
+    for name, times in found.items():
+        q1, median, q3 = (1e3 * np.percentile(times, (25, 50, 75))).tolist()
+        spreads[name] = {"median": median, "q1": q1, "q3": q3, "count": len(times)}
+    return spreads
 
 
 def agreement(one: np.ndarray, two: np.ndarray) -> float:
     """Percentage of pixels with equal labels."""
     return 100 * float((one == two).mean())
+
+
+class Table(NamedTuple):
+    """What a measurement found: rows of plain values, of which a spread (see ``time_in_turns``) is one."""
+
+    title: str
+    rows: list[Row]
+    note: str = ""
 
 
 def describe(device: torch.device) -> Row:
@@ -85,8 +139,8 @@ def describe(device: torch.device) -> Row:
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return {
-        "cpu": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": f"{cpu}, {os.cpu_count()} cores",
+        "device": runtime.device_name(device),
         "torch": torch.__version__,
         "git": runtime.git_revision(),
     }
@@ -110,11 +164,9 @@ def write(out: Path, title: str, about: Row, found: Iterable[Table]) -> str:
 
 
 def cell(value: Any) -> str | None:
-    """A value in few digits; a spread as its median (quartiles); counts as "2 a.py:1, 1 b.py:7"."""
-    if isinstance(value, dict) and "median" in value:
-        return f"{cell(value['median'])} ({cell(value['q1'])}–{cell(value['q3'])})"
+    """A value in few digits; a spread as its median (quartiles)."""
     if isinstance(value, dict):
-        return ", ".join(f"{cell(count)} {name}" for name, count in value.items())
+        return f"{cell(value['median'])} ({cell(value['q1'])}–{cell(value['q3'])})"
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return None if value is None else str(value)

@@ -16,8 +16,7 @@ from torch.utils.data import Dataset
 from data.batch import Batch
 from data.loaders import Faces
 from data.source import FaceData
-from tools.benchmark.measure import Row, Table, clock
-from tools.benchmark.setup import Setup, drawn_faces
+from tools.benchmark.measure import Row, Setup, Table, clock, drawn_faces
 from training.engine import fit
 from training.task import ParserTask, Plan
 
