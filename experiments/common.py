@@ -36,7 +36,7 @@ from utils.errors import InputError
 from utils.runtime import Machine
 
 CROPPERS = {"old cropper": "baseline", "STN": "predicted"}  # title -> where its windows come from
-COLOURS = ("tab:orange", "tab:blue")  # of the croppers, and of other pairs
+COLOURS = ("tab:orange", "tab:blue")  # of the croppers
 BATCH_SIZE = 8  # faces at once
 HEADLINES = ("overall", "strict")
 FOLDERS = ("out", "runs", "pictures")  # options that name one
@@ -138,10 +138,10 @@ def open_split(args: argparse.Namespace, labels: LabelSet) -> Faces:
     return open_faces(options.face_data(args), args.split, labels, threads=options.machine(args).threads)
 
 
-def batches(faces: Faces, machine: Machine, batch_size: int = BATCH_SIZE, title: str | None = None) -> Iterable[Batch]:
+def batches(faces: Faces, machine: Machine, batch_size: int = BATCH_SIZE) -> Iterable[Batch]:
     """Every face of a split once, on the device, with a bar of progress."""
     found = evaluation_batches(faces, batch_size, machine=machine)
-    return (batch.to(machine.device) for batch in tqdm(found, title, disable=None, leave=False))
+    return (batch.to(machine.device) for batch in tqdm(found, disable=None, leave=False))
 
 
 @contextmanager
@@ -166,12 +166,9 @@ class Tally:
         counts_BKK, _ = confusion_matrices(predicted_BHW, true_BHW, sizes_B2, len(self.labels))
         self.matrix_KK += counts_BKK.sum(0).cpu().numpy()
 
-    def scores(self) -> dict[str, Any]:
-        return scores(self.matrix_KK, self.labels)
-
     def f1(self) -> dict[str, float | None]:
         """Both headline scores."""
-        return headline(self.scores())
+        return headline(scores(self.matrix_KK, self.labels))
 
 
 def score(

@@ -66,19 +66,19 @@ def measure(faces: Faces) -> Traits:
     )
 
 
-def with_label(traits: Traits, names: tuple[str, ...], name: str) -> np.ndarray:
-    """The faces whose masks hold a label (bool); none where the data set does not have it."""
-    return traits.labels_NK[:, names.index(name)] if name in names else np.zeros(len(traits.labels_NK), bool)
-
-
 def kinds(traits: Traits, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Title of a kind -> its faces (bool). names: the data set's labels. Fifths are the split's own."""
     low, high = np.nanquantile(traits.brightness_N, (0.2, 0.8)) if np.isfinite(traits.brightness_N).any() else (0, 1)
-    open_N = with_label(traits, names, "mouth") | with_label(traits, names, "inner_mouth")
+
+    def labelled(*wanted: str) -> np.ndarray:
+        """The faces whose masks hold one of these labels (bool); none where the data set does not have it."""
+        return np.any(traits.labels_NK[:, np.isin(names, wanted)], axis=1)
+
+    open_N = labelled("mouth", "inner_mouth")
     return {
         "all": np.ones(len(traits.turn_N), bool),
-        "glasses": with_label(traits, names, "eye_g"),
-        "hat": with_label(traits, names, "hat"),
+        "glasses": labelled("eye_g"),
+        "hat": labelled("hat"),
         "an eye hidden": ~traits.present_NP[:, [EYE1, EYE2]].all(1),
         "a brow hidden": ~traits.present_NP[:, [BROW1, BROW2]].all(1),
         "head turned": traits.turn_N > 0.25,

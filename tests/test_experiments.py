@@ -85,10 +85,18 @@ def run(tiny_options, tmp_path):
     return run
 
 
+class Trained(list[tuple[str, Plan]]):
+    """The stages that an experiment trains. scored: folders of the checkpoints that it scores, and their crops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scored: list[tuple[str, ...]] = []
+
+
 @pytest.fixture
-def trained(monkeypatch, weights) -> list[tuple[str, Plan]]:
-    """The stages that an experiment trains, none of which takes any time; the scores of each are those of others."""
-    trained = []
+def trained(monkeypatch, weights) -> Trained:
+    """No training takes any time here; each raises the strict score by 0.01."""
+    trained = Trained()
 
     def train_stage(stage, plan):
         trained.append((stage, plan))
@@ -96,6 +104,7 @@ def trained(monkeypatch, weights) -> list[tuple[str, Plan]]:
         return Path(shutil.copy(weights, plan.folder / "best.pt"))
 
     def score(request, *_):
+        trained.scored.append((*(path.parent.name for path in request.checkpoints), request.crops))
         return {"paper": {"overall": 0.5}, "strict": {"mean": 0.4 + 0.01 * len(trained)}}
 
     monkeypatch.setattr(reproduce, "train_stage", train_stage)
@@ -162,6 +171,12 @@ def test_coarse_sizes_are_compared_by_mask_windows_and_both_methods(run, trained
     assert [(stage, plan.folder.parent.name) for stage, plan in trained] == [
         (stage, size) for size in ("64", "128") for stage in ("stage1", "cropper")
     ]
+    ways = [
+        ("stage1", "none"),
+        ("cropper", weights.parent.name, "baseline"),
+        ("cropper", weights.parent.name, "predicted"),
+    ]
+    assert trained.scored == 2 * ways
     assert [plan.recipe.optimisation.epochs for _, plan in trained] == [1, 2, 1, 2]
     assert [plan.config(STNiCNN).coarse_size for stage, plan in trained if stage == "stage1"] == [64, 128]
     assert "old cropper, overall | STN, overall" in coarse_size.table(result)
@@ -213,6 +228,7 @@ def test_the_ablation_trains_what_a_change_touches(run, trained, tmp_path):
     assert [recipe.jitter for recipe in recipes] == [0, *[train_stage2.RECIPES.best.jitter] * 2]
     assert [recipe.dice > 0 for recipe in recipes] == [False, False, True]
     assert {recipe.optimisation.epochs for recipe in recipes} == {3}
+    assert trained.scored == 3 * [("stage2", "truth")]
     assert "| jittered windows | 0.5000 | 0.4200 | +0.0100 |" in ablation.table(result)
 
 
@@ -222,6 +238,7 @@ def test_the_ablation_of_the_chain_reuses_stages_that_a_change_leaves_alone(run,
         *(f"paper-short/{stage}" for stage in reproduce.STAGES),
         *("jitter/stage2", "jitter/end2end", "taught/cropper", "taught/end2end"),
     ]
+    assert trained.scored == 3 * [("end2end", "predicted")]
 
 
 def test_written_commands_name_no_folder_of_this_machine():
