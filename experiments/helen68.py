@@ -107,6 +107,12 @@ def fitting(scene: Scene, frame: Frame) -> int:
     return int(np.argmin(distances)) + 1 if distances and min(distances) < FITS * side_of(frame) else 0
 
 
+def lost_eyes(labels_HW: np.ndarray, truth_HW: np.ndarray) -> int:
+    """How many of the two eyes lack every pixel of their label."""
+    eyes = map(NINE.names.index, GROUPS["eyes"])
+    return sum(not (labels_HW[truth_HW == eye] == eye).any() for eye in eyes)
+
+
 def main(argv: list[str] | None = None) -> int:
     cli = Parser(__doc__)
     cli.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of photos and landmarks")
@@ -137,8 +143,7 @@ def main(argv: list[str] | None = None) -> int:
         for row, change in SOFT.items():
             labels_HW = to_nine[parse.parse([change(small.photo_HW3)])[0].labels_HW]
             tallies[row].add(labels_HW, truth_HW)
-            eyes = map(NINE.names.index, GROUPS["eyes"])
-            lost[row] += sum(not (labels_HW[truth_HW == eye] == eye).any() for eye in eyes)
+            lost[row] += lost_eyes(labels_HW, truth_HW)
     rows = [{"way": row, "f1": _scores(tallies[row])} for row in ROWS]
     soft = [{"photo": row, "lost_eyes": lost[row] / (2 * len(faces)), "f1": _scores(tallies[row])} for row in SOFT]
     return common.write(NAME, args, argv, {"faces": len(faces), "found": found, "rows": rows, "soft": soft}, table)

@@ -43,10 +43,10 @@ def windows(centres, side):
 
 def test_a_window_misses_when_it_is_far_off_or_cuts_the_part():
     truth = windows([(50.0, 50.0)] * 6, 41)
-    # inside; inside; cut at the left by a pixel; inside above and below; cut and beyond a quarter; elsewhere
-    found = windows([(50, 50), (53, 54), (56, 50), (50, 58), (50, 62), (150, 50)], 41)
-    boxes = torch.tensor([35.0, 40, 65, 60]).expand(1, 6, 4)
-    for part, (missed, pixels) in enumerate([(0, 0), (0, 5), (1, 6), (0, 8), (1, 12), (1, 100)]):
+    # inside; inside; cut at the left by a pixel; off by almost a quarter; a small part, by more than that; elsewhere
+    found = windows([(50, 50), (53, 54), (56, 50), (50, 60), (50, 61), (150, 50)], 41)
+    boxes = torch.tensor([[35.0, 40, 65, 60]] * 4 + [[45, 45, 55, 55]] * 2)[None]
+    for part, (missed, pixels) in enumerate([(0, 0), (0, 5), (1, 6), (0, 10), (1, 11), (1, 100)]):
         misses = common.Misses()
         misses.add(found, truth, boxes, SIZES_B2, torch.arange(6)[None] == part)
         expected = {"miss_rate": missed, "pixels_mean": pixels, "share_mean": pixels / 41}

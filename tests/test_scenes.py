@@ -65,14 +65,18 @@ def test_a_face_is_found_where_the_middle_of_a_frame_shows_it():
     assert scenes.shown_faces(owners, frames) == [2, 0, 0]
 
 
-def test_scenes_are_scored_from_end_to_end(tiny_options, weights, tmp_path, monkeypatch):
+def test_scenes_are_scored_from_end_to_end(tiny_options, weights, val_faces, tmp_path, monkeypatch):
+    made = list(scenes.scenes(val_faces, 0))
+    shown = [scene.names[0] for scene in made if scenes.shown_faces(scene.owners_HW, scene.frames[:1]) == [1]]
+    found = iter([scenes.detection_of(scene.frames[0])] for scene in made)  # the first face of each, then none
+    monkeypatch.setattr(scenes.SceneParser, "find", lambda self, photo: next(found, []))
     assert all(scenes.picture(name).shape[2:] == (3,) for name in scenes.PICTURES)
-    monkeypatch.setattr(scenes, "PICTURES", ("coffee", "text"))
+    monkeypatch.setattr(scenes, "PICTURES", scenes.PICTURES[:2])
     assert scenes.main([*tiny_options, "--checkpoint", str(weights), "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "scenes.json").read_text())
-    assert (result["scenes"], result["faces"], result["empty"]) == (2, 3, ["coffee", "text"])
-    assert sorted(result["missed"]) == ["val0", "val1", "val2"]  # drawn, and enlarged beyond recognition
-    assert result["false"] == 0
+    assert (result["scenes"], result["faces"], result["empty"]) == (2, 3, [*scenes.PICTURES])
+    assert sorted([*result["missed"], *shown]) == val_faces.names
+    assert (len(shown), result["false"]) == (1, 1)  # the middle of one drawn face is a hole in its labels
     assert [row["frames"] for row in result["rows"]] == list(scenes.ROWS)
     assert "2 of 2" in scenes.table(result)
 
@@ -117,6 +121,9 @@ def test_polygons_cover_what_their_landmarks_enclose():
     area = cv2.contourArea(points[36:42].astype(np.float32))
     assert abs((truth == eye1).sum() - area) <= 0.35 * area
     assert (truth == eye1).sum() == (truth == eye2).sum()
+    almost = np.where((truth == eye1) & (np.arange(70) != 15), 0, truth)  # a column is left of the first eye
+    for labels, lost in ((truth, 0), (almost, 0), (np.where(truth == eye1, eye2, truth), 1), (0 * truth, 2)):
+        assert helen68.lost_eyes(labels, truth) == lost
 
 
 def test_the_face_that_fits_the_annotated_one_is_chosen():
