@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,10 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -112,24 +111,34 @@ def test_what_is_no_photo_is_told_by_its_name_alone(parse, tmp_path):
         app.label(parse, tmp_path / "clip.mp4", tmp_path)
 
 
-def test_faces_are_counted(parse, photo, tmp_path):
-    empty = tmp_path / "empty.png"
-    Image.new("RGB", (120, 80), (40, 90, 60)).save(empty)
-    job, faces = app.label(parse, empty, tmp_path)
-    assert app.found(faces) == "No face found."
-    assert not read_labels(job.outputs["labels"]).any()
-    (face,) = parse(photo).faces
-    assert app.found([face]) == "1 face found."
-    assert app.found([face, face]) == "2 faces found."
-    assert "the whole photo was taken for one" in app.found([replace(face, detection=None)])
-
-
 def test_every_part_has_a_patch_of_its_colour(parse):
     labels = parse.parser.labels
     patches = re.findall(r"nth-of-type\((\d+)\) span::before \{ background: rgb(\(.*?\));", app.style(labels))
     assert patches == [(str(k), str(labels.colours[k])) for k in range(1, len(labels))]
     assert {"earring", "right ear", "upper lip", "glasses", "nose"} <= {*CELEBAMASK.words}
     assert app.parse_options(["--port", str(free_port()), "--labels", "celebamask"]).labels == "celebamask"
+
+
+def test_a_dropped_photo_is_shown_and_saved_and_its_parts_are_switched(parse, photo, written, tmp_path):
+    gradio = MagicMock()
+    gradio.DownloadButton.side_effect = lambda label, **_: label.split()[0]
+    app.build_page(gradio, parse, tmp_path)
+    (drop, *_), (switch, *_) = (
+        gradio.File.return_value.upload.call_args.args,
+        gradio.CheckboxGroup.return_value.input.call_args.args,
+    )
+    every = range(len(parse.parser.labels) - 1)
+    result = drop(str(photo), every)
+    status, kept = gradio.HTML.return_value, gradio.State.return_value
+    assert result[status] == '<p role="status"><b>photo.jpg</b>: 1 face found.</p>'
+    assert [result[button].read_bytes() for button in ("Label", "Overlay", "Faces")] == [*written.values()]
+    less = switch(result[kept], [part for part in every if part != 4])["Overlay"]
+    assert less.read_bytes() != written["photo_overlay.jpg"]
+    assert switch(result[kept], every)["Overlay"].read_bytes() == written["photo_overlay.jpg"]
+    (tmp_path / "a & b.txt").write_text("no photo")
+    failed = drop(str(tmp_path / "a & b.txt"), every)
+    assert '<span class="failed">cannot read image a &amp; b.txt: no JPEG, PNG' in failed[status]
+    assert failed["Label"] is None
 
 
 @pytest.mark.parametrize(
@@ -161,46 +170,55 @@ def test_wrong_options_and_a_missing_package_are_one_line(words, told, monkeypat
     assert all(piece in line for piece in told.replace("TAKEN", number).split(": pip"))
 
 
-@pytest.mark.parametrize(
-    ("host", "headers", "status"),
-    [
-        ("127.0.0.1", {"host": "127.0.0.1:7860"}, 200),
-        ("127.0.0.1", {"host": "LOCALHOST", "origin": "http://LOCALHOST"}, 200),
-        ("::1", {"host": "[::1]:7860", "origin": "http://[::1]:7860"}, 200),
-        ("faces.lan", {"host": "faces.lan"}, 200),
-        ("0.0.0.0", {"host": "192.168.1.7:80"}, 200),
-        ("0.0.0.0", {"host": "evil.example"}, 403),
-        ("0.0.0.0", {"host": "192.168.1.7", "origin": "http://6.6.6.6"}, 403),
-        ("127.0.0.1", {"host": "evil.example:7860"}, 403),
-        ("127.0.0.1", {"host": "192.168.1.7"}, 403),
-        ("127.0.0.1", {"host": "[::1"}, 403),
-        ("127.0.0.1", {}, 403),
-        ("127.0.0.1", {"host": "127.0.0.1:7860", "origin": "https://evil.example"}, 403),
-        ("127.0.0.1", {"host": "127.0.0.1:7860", "origin": "null"}, 403),
-        ("127.0.0.1", {"host": "127.0.0.1", "content-length": "90"}, 200),
-        ("127.0.0.1", {"host": "127.0.0.1", "content-length": str(2**60)}, 413),
-    ],
-)
-def test_requests_of_other_sites_and_what_the_disk_does_not_hold_are_refused(
-    host: str, headers: dict[str, str], status: int, tmp_path: Path
-) -> None:
-    async def page(scope: dict, receive: Callable, send: Callable) -> None:
-        (tmp_path / "tmpabc").write_bytes(b"half a photo")
-        if "content-length" in headers:
-            raise ConnectionError  # the browser has gone
-        await app.refuse(scope, send, 200, "the page")
+def answers(address: str, path: str, headers: dict[str, str], folder: Path) -> list[int]:
+    """The statuses that a request to the page at an address is answered with; an upload breaks off half way."""
+    sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    sent: list[dict[str, Any]] = []
-    path = "/gradio_api/upload" if "content-length" in headers else "/"
+    async def page(scope: dict, receive: Callable, send: Callable) -> None:
+        if path.endswith("upload"):
+            (folder / "tmpabc").write_bytes(b"half a photo")
+            raise ConnectionError  # the browser has gone
+        await app.refuse(scope, send, 200, "the page")
+
     scope = {"type": "http", "path": path, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
-    guard = app.Guard(page, host, tmp_path)
     with suppress(ConnectionError):
-        asyncio.run(guard(scope, page, send))
-    assert [message["status"] for message in sent[:1]] == [status] * (path == "/" or status != 200)
-    assert (tmp_path / "tmpabc").exists() == (path == "/" and status == 200)
+        asyncio.run(app.Guard(page, address, folder)(scope, page, send))
+    return [message["status"] for message in sent if "status" in message]
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "origin", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:7860", None, 200),
+        ("127.0.0.1", "LOCALHOST", "http://LOCALHOST", 200),
+        ("::1", "[::1]:7860", "http://[::1]:7860", 200),
+        ("faces.lan", "faces.lan", None, 200),
+        ("0.0.0.0", "192.168.1.7:80", None, 200),
+        ("0.0.0.0", "evil.example", None, 403),
+        ("0.0.0.0", "192.168.1.7", "http://6.6.6.6", 403),
+        ("127.0.0.1", "evil.example:7860", None, 403),
+        ("127.0.0.1", "192.168.1.7", None, 403),
+        ("127.0.0.1", "[::1", None, 403),
+        ("127.0.0.1", None, None, 403),
+        ("127.0.0.1", "127.0.0.1:7860", "https://evil.example", 403),
+        ("127.0.0.1", "127.0.0.1:7860", "null", 403),
+    ],
+)
+def test_requests_of_other_sites_are_refused(address, host, origin, status, tmp_path):
+    headers = {name: value for name, value in (("host", host), ("origin", origin)) if value}
+    assert answers(address, "/", headers, tmp_path) == [status]
+
+
+@pytest.mark.parametrize(("size", "expected"), [(90, []), (2**60, [413])])
+def test_an_upload_that_ends_early_leaves_nothing_and_one_that_the_disk_does_not_hold_is_refused(
+    size, expected, tmp_path
+):
+    headers = {"host": "127.0.0.1", "content-length": str(size)}
+    assert answers("127.0.0.1", "/gradio_api/upload", headers, tmp_path) == expected
+    assert not any(tmp_path.iterdir())
 
 
 def free_port() -> int:
@@ -214,9 +232,6 @@ def wait_for(ready: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < end, f"{what}: not within {SECONDS} s"
         time.sleep(0.05)
     return value
-
-
-# through a browser
 
 
 @pytest.fixture(scope="module")
@@ -241,95 +256,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     finally:
         process.kill()
         process.wait()
-
-
-@pytest.fixture(scope="module")
-def browser(server: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium with the page open, its log of requests and a folder for what it saves."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs chromium and chromedriver")
-    given = webdriver.ChromeOptions()
-    given.binary_location = chromium
-    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,900"):
-        given.add_argument(f"--{word}")
-    saved = tmp_path_factory.mktemp("saved")
-    given.add_experimental_option("prefs", {"download.default_directory": str(saved)})
-    given.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    chrome = webdriver.Chrome(options=given, service=webdriver.ChromeService(driver))
-    chrome.saved = saved
-    try:
-        chrome.get(server.address)
-        yield chrome
-    finally:
-        chrome.quit()
-
-
-def shown(browser: Any, selector: str) -> list[Any]:
-    return [element for element in browser.find_elements("css selector", selector) if element.is_displayed()]
-
-
-def sources(browser: Any) -> list[str]:
-    """Where the picture that the page shows comes from."""
-    return [picture.get_attribute("src") for picture in shown(browser, "#overlay img")]
-
-
-def drop(browser: Any, path: Path) -> str:
-    """Give the page a file; the line that tells of it."""
-    field = wait_for(lambda: browser.find_elements("css selector", "#photo input[type=file]"), "the page")[0]
-    field.send_keys(str(path))
-
-    def line() -> str:
-        text = " ".join(element.text for element in shown(browser, "#status"))
-        return text if path.name in text else ""
-
-    return wait_for(line, f"the line about {path.name}")
-
-
-def save(browser: Any, button: str, name: str) -> bytes:
-    """Press a button; the file that it saves."""
-    (browser.saved / name).unlink(missing_ok=True)
-    wait_for(lambda: shown(browser, f"#save-{button}"), button)[0].click()
-    wait_for(lambda: (browser.saved / name).exists(), name)
-    return (browser.saved / name).read_bytes()
-
-
-def test_a_photo_through_the_browser(browser, photo, written):
-    assert drop(browser, photo) == "photo.jpg: 1 face found."
-    assert save(browser, "labels", "photo.png") == written["photo.png"]
-    assert save(browser, "overlay", "photo_overlay.jpg") == written["photo_overlay.jpg"]
-    assert save(browser, "faces", "photo_faces.json") == written["photo_faces.json"]
-    before = sources(browser)
-    shown(browser, "#parts input[title=nose]")[0].click()
-    wait_for(lambda: sources(browser) not in ([], before), "the overlay without the nose")
-    save(browser, "overlay", "photo_overlay.jpg")
-    (browser.saved / "written.jpg").write_bytes(written["photo_overlay.jpg"])
-    (browser.saved / "written.png").write_bytes(written["photo.png"])
-    apart_HW = np.abs(
-        read_photo(browser.saved / "photo_overlay.jpg").astype(int) - read_photo(browser.saved / "written.jpg")
-    ).max(2)
-    nose_HW = read_labels(browser.saved / "written.png") == 5
-    assert (apart_HW[nose_HW] > 40).mean() > 0.5
-    assert (apart_HW[~nose_HW] > 40).mean() < 1e-3
-    assert save(browser, "labels", "photo.png") == written["photo.png"]  # all parts, whatever is shown
-    shown(browser, "#parts input[title=nose]")[0].click()
-    wait_for(lambda: save(browser, "overlay", "photo_overlay.jpg") == written["photo_overlay.jpg"], "the nose")
-
-
-def test_what_is_no_photo_through_the_browser(browser, tmp_path):
-    path = tmp_path / "notes & co.txt"
-    path.write_text("no photo")
-    assert drop(browser, path).startswith("cannot read image notes & co.txt: no JPEG, PNG")
-    assert not shown(browser, "#overlay")
-    assert not shown(browser, "#save-labels")
-
-
-def test_nothing_outside_this_machine_is_asked(browser, server):
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
-    assert any("/upload" in url for url in asked)
-    assert [url for url in asked if not url.startswith((server.address, "data:", "blob:"))] == []
 
 
 def test_only_this_machine_is_listened_to(server):

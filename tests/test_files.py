@@ -8,7 +8,7 @@ import pytest
 
 from tests.damage import SPECIAL, refuses
 from utils.errors import InputError
-from utils.files import open_regular, read_bytes, read_json, read_json_lines, read_text, sha256, write_text, write_whole
+from utils.files import open_regular, read_bytes, read_json, read_json_lines, sha256, write_text, write_whole
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -96,11 +96,13 @@ NO_FILES = {
 def test_what_is_no_regular_file_is_refused_at_once(kind, tmp_path):
     path = tmp_path / "odd"
     SPECIAL[kind](path)
-    for read in (open_regular, read_bytes):
-        with refuses(path, NO_FILES[kind]):
-            read(path, "photo")
-    with refuses(path):
-        sha256(path)
+    before = len(os.listdir("/proc/self/fd"))
+    with refuses(path, NO_FILES[kind]):
+        open_regular(path, "photo")
+    for read in (read_bytes, sha256):
+        with refuses(path):
+            read(path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_name_that_can_be_none_and_a_file_that_may_not_be_read_are_refused(tmp_path, monkeypatch):
@@ -116,34 +118,18 @@ def test_a_name_that_can_be_none_and_a_file_that_may_not_be_read_are_refused(tmp
         open_regular(tmp_path / "mine")
 
 
-def test_an_opened_file_is_read_from_its_start_and_closed_after_it(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")
-    (tmp_path / "link").symlink_to("a")
-    with open_regular(tmp_path / "link") as file:
-        assert file.read() == b"abc"
-    assert file.closed
-    count = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        with pytest.raises(InputError):
-            open_regular(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == count
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "it is empty"),
-        (b" \n", "it is empty"),
         (b'{"f1": 0.', "Expecting"),
         (b"[1]", "it holds no object"),
-        (b"null", "it holds no object"),
         (b'{"f1": 1} {}', "Extra data"),
         (b'{"f1": ' + b"1" * 5000 + b"}", "digits"),
         (b"[" * 100_000, "recursion"),
         (b'{"name": "\\ud800"}', "surrogates"),
         (b'{"name": "\xff"}', "is no text in UTF-8"),
         ('{"f1": 1}'.encode("utf-16"), "is no text in UTF-8"),
-        (b"\x00\x01", "Expecting"),
     ],
 )
 def test_json_that_is_damaged_is_one_line(content, said, tmp_path):
@@ -154,15 +140,13 @@ def test_json_that_is_damaged_is_one_line(content, said, tmp_path):
 
 def test_json_and_lines_of_it_are_read(tmp_path):
     (tmp_path / "a.json").write_text('{"a": [1, null], "b": "–"}')
-    assert read_json(tmp_path / "a.json", "scores") == {"a": [1, None], "b": "–"}
-    assert read_text(tmp_path / "a.json").endswith('"–"}')
+    (tmp_path / "link.json").symlink_to("a.json")
+    assert read_json(tmp_path / "link.json", "scores") == {"a": [1, None], "b": "–"}
     (tmp_path / "log.jsonl").write_text('{"epoch": 0}\n\n{"epoch": 1}\n')
     assert read_json_lines(tmp_path / "log.jsonl", "log") == [{"epoch": 0}, {"epoch": 1}]
     (tmp_path / "log.jsonl").write_text('{"epoch": 0}\n{"epoch"')
-    with pytest.raises(InputError, match=r"log\.jsonl, line 2, is damaged"):
+    with refuses("log.jsonl, line 2, is damaged"):
         read_json_lines(tmp_path / "log.jsonl", "log")
-    with pytest.raises(InputError, match="no such scores file"):
-        read_json(tmp_path / "none.json", "scores")
 
 
 def test_a_table_rounds_floats_escapes_bars_and_dashes_what_is_absent():

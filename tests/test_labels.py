@@ -14,7 +14,7 @@ import train_deeplab
 from data.edges import edges
 from data.labels import HELEN, NINE, label_set, read_label_set
 from data.loaders import open_faces
-from data.source import FaceData, open_source
+from data.source import FaceData
 from data.view import Augmentation
 from models.loading import load_parser
 from models.stn_icnn.parts import part_targets
@@ -140,12 +140,3 @@ def test_the_challenge_as_it_is_published_passes_the_check(tmp_path: Path, capsy
     told = capsys.readouterr().out
     assert "note: no masks for split test: looked for" in told
     assert "problem: no" not in told
-
-
-def test_without_a_validation_list_a_tenth_of_the_training_list_validates(tmp_path: Path) -> None:
-    write_list(tmp_path, draw_faces(train=12, val=0, test=1))
-    (tmp_path / "val_list.txt").unlink()
-    data = FaceData("list", tmp_path, label_set=HELEN)
-    train, val = ({sample.name for sample in open_source(data, split).samples} for split in ("train", "val"))
-    assert (len(train), len(val), len(train | val)) == (11, 1, 12)
-    assert "1 of the 12 faces" in open_source(data, "val").note

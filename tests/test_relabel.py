@@ -153,55 +153,49 @@ def test_an_interrupted_call_keeps_what_is_there(tiny, tmp_path):
     script.main(words)
     assert snapshot(tmp_path / "new") == whole
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    with refuses("threshold 0.95, not 0.9"):
+        script.main([*words, "--threshold", "0.9"])
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny, tmp_path):
     words, weights = challenge(tmp_path), tiny(CELEBAMASK)
-    before = snapshot(tmp_path / "data")
-    for option, value in (("threshold", "-0.1"), ("threshold", "1"), ("threshold", "nan"), ("rare", "2")):
-        with pytest.raises(InputError, match=option):
-            script.main([*words, f"--{option}", value, "--out", str(tmp_path / "new")])
-    with pytest.raises(InputError, match="labels in helen, the data set in celebamask"):
-        script.main([*words, "--checkpoint", str(tiny(HELEN)), "--out", str(tmp_path / "new")])
-    assert not (tmp_path / "new").exists()
-    for inside in ("train/train_mask", "val/val_mask", "train/merged_labels", ""):
-        with pytest.raises(InputError, match="is inside the data set"):
-            script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / "data" / inside)])
     (tmp_path / "link").symlink_to(tmp_path / "data" / "train" / "train_mask")
-    with pytest.raises(InputError, match="is inside the data set"):
-        script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / "link")])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "0.png").write_bytes(b"mine")
-    with pytest.raises(InputError, match="not empty"):
-        script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / "mine")])
-    assert (tmp_path / "mine" / "0.png").read_bytes() == b"mine"
-    out = ["--checkpoint", str(weights), "--out", str(tmp_path / "new")]
-    script.main([*words, *out])
-    with pytest.raises(InputError, match=r"threshold 0.95, not 0.9"):
-        script.main([*words, *out, "--threshold", "0.9"])
-    assert snapshot(tmp_path / "data") == before
+    before = [snapshot(tmp_path / name) for name in ("data", "mine")]
+    with refuses("labels in helen, the data set in celebamask"):
+        script.main([*words, "--checkpoint", str(tiny(HELEN)), "--out", str(tmp_path / "new")])
+    for line, out, *more in (
+        *(("threshold", "new", f"--threshold={value}") for value in (-0.1, 1, "nan")),
+        ("rare", "new", "--rare", "2"),
+        *(("is inside the data set", place) for place in ("data/train/train_mask", "data/train/new", "data", "link")),
+        ("not empty", "mine"),
+    ):
+        with refuses(line):
+            script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / out), *more])
+    assert [snapshot(tmp_path / name) for name in ("data", "mine")] == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_of_labels_that_does_not_fit_is_refused_in_one_line(tmp_path):
     write_challenge(tmp_path / "data", FACES)
     folder, whole = tmp_path / "new", np.zeros((64, 64), np.uint8)
     data = FaceData("celebamask", tmp_path / "data", cache=tmp_path / "cache", train_labels=folder)
-    for change, line in (
-        (lambda: None, "is not a folder"),
-        (folder.mkdir, "lacks 3 (0.png, 1.png, 2.png)"),
-        (lambda: [Image.fromarray(whole).save(folder / f"{name}.png") for name in "012"], ""),
-        (
-            lambda: (folder / "relabel.json").write_text('{"labels": "helen"}'),
-            "holds ids of helen, the data set those",
-        ),
-        ((folder / "relabel.json").unlink, ""),
-        (lambda: Image.fromarray(whole + 19).save(folder / "1.png"), "new/1.png: 1 (19)"),
-        (lambda: Image.fromarray(whole[:32]).save(folder / "1.png"), "64×32"),
-    ):
-        change()
-        if line:
-            with refuses(line):
-                open_faces(data, "train", CELEBAMASK)
+    with refuses("is not a folder"):
+        open_faces(data, "train", CELEBAMASK)
+    folder.mkdir()
+    with refuses("lacks 3 (0.png, 1.png, 2.png)"):
+        open_faces(data, "train", CELEBAMASK)
+    for name in "012":
+        Image.fromarray(whole).save(folder / f"{name}.png")
+    (folder / "relabel.json").write_text('{"labels": "helen"}')
+    with refuses("holds ids of helen, the data set those"):
+        open_faces(data, "train", CELEBAMASK)
+    (folder / "relabel.json").unlink()
+    for ids, line in ((whole + 19, "new/1.png: 1 (19)"), (whole[:32], "64×32")):
+        Image.fromarray(ids).save(folder / "1.png")
+        with refuses(line):
+            open_faces(data, "train", CELEBAMASK)
     Image.fromarray(whole).save(folder / "1.png")
     assert open_faces(data, "train", CELEBAMASK).ids(1).max() == 0
     assert open_source(data, "val").samples[0].masks[0].parent.name == "val_mask"
@@ -276,15 +270,8 @@ def test_the_new_labels_are_what_is_trained_on(tmp_path, monkeypatch):
     assert seen == [10, 10, 1, 1, 1, 1]  # hair, of the data set; then skin alone
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        (["--self-distill", "3"], "--self-distill 3: must be between 1 and 2"),
-        (["--self-distill", "0"], "--self-distill 0"),
-        (["--threshold", "1"], "--threshold 1.0"),
-    ],
-)
-def test_a_run_that_cannot_distil_is_refused_before_it_begins(options, match, tmp_path):
-    with pytest.raises(InputError, match=match):
-        _train(tmp_path, "--run-dir", str(tmp_path / "run"), *options)
+def test_a_run_that_cannot_distil_is_refused_before_it_begins(tmp_path):
+    for options in ("--self-distill 3", "--self-distill 0", "--threshold 1.0"):
+        with refuses(options):
+            _train(tmp_path, "--run-dir", str(tmp_path / "run"), *options.split())
     assert not (tmp_path / "run").exists()

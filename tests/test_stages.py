@@ -24,12 +24,6 @@ NETWORKS = {
     "end2end": {"coarse", "localizer", "parts"},
 }
 COARSE_SIZES = {"stage1": 48, "cropper": 48, "stage2": 128, "end2end": 48}  # stage 2 has none of its own
-SCORES = {
-    "stage1": {"f1", "strict"},
-    "cropper": {"theta_loss", "centre_px"},
-    "stage2": {"f1", "strict"},
-    "end2end": {"f1", "strict"},
-}
 SMALL_CROPS = ["--crop-size", "17"]
 
 
@@ -84,12 +78,10 @@ def test_checkpoints_logs_and_folders_tell_what_was_trained_from_what(runs):
         assert config["environment"]["torch"] == torch.__version__
         (events,) = (run_dir / "tensorboard").glob("events.out.tfevents.*")
         assert all(word in events.read_bytes() for word in (b"faces", b"val_s"))
-        names = {path.name for path in run_dir.iterdir()}
-        assert names == {"best.pt", "last.pt", "config.json", "log.jsonl", "tensorboard"}
         (row,) = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
         assert row["epoch"] == 1
-        assert {"loss", "lr", "train_s", "val_s"} | SCORES[stage] <= row.keys()
-        assert all(value >= 0 for value in row.values())
+        scores = {"theta_loss", "centre_px"} if stage == "cropper" else {"f1", "strict"}
+        assert {"loss", "lr", "train_s", "val_s"} | scores <= row.keys()
     if config["recipe"]["coarse_weight"] > 0:  # end to end: each loss that its recipe has
         assert row["loss"] == pytest.approx(row["parts"] + row["coarse"] + row["theta"], rel=1e-5)
     else:
@@ -146,19 +138,6 @@ def test_the_cropper_trains_a_localizer_further_where_it_starts_from_one(runs, t
     assert all(torch.equal(mixed["coarse"][name], value) for name, value in first.items())
     with pytest.raises(InputError, match="localizer weights are of another architecture"):
         train("cropper", options, tmp_path / "odd", *other, "--localizer", "resnet18")
-
-
-def test_a_localizer_that_is_trained_further_keeps_its_kind_of_windows(tiny_best, tmp_path):
-    begun, kept = tmp_path / "begun.pt", {"coarse_size": 48, "crop_size": 33}
-    config = STNiCNNConfig(**kept, window_margin=2.0, window_aspect=0.7)
-    save_parser(begun, STNiCNN(config), "cropper", ("coarse", "localizer"))
-    run_dir = train("cropper", tiny_best, tmp_path / "run", "--init-from", str(begun))
-    trained = checkpoint.load(run_dir / "best.pt")["config"]
-    assert (trained["window_margin"], trained["window_aspect"], trained["crop_size"]) == (2.0, 0.7, 17)
-    save_parser(begun, STNiCNN(STNiCNNConfig(**kept)), "cropper", ("coarse", "localizer"))  # fixed windows
-    with pytest.raises(InputError, match=r"--crop-size 17: .* places windows of 33 photo pixels; leave the option out"):
-        train("cropper", tiny_best, tmp_path / "other", "--init-from", str(begun))
-    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("runs", ["best"], indirect=True)

@@ -16,10 +16,9 @@ from data.batch import framed_batch
 from data.labels import CELEBAMASK, HELEN
 from data.loaders import Faces
 from data.view import Augmentation
+from models.loading import load_parser
 from models.whole import WholeConfig, WholeParser, imagenet_start, normalisation, packaged
-from tests.fixtures import lively
-from tests.test_deeplab import goes_on
-from tests.test_view import batch_of
+from tests.fixtures import batch_of, lively
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -63,10 +62,11 @@ def _train(folder: Path, *more: str) -> int:
     return train_whole.main([*faces, "--input-size", "64", "--batch-size", "2", *more])
 
 
-@pytest.mark.parametrize("weights", ["none", "imagenet"])
-def test_training_goes_on_where_it_was_interrupted(tmp_path: Path, weights: str) -> None:
-    parser = goes_on(_train, tmp_path, "--encoder-weights", weights)
+def test_what_is_trained_labels_photos(tmp_path: Path) -> None:
+    _train(tmp_path, "--encoder-weights", "imagenet", "--epochs", "1", "--run-dir", str(tmp_path / "run"))
+    parser = load_parser([tmp_path / "run" / "best.pt"])
     assert (parser.labels, parser.config) == (HELEN, WholeConfig(size=64))
+    assert parser.label_photos([np.zeros((40, 30, 3), np.uint8)])[0].shape == (40, 30)
 
 
 @pytest.mark.parametrize(
