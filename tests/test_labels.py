@@ -36,16 +36,15 @@ def test_own_labels_are_trained_scored_and_predicted_without_their_file(tmp_path
             ids[:3] = 255
     write_list(tmp_path / "data", faces)
     (tmp_path / "data" / "val_list.txt").unlink()
-    data = ["--dataset", "list", "--data", str(tmp_path / "data"), "--labels", str(own)]
-    tiny = [*data, "--cache", str(tmp_path / "cache"), "--device", "cpu", "--batch-size", "2"]
-    more = ["--input-size", "64", "--epochs", "1", "--run-dir", str(tmp_path / "run")]
-    changes = ["--mirror-probability", "1", "--scale-range", "0.9", "1.1"]
-    assert train_deeplab.main([*tiny, *more, *changes]) == 0
+    data = f"--dataset list --data {tmp_path}/data --labels {own}"
+    tiny, best = f"{data} --cache {tmp_path}/cache --device cpu --batch-size 2", tmp_path / "run" / "best.pt"
+    changes = "--mirror-probability 1 --scale-range 0.9 1.1"
+    run = f"{tiny} --input-size 64 --epochs 1 --run-dir {tmp_path}/run {changes}"
+    assert train_deeplab.main(run.split()) == 0
     assert "1 of the 3 faces of train_list.txt validate, drawn with seed 0" in capsys.readouterr().out
-    assert check.main(data) in (0, 1)
+    assert check.main(data.split()) in (0, 1)
     assert "(ignored)         2     0.0%" in capsys.readouterr().out
-    scores = ["--checkpoint", str(tmp_path / "run" / "best.pt"), "--out", str(tmp_path / "scores")]
-    assert evaluate.main([*tiny, *scores, "--worst", "1"]) == 0
+    assert evaluate.main(f"{tiny} --checkpoint {best} --out {tmp_path}/scores --worst 1".split()) == 0
     found = json.loads((tmp_path / "scores" / "scores.json").read_text())
     (_, photo, ids), *_ = faces["test"]
     assert np.sum(found["confusion"]) == (ids != 255).sum()
@@ -53,11 +52,11 @@ def test_own_labels_are_trained_scored_and_predicted_without_their_file(tmp_path
     assert found["pixel_accuracy"] == np.trace(found["confusion"]) / np.sum(found["confusion"])
     assert f"pixel accuracy {found['pixel_accuracy']:.4f}" in capsys.readouterr().out
     own.unlink()
-    parser = load_parser([tmp_path / "run" / "best.pt"])
+    parser = load_parser([best])
     assert (parser.labels.stored, parser.labels.name) == (read_label_set(str(IBUGMASK)).stored, "ibugmask")
     Image.fromarray(photo).save(tmp_path / "face.png")
-    argv = [str(tmp_path / "face.png"), "--checkpoint", scores[1], "--out", str(tmp_path / "out"), "--faces", "none"]
-    assert predict.main([*argv, "--device", "cpu"]) == 0
+    line = f"{tmp_path}/face.png --checkpoint {best} --out {tmp_path}/out --faces none --device cpu"
+    assert predict.main(line.split()) == 0
     assert Image.open(tmp_path / "out" / "face.png").getpalette()[:6] == [0, 0, 0, 0, 150, 120]
 
 

@@ -188,43 +188,33 @@ def test_what_cannot_be_asked_of_a_folder_is_refused(tmp_path, monkeypatch, layo
 
 HEAD, GOOD, MAP = b"idx orig_idx orig_file\n", b"images/0.jpg labels/0.png\n", np.ones((64, 64), np.uint8)
 WIDE = np.zeros((64, 80, 3), np.uint8)
-LISTS: dict[tuple[str, str, str], tuple[tuple[str, bytes, str], ...]] = {
-    ("helen", "test", "testing.txt"): (
-        ("empty", b"", "is empty"),
-        ("no comma", b"1 5\n", "line 1: expected"),
-        ("no number", b"x , 5\n", "line 1: expected"),
-        ("no name", b"1 , \n", "line 1: expected"),
-        ("a bad second line", b"1 , 5\nfour\n", "line 2: expected"),
-        ("not UTF-8", b"1 , caf\xe9\n", "no text in UTF-8"),
-        ("a name outside", b"1 , ../../1\n", "line 1: expected"),
-        ("a name from the root", b"1 , /etc/passwd\n", "line 1: expected"),
-        ("the folder above", b"1 , ..\n", "line 1: expected"),
-        ("a zero byte", b"1 , a\0b\n", "line 1: expected"),
-        ("5,000 letters", b"1 , " + b"n" * 5000 + b"\n", "line 1: expected"),
-        ("unknown names", b"1 , nobody\n2 , nothing\n", "2 (nobody, nothing)"),
-        ("a name twice", b"1 , 5\n2 , 5\n", "listed twice"),
-        ("a name of another split", b"1 , 0\n", "names both in"),
+LISTS: tuple[tuple[str, str, str, str, tuple[bytes, ...]], ...] = (  # layout, split, list, what is said of its texts
+    ("helen", "test", "testing.txt", "is empty", (b"",)),
+    (
+        *("helen", "test", "testing.txt", "line 1: expected"),
+        (
+            *(b"1 5\n", b"x , 5\n", b"1 , \n", b"1 , a\0b\n", b"1 , " + b"n" * 5000 + b"\n"),
+            *(b"1 , ../../1\n", b"1 , /etc/passwd\n", b"1 , ..\n"),  # outside of the folder
+        ),
     ),
-    ("official", "test", MAPPING): (
-        ("empty", b"", "line 1"),
-        ("header alone", HEAD, "faces not in"),
-        ("no header", b"0 1 000001.jpg\n", "line 1"),
-        ("letters", HEAD + b"0 zero 000001.jpg\n", "line 2"),
-        ("too few columns", HEAD + b"1\n", "line 2"),
-        ("5,000 digits", HEAD + b"1" * 5000 + b" 1 x\n", "line 2"),
-        ("one face alone", HEAD + b"0 0 000001.jpg\n", "5 (1, 2, 3, 4, 5)"),
-        ("a face twice", HEAD + b"1 5 000006.jpg\n" * 2, "face 1 is there for the second time"),
+    ("helen", "test", "testing.txt", "line 2: expected", (b"1 , 5\nfour\n",)),
+    ("helen", "test", "testing.txt", "no text in UTF-8", (b"1 , caf\xe9\n",)),
+    ("helen", "test", "testing.txt", "2 (nobody, nothing)", (b"1 , nobody\n2 , nothing\n",)),
+    ("helen", "test", "testing.txt", "listed twice", (b"1 , 5\n2 , 5\n",)),
+    ("helen", "test", "testing.txt", "names both in", (b"1 , 0\n",)),  # of another split
+    ("official", "test", MAPPING, "line 1", (b"", b"0 1 000001.jpg\n")),
+    ("official", "test", MAPPING, "line 2", (HEAD + b"0 zero 1.jpg\n", HEAD + b"1\n", HEAD + b"1" * 5000 + b" 1 x\n")),
+    ("official", "test", MAPPING, "faces not in", (HEAD,)),
+    ("official", "test", MAPPING, "5 (1, 2, 3, 4, 5)", (HEAD + b"0 0 000001.jpg\n",)),
+    ("official", "test", MAPPING, "face 1 is there for the second time", (HEAD + b"1 5 000006.jpg\n" * 2,)),
+    (
+        *("list", "train", "train_list.txt", "train_list.txt line 2"),
+        tuple(GOOD + row for row in (b"one\n", b"images/1.jpg /etc/passwd\n", b"images/../../0.jpg labels/0.png\n")),
     ),
-    ("list", "train", "train_list.txt"): (
-        ("one column", GOOD + b"images/0.jpg\n", "train_list.txt line 2"),
-        ("a path from the root", GOOD + b"images/1.jpg /etc/passwd\n", "train_list.txt line 2"),
-        ("a path that leaves the folder", GOOD + b"images/../../0.jpg labels/0.png\n", "train_list.txt line 2"),
-        ("a path that does not exist", b"images/9.jpg labels/9.png", "that are not in"),
-        ("a line twice", 2 * GOOD, "listed twice"),
-        ("photo and map exchanged", b"labels/1.png images/1.jpg", "1.jpg"),
-        ("the photo as map", b"images/1.jpg images/1.jpg", "1.jpg"),
-    ),
-}
+    ("list", "train", "train_list.txt", "that are not in", (b"images/9.jpg labels/9.png",)),
+    ("list", "train", "train_list.txt", "listed twice", (2 * GOOD,)),
+    ("list", "train", "train_list.txt", "1.jpg", (b"labels/1.png images/1.jpg", b"images/1.jpg images/1.jpg")),
+)
 
 # layout, split, what is removed (a pattern, perhaps), what takes its place, what is said
 FAULTS: tuple[tuple[str, str, str, Any, tuple[str, ...]], ...] = (
@@ -257,7 +247,7 @@ FAULTS: tuple[tuple[str, str, str, Any, tuple[str, ...]], ...] = (
     ("lapa", "train", "train/labels/0.png", SPECIAL["pipe"], ("0.png",)),
     ("lapa", "train", "train/images/0.jpg", SPECIAL["folder"], ("0.jpg",)),
     ("merged", "train", "labels/0.png", np.full((64, 64), 40_000, np.uint16), ("16-bit",)),
-    *((layout, split, at, text, (said,)) for (layout, split, at), rows in LISTS.items() for _, text, said in rows),
+    *((layout, split, at, text, (said,)) for layout, split, at, said, texts in LISTS for text in texts),
     *(("challenge", "train", at, SPECIAL["pipe"], ("faces",)) for at in (".", "train", "train/train_mask")),
     ("lapa", "train", "train/images", SPECIAL["link to itself"], ("no folder",)),
     ("helen", "test", "exemplars.txt", SPECIAL["link to nothing"], ("exemplars.txt",)),

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import train_end2end
 import train_stage1
 from data.view import Augmentation
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from tests.damage import SPECIAL, line_of, refuses
+from tests.damage import refuses
 from tests.fixtures import another_run, fork, repainted, save_parser
 from utils import checkpoint
 from utils.errors import InputError
@@ -227,17 +226,6 @@ def test_a_damaged_log_is_refused_in_one_line(text, tiny_fit, tmp_path):
     with refuses("log.jsonl, line 1: no row of a log; remove the line"):
         tiny_fit(tmp_path, resume=True)
     assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize("file", ["last.pt", "log.jsonl", "config.json", "tensorboard"])
-def test_what_is_no_file_in_the_place_of_a_run_s_file_is_one_line_or_does_no_harm(file, tiny_fit, tiny_run, tmp_path):
-    for kind in ("folder", "pipe"):
-        folder = Path(shutil.copytree(tiny_run, tmp_path / kind))
-        shutil.rmtree(folder / file) if file == "tensorboard" else (folder / file).unlink()
-        SPECIAL[kind](folder / file)
-        line = line_of(lambda folder=folder: tiny_fit(folder, resume=True))
-        assert "\n" not in line
-        assert file in line or (not line and file != "last.pt")
 
 
 def interrupt(*_: Any, **__: Any) -> Any:
