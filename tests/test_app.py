@@ -90,14 +90,8 @@ def test_a_photo_that_was_removed_is_asked_for_again(job, parse, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_what_is_no_photo_is_told_by_its_name_alone(parse, tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("no photo")
-    with pytest.raises(InputError) as caught:
-        app.label(parse, path, tmp_path)
-    assert app.message(caught.value, path).startswith("cannot read image notes.txt: no JPEG, PNG")
-    assert app.message(ZeroDivisionError("a defect"), path) == ""
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+def test_a_video_is_told_where_it_is_parsed_and_defects_keep_their_traceback(parse, tmp_path):
+    assert app.message(ZeroDivisionError("a defect"), tmp_path) == ""
     with pytest.raises(InputError, match=r"clip\.mp4 is a video, .* python predict\.py does"):
         app.label(parse, tmp_path / "clip.mp4", tmp_path)
 
@@ -135,14 +129,11 @@ def test_a_dropped_photo_is_shown_and_saved_and_its_parts_are_switched(parse, ph
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "the page needs gradio: pip install -r requirements-app.txt"),
-        (["--port", "0"], "--port 0: must be between 1 and 65535"),
-        (["--port", "http"], "--port"),
-        (["--port", "TAKEN"], "--host 127.0.0.1 --port TAKEN: cannot be listened on ("),
-        (["--host", "no such host"], "--host no such host --port"),
-        (["--device", "toaster"], "--device toaster: not a device"),
-        (["--checkpoint", "missing.pt"], "missing.pt"),
-        (["photo.jpg"], "photo.jpg"),
+        ("", "the page needs gradio ("),
+        ("--port 0", "--port 0: must be between 1 and 65535"),
+        ("--port TAKEN", "--host 127.0.0.1 --port TAKEN: cannot be listened on ("),
+        ("--host no.such.host", "--host no.such.host --port"),
+        ("--checkpoint missing.pt", "missing.pt"),
     ],
 )
 def test_wrong_options_and_a_missing_package_are_one_line(words, told, monkeypatch, capsys):
@@ -152,13 +143,12 @@ def test_wrong_options_and_a_missing_package_are_one_line(words, told, monkeypat
         monkeypatch.setattr(app, "import_gradio", lambda: None)
     else:
         monkeypatch.setitem(sys.modules, "gradio", None)
+    words = words if "--port" in words else f"{words} --port {free_port()}"
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = [] if "--port" in words else ["--port", str(free_port())]
-        words = [word.replace("TAKEN", number := str(taken.getsockname()[1])) for word in [*words, *port]]
-        assert run_main(lambda: app.main(words)) == 2
+        port = str(taken.getsockname()[1])
+        assert run_main(lambda: app.main(words.replace("TAKEN", port).split())) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert all(piece in line for piece in told.replace("TAKEN", number).split(": pip"))
+    assert line.startswith(f"error: {told.replace('TAKEN', port)}")
 
 
 def answers(address: str, path: str, headers: dict[str, str], folder: Path) -> list[int]:

@@ -303,12 +303,16 @@ def test_a_refused_module_leaves_the_model_as_it_was(model, tmp_path):
     assert all(torch.equal(before[key], value) for key, value in model.coarse.state_dict().items())
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_whole_and_no_litter(model, whole):
-    before = whole.read_bytes()
+def test_a_checkpoint_that_cannot_be_saved_is_one_line_and_the_old_one_stays_whole_without_litter(model, whole):
+    before, folder = whole.read_bytes(), whole.parent
     with little_room(100_000), refuses("whole.pt could not be saved (", "); an older checkpoint there is untouched"):
         checkpoint.save(whole, state_of(model, "stage1", "coarse"))
     assert whole.read_bytes() == before
-    assert [path.name for path in whole.parent.iterdir()] == ["whole.pt"]
+    (folder / "folder.pt").mkdir()
+    for name, why in (("none/last.pt", "No such file or directory"), ("folder.pt", "Is a directory")):
+        with refuses(f"{name} could not be saved ({why})"):
+            checkpoint.save(folder / name, {"stage": "stage1"})
+    assert sorted(path.name for path in folder.iterdir()) == ["folder.pt", "whole.pt"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("DataLoader worker (pid 7) is killed")])
@@ -323,14 +327,6 @@ def test_what_ends_a_run_while_it_saves_is_not_told_as_a_full_disk(error, monkey
     with pytest.raises(type(error)) as caught:
         checkpoint.save(tmp_path / "last.pt", {"stage": "stage1", "weights": torch.zeros(9)})
     assert caught.value is error
-
-
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path):
-    (tmp_path / "folder.pt").mkdir()
-    for name, why in (("none/last.pt", "No such file or directory"), ("folder.pt", "Is a directory")):
-        with refuses(f"{name} could not be saved ({why})"):
-            checkpoint.save(tmp_path / name, {"stage": "stage1"})
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.pt"]
 
 
 def in_format_1(state: dict[str, Any]) -> dict[str, Any]:

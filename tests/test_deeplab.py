@@ -198,9 +198,8 @@ def test_evaluating_folders_in_nineteen_labels_writes_the_challenge_files_too(tm
     for name, ids in (("pred", pred), ("truth", truth)):
         (tmp_path / name).mkdir()
         Image.fromarray(ids).save(tmp_path / name / "1.png")
-    folders = ["--predictions", str(tmp_path / "pred"), "--truth", str(tmp_path / "truth")]
-    sets = ["--ids", "celebamask", "--labels", "celebamask"]
-    assert evaluate.main([*folders, *sets, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    folders = f"--predictions {tmp_path}/pred --truth {tmp_path}/truth --ids celebamask --labels celebamask"
+    assert evaluate.main(f"{folders} --out {tmp_path}/out --device cpu".split()) == 0
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["labels"] == "celebamask"
     assert (scores["f1"]["cloth"], scores["f1"]["hair"], scores["f1"]["neck"]) == (0, 1, pytest.approx(2 / 3))
@@ -209,8 +208,6 @@ def test_evaluating_folders_in_nineteen_labels_writes_the_challenge_files_too(tm
     assert scores["miou"] == pytest.approx((17 + 1 / 2) / 19)
     assert "Class 18: IoU = 0.0000" in (tmp_path / "out" / "iou_scores.txt").read_text()
     assert "| neck" in (tmp_path / "out" / "scores.md").read_text()
-    with pytest.raises(InputError, match="already holds"):
-        evaluate.main([*folders, *sets, "--out", str(tmp_path / "out"), "--device", "cpu"])
 
 
 def test_fewer_labels_than_the_data_set_has_can_be_trained(tmp_path):
@@ -218,7 +215,5 @@ def test_fewer_labels_than_the_data_set_has_can_be_trained(tmp_path):
     parser = load_parser([tmp_path / "run" / "best.pt"])
     assert parser.labels is NINE
     assert parser.network.classifier.classifier[-1].out_channels == 9
-    with pytest.raises(InputError, match="--labels celebamask: label set helen has no separate"):
-        _train(tmp_path, "--labels", "celebamask", "--run-dir", str(tmp_path / "other"))
     with pytest.raises(InputError, match="leave out --labels"):
         _train(tmp_path, "--labels", "nine", "--self-distill", "1", "--run-dir", str(tmp_path / "third"))

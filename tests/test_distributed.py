@@ -130,19 +130,14 @@ def test_each_process_has_a_device_of_its_own(name, plugged, environment, device
     [("cuda:0", 1, []), ("cpu", 2, ["gloo"]), ("cuda:1", 2, ["gloo", "nccl"])],
 )
 def test_nccl_carries_what_lies_on_cards_and_gives_up_within_a_minute(device, processes, joined, monkeypatch):
-    groups = []
-
-    def new_group(backend: str, timeout: timedelta) -> str:
-        groups.append(backend)
-        assert timeout < timedelta(minutes=1)
-        return "cards"
-
+    groups: dict[str, timedelta | None] = {}
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    monkeypatch.setattr(dist, "init_process_group", groups.append)
-    monkeypatch.setattr(dist, "new_group", new_group)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: groups.update({backend: None}))
+    monkeypatch.setattr(dist, "new_group", lambda backend, timeout: groups.update({backend: timeout}) or "cards")
     monkeypatch.setattr(distributed, "_cards", None)
     distributed.start_processes(torch.device(device))
-    assert groups == joined
+    assert [*groups] == joined
+    assert groups.get("nccl", timedelta()) < timedelta(minutes=1)
     assert distributed.group(torch.device(device)) == ("cards" if "nccl" in joined else None)
     assert distributed.group(torch.device("cpu")) is None
 
@@ -211,17 +206,16 @@ def test_processes_with_other_faces_of_equal_count_are_refused(
 
 
 def test_when_one_process_is_killed_the_other_ends_in_one_line(tiny_options, tmp_path, capfd, monkeypatch):
-    steps, forward = [], train_stage1.Stage1.forward
+    forward = train_stage1.Stage1.forward
 
     def forward_or_die(task, batch):
-        steps.append(1)
-        if len(steps) == 2 and os.environ["RANK"] == "1":
+        if batch.keys_B3[0, 1] == 1 and os.environ["RANK"] == "1":  # in the second epoch
             os.kill(os.getpid(), signal.SIGKILL)
         return forward(task, batch)
 
     monkeypatch.setattr(train_stage1.Stage1, "forward", forward_or_die)
-    main = lambda: train_stage1.main([*tiny_options, *SMALL, str(tmp_path / "run")])  # noqa: E731
-    assert two_processes(lambda: run_main(main)) == [2, -signal.SIGKILL]
+    options = [*tiny_options, *SMALL, str(tmp_path / "run")]
+    assert two_processes(lambda: run_main(lambda: train_stage1.main(options))) == [2, -signal.SIGKILL]
     (line,) = own_lines(capfd)
     assert "process 0 of 2 has lost the others, of which one has ended" in line
 
@@ -234,11 +228,7 @@ def test_a_process_of_a_pool_ends_with_its_parent_even_if_that_is_killed():
         os.write(end, b".")
         time.sleep(600)
 
-    def parent():
-        multiprocessing.get_context("fork").Process(target=work).start()
-        time.sleep(600)
-
-    child = fork(parent)
+    child = fork(lambda: (multiprocessing.get_context("fork").Process(target=work).start(), time.sleep(600)))
     os.close(end)
     assert os.read(held, 1) == b"."
     os.kill(child, signal.SIGKILL)

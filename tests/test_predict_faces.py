@@ -68,15 +68,6 @@ def test_every_face_is_labelled_and_listed_with_the_sides_of_the_upright_face(ru
     assert "no face" not in capsys.readouterr().out
 
 
-def test_the_largest_alone(run, tmp_path, two_faces):
-    save_photo(tmp_path / "two.png", two_faces)
-    run(tmp_path / "two.png", "--faces", "largest", "--no-overlay")
-    labels = read_labels(tmp_path / "out" / "two.png")
-    assert labels[:, :512].any()
-    assert not labels[:, 512:].any()
-    assert len(faces_of(tmp_path / "out" / "two_faces.json")) == 1
-
-
 def test_none_takes_the_photo_for_the_face_and_lists_nothing(run, tmp_path, one_face):
     save_photo(tmp_path / "face.png", one_face[11:203, 128:320])
     run(tmp_path / "face.png", "--faces", "none", out="whole")
@@ -91,7 +82,7 @@ def test_photos_that_lie_on_their_sides_or_head_are_parsed(run, tmp_path, one_fa
     paths = [tmp_path / f"{turns}.png" for turns in range(4)]
     for turns, path in enumerate(paths):
         save_photo(path, np.rot90(one_face, turns).copy())
-    run(*paths, "--no-overlay")
+    run(*paths, "--no-overlay", "--faces", "largest", "--batch-size", "2")
     upright, *turned = (np.rot90(read_labels(tmp_path / "out" / f"{turns}.png"), -turns) for turns in range(4))
     for back in turned:
         assert (upright == back)[(upright > 0) | (back > 0)].mean() > 0.85
@@ -128,20 +119,6 @@ def test_probabilities_of_several_faces_agree_with_the_labels(run, tmp_path, two
     assert saved.shape == (9, *labels.shape)
     np.testing.assert_allclose(saved.sum(0), 1, atol=5e-3)
     assert (np.take_along_axis(saved, labels[None].astype(int), 0)[0] >= saved.max(0)).all()
-
-
-def test_photos_of_a_batch_are_labelled_as_each_alone(run, tmp_path, one_face, two_faces):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    pictures = [one_face, np.ascontiguousarray(one_face[:, ::-1]), two_faces[:, 512:], np.full_like(one_face, 80)]
-    for number, picture in enumerate(pictures):
-        save_photo(folder / f"{number}.png", picture)
-    run(folder, "--no-overlay", out="together")
-    run(folder, "--no-overlay", "--batch-size", "1", out="alone")
-    for number in range(4):
-        together, alone = (read_labels(tmp_path / name / f"{number}.png") for name in ("together", "alone"))
-        assert (together == alone).mean() > 0.9999
-        assert together.any() == (number < 3)
 
 
 def test_the_detector_s_weights_are_checked(monkeypatch, tmp_path, run, one_face):
