@@ -15,14 +15,13 @@ import pytest
 import torch
 
 import train_cropper
-from data.labels import CELEBAMASK, NINE
+from data.labels import NINE
 from data.source import FaceData
-from models.loading import KINDS, load_parser, read_weights
+from models.loading import load_parser, read_weights
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import Runs, line_of, little_room, refuses
 from tests.fixtures import save_parser, state_of
 from tests.test_resume import assert_same_run, fit_until
-from tests.tiny_parser import TinyConfig, TinyParser
 from training.task import Plan
 from utils import checkpoint, distributed
 from utils.errors import InputError
@@ -223,20 +222,6 @@ def test_a_checkpoint_of_absurd_values_is_refused_in_one_line(kind, model, tmp_p
     assert len(line.replace(str(path), "")) < 300
 
 
-def test_dicts_and_tensors_that_are_more_than_they_seem_become_plain(model, tmp_path):
-    state = state_of(model, "stage1", "coarse")
-    path = tmp_path / "odd.pt"
-    state["modules"]["coarse"].keys = 5  # an attribute, which OrderedDict keeps in files
-    tensor = torch.nn.Parameter(torch.ones(2))
-    tensor.numel = 5  # type: ignore[method-assign, assignment]
-    checkpoint.save(path, {**state, "extra": tensor})
-    held = checkpoint.load(path)
-    assert type(held["modules"]["coarse"]) is dict
-    assert type(held["extra"]) is torch.Tensor
-    assert held["extra"].numel() == 2
-    model.load(read_weights(path), ("coarse",))
-
-
 def test_without_a_localizer_the_part_networks_decide_about_the_windows(model, tmp_path):
     coarse, parts = tmp_path / "stage1.pt", tmp_path / "stage2.pt"
     following = replace(model.config, window_margin=1.6, window_aspect=0.5)
@@ -244,14 +229,6 @@ def test_without_a_localizer_the_part_networks_decide_about_the_windows(model, t
     checkpoint.save(parts, {**state_of(model, "stage2", "parts"), "config": asdict(following)})
     for paths in ([coarse, parts], [parts, coarse]):
         assert load_parser(paths, "baseline").config.windows == following.windows
-
-
-def test_a_config_that_checks_nothing_itself_is_checked_when_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
-    state = state_of(TinyParser(TinyConfig(), CELEBAMASK), "tiny", config={"size": 32.0})
-    checkpoint.save(tmp_path / "odd.pt", state)
-    with refuses("size must be of type int, not 32.0"):
-        read_weights(tmp_path / "odd.pt")
 
 
 def test_weights_that_do_not_fit_are_refused_by_what_they_lack(model, whole, tmp_path):

@@ -5,18 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 import evaluate
 from data.labels import CELEBAMASK, HELEN, NINE, ORDERS, read_ids
 from data.loaders import evaluation_batches, open_faces
 from data.source import FaceData
-from data.view import View
 from models.loading import load_parser
-from models.parser import WindowProbs
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from models.stn_icnn.parts import part_targets
 from scoring.evaluation import Request, score_model
 from scoring.files import save
 from tests.damage import refuses
@@ -110,18 +106,6 @@ def test_the_written_scores_are_those_of_an_independent_count(world, crops):
 def test_stage_checkpoints_together_score_as_the_whole(world, stages, crops):
     _, _, run = world
     assert run(*stages, crops=crops)[0]["confusion"] == run("end2end", crops=crops)[0]["confusion"]
-
-
-def test_perfect_part_networks_score_nearly_one_with_true_crops(world, monkeypatch):
-    def oracle(model, batch, crops=None):
-        theta_BP23 = model.windows_of(batch, crops or model.crops)
-        targets = part_targets(View(batch).crop_labels(theta_BP23, 63))
-        return WindowProbs([F.one_hot(target).permute(0, 3, 1, 2).float() for target in targets], theta_BP23)
-
-    monkeypatch.setattr(STNiCNN, "window_probs", oracle)
-    result, _ = world[2]("stage2", crops="truth")
-    assert result["paper"]["overall"] > 0.97
-    assert result["strict"]["mean"] > 0.95
 
 
 def test_scores_are_the_same_from_python_as_from_the_command_line_and_the_worst_faces_come_first(world, tmp_path):

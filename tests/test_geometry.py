@@ -57,14 +57,6 @@ def test_with_an_odd_window_and_an_integer_centre_the_crop_equals_array_slicing_
         assert torch.equal(crops[0, part], sliced(photo[0], centre, side))
 
 
-def test_bytes_are_cropped_as_the_photo_in_zero_to_one():
-    photo = torch.randint(256, (2, 60, 80, 3), dtype=torch.uint8)
-    theta = windows([(31.3, 20.9), (0, 55), (70, 58)], 23, 60, 80).expand(2, 3, 2, 3)
-    torch.testing.assert_close(sampling.crop(photo, theta, 31), sampling.crop(photo.float() / 255, theta, 31))
-    centred = windows([(31, 20)], 23, 60, 80).expand(2, 1, 2, 3)
-    assert torch.equal(sampling.crop(photo, centred, 23)[1, 0], sliced(photo[1].permute(2, 0, 1), (31, 20), 23) / 255)
-
-
 def test_crops_are_those_of_torch_grid_sample():
     torch.manual_seed(0)
     photo, theta = torch.rand(1, 3, 50, 70), torch.tensor([[[[0.4, 0.1, 0.7], [-0.2, 0.9, -0.3]]]])

@@ -97,13 +97,6 @@ def test_predicted_label_maps_score_as_the_model_does_on_the_same_photos(run, we
     assert one["confusion"] == two["confusion"]
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (20, 20000), (300, 1)])
-def test_photos_of_odd_shapes_are_labelled(run, tmp_path, height, width):
-    save_photo(tmp_path / "odd.png", np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
-    assert run(tmp_path / "odd.png", "--windows") == 0
-    assert read_labels(tmp_path / "out" / "odd.png").shape == (height, width)
-
-
 def test_results_are_never_overwritten_unasked(run, tmp_path, capsys):
     save_photo(tmp_path / "face.png", photo())
     (tmp_path / "out").mkdir()

@@ -106,16 +106,6 @@ def test_every_trained_network_moves_and_the_cropper_leaves_the_coarse_network_a
     assert moved(weights["stage2"]["parts"], weights["end2end"]["parts"])
 
 
-def test_best_checkpoints_become_a_parser_that_labels_photos(runs):
-    for paths in ([runs["end2end"]], [runs["cropper"], runs["stage2"]]):
-        parser = load_parser([path / "best.pt" for path in paths])
-        assert (parser.config.coarse_size, parser.config.crop_size) == (48, 17)
-        with torch.no_grad():
-            canvas_BKHW = parser(torch.randint(256, (1, 70, 90, 3), dtype=torch.uint8))
-        assert canvas_BKHW.shape == (1, 9, 70, 90)
-        assert canvas_BKHW.isfinite().all()
-
-
 @pytest.mark.parametrize("localizer", ["resnet18", "released"])
 def test_the_other_localizers_train_and_are_remembered(localizer, tiny_best, tmp_path):
     config = STNiCNNConfig(window_margin=1.6, window_aspect=0.5, crop_size=17)

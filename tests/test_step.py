@@ -103,10 +103,6 @@ def move(task: nn.Module) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device=GPU)
 
 
-class Looked(Exception):
-    """The host looks at the losses, which it may wait for."""
-
-
 @pytest.mark.parametrize("name", STAGES)
 def test_a_training_step_waits_for_nothing(name, tmp_path, monkeypatch):
     script, settings, copies = STAGES[name]
