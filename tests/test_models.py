@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from data.batch import photo_batch
 from data.cache import label_geometry, part_geometry
 from data.datasets.synthetic import draw_face
 from data.labels import HELEN, MIRROR_PARTS, NINE, NUM_PARTS
-from data.view import Parts
+from data.view import Parts, View
 from geometry.theta import window_theta
+from models.parser import stretched
 from models.stn_icnn.baseline import baseline_theta, mask_geometry
 from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, PART_SHAPES, build_localizer
@@ -187,6 +189,14 @@ def test_windows_of_fixed_pixels_start_at_that_many_pixels_whatever_the_photo_s_
     span_2 = torch.tensor([size[1] - 1, size[0] - 1])
     sides_P2 = torch.diagonal(theta_BP23[0, :, :, :2], dim1=-2, dim2=-1) * span_2 + 1
     assert torch.allclose(sides_P2, torch.full((6, 2), 81.0), atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 100), (400, 777)])
+@pytest.mark.parametrize("size", [100, 300])
+def test_what_is_exported_stretches_a_photo_as_a_view_does(height, width, size):
+    photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    expected = View(photo_batch([photo], NINE)).photo(size)
+    torch.testing.assert_close(stretched(torch.from_numpy(photo)[None], size), expected, rtol=0, atol=1 / 255)
 
 
 def test_folding_batch_normalisation_leaves_the_probabilities_alone():
