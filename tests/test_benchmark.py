@@ -29,7 +29,7 @@ def test_a_quick_run_measures_every_section(weights, tmp_path):  # but for expor
     assert all(row["faces/s with loader"] > 0 for row in tables["Training"])
     assert tables["Cache and loader"][0]["MB of photos"] == pytest.approx(5 * 96 * 96 * 3 / 1e6)
     assert 0 < tables["Peak memory"][0]["libraries MB"] < tables["Peak memory"][0]["peak MB"]
-    assert len(tables["predict.py"]) == 2
+    assert tables["predict.py"][0]["ms a photo"] > 0
     assert all(f"## {title}\n" in (tmp_path / "benchmark.md").read_text() for title in tables)
 
 

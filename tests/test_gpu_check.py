@@ -25,7 +25,7 @@ def test_three():
 """
 
 
-def test_every_part_runs_and_is_written(weights, tmp_path, monkeypatch):
+def test_every_part_runs_and_is_written(weights, tmp_path, monkeypatch, capsys):
     (tmp_path / "test_some.py").write_text(TESTS)
     monkeypatch.setattr(gpu_check, "TESTS", tmp_path)
     monkeypatch.setattr(gpu_check, "SHIPPED_WEIGHTS", weights)
@@ -35,6 +35,9 @@ def test_every_part_runs_and_is_written(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(eagrnet, "LAYERS", THIN)
     out = tmp_path / "out"
     assert gpu_check.main(["--quick", "--device", "cpu", "--minutes", "60", "--out", str(out)]) == 1
+    assert [line.partition(":")[2] for line in capsys.readouterr().err.splitlines() if line.startswith("NOT AS")] == [
+        *(" test_two: failure: assert 1 == 2", " none best off None failed: KeyError ('none')")
+    ]
     tables = {table["title"]: table for table in json.loads((out / "benchmark.json").read_text())["tables"]}
     assert tables["Tests"]["rows"] == [
         {"test": "test_one", "result": "passed", "off by %": "0.5"},

@@ -12,9 +12,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -57,29 +58,28 @@ OFF_FACE = 0.45  # eye distances; those of a photo's own label map stay below 0.
 SIDES = (("brow1", "brow2"), ("eye1", "eye2"))  # the first of each pair lies on the image's left
 
 
-class Checked(NamedTuple):
-    """What one face shows.
+@dataclass
+class Checked:
+    """What one face shows; None and NaN where that cannot be known.
 
-    size: (H, W) of the photo. present: bool (labels + 1,), the last of ignored pixels; None for unreadable masks.
-    swapped: pairs of ``SIDES`` that lie the wrong way round. places_P2: see ``tools.oddities.part_places``; None if
-    unknown. photo_hash: None for unreadable photos. face_hash: of the largest face. faceless: whether no face is found
-    in the photo.
-    off_face: see ``tools.oddities``.
-    parsed_SS, own_SS: what the parser sees and what the label map shows, see ``tools.oddities.small_parts``.
+    size: (H, W) of the photo, of synthetic faces of the label map. present: bool (labels + 1,), the last of ignored
+    pixels; None for unreadable masks. swapped: pairs of ``SIDES`` that lie the wrong way round. faceless: whether no
+    face is found in the photo. photo_hash, face_hash (of the largest face), places_P2, off_face: see
+    ``tools.oddities``. parsed_SS, own_SS: what the parser sees and what the label map shows, see ``small_parts`` there.
     """
 
     sample: Sample
-    problems: list[str]
-    size: tuple[int, int] | None
-    present: np.ndarray | None
+    problems: list[str] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    present: np.ndarray | None = None
     swapped: tuple[tuple[str, str], ...] = ()
-    places_P2: np.ndarray | None = None
-    photo_hash: PhotoHash | None = None
     faceless: bool = False
+    photo_hash: PhotoHash | None = None
+    face_hash: PhotoHash | None = None
+    places_P2: np.ndarray | None = None
     off_face: float = np.nan
     parsed_SS: np.ndarray | None = None
     own_SS: np.ndarray | None = None
-    face_hash: PhotoHash | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,53 +127,48 @@ def check_faces(
 
 def check_face(labels: LabelSet, listing: Listing, scenes: SceneParser, sample: Sample) -> Checked:
     """Reads one face and collects all of its problems."""
-    problems: list[str] = []
-    photo, ids = None, None
+    face, photo, ids = Checked(sample), None, None
     try:
         photo = images.read_photo(sample.photo) if sample.masks else None  # synthetic faces have no files
     except InputError as error:
-        problems.append(str(error))
+        face.problems.append(str(error))
     try:
         ids = listing.read_labels(sample)
     except InputError as error:
-        problems.append(str(error))
-    size = None if photo is None else (photo.shape[0], photo.shape[1])
-    seen, hashed, faceless = None, None, False
-    points_N52 = np.zeros((0, 5, 2))  # in shares of the photo's sides
+        face.problems.append(str(error))
+    picture, found = None, []
     if photo is not None:
-        thumb = images.make_thumb(photo)
-        seen = photo_hash(thumb)
+        face.size, thumb = (photo.shape[0], photo.shape[1]), images.make_thumb(photo)
+        face.photo_hash = photo_hash(thumb)
         for picture in (thumb, photo):
-            if faces := scenes.detector.find(picture):
-                points_N52 = (np.array([face.points_52 for face in faces]) + 0.5) / picture.shape[1::-1]
-                hashed = face_hash(picture, faces[0])
+            if found := scenes.detector.find(picture):
+                face.face_hash = face_hash(picture, found[0])
                 break
-        faceless = not len(points_N52)
+        face.faceless = not found
     if ids is None:
-        return Checked(sample, problems, size, None, (), None, seen, faceless, face_hash=hashed)
-    own_size = (ids.shape[0], ids.shape[1])
-    unknown = id_problem(labels, sample, ids)
-    found = [unknown]
-    if size:
-        found.append(size_problem(sample, size, own_size, listing.shrink))
-    problems += [problem for problem in found if problem]
-    shares = np.bincount(ids.ravel(), minlength=256)[: len(labels)] / ids.size
-    if sample.masks and not unknown:
-        problems += _empty_or_full(labels, listing, sample, shares)
-    places_P2 = part_places(ids, labels) if labels.part_ids and not unknown else None
-    off = np.nan if places_P2 is None else off_face(places_P2, points_N52, own_size)
-    swapped, size = _swapped_pairs(ids, labels), size if sample.masks else own_size
-    present = np.append(shares > 0, (ids == NO_ID).any())
-    face = Checked(sample, problems, size, present, swapped, places_P2, seen, faceless, off, face_hash=hashed)
-    if not len(points_N52) or places_P2 is None:
         return face
-    own_SS = small_parts(ids, labels)
-    (scene,) = scenes.parse_found([picture], [faces])
-    seen_NSS = [
-        small_parts(scene.labels_HW * (scene.owners_HW == k + 1), scene.labels) for k in range(len(scene.faces))
-    ]
-    parsed_SS = max(seen_NSS, key=lambda seen_SS: agreement(seen_SS, own_SS[None])[0], default=np.zeros_like(own_SS))
-    return face._replace(parsed_SS=parsed_SS, own_SS=own_SS)
+    own_size = (ids.shape[0], ids.shape[1])
+    shares = np.bincount(ids.ravel(), minlength=256)[: len(labels)] / ids.size
+    face.present, face.swapped = np.append(shares > 0, (ids == NO_ID).any()), _swapped_pairs(ids, labels)
+    unknown = id_problem(labels, sample, ids)
+    differ = size_problem(sample, face.size, own_size, listing.shrink) if face.size else None
+    face.problems += [problem for problem in (unknown, differ) if problem]
+    if not sample.masks:
+        face.size = own_size
+    elif not unknown:
+        face.problems += _empty_or_full(labels, listing, sample, shares)
+    if unknown or not labels.part_ids:
+        return face
+    face.places_P2 = part_places(ids, labels)
+    if picture is not None and found:
+        points_N52 = (np.array([one.points_52 for one in found]) + 0.5) / picture.shape[1::-1]  # shares of its sides
+        face.off_face, own_SS = off_face(face.places_P2, points_N52, own_size), small_parts(ids, labels)
+        (scene,) = scenes.parse_found([picture], [found])
+        owned = (scene.labels_HW * (scene.owners_HW == k) for k in range(1, 1 + len(scene.faces)))
+        seen = [small_parts(ids_HW, scene.labels) for ids_HW in owned] or [np.zeros_like(own_SS)]
+        face.parsed_SS = max(seen, key=lambda seen_SS: agreement(seen_SS, own_SS[None])[0])
+        face.own_SS = own_SS
+    return face
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -226,21 +221,16 @@ def _report(labels: LabelSet, split: str, faces: list[Checked], odd: set[Sample]
         if present[label] == 0 and label in in_parts and len(read) >= FEW_FACES:
             problems.append(f"no face of split {split} has part {name}: were its masks unpacked?")
     for one, two in SIDES:
-        swapped = [face for face in faces if (one, two) in face.swapped]
-        what = f"{one} lies right of {two} in split {split}"
-        problems += _judge(f"sides swapped: {what}", [(face.sample, "") for face in swapped], len(read), odd)
+        swapped = [(face.sample, "") for face in faces if (one, two) in face.swapped]
+        problems += _judge(f"sides swapped: {one} lies right of {two} in split {split}", swapped, len(read), odd)
     problems += _judge(f"parts far from where they usually lie in split {split}", _far(faces), len(read), odd)
-    parsed = [face for face in faces if face.parsed_SS is not None]
-    misfit = misfits(*(np.array([getattr(face, name) for face in parsed]) for name in ("parsed_SS", "own_SS")))
-    found = [(parsed[n].sample, "" if k is None else f"looks like {parsed[k].sample.name}'s") for n, k in misfit]
-    named = [sample for sample, _ in found]
+    foreign = _foreign(faces)
     what = f"label maps unlike what the shipped weights see in their photos in split {split}"
-    problems += _judge(what, found, len(read), odd)
-    off = [
-        (face.sample, f"{face.off_face:.1f}") for face in faces if face.off_face > OFF_FACE and face.sample not in named
-    ]
+    problems += _judge(what, foreign, len(read), odd)
+    off, known = [face for face in faces if face.off_face > OFF_FACE], [sample for sample, _ in foreign]
+    distances = [(face.sample, f"{face.off_face:.1f}") for face in off if face.sample not in known]
     what = f"label maps far from the photo's face, shifted or another photo's (in eye distances), in split {split}"
-    problems += _judge(what, off, len(read), odd)
+    problems += _judge(what, distances, len(read), odd)
     faceless = [(face.sample, "") for face in faces if face.faceless]
     problems += _judge(f"photos in which no face is found in split {split}", faceless, len(faces), odd)
     return problems
@@ -263,14 +253,19 @@ def _judge(what: str, found: list[tuple[Sample, str]], count: int, odd: set[Samp
 
 def _far(faces: list[Checked]) -> list[tuple[Sample, str]]:
     """The faces of a split with parts in strange places, and which parts; none of so few that places are chance."""
-    placed = [(face.sample, face.places_P2) for face in faces if face.places_P2 is not None]
+    placed = [face for face in faces if face.places_P2 is not None]
     if len(placed) < FEW_FACES:
         return []
-    far_NP = far_parts(np.array([places_P2 for _, places_P2 in placed]))
-    names = list(PARTS)
-    return [
-        (placed[n][0], "+".join(names[p] for p in np.flatnonzero(far_NP[n]))) for n in np.flatnonzero(far_NP.any(1))
-    ]
+    far_NP = far_parts(np.array([face.places_P2 for face in placed]))
+    names = ["+".join(name for name, far in zip(PARTS, far_P, strict=True) if far) for far_P in far_NP]
+    return [(face.sample, name) for face, name in zip(placed, names, strict=True) if name]
+
+
+def _foreign(faces: list[Checked]) -> list[tuple[Sample, str]]:
+    """The faces of a split whose label maps are another photo's, and whose, where that is known."""
+    parsed = [face for face in faces if face.parsed_SS is not None]
+    found = misfits(np.array([face.parsed_SS for face in parsed]), np.array([face.own_SS for face in parsed]))
+    return [(parsed[n].sample, "" if k is None else f"looks like {parsed[k].sample.name}'s") for n, k in found]
 
 
 def _copies(checked: dict[str, list[Checked]], odd: set[Sample]) -> list[str]:

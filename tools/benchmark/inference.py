@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from faces.detect import Detector
 from faces.labelling import Labelling, label_photos
 from faces.results import Job
-from faces.scene import SceneParser
 from models.loading import load_for_inference, load_parser
 from models.stn_icnn.model import STNiCNN
 from tools.benchmark import reference
@@ -32,7 +30,6 @@ from tools.benchmark.measure import (
     time_in_turns,
 )
 from tools.export import export, load_onnx, missing
-from tools.portrait import table
 from utils import runtime
 from utils.errors import InputError
 
@@ -77,37 +74,28 @@ def measure_inference(setup: Setup) -> list[Table]:
 
 
 def measure_predict(setup: Setup) -> list[Table]:
-    """predict.py on a folder, and the networks alone; on a photo of eight faces, and the detector alone."""
+    """predict.py on a folder of photos that are faces, and the networks alone."""
     count, side = (2, 96) if setup.quick else (48, 1024)
-    model, detector = load_for_inference(setup.checkpoints, setup.device), Detector()
-    folder = setup.scratch / "photos"
-    folder.mkdir(exist_ok=True)
-    photos, group = face_photos(count, side, side), np.concatenate([table(), table()])
-    for i, photo in enumerate([group, *photos]):
-        Image.fromarray(photo).save(folder / f"{i}.jpg", quality=95)
+    model, photos = load_for_inference(setup.checkpoints, setup.device), face_photos(count, side, side)
+    files = [setup.scratch / f"photo{i}.jpg" for i in range(count)]
+    for file, photo in zip(files, photos, strict=True):
+        Image.fromarray(photo).save(file, quality=95)
+    jobs = [Job(file, {"labels": file.with_suffix(".png"), "overlay": file.with_suffix(".o.jpg")}) for file in files]
 
     def networks() -> None:
         for start in range(0, count, 4):
             parse_photos(model, photos[start : start + 4], setup.device, setup.precisions[-1])
 
-    def whole(numbers: range, scenes: SceneParser | None) -> None:
-        files = [(folder / f"{i}.jpg", setup.scratch / f"{i}.png", setup.scratch / f"{i}.overlay.jpg") for i in numbers]
-        jobs = [Job(file, {"labels": labels, "overlay": overlay}) for file, labels, overlay in files]
-        failed, _ = label_photos(Labelling(model, scenes, setup.machine, 4), jobs)
+    def folder() -> None:
+        failed, _ = label_photos(Labelling(model, None, setup.machine, 4), jobs)
         if failed:
             raise RuntimeError(failed[0])
 
-    functions: dict[str, Callable[[], Any]] = {
-        "networks": networks,
-        "folder": partial(whole, range(1, count + 1), None),
-        "detector": partial(detector.find, group),
-        "group": partial(whole, range(1), SceneParser(model, detector, "all", setup.machine.amp)),
-    }
-    ms = {name: times["median"] for name, times in time_in_turns(functions, setup.seconds).items()}
-    rows: list[Row] = [{"what": f"{count} photos of {side}×{side}", "ms a photo": ms["folder"] / count}]
-    rows[0]["networks alone"] = ms["networks"] / count
-    rows.append({"what": "a photo of eight faces", "ms a photo": ms["group"], "detector alone": ms["detector"]})
-    return [Table("predict.py", rows, f"From file to label map and overlay; {setup.machine.threads} threads decode.")]
+    times = time_in_turns({"networks": networks, "folder": folder}, setup.seconds)
+    row: Row = {"what": f"{count} photos of {side}×{side}", "ms a photo": times["folder"]["median"] / count}
+    row["networks alone"] = times["networks"]["median"] / count
+    note = f"From file to label map and overlay; {setup.machine.threads} threads decode."
+    return [Table("predict.py", [row], note)]
 
 
 def measure_export(setup: Setup) -> list[Table]:
