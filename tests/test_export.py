@@ -164,7 +164,7 @@ def test_a_file_that_labels_otherwise_is_not_kept(label, status, kept, weights, 
     path, black = tmp_path / "faces.pt2", torch.zeros(1, 4, 4, 3)
     path.write_text("older")
     monkeypatch.setattr(export, "trace", lambda labeller: None)
-    monkeypatch.setattr(export, "save_program", lambda program, path, told: path.write_text("newer"))
+    monkeypatch.setattr(export, "save_program", lambda program, path, labeller: path.write_text("newer"))
     monkeypatch.setattr(export, "load_program", lambda path: lambda photos: torch.full((1, 4, 4), label))
     monkeypatch.setattr(export.Labeller, "checks", lambda self: [("black", (black,), black[..., 0])])
     options = ["--checkpoint", str(weights), "--program", str(path)]

@@ -69,9 +69,14 @@ def main(argv: list[str] | None = None) -> int:
         best[name] = reproduce.train_stage(name, plan)
     print("\nScores on the test faces", flush=True)
     reproduce.score_rows(best, setup, "test", out)
+    sheet = Image.fromarray(summary(best["end2end"], setup.data))
+    files.write_whole(out / "summary.png", partial(sheet.save, format="PNG"))
+    run = report.read_run(out)
+    assert run is not None
+    common.save_figure(report.curves(run), out / "curves.png")
     pictures = {
-        save(summary(best["end2end"], setup.data), out / "summary.png"): "test faces: photo, parsed, truth",
-        draw_curves(out): "training loss and validation scores of the four stages",
+        out / "summary.png": "test faces: photo, parsed, truth",
+        out / "curves.png": "training loss and validation scores of the four stages",
     }
     if SHIPPED_WEIGHTS.is_file():
         pictures[parse_portrait(out)] = "a portrait, parsed with the weights of this repository"
@@ -79,12 +84,6 @@ def main(argv: list[str] | None = None) -> int:
     for path, what in pictures.items():
         print(f"  {path}: {what}")
     return 0
-
-
-def save(picture: np.ndarray, path: Path) -> Path:
-    """Write a picture, uint8 (H, W, 3), as a PNG; returns the path. Raises OSError."""
-    files.write_whole(path, partial(Image.fromarray(picture).save, format="PNG"))
-    return path
 
 
 def summary(checkpoint: Path, data: FaceData) -> np.ndarray:
@@ -98,14 +97,6 @@ def summary(checkpoint: Path, data: FaceData) -> np.ndarray:
     margin = np.zeros((len(sheet), key.shape[1], 3), np.uint8)
     margin[: len(key)] = key
     return np.hstack([sheet, margin])
-
-
-def draw_curves(out: Path) -> Path:
-    """Draw the logs of the stages in a folder; returns the picture's path. Raises OSError."""
-    run = report.read_run(out)
-    assert run is not None
-    common.save_figure(report.curves(run), out / "curves.png")
-    return out / "curves.png"
 
 
 def parse_portrait(out: Path) -> Path:

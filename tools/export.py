@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
@@ -126,11 +125,8 @@ def export(
     parser.fold()
     labeller = (FramedLabeller if framed else Labeller)(parser).requires_grad_(False)
     traced = trace(labeller)
-    told = metadata(labeller)
-    written = [write(program, partial(save_program, told=told), load_program, traced, labeller)] if program else []
-    save = partial(save_onnx, axes=labeller.axes, told=told)
-    written += [write(onnx, save, load_onnx, traced, labeller)] if onnx else []
-    return all(written)
+    formats = ((program, save_program, load_program), (onnx, save_onnx, load_onnx))
+    return all([write(path, save, load, traced, labeller) for path, save, load in formats if path])
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -179,9 +175,9 @@ def metadata(labeller: Labeller) -> dict[str, str]:
     return {"label_set": labels.name, "labels": names, "colours": colours, "photos": "RGB, uint8, 0 to 255"}
 
 
-def save_program(program: ExportedProgram, path: Path, told: dict[str, str]) -> None:
+def save_program(program: ExportedProgram, path: Path, labeller: Labeller) -> None:
     """As a .pt2 file, with ``metadata`` as the extra file "metadata.json". Raises OSError."""
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(told)})
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata(labeller))})
 
 
 def load_program(path: Path) -> Callable[..., Tensor]:
@@ -189,21 +185,21 @@ def load_program(path: Path) -> Callable[..., Tensor]:
     return torch.export.load(path).module()
 
 
-def save_onnx(program: ExportedProgram, path: Path, axes: dict[str, dict[int, str]], told: dict[str, str]) -> None:
-    """As an ONNX graph with the output "labels" and ``metadata``. axes: see ``Labeller``. Raises OSError."""
+def save_onnx(program: ExportedProgram, path: Path, labeller: Labeller) -> None:
+    """As an ONNX graph with the output "labels" and ``metadata``. Raises OSError."""
     torch.onnx.export(
         program,
         f=path,
         dynamo=True,
         external_data=False,
-        input_names=list(axes),
+        input_names=list(labeller.axes),
         output_names=["labels"],
-        dynamic_shapes=axes,
+        dynamic_shapes=labeller.axes,
         verbose=False,
     )
     onnx = importlib.import_module("onnx")
     graph = onnx.load(path)
-    onnx.helper.set_model_props(graph, told)
+    onnx.helper.set_model_props(graph, metadata(labeller))
     onnx.save(graph, path)
 
 
@@ -226,7 +222,7 @@ def load_onnx(path: Path) -> Callable[..., Tensor] | None:
 
 def write(
     path: Path,
-    save: Callable[[ExportedProgram, Path], None],
+    save: Callable[[ExportedProgram, Path, Labeller], None],
     load: Callable[[Path], Callable[..., Tensor] | None],
     program: ExportedProgram,
     labeller: Labeller,
@@ -238,7 +234,7 @@ def write(
     started = time.monotonic()
     with TemporaryDirectory(prefix="export") as folder:
         temporary = Path(folder) / path.name
-        save(program, temporary)
+        save(program, temporary, labeller)
         text = f"{path}: {temporary.stat().st_size / 2**20:.1f} MiB in {time.monotonic() - started:.0f} s"
         function = load(temporary)
         if function is None:
