@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 
@@ -65,11 +65,14 @@ class Detector:
 
         Looks at the photo shrunk to 640 pixels, or enlarged to 160, as it is and turned by 45 degrees either way; where
         that shows no face, at up to 2560 pixels, then at 240, and at last turned by a quarter, half and three quarters.
-        Then at each face once more, see ``_look_closely``; what is no face to either look is left out.
+        At each face it looks once more, see ``_look_closely``; what is no face to either look is left out. Where the
+        largest face lies on its side or head, it looks at the whole photo turned like that: the others may too.
         """
-        faces = _apart([self._look_closely(photo_HW3, face) for face in _apart(self._find(photo_HW3))])
-        faces = [face for face in faces if face.score >= self.least_score]
-        return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+        for looked in self._looks(photo_HW3):
+            if faces := self._faces(photo_HW3, looked):
+                quarter = 90 * round(faces[0].degrees / 90)
+                return self._faces(photo_HW3, self._look_round(photo_HW3, quarter), faces) if quarter else faces
+        return []
 
     def follow(self, photo_HW3: np.ndarray, face: Detection) -> Detection | None:
         """A face of the frame before in the next frame of a video, by one look at where it was; None where it has
@@ -77,14 +80,22 @@ class Detector:
         found = self._look_turned(photo_HW3, face, face.degrees)
         return None if found is None or found[0].score < self.least_score else found[0]
 
-    def _find(self, photo_HW3: np.ndarray) -> list[Detection]:
-        longest = max(photo_HW3.shape[:2])
-        if found := [face for turn in (0, -45, 45) for face in self._look_round(photo_HW3, turn)]:
-            return found
-        for side in (LARGEST_SIDE, LAST_SIDE):
-            if (side < longest or side == LAST_SIDE) and (found := self._look(photo_HW3, side)):
-                return found
-        return next(filter(None, (self._look_round(photo_HW3, turn) for turn in (90, -90, 180))), [])
+    def _faces(
+        self, photo_HW3: np.ndarray, looked: Sequence[Detection], known: Sequence[Detection] = ()
+    ) -> list[Detection]:
+        """The known faces and those that a closer look confirms, largest first."""
+        faces = _apart([*known, *(self._look_closely(photo_HW3, face) for face in _apart(looked))])
+        faces = [face for face in faces if face.score >= self.least_score]
+        return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+
+    def _looks(self, photo_HW3: np.ndarray) -> Iterator[list[Detection]]:
+        """What each look shows, until one shows a face."""
+        yield [face for turn in (0, -45, 45) for face in self._look_round(photo_HW3, turn)]
+        if max(photo_HW3.shape[:2]) > LARGEST_SIDE:
+            yield self._look(photo_HW3, LARGEST_SIDE)
+        yield self._look(photo_HW3, LAST_SIDE)
+        for turn in (90, -90, 180):
+            yield self._look_round(photo_HW3, turn)
 
     def _look_round(self, photo_HW3: np.ndarray, degrees: float) -> list[Detection]:
         """The faces of a photo that is turned counterclockwise first, in its own pixels."""
@@ -128,12 +139,14 @@ class Detector:
         YuNet places the points of a turned face as if it were more upright than it is (at 45 degrees it misses a third
         of the angle, from 60 on most of it; the smaller the face, the more), and is less sure the more a face is
         turned. So the square is turned after the points until they lie upright; where the network is not sure, it looks
-        from all four sides first.
+        from all four sides first, and from between them where these lie askew to the photo, as most faces do not.
         """
-        found = self._look_turned(photo_HW3, face, face.degrees)
-        if found is None or found[0].score < SURE:
-            sides = [self._look_turned(photo_HW3, face, face.degrees + turn) for turn in (90, 180, 270)]
-            found = max((side for side in (found, *sides) if side), key=lambda side: side[0].score, default=None)
+        found: tuple[Detection, float] | None = None
+        between = (45, 135, 225, 315) if 22.5 < face.degrees % 90 < 67.5 else ()
+        for turns in ((0,), (90, 180, 270), between):
+            if found is None or found[0].score < SURE:
+                sides = [self._look_turned(photo_HW3, face, face.degrees + turn) for turn in turns]
+                found = max((side for side in (found, *sides) if side), key=lambda side: side[0].score, default=None)
         for _ in range(3):
             if found is None or abs(found[1]) < UPRIGHT:
                 break

@@ -12,6 +12,7 @@ import predict
 from data.images import read_labels
 from data.labels import NINE
 from faces import load
+from faces.detect import Detector
 from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE
 from tests.fixtures import save_photo
 from tools import demo
@@ -86,6 +87,18 @@ def test_photos_that_lie_on_their_sides_or_head_are_parsed(run, tmp_path, one_fa
     upright, *turned = (np.rot90(read_labels(tmp_path / "out" / f"{turns}.png"), -turns) for turns in range(4))
     for back in turned:
         assert (upright == back)[(upright > 0) | (back > 0)].mean() > 0.85
+
+
+@pytest.mark.parametrize("kind", ["fills the frame", "a second one is cut by the border"])
+def test_every_face_is_found_from_every_side(one_face, kind):
+    photo = np.ascontiguousarray(one_face[60:160, 175:275][:, ::-1])
+    if kind != "fills the frame":
+        photo = np.concatenate([one_face[:300, 100:400], one_face[:300, 110:225]], 1)
+    upright = [face.degrees for face in Detector().find(photo)]
+    assert len(upright) == (1 if kind == "fills the frame" else 2)
+    for turns in range(1, 4):
+        found = [face.degrees + 90 * turns for face in Detector().find(np.rot90(photo, turns).copy())]
+        assert [(degrees + 180) % 360 - 180 for degrees in found] == pytest.approx(upright, abs=12)
 
 
 def test_photos_and_strips_without_a_face_get_an_empty_map_and_are_told(run, tmp_path, capsys):
