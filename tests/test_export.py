@@ -146,7 +146,8 @@ def test_the_example_of_the_documentation_runs(framed, tmp_path, monkeypatch):
     (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "detect(photo)" in block)
     photo, frames = export.turned_faces((30, -100), 240, 420)
     face_52 = np.array([(-0.3, -0.1), (0.3, -0.1), (0, 0.2), (-0.2, 0.45), (0.2, 0.45)])
-    points = [face_52 @ matrix[:, :2].T + matrix[:, 2] for matrix in frames]
+    shapes = face_52, face_52 * [0.6, 1]  # the second as in a profile, whose eyes are close together
+    points = [shape @ matrix[:, :2].T + matrix[:, 2] for shape, matrix in zip(shapes, frames, strict=True)]
     Image.fromarray(photo).save(tmp_path / "photo.jpg", "PNG")  # Pillow goes by the content
     shutil.copy(framed.folder / "faces.onnx", tmp_path / "stn_icnn_framed.onnx")
     monkeypatch.chdir(tmp_path)
