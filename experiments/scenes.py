@@ -69,8 +69,8 @@ def compose(
     size = (2 * CELL, 2 * CELL)
     scene_HW3 = cv2.resize(background_HW3, size).astype(np.float32)
     labels_HW, owners_HW = np.zeros((2, *size), np.uint8)
-    frames = []
-    for k, ((_, photo, shown, labels), quarter) in enumerate(zip(faces, rng.permutation(4), strict=False), 1):
+    quarters, frames = rng.permutation(4)[: len(faces)], []
+    for k, ((_, photo, shown, labels), quarter) in enumerate(zip(faces, quarters, strict=True), 1):
         side, degrees = rng.uniform(*SIDES), rng.uniform(-DEGREES, DEGREES)
         reach = side / np.sqrt(2)  # the farthest corner from the middle
         middle_2 = CELL * np.array(divmod(int(quarter), 2)) + rng.uniform(reach, CELL - reach, 2)
