@@ -76,8 +76,7 @@ class FusedParser(FaceParser):
         return self._fuse_batch(*framed)
 
     def mirrored(self) -> "FusedParser":
-        """See ``FaceParser.mirrored``; the parts alone are averaged."""
-        self.parts = self.parts.mirrored()
+        self.whole, self.parts = self.whole.mirrored(), self.parts.mirrored()
         return self
 
     def fold(self) -> None:

@@ -18,7 +18,6 @@ from models.parser import stretched
 from models.stn_icnn.baseline import baseline_theta, mask_geometry
 from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, PART_SHAPES, build_localizer
-from models.stn_icnn.mirror import mirror_too
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import NETWORKS, PartNets, part_targets
 from models.stn_icnn.windows import Windows, complete, target_theta, window_sides
@@ -217,7 +216,7 @@ def test_with_mirroring_a_mirrored_photo_gets_the_mirrored_labels():
     images = torch.rand(2, 3, 64, 64)
     crops_BP3SS = torch.rand(2, 6, 3, 33, 33)
     before = model.parts(crops_BP3SS)
-    mirror_too(model)
+    model.mirrored()
     logits, mirrored = model.coarse(images), model.coarse(images.flip(-1))
     torch.testing.assert_close(mirrored, logits.flip(-1)[:, list(NINE.mirror)], rtol=1e-4, atol=1e-5)
     parts = model.parts(crops_BP3SS)

@@ -222,7 +222,6 @@ def test_the_tiny_one_s_checkpoint_says_what_it_is(trained):
     [
         (evaluate, "--crops truth", "crops truth: {best} holds tiny, which has no crops; leave it out"),
         (predict, "--crops baseline", "crops baseline: {best} holds tiny, which has no crops; leave it out"),
-        (predict, "--mirror", "mirror: tiny has no test-time mirroring; leave it out"),
         (predict, "--windows --faces none", "windows: tiny has none to draw; leave them out"),
         (evaluate, "--checkpoint {best} {deeplab}", "{best} holds tiny and {deeplab} holds deeplab: give"),
         (evaluate, "--checkpoint {best} {best}", "{best} and {best}: give one checkpoint of tiny"),

@@ -13,11 +13,11 @@ from data.view import View
 from geometry.paste import paste, paste_any, paste_labels
 from geometry.sampling import crop, enlarged_labels
 from geometry.theta import canvas_to_image, compose, enlarged, image_to_padded
+from models.mirror import Mirrored
 from models.parser import FaceParser, Parsed, Weights, WindowProbs, check_types, framed_input, one_window, stretched
 from models.stn_icnn.baseline import baseline_theta
 from models.stn_icnn.icnn import CHANNELS, ICNN, KERNELS, ICNNConfig, fold_batchnorm
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
-from models.stn_icnn.mirror import mirror_too
 from models.stn_icnn.parts import PartNets
 from models.stn_icnn.windows import Windows, target_theta
 from utils.checkpoint import shown
@@ -244,7 +244,8 @@ class STNiCNN(FaceParser):
         return paste_any(_softmax(self.parts(crops_FP3SS)), theta_FP23, height, width, self.paste)
 
     def mirrored(self) -> "STNiCNN":
-        mirror_too(self)
+        self.coarse = Mirrored(self.coarse, NINE)  # type: ignore[assignment]
+        self.parts.twice = True
         return self
 
     def fold(self) -> None:
