@@ -19,7 +19,6 @@ from utils.runtime import run_main
 SECTIONS: dict[str, Callable[[Setup], list[Table]]] = {
     "inference": inference.measure_inference,
     "training": training.measure_training,
-    "cache": training.measure_cache,
     "memory": inference.measure_memory,
     "predict": inference.measure_predict,
     "export": inference.measure_export,
