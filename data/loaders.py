@@ -5,6 +5,7 @@ import math
 import mmap
 import os
 import zlib
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -271,10 +272,13 @@ def _loader(faces: Faces, tickets: list, batch_size: int, rank: int, world: int,
     if machine.workers and faces.loader is not None:
         faces.loader.batch_sampler[:] = batches  # type: ignore[index]
         return faces.loader
+    # A copy: a loader and faces that hold each other would be collected with the loader's queues closed first, and each
+    # process, which then hears of no end, waited for in vain, 5 seconds.
+    held = copy(faces)
     loader = DataLoader(
-        faces,
+        held,
         batch_sampler=batches,
-        collate_fn=faces.collate,
+        collate_fn=held.collate,
         num_workers=machine.workers,
         pin_memory=machine.device.type == "cuda",
         prefetch_factor=4 if machine.workers else None,

@@ -336,6 +336,14 @@ def test_the_order_depends_on_seed_and_epoch_alone(root):
     assert sorted(first[:, 0].tolist()) == list(range(COUNT))
 
 
+def test_the_processes_of_a_loader_end_with_the_faces_that_nobody_holds_any_more(root):
+    faces = open_train(root)
+    order_of(faces, 2, 0, 0, machine=Machine(CPU, 2))
+    processes = faces.loader._iterator._workers
+    del faces  # no cycle: nothing waits for the garbage collector, which would leave the processes waiting
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
 def test_every_face_comes_with_all_five_folds_in_an_epoch(root):
     order = order_of(open_train(root), 3, 4, 2, folds=5)
     assert order[:, 1].tolist() == [4] * 30
