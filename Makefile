@@ -6,7 +6,7 @@ DEMO = runs/demo
 
 .PHONY: demo test lint clean
 
-$(VENV)/.ready: requirements.txt requirements-dev.txt requirements-whole.txt
+$(VENV)/.ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	touch $@

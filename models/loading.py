@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ from utils.runtime import uses_bf16
 KINDS: dict[str, type[FaceParser]] = {parser.kind: parser for parser in (STNiCNN, DeepLab, EAGRNetParser, WholeParser)}
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 SHIPPED_WEIGHTS = CHECKPOINTS / "stn_icnn.pt"
-SHIPPED_WHOLE = CHECKPOINTS / "deeplab.pt"  # of all 19 labels of CelebAMask-HQ
+# Of all 19 labels of CelebAMask-HQ; deeplab.pt needs no further library.
+SHIPPED_WHOLE = CHECKPOINTS / ("whole.pt" if find_spec("segmentation_models_pytorch") else "deeplab.pt")
 
 
 def read_weights(path: Path) -> Weights:

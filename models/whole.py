@@ -1,5 +1,5 @@
 """The whole face by one network out of segmentation_models_pytorch (Iakubovskii 2019): any of its architectures on any
-of its encoders, timm's included. An optional requirement: requirements-whole.txt."""
+of its encoders, timm's included."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def _library() -> Any:
     try:
         import segmentation_models_pytorch
     except ImportError as error:
-        raise InputError(f"this parser needs {error.name}: pip install -r requirements-whole.txt") from None
+        raise InputError(f"this parser needs {error.name}: pip install -r requirements.txt") from None
     return segmentation_models_pytorch
 
 

@@ -97,7 +97,7 @@ def test_options_that_cannot_be_are_one_line(tmp_path: Path, options: tuple[str,
 
 def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(InputError, match=r"pip install -r requirements-whole\.txt"):
+    with pytest.raises(InputError, match=r"pip install -r requirements\.txt"):
         WholeParser(WholeConfig(), HELEN)
 
 
