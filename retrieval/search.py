@@ -7,11 +7,9 @@ gallery.npz.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -108,7 +106,7 @@ def embeddings_of(path: Path, cached: Path | None, network: nn.Module, key: str,
             "cut": np.array(json.dumps(asdict(cut) if cut else None)),
         }
         content |= {"checkpoint": np.array(key), "photos": np.array(photos)}
-        files.write_whole(cached, lambda file: np.savez(file, checksum=_checksum(content), **content))
+        files.write_whole(cached, lambda file: np.savez(file, **content))
     return Embeddings(people, rows_NE, photos, cut)
 
 
@@ -143,14 +141,6 @@ def cut_photos(photos: list[Path], cut: Cut) -> tuple[People, np.ndarray]:
     return People(tuple(path.name for path in kept), tuple(kept), np.arange(len(kept))), np.stack(crops)
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of all arrays but itself, by which a file that was edited is known."""
-    digest = hashlib.sha256()
-    for name in sorted({*arrays} - {"checksum"}):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
-    return digest.hexdigest()
-
-
 def read_embeddings(path: Path, key: str) -> Embeddings:
     """The embeddings of a file that a search wrote. key: SHA-256 of the checkpoint that they must be from.
 
@@ -164,8 +154,7 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
                 names_P, paths_N = (stored[name].astype(str) for name in ("names", "paths"))
                 labels_N, rows_NE = stored["labels"], stored["embeddings"]
                 cut = json.loads(str(stored["cut"])) if "cut" in stored else None  # older files lack it
-                edited = "checksum" in stored and str(stored["checksum"]) != _checksum(stored)
-            sound = not edited and names_P.ndim == 1 and rows_NE.ndim == 2 and rows_NE.dtype == np.float32
+            sound = names_P.ndim == 1 and rows_NE.ndim == 2 and rows_NE.dtype == np.float32
             sound = sound and rows_NE.shape[:1] == labels_N.shape == paths_N.shape and labels_N.dtype == np.int64
             sound = sound and 0 <= labels_N.min() <= labels_N.max() < len(names_P)
             sound = sound and bool(np.abs(rows_NE).max() < 1.01)  # of length 1; false for NaN
@@ -174,7 +163,7 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
         except Exception:  # NumPy and zipfile raise many kinds for damaged bytes
             sound = False
     if not sound:
-        raise InputError(f"{path} is no file of embeddings, or damaged or edited: give a folder of faces instead")
+        raise InputError(f"{path} is no file of embeddings, or damaged: give a folder of faces instead")
     if held != key:
         raise InputError(
             f"{path} holds embeddings of another checkpoint ({held[:12]}, not {key[:12]}): give its folder of faces"
