@@ -77,7 +77,7 @@ def checkpoint_parser(description: str | None, random: bool = False) -> Parser:
     return cli
 
 
-def add_training_options(cli: Parser, stages: str, nargs: int | str) -> None:
+def add_training_options(cli: Parser, stages: str, nargs: int | None) -> None:
     """``--seed``, ``--epochs`` of ``stages``, and ``--runs``, the folder of the trainings."""
     options.add_seed_option(cli)
     cli.add_argument("--epochs", type=int, nargs=nargs, metavar="N", help=f"of {stages}; default: the recipe's")
@@ -90,18 +90,12 @@ def add_training_options(cli: Parser, stages: str, nargs: int | str) -> None:
     )
 
 
-def parse(
-    cli: Parser, argv: list[str] | None, check: Callable[[argparse.Namespace], object] = lambda args: None
-) -> argparse.Namespace:
-    """The options, checked, with the folders that they name made, before anything takes time.
-
-    check: raises InputError for options of this experiment alone. Raises InputError.
-    """
+def parse(cli: Parser, argv: list[str] | None) -> argparse.Namespace:
+    """The options, checked, with the folders that they name made, before anything takes time. Raises InputError."""
     args = cli.parse_args(argv)
     options.check(args)
     if distributed.world_size() > 1:
         raise InputError("experiments run in one process: start them without torchrun")
-    check(args)
     for name in FOLDERS:
         if folder := getattr(args, name, None):
             files.make_folder(folder, f"--{name}")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,6 @@ import torch
 from PIL import Image
 
 import reproduce
-import train_cropper
-import train_end2end
-import train_stage1
 import train_stage2
 from data.labels import HELEN
 from data.source import FaceData, open_source
@@ -60,18 +58,15 @@ def test_a_window_misses_when_it_is_far_off_or_cuts_the_part():
 
 
 def test_all_changes_together_make_the_best_recipe_on_the_short_schedule_and_one_changes_nothing_else():
-    for script in (train_stage1, train_cropper, train_stage2, train_end2end):
-        short, best = script.RECIPES.paper_short, script.RECIPES.best
-        made = ablation.adopt(short, best, ablation.fields_of("all"))
-        for part in ("augmentation", "dice", "theta_beta", "jitter", "coarse_weight", "theta_weight"):
-            assert getattr(made, part) == getattr(best, part), (script.__name__, part)
-        assert made.model.items() >= best.model.items()
-        for part in ("optimizer", "schedule", "weight_decay", "clip"):
-            assert getattr(made.optimisation, part) == getattr(best.optimisation, part), (script.__name__, part)
-        assert made.optimisation.lr == short.optimisation.lr
-        alone = ablation.adopt(short, best, ablation.fields_of("mirror"))
-        assert alone.augmentation.mirror == best.augmentation.mirror > 0
-        assert ablation.adopt(alone, short, ablation.fields_of("mirror")) == short
+    short, best = train_stage2.RECIPES.paper_short, train_stage2.RECIPES.best
+    made = ablation.adopt(short, best, ablation.CHANGES["all"][1])
+    rates = replace(best.optimisation, epochs=short.optimisation.epochs, lr=short.optimisation.lr)
+    model = {**short.model, **best.model}
+    assert made == replace(best, optimisation=rates, batch_size=short.batch_size, model=model)
+    mirror = ablation.CHANGES["mirror"][1]
+    alone = ablation.adopt(short, best, mirror)
+    assert alone.augmentation.mirror == best.augmentation.mirror > 0
+    assert ablation.adopt(alone, short, mirror) == short
 
 
 @pytest.fixture
@@ -222,23 +217,14 @@ def test_kinds_of_faces_are_scored_apart(run, weights):
 
 def test_the_ablation_trains_what_a_change_touches(run, trained, tmp_path):
     small = ["--epochs", 3, "--batch-size", 2, "--max-images", 2, "--crop-size", 33, "--runs", tmp_path]
-    result = run(ablation, *small, "--rows", "jitter", "taught", "all")
-    assert [row["change"] for row in result["rows"]] == ["paper-short", "jitter", "all"]  # stage 2 knows no end to end
+    result = run(ablation, *small, "--rows", "jitter", "all")
+    assert [row["change"] for row in result["rows"]] == ["paper-short", "jitter", "all"]
     recipes = [plan.recipe for _, plan in trained]
     assert [recipe.jitter for recipe in recipes] == [0, *[train_stage2.RECIPES.best.jitter] * 2]
     assert [recipe.dice > 0 for recipe in recipes] == [False, False, True]
     assert {recipe.optimisation.epochs for recipe in recipes} == {3}
     assert trained.scored == 3 * [("stage2", "truth")]
     assert "| jittered windows | 0.5000 | 0.4200 | +0.0100 |" in ablation.table(result)
-
-
-def test_the_ablation_of_the_chain_reuses_stages_that_a_change_leaves_alone(run, trained, tmp_path):
-    run(ablation, "--runs", tmp_path, "--stage", "chain", "--rows", "jitter", "taught")
-    assert [f"{plan.folder.parent.name}/{stage}" for stage, plan in trained] == [
-        *(f"paper-short/{stage}" for stage in reproduce.STAGES),
-        *("jitter/stage2", "jitter/end2end", "taught/cropper", "taught/end2end"),
-    ]
-    assert trained.scored == 3 * [("end2end", "predicted")]
 
 
 def test_written_commands_name_no_folder_of_this_machine():
@@ -251,7 +237,6 @@ def test_written_commands_name_no_folder_of_this_machine():
     ("script", "words", "message"),
     [
         (ablation, ["--rows", "luck"], "invalid choice: 'luck'"),
-        (ablation, ["--epochs", "1", "2"], "--epochs 1 2: give 1, of stage2"),
         (ablation, ["--epochs", "0"], "--epochs 0: must be at least 1"),
         (hidden_parts, ["--checkpoint", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
         (hidden_parts, ["--checkpoint", "TINY"], r"tiny.pt holds tiny, but .* compares windows of stn_icnn"),
