@@ -249,7 +249,7 @@ def trainings(run: Run) -> str:
             [
                 name,
                 config["images"],
-                f"{sum('loss' in row for row in log)} of {optimisation['epochs']}",
+                f"{sum('loss' in row for row in log)}/{optimisation['epochs']}",
                 config["recipe"]["batch_size"],
                 f"{optimisation['optimizer']}, {rates}, {optimisation['schedule']}",
                 windows(config["config"]),
@@ -261,9 +261,9 @@ def trainings(run: Run) -> str:
 
 
 def windows(config: Result) -> str:
-    """Samples and size of the crops, by the parser's configuration; for parsers without crops, what they see."""
+    """Samples and size of the crops, by the parser's configuration; what parsers without crops see."""
     if "crop_size" not in config:
-        return f"none: whole photo, {config['size']} pixels"
+        return f"whole photo, {config['size']} pixels"
     margin = config["window_margin"]
     text = f"{config['crop_size']}, margin {margin:g}" if margin else f"{config['crop_size']} pixels"
     aspect = config.get("window_aspect", 1)  # square windows had none

@@ -77,7 +77,7 @@ def test_trainings_of_other_parsers_are_reported_by_the_names_of_their_folders(r
     shutil.copy(folder / "stage1" / "log.jsonl", folder / "2-256px")
     assert report.main(["--results", str(results)]) == 0
     text = (results / "README.md").read_text()
-    line = "| 2-256px | 4 | 2 of 2 | 2 | adam, 0.1, halve | none: whole photo, 256 pixels | f1 0.6000, epoch 2 |"
+    line = "| 2-256px | 4 | 2/2 | 2 | adam, 0.1, halve | whole photo, 256 pixels | f1 0.6000, epoch 2 |"
     assert text.index("| stage1 | 4 |") < text.index(line)
 
 
@@ -101,7 +101,7 @@ def test_runs_as_reproduce_leaves_them_make_tables_and_curves(results):
     assert "| *paper: STN-iCNN* | 0.895 |" in text
     assert "## mine\n\n```bash\npython reproduce.py --seed 0\npython reproduce.py --seed 1\n```" in text
     assert "## experiments/hidden_parts\n\n| hidden |" in text
-    assert "| stage1 | 4 | 2 of 2 | 2 | adam, 0.1, halve | 81 pixels | f1 0.6000, epoch 2 | 2.0 |" in text
+    assert "| stage1 | 4 | 2/2 | 2 | adam, 0.1, halve | 81 pixels | f1 0.6000, epoch 2 | 2.0 |" in text
     assert (results / "mine-seed0" / "curves.png").stat().st_size > 1000
 
 
