@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import predict
 from data.datasets.synthetic import draw_face
 from data.labels import HELEN, NINE
 from data.loaders import Faces, open_faces
 from data.source import FaceData
-from models.loading import KINDS
+from models.loading import KINDS, load_for_inference
+from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.fixtures import save_parser, write_helen
 from tests.tiny_parser import TinyConfig, TinyParser
@@ -66,6 +69,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, window_margin=1.6))
     return save_parser(tmp_path_factory.mktemp("weights") / "best.pt", model)
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Callable[..., FaceParser]:
+    """``load_for_inference``, once for the same arguments: it takes longer than labelling a small photo."""
+    return cache(lambda paths, *more: load_for_inference(paths, *more))
+
+
+@pytest.fixture
+def loading_once(loaded: Callable[..., FaceParser], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``predict.main`` takes a parser that is loaded already, if there is one of the same files."""
+    monkeypatch.setattr(predict, "load_for_inference", lambda paths, *more: loaded((*paths,), *more))
 
 
 @pytest.fixture
