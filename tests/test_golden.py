@@ -13,12 +13,12 @@ from data.labels import NINE
 from geometry.paste import paste
 from geometry.sampling import crop
 from geometry.theta import window_theta
-from models.loading import read_weights
+from models.loading import load_parser, read_weights
 from models.stn_icnn.icnn import ICNN, ICNNConfig
 from models.stn_icnn.localizer import ReleasedLocalizer, ResNetLocalizer
 from models.stn_icnn.model import STNiCNN
 from models.stn_icnn.parts import PartNets
-from models.stn_icnn.released import convert, localizer_kind
+from models.stn_icnn.released import from_released
 from scoring.metrics import confusion_matrix, f1
 from tests.formula import formula_image, formula_state
 from utils.errors import InputError
@@ -44,7 +44,8 @@ def assert_golden(actual: Tensor, start: str) -> None:
 
 
 def imported(module: nn.Module, entries: dict[str, str], name: str) -> nn.Module:
-    module.load_state_dict(convert({entry: formula_state(KEYS[network]) for entry, network in entries.items()})[name])
+    states = {entry: formula_state(KEYS[network]) for entry, network in entries.items()}
+    module.load_state_dict(from_released(states)[1][name])
     return module.eval().requires_grad_(False)
 
 
@@ -147,10 +148,10 @@ def test_the_layout_with_prefixes_is_the_three_networks_together(wrapped):
     apart = {entry: formula_state(KEYS[network]) for entry, network in LAYOUTS["end2end"].items()}
     prefixes = {"model1": "modelA.", "select_net": "stn_model.", "model2": "modelC."}
     joined = {f"{wrapped}{prefixes[e]}{key}": value for e, state in apart.items() for key, value in state.items()}
-    one, three = convert({"model": joined}), convert(apart)
+    (config, one), (_, three) = from_released({"model": joined}), from_released(apart)
     assert {name: list(state) for name, state in one.items()} == {name: list(state) for name, state in three.items()}
     assert all(torch.equal(one[name][key], value) for name, state in three.items() for key, value in state.items())
-    assert localizer_kind(one["localizer"]) == "resnet18"
+    assert config.localizer == "resnet18"
 
 
 def test_names_under_numpy_one_are_read_under_any_numpy(tmp_path):
@@ -163,12 +164,12 @@ def test_names_under_numpy_one_are_read_under_any_numpy(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c["model1"].pop("last_conv3.bias"), r"model1: lacks head\.2\.bias"),
-        (lambda c: c["model1"].update({"skip.weight": torch.zeros(1)}), r"model1: unknown keys skip\.weight"),
-        (lambda c: c["model1"].update({"last_conv2.bias": torch.zeros(11)}), r"last_conv2\.bias has shape \(11,\)"),
+        (lambda c: c["model1"].pop("last_conv3.bias"), r"coarse weights .*lacks head\.2\.bias"),
+        (lambda c: c["model1"].update({"skip.weight": torch.zeros(1)}), r"has an unknown skip\.weight"),
+        (lambda c: c["model1"].update({"last_conv2.bias": torch.zeros(11)}), r"coarse\.head\.1\.bias is \(11,\)"),
         (
             lambda c: c["model1"].update({"last_conv3.bias": torch.zeros(9, dtype=torch.long)}),
-            r"last_conv3\.bias holds torch\.int64, the released network torch\.float32",
+            r"coarse\.head\.2\.bias holds int64, this model needs float32",
         ),
         (lambda c: c.update(model1={"a": 3}), "model1: not a state dict"),
         (lambda c: c.update(model3={}), "not a checkpoint of the STN-iCNN authors: entries model1, model3"),
@@ -182,4 +183,4 @@ def test_what_the_importer_does_not_know_it_refuses_by_name(tmp_path, change, sa
     change(checkpoint)
     torch.save(checkpoint, tmp_path / "x.pth")
     with pytest.raises(InputError, match=rf"^{tmp_path}/x\.pth.*{said}.*$"):
-        read_weights(tmp_path / "x.pth")
+        load_parser([tmp_path / "x.pth"], "none")
