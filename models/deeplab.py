@@ -5,7 +5,6 @@ The modules carry the names of that team's code, so that its state dicts are sta
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -154,25 +153,11 @@ class DeepLab(WholeFaceParser):
 
     kind = "deeplab"
     Config = DeepLabConfig
+    folded = ("network",)
     network: DeepLabV3Plus
 
     def __init__(self, config: DeepLabConfig, labels: LabelSet) -> None:
         super().__init__(config, labels, DeepLabV3Plus(len(labels)))
-
-    def fold(self) -> None:
-        """Batch normalisation into the convolutions before it."""
-        self.eval()
-        for module in self.network.modules():
-            if isinstance(module, nn.Sequential):
-                _fold(module)
-
-
-def _fold(units: nn.Sequential) -> None:
-    for name, following in pairwise(units._modules):
-        convolution, norm = units._modules[name], units._modules[following]
-        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            units._modules[name] = torch.nn.utils.fusion.fuse_conv_bn_eval(convolution, norm)
-            units._modules[following] = nn.Identity()
 
 
 def is_released(state: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from data.view import Parts, View
 from geometry.theta import window_theta
 from models.parser import stretched
 from models.stn_icnn.baseline import baseline_theta, mask_geometry
-from models.stn_icnn.icnn import ICNN, ICNNConfig, fold_batchnorm
+from models.stn_icnn.icnn import ICNN, ICNNConfig
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, PART_SHAPES, build_localizer
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import NETWORKS, PartNets, part_targets
@@ -204,7 +204,7 @@ def test_folding_batch_normalisation_leaves_the_probabilities_alone():
     shaken(model)
     photos = torch.randint(256, (1, 60, 80, 3), dtype=torch.uint8)
     before = model(photos)
-    fold_batchnorm(model)
+    model.fold()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in (*model.coarse.modules(), *model.parts.modules()))
     torch.testing.assert_close(model(photos), before, rtol=1e-3, atol=1e-4)
 

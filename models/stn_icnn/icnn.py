@@ -1,12 +1,12 @@
 """The interlinked convolutional network (iCNN) of Zhou et al. 2015, as STN-iCNN uses it (paper section 2.2)."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 CHANNELS = (8, 16, 24, 32)  # the paper's
 KERNELS = {5: (5, 9), 3: (3, 3)}  # all convolutions, the last one: the released code's, the paper's Fig. 2
@@ -36,27 +36,10 @@ class ICNNConfig:
             raise ValueError(f"kernels must be odd, so that padding keeps the size: {self}")
 
 
-class ConvBN(nn.Module):
+def conv_bn(inputs: int, outputs: int, kernel: int, activation: nn.Module) -> nn.Sequential:
     """Same-size convolution, batch normalisation, activation."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, activation: nn.Module) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-        self.bn = nn.BatchNorm2d(outputs)
-        self.activation = activation
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.activation(self.bn(self.conv(x_BCHW)))
-
-
-def fold_batchnorm(network: nn.Module) -> None:
-    """Fold, in place, the batch normalisations of a trained network's iCNNs into the convolutions before them: the
-    same logits up to rounding with fewer passes over memory. For inference alone."""
-    network.eval()
-    for block in network.modules():
-        if isinstance(block, ConvBN) and isinstance(block.bn, nn.BatchNorm2d):
-            block.conv = fuse_conv_bn_eval(block.conv, block.bn)
-            block.bn = nn.Identity()  # type: ignore[assignment]
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(outputs), activation=activation))
 
 
 def downsample(x_BCHW: Tensor) -> Tensor:
@@ -80,9 +63,9 @@ class Interlink(nn.Module):
         super().__init__()
         padded = (0, *channels, 0)
         self.mix = nn.ModuleList(
-            ConvBN(sum(padded[r : r + 3]), width, kernel, nn.ReLU(inplace=True)) for r, width in enumerate(channels)
+            conv_bn(sum(padded[r : r + 3]), width, kernel, nn.ReLU(inplace=True)) for r, width in enumerate(channels)
         )
-        self.conv = nn.ModuleList(ConvBN(width, width, kernel, nn.ReLU(inplace=True)) for width in channels)
+        self.conv = nn.ModuleList(conv_bn(width, width, kernel, nn.ReLU(inplace=True)) for width in channels)
 
     def forward(self, rows: list[Tensor]) -> list[Tensor]:
         mixed = []
@@ -100,13 +83,13 @@ class ICNN(nn.Module):
         super().__init__()
         self.config = config
         widths, kernel, labels = config.channels, config.kernel, config.num_labels
-        self.inputs = nn.ModuleList(ConvBN(3, width, kernel, nn.Tanh()) for width in widths)
+        self.inputs = nn.ModuleList(conv_bn(3, width, kernel, nn.Tanh()) for width in widths)
         self.interlinks = nn.ModuleList(Interlink(widths, kernel) for _ in range(config.interlinks))
         self.integrate = nn.ModuleList(
-            ConvBN(fine + coarse, fine, kernel, nn.Tanh()) for fine, coarse in pairwise(widths)
+            conv_bn(fine + coarse, fine, kernel, nn.Tanh()) for fine, coarse in pairwise(widths)
         )
         self.head = nn.Sequential(
-            ConvBN(widths[0], 2 * labels + 8, kernel, nn.Tanh()),
+            conv_bn(widths[0], 2 * labels + 8, kernel, nn.Tanh()),
             nn.Conv2d(2 * labels + 8, labels, kernel, padding=kernel // 2),
             nn.Conv2d(labels, labels, config.head_kernel, padding=config.head_kernel // 2),
         )

@@ -16,7 +16,7 @@ from geometry.theta import canvas_to_image, compose, enlarged, image_to_padded
 from models.mirror import Mirrored
 from models.parser import FaceParser, Parsed, Weights, WindowProbs, check_types, framed_input, one_window, stretched
 from models.stn_icnn.baseline import baseline_theta
-from models.stn_icnn.icnn import CHANNELS, ICNN, KERNELS, ICNNConfig, fold_batchnorm
+from models.stn_icnn.icnn import CHANNELS, ICNN, KERNELS, ICNNConfig
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, build_localizer
 from models.stn_icnn.parts import PartNets
 from models.stn_icnn.windows import Windows, target_theta
@@ -107,6 +107,7 @@ class STNiCNN(FaceParser):
     kind = "stn_icnn"
     Config = STNiCNNConfig
     networks = ("coarse", "localizer", "parts")
+    folded = ("coarse", "parts")
     config: STNiCNNConfig
 
     def __init__(self, config: STNiCNNConfig, crops: str = "predicted") -> None:
@@ -247,9 +248,6 @@ class STNiCNN(FaceParser):
         self.coarse = Mirrored(self.coarse, NINE)  # type: ignore[assignment]
         self.parts.twice = True
         return self
-
-    def fold(self) -> None:
-        fold_batchnorm(self)
 
 
 def _softmax(part_logits: list[Tensor]) -> list[Tensor]:
