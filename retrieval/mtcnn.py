@@ -4,23 +4,21 @@ The package's own detector shrinks and rounds otherwise, and its boxes differ by
 are read, without importing it. Coordinates are the release's: counted from 1, both ends inside.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from faces.detect import Detection
-from utils import checkpoint, files
-from utils.errors import InputError
+from utils import checkpoint
+from utils.files import packaged
 from utils.runtime import to_host
 
 SMALLEST = 20  # side of the smallest face, pixels
 FACTOR = 0.709  # of each size of the pyramid to the one before
 THRESHOLDS = (0.6, 0.7, 0.7)  # least probability after each network
 CELL, STRIDE = 12, 2  # what a cell of the first network sees, and the step from cell to cell, pixels
+INSTALL = "--no-deps facenet-pytorch==2.6.0"
 SHA256 = {
     "pnet": "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f",
     "rnet": "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86",
@@ -91,9 +89,10 @@ class Mtcnn:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
-        for name in SHA256:
+        for name, digest in SHA256.items():
+            path = packaged("facenet_pytorch", f"data/{name}.pt", digest, "MTCNN's weights", INSTALL)
             network = getattr(self, name)
-            network.load_state_dict(_weights(name))
+            network.load_state_dict(checkpoint.read_tensors(path))
             network.eval().requires_grad_(False).to(self.device)
 
     def find(self, photo_HW3: np.ndarray) -> list[Detection]:
@@ -222,14 +221,3 @@ def _crops(photo_HW3: np.ndarray, boxes_N5: np.ndarray, side: int) -> np.ndarray
             cut[top - y1 : bottom - y1 + 1, left - x1 : right - x1 + 1] = photo_HW3[top - 1 : bottom, left - 1 : right]
         crops.append(cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA))
     return np.stack(crops)
-
-
-def _weights(name: str) -> dict[str, Tensor]:
-    """The state dict of one network. Raises InputError."""
-    spec = find_spec("facenet_pytorch")
-    if spec is None or spec.origin is None:
-        raise InputError("MTCNN's weights are missing: pip install --no-deps facenet-pytorch==2.6.0")
-    path = Path(spec.origin).parent / "data" / f"{name}.pt"
-    if files.sha256(path) != SHA256[name]:
-        raise InputError(f"{path} is not the file that is expected: pip install --no-deps facenet-pytorch==2.6.0")
-    return checkpoint.read_tensors(path)

@@ -8,6 +8,7 @@ import secrets
 import stat
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -145,6 +146,21 @@ def sha256(path: Path) -> str:
 def sha256_of_text(text: str) -> str:
     """SHA-256 of a text, in lower-case hexadecimal; what is no UTF-8 counts as the bytes of a file's name."""
     return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def packaged(package: str, file: str, digest: str, what: str, install: str) -> Path:
+    """A file that an installed package brings. The package is not imported.
+
+    digest: the file's SHA-256. what, install: its contents, and the words behind ``pip install``, for messages. Raises
+    InputError where the file is missing or another one.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"{what} are missing: pip install {install}")
+    path = Path(spec.submodule_search_locations[0], file)
+    if sha256(path) != digest:
+        raise InputError(f"{path} is not the file that is expected: pip install {install}")
+    return path
 
 
 def make_folder(folder: Path, flag: str) -> None:
