@@ -17,17 +17,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from PIL import Image
 
 from data.images import read_labels, read_photo
 from data.labels import LABEL_SETS, LabelSet
 from faces.detect import Detector
 from faces.inputs import is_video
-from faces.results import Job, Result, write
+from faces.results import Job, write
 from faces.scene import Face, SceneParser
 from models.loading import load_for_inference
 from scoring import options
+from scoring.pictures import encode, overlay
 from utils.cli import Parser
 from utils.errors import InputError
+from utils.files import write_bytes
 from utils.runtime import explain, pick_device, printable, run_main
 
 KEPT_SECONDS = 3600  # photos and results are removed once they are older
@@ -184,8 +187,8 @@ def label(parse: SceneParser, photo: Path, folder: Path) -> tuple[Job, list[Face
         raise InputError(f"{photo} is a video, which this page does not parse: python predict.py does")
     job = Job(photo, {"labels": folder / f"{photo.stem}.png", "faces": folder / f"{photo.stem}_faces.json"})
     picture = read_photo(photo)
-    (scene,) = parse.parse([picture])
-    write(job, picture, Result(scene.labels_HW, [], scene.faces, None), scene.labels, windows=False)
+    scene = parse(picture)
+    write(job, picture, scene)
     return job, scene.faces
 
 
@@ -199,7 +202,8 @@ def paint(job: Job, shown: Sequence[int], labels: LabelSet, folder: Path) -> Pat
     labels_HW = read_labels(job.outputs["labels"])
     labels_HW[~np.isin(labels_HW, shown)] = 0
     path = folder / f"{job.photo.stem}_overlay.jpg"
-    write(Job(job.photo, {"overlay": path}), read_photo(job.photo), Result(labels_HW, [], None, None), labels, False)
+    picture = Image.fromarray(overlay(read_photo(job.photo), labels_HW, labels))
+    write_bytes(path, encode(picture, "JPEG", quality=92))
     return path
 
 

@@ -11,9 +11,8 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 
-from faces.scene import SceneParser
+from faces.scene import SceneParser, drawn
 from faces.video import Film, Follower, Frame, Report
-from scoring.pictures import draw_outlines, overlay
 from utils.errors import InputError
 
 TITLE, ESCAPE = "faces (q: end)", 27
@@ -72,9 +71,7 @@ def watch(scenes: SceneParser, camera: Camera, video: Path | None, windows: bool
         try:
             for frame in camera.frames():
                 (scene,) = scenes.parse_found([frame.image_HW3], [follower.next(frame.image_HW3)])
-                shown_HW3 = overlay(frame.image_HW3, scene.labels_HW, scene.labels)
-                for face in scene.faces if windows else ():
-                    shown_HW3 = draw_outlines(shown_HW3, face.windows_P42, scene.labels)
+                shown_HW3 = drawn(frame.image_HW3, scene, windows)
                 count, with_faces = count + 1, with_faces + bool(scene.faces)
                 if video:
                     film = film or Film(part, None, stack)
@@ -96,5 +93,7 @@ def _shown(image_HW3: np.ndarray) -> bool:
         cv2.imshow(TITLE, cv2.cvtColor(image_HW3, cv2.COLOR_RGB2BGR))
         return cv2.waitKey(1) & 0xFF not in (ESCAPE, ord("q"))
     except cv2.error:
-        told = "this OpenCV opens no windows: add --out DIR for a video, or install opencv-python without -headless"
-        raise InputError(f"--camera: {told}") from None
+        raise InputError(
+            "--camera: this OpenCV opens no windows: add --out DIR for a video, or install opencv-python without "
+            "-headless"
+        ) from None

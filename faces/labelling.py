@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from data.batch import photo_batch
 from data.images import as_photo
+from faces.align import whole_photo
 from faces.detect import Detection
-from faces.results import Job, Result, not_written, write
-from faces.scene import SceneParser
+from faces.results import Job, not_written, write
+from faces.scene import Face, Scene, SceneParser
 from geometry.theta import window_corners
 from models.parser import FaceParser
 from utils import runtime
@@ -47,23 +48,14 @@ class Labelling:
         photo = as_photo(path)
         return photo, [] if self.scenes is None else self.scenes.find(photo)
 
-    def label(self, photos: list[np.ndarray], found: list[list[Detection]]) -> list[Result]:
+    def label(self, photos: list[np.ndarray], found: list[list[Detection]]) -> list[Scene]:
         """Parse photos of one size as ``open`` gives them. Raises InputError for windows that the parser lacks."""
         if self.scenes is None:
             return self._label_whole(photos)
-        scenes = self.scenes.parse_found(photos, found, self.probabilities)
-        return [
-            Result(
-                scene.labels_HW,
-                [face.windows_P42 for face in scene.faces],
-                scene.faces,
-                scene.probs_KHW,
-                scene.owners_HW,
-            )
-            for scene in scenes
-        ]
+        return self.scenes.parse_found(photos, found, self.probabilities)
 
-    def _label_whole(self, photos: list[np.ndarray]) -> list[Result]:
+    def _label_whole(self, photos: list[np.ndarray]) -> list[Scene]:
+        """Each photo as one face, without what ``Face`` says of its labels."""
         parser, machine = self.parser, self.machine
         batch = photo_batch(photos, parser.labels).to(machine.device)
         probabilities: list[np.ndarray | None] = [None] * len(photos)
@@ -77,13 +69,14 @@ class Labelling:
                 labels_BHW, theta_BP23 = parser.parse(batch)
         if self.windows and theta_BP23 is None:
             raise InputError(f"windows: {parser.kind} has none to draw; leave them out")
-        size = photos[0].shape[:2]
-        windows: list[list[np.ndarray]] = [[] for _ in photos]
+        size, windows = photos[0].shape[:2], [np.zeros((0, 4, 2))] * len(photos)
         if theta_BP23 is not None:
-            windows = [[window_corners(theta_P23, size)] for theta_P23 in theta_BP23.double().cpu().numpy()]
+            windows = [window_corners(theta_P23, size) for theta_P23 in theta_BP23.double().cpu().numpy()]
+        faces = [[Face(whole_photo(*size), corners_P42, {}, {}, None)] for corners_P42 in windows]
+        found = zip(labels_BHW.cpu().numpy(), faces, probabilities, strict=True)
         return [
-            Result(labels_HW, corners, None, probs_KHW)
-            for labels_HW, corners, probs_KHW in zip(labels_BHW.cpu().numpy(), windows, probabilities, strict=True)
+            Scene(parser.labels, labels_HW, (labels_HW > 0).astype(np.uint16), face, probs_KHW)
+            for labels_HW, face, probs_KHW in found
         ]
 
 
@@ -98,7 +91,7 @@ def label_photos(how: Labelling, jobs: list[Job]) -> tuple[list[str], list[Path]
     faceless: list[Path] = []
     writing: deque[tuple[Job, Future[None]]] = deque()
     group: list[tuple[Job, np.ndarray, list[Detection]]] = []
-    threads, labels = how.machine.threads, how.parser.labels
+    threads = how.machine.threads
     bar = tqdm(total=len(jobs), unit="photo", disable=None, leave=False)
 
     def fail(line: str) -> None:
@@ -118,19 +111,17 @@ def label_photos(how: Labelling, jobs: list[Job]) -> tuple[list[str], list[Path]
                 bar.update()
 
     def flush(group: list[tuple[Job, np.ndarray, list[Detection]]]) -> None:
-        results: list[Result] | None = None
+        scenes: list[Scene] | None = None
         try:
-            results = how.label([photo for _, photo, _ in group], [found for _, _, found in group])
+            scenes = how.label([photo for _, photo, _ in group], [found for _, _, found in group])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        if results is not None:
-            for (job, photo, _), result in zip(group, results, strict=True):
-                if result.faces == []:
+        if scenes is not None:
+            for (job, photo, _), scene in zip(group, scenes, strict=True):
+                if not scene.faces:
                     faceless.append(job.photo)
-                writing.append(
-                    (job, encoders.submit(write, job, photo, result, labels, how.windows, how.opacity, how.grey))
-                )
+                writing.append((job, encoders.submit(write, job, photo, scene, how.windows, how.opacity, how.grey)))
         elif len(group) > 1:
             for member in group:  # one alone may fit
                 flush([member])

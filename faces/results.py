@@ -15,10 +15,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.labels import LabelSet
 from faces.inputs import is_video
-from faces.scene import Face
-from scoring.pictures import colour, draw_outlines, encode, encode_grey, encode_labels, overlay
+from faces.scene import Scene, drawn
+from scoring.pictures import colour, encode, encode_grey, encode_labels
 from utils.errors import InputError
 from utils.files import write_whole
 from utils.runtime import is_out_of_memory
@@ -79,18 +78,6 @@ class Wanted:
         return file.parent.relative_to(root)
 
 
-class Result(NamedTuple):
-    """What is made of a photo: labels_HW uint8; windows: corners_P42 in its pixels for each face, for the overlay;
-    faces: None where the photo itself is the face; probabilities_KHW float16, None where they are not asked for, and
-    without a face; owners_HW: see ``faces.scene.Scene``."""
-
-    labels_HW: np.ndarray
-    windows: list[np.ndarray]
-    faces: list[Face] | None
-    probabilities_KHW: np.ndarray | None
-    owners_HW: np.ndarray | None = None
-
-
 def plan(files: list[Path], wanted: Wanted) -> tuple[list[Job], list[str]]:
     """What to write for each photo and video, and one line for each whose results would have another one's name or
     cannot be written.
@@ -144,41 +131,32 @@ def put(content: bytes, file: BinaryIO) -> None:
 
 
 def write(
-    job: Job,
-    photo: np.ndarray,
-    result: Result,
-    labels: LabelSet,
-    windows: bool,
-    opacity: float = 0.5,
-    grey: bool = False,
+    job: Job, photo: np.ndarray, scene: Scene, windows: bool = False, opacity: float = 0.5, grey: bool = False
 ) -> None:
-    """Write the job's files, all or none. opacity: of the overlay's colours. grey: label maps without a palette.
-    Raises OSError."""
+    """Write the job's files, all or none. windows: drawn into the overlay. opacity: of the overlay's colours. grey:
+    label maps without a palette. Raises OSError."""
+    labels = scene.labels
     made: dict[str, Callable[[BinaryIO], object]] = {}
     if "labels" in job.outputs:
-        made["labels"] = partial(
-            put, encode_grey(result.labels_HW) if grey else encode_labels(result.labels_HW, labels)
-        )
+        made["labels"] = partial(put, encode_grey(scene.labels_HW) if grey else encode_labels(scene.labels_HW, labels))
     if "overlay" in job.outputs:
-        shown = overlay(photo, result.labels_HW, labels, opacity)
-        if windows:
-            for corners_P42 in result.windows:
-                shown = draw_outlines(shown, corners_P42, labels)
-        made["overlay"] = partial(put, encode(Image.fromarray(shown), "JPEG", quality=92))
+        made["overlay"] = partial(
+            put, encode(Image.fromarray(drawn(photo, scene, windows, opacity)), "JPEG", quality=92)
+        )
     if "coloured" in job.outputs:
-        picture = Image.fromarray(colour(result.labels_HW, labels, published=True))
+        picture = Image.fromarray(colour(scene.labels_HW, labels, published=True))
         made["coloured"] = partial(put, encode(picture, "PNG"))
-    if "faces" in job.outputs and result.faces is not None:
-        found = {"labels": labels.name, "names": labels.names, "faces": [face.report() for face in result.faces]}
+    if "faces" in job.outputs:
+        found = {"labels": labels.name, "names": labels.names, "faces": [face.report() for face in scene.faces]}
         made["faces"] = partial(put, (json.dumps(found, indent=1) + "\n").encode())
     if "probabilities" in job.outputs:
-        probs_KHW = result.probabilities_KHW
+        probs_KHW = scene.probs_KHW
         if probs_KHW is None:  # no face: all is background
-            probs_KHW = np.zeros((len(labels), *result.labels_HW.shape), np.float16)
+            probs_KHW = np.zeros((len(labels), *scene.labels_HW.shape), np.float16)
             probs_KHW[0] = 1
         made["probabilities"] = partial(np.savez_compressed, probabilities=probs_KHW)
-    if "owners" in job.outputs and result.owners_HW is not None:
-        made["owners"] = partial(put, encode_grey(result.owners_HW))
+    if "owners" in job.outputs:
+        made["owners"] = partial(put, encode_grey(scene.owners_HW))
     placed: list[Path] = []
     with ExitStack() as folders:
         parents = {job.outputs[kind].parent for kind in made}

@@ -19,6 +19,7 @@ from faces.detect import Detection, Detector
 from geometry.paste import Patch
 from geometry.theta import window_corners
 from models.parser import FaceParser
+from scoring.pictures import draw_outlines, overlay
 from utils import runtime
 from utils.errors import InputError
 
@@ -212,6 +213,15 @@ class SceneParser:
         frames_F23, theta_FP23 = (torch.from_numpy(a).float().to(self.device) for a in (squares, thetas))
         labels_HW = probs_KHW.argmax(0).byte()
         return TensorScene(self.parser.labels, labels_HW, owners_HW, probs_KHW, frames_F23, theta_FP23, list(found))
+
+
+def drawn(photo_HW3: np.ndarray, scene: Scene, windows: bool = False, opacity: float = 0.5) -> np.ndarray:
+    """The photo with its labels over it, uint8 (H, W, 3). windows: and with the parser's windows. opacity: of the
+    labels' colours."""
+    shown_HW3 = overlay(photo_HW3, scene.labels_HW, scene.labels, opacity)
+    for face in scene.faces if windows else ():
+        shown_HW3 = draw_outlines(shown_HW3, face.windows_P42, scene.labels)
+    return shown_HW3
 
 
 def certainty(patch: Patch, labels: LabelSet) -> float:

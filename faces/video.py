@@ -22,8 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from faces.detect import Detection
-from faces.scene import Scene, SceneParser
-from scoring.pictures import draw_outlines, encode_labels, overlay
+from faces.scene import Scene, SceneParser, drawn
+from scoring.pictures import encode_labels
 from utils.errors import InputError
 from utils.files import open_regular
 
@@ -197,10 +197,7 @@ def parse_video(scenes: SceneParser, source: Path, outputs: dict[str, Path], win
             for frame, scene in parse_frames(scenes, frames):
                 if "video" in parts:
                     film = film or Film(parts["video"], beside, stack)
-                    shown_HW3 = overlay(frame.image_HW3, scene.labels_HW, scene.labels)
-                    for face in scene.faces if windows else ():
-                        shown_HW3 = draw_outlines(shown_HW3, face.windows_P42, scene.labels)
-                    film.add(shown_HW3, frame)
+                    film.add(drawn(frame.image_HW3, scene, windows), frame)
                 faces = [face.report() for face in scene.faces]
                 rows.append(json.dumps({"time": round(frame.time, 4), "faces": faces}))
                 with_faces += bool(faces)

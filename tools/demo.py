@@ -15,7 +15,6 @@ from data.source import FaceData
 from data.view import Augmentation
 from experiments import common, report
 from faces.detect import Detector
-from faces.labelling import Labelling
 from faces.results import Job, write
 from faces.scene import SceneParser
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
@@ -105,10 +104,8 @@ def parse_portrait(out: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     parser = load_for_inference([SHIPPED_WEIGHTS], torch.device("cpu"))
     scenes = SceneParser(parser, Detector())
-    how = Labelling(parser, scenes, Machine(torch.device("cpu")), batch_size=1)
-    (result,) = how.label([photo], [scenes.find(photo)])
     outputs = {"labels": folder / "portrait.png", "overlay": folder / "portrait_overlay.jpg"}
-    write(Job(out / "portrait.png", outputs), photo, result, parser.labels, windows=True)
+    write(Job(out / "portrait.png", outputs), photo, scenes(photo), windows=True)
     return outputs["overlay"]
 
 
