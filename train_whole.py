@@ -41,7 +41,7 @@ BEST = WholeRecipe(
         clip=5.0,
     ),
     batch_size=16,
-    augmentation=Augmentation(rotation=20, shift=0.06, scale=(0.5, 1.25), tone=0.7, mirror=0.5, around=0.7),
+    augmentation=Augmentation(rotation=20, shift=0.35, scale=(0.5, 1.25), tone=0.7, mirror=0.5, around=0.7),
     dice=1.0,
 )
 RECIPES = WholeFaceRecipes(BEST)
