@@ -6,12 +6,10 @@ import os
 import re
 import select
 import signal
-import subprocess
-import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,70 +17,46 @@ import torch.distributed as dist
 from torch import nn
 
 import evaluate
-import train_cropper
-import train_end2end
 import train_stage1
-import train_stage2
 from tests.fixtures import fork, repainted, two_processes
 from tests.test_resume import save_model
+from tests.test_stages import SCRIPTS
 from training import batchnorm
 from utils import checkpoint, distributed
 from utils.errors import InputError
 from utils.runtime import end_with_parent, pick_device, run_main
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SCRIPTS = {"stage1": train_stage1, "cropper": train_cropper, "stage2": train_stage2, "end2end": train_end2end}
 OWN = {
     "stage1": ["--coarse-size", "32", "--lr", "0.001"],
     "cropper": ["--lr-localizer", "0.001"],
     "stage2": ["--crop-size", "17", "--lr", "0.001"],
     "end2end": [],
 }
-# Every stage, one after another, in the processes that torchrun starts: to start them takes longer than to train.
-PROGRAM = """
-import importlib, json, sys
-for script, options in json.loads(sys.argv[1]).items():
-    importlib.import_module(script).main(options)
-"""
-
-
-class Both(NamedTuple):
-    """Weights, run folders of one process and of two that start from them, what the two wrote, the caches of either."""
-
-    start: Path
-    alone: Path
-    together: Path
-    stdout: str
-    stderr: str
-    alone_cache: Path
-    together_cache: Path
 
 
 @pytest.fixture(scope="module")
-def both(tiny_options, tmp_path_factory) -> Both:
-    """Every stage trained from the same weights, by one process and by the two that torchrun starts."""
+def both(tiny_options, tmp_path_factory) -> Path:
+    """Every stage trained from the weights start.pt by one process, into alone/, and by two, into together/, which also
+    print into printed.txt; each with a cache."""
     root = tmp_path_factory.mktemp("both")
     torch.manual_seed(0)
     start = save_model(root / "start.pt")
     # A seed with which no class of a crop comes and goes by one pixel, which rounding would decide.
     shared = [*tiny_options, "--recipe", "best", "--epochs", "2", "--batch-size", "4", "--seed", "2"]
-    options = {
-        (stage, name): [*shared, *OWN[stage], "--init-from", start, "--run-dir", str(root / name / stage)]
-        for stage in SCRIPTS
-        for name in ("alone", "together")
-    }
-    for stage, script in SCRIPTS.items():
-        assert script.main(options[stage, "alone"]) == 0
-    calls = {f"train_{stage}": [*options[stage, "together"], "--cache", str(root / "cache")] for stage in SCRIPTS}
-    (root / "program.py").write_text(PROGRAM)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(root / "program.py"), json.dumps(calls)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    alone_cache = Path(tiny_options[tiny_options.index("--cache") + 1])
-    folders = Path(start), root / "alone", root / "together"
-    return Both(*folders, ended.stdout, ended.stderr, alone_cache, root / "cache")
+
+    def train(name):
+        for stage, script in SCRIPTS.items():
+            folders = ["--cache", str(root / name / "cache"), "--run-dir", str(root / name / stage)]
+            assert script.main([*shared, *OWN[stage], "--init-from", start, *folders]) == 0
+
+    def train_together():
+        with open(root / "printed.txt", "a") as file, redirect_stdout(file), redirect_stderr(file):
+            os.dup2(file.fileno(), 2)
+            train("together")
+
+    train("alone")
+    assert two_processes(train_together) == [0, 0]
+    return root
 
 
 def second_of(processes, here=None):
@@ -144,7 +118,7 @@ def test_nccl_carries_what_lies_on_cards_and_gives_up_within_a_minute(device, pr
 
 @pytest.mark.parametrize("stage", SCRIPTS)
 def test_two_processes_train_and_score_as_one_does(stage, both):
-    one, two = both.alone / stage, both.together / stage
+    one, two = both / "alone" / stage, both / "together" / stage
     rows = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
     assert len(rows[0]) == len(rows[1]) == (2 if stage == "cropper" else 3)  # with the scores of the start
     for alone, together in zip(*rows, strict=True):
@@ -152,7 +126,7 @@ def test_two_processes_train_and_score_as_one_does(stage, both):
         for key in alone.keys() - {"train_s", "val_s"}:
             apart = 1e-2 if key in ("f1", "strict") else 0  # a pixel more or less on tiny faces
             assert together[key] == pytest.approx(alone[key], rel=2e-4, abs=apart), key
-    paths = both.start, one / "last.pt", two / "last.pt"
+    paths = both / "start.pt", one / "last.pt", two / "last.pt"
     begun, alone, together = (checkpoint.load(path)["modules"] for path in paths)
     for name, network in alone.items():
         # Batch normalisation cancels the bias before it: its gradient is rounding noise, which Adam makes into steps.
@@ -168,15 +142,19 @@ def test_two_processes_train_and_score_as_one_does(stage, both):
 
 
 def test_two_processes_write_one_run_and_one_cache_without_a_warning(both):
+    printed = (both / "printed.txt").read_text()
+    assert "warn" not in printed.lower()
     for stage in SCRIPTS:
-        assert len(list((both.together / stage / "tensorboard").iterdir())) == 1
-        assert json.loads((both.together / stage / "config.json").read_text())["environment"]["processes"] == 2
-        assert both.stdout.count(f"{stage} epoch 1/2") == 1
-    assert "warn" not in both.stderr.lower(), both.stderr
-    built = {path.relative_to(both.together_cache): path for path in both.together_cache.rglob("*.bin")}
-    assert len(built) == 8
-    for name, path in built.items():
-        assert (both.alone_cache / name).stat().st_size == path.stat().st_size
+        run = both / "together" / stage
+        assert len(list((run / "tensorboard").iterdir())) == 1
+        assert json.loads((run / "config.json").read_text())["environment"]["processes"] == 2
+        assert printed.count(f"{stage} epoch 1/2") == 1
+    alone, together = (
+        {path.relative_to(cache): path.stat().st_size for path in cache.rglob("*.bin")}
+        for cache in (both / "alone" / "cache", both / "together" / "cache")
+    )
+    assert alone == together
+    assert len(together) == 8
 
 
 def own_lines(capfd):
