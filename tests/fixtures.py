@@ -27,7 +27,6 @@ from data.images import make_thumb
 from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
 from models.parser import FaceParser, WholeFaceParser
 from models.stn_icnn.icnn import ICNN
-from models.whole import WholeParser
 from utils import checkpoint
 
 Faces = dict[str, list[tuple[str, np.ndarray, np.ndarray]]]
@@ -271,13 +270,8 @@ def lively(parser: FaceParser) -> FaceParser:
     with torch.no_grad():
         blocks_BHW3 = torch.randint(256, (8, 6, 6, 3), dtype=torch.uint8)
         parser.train()(blocks_BHW3.repeat_interleave(20, 1).repeat_interleave(20, 2))
-        heads = [net.head[2] for net in parser.modules() if isinstance(net, ICNN)]
-        heads += [
-            net.decoder[1][0] if isinstance(net, WholeParser) else net.network[-1]
-            for net in parser.modules()
-            if isinstance(net, WholeFaceParser)
-        ]
-        for head in heads:
+        nets = [net for net in parser.modules() if isinstance(net, ICNN | WholeFaceParser)]
+        for head in ([layer for layer in net.modules() if isinstance(layer, nn.Conv2d)][-1] for net in nets):
             head.weight *= 20
             head.bias.zero_()
     return parser.eval().requires_grad_(False)

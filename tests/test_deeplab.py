@@ -11,13 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import evaluate
-import train_deeplab
-from data.labels import CELEBAMASK, HELEN, NINE
-from models.deeplab import DeepLab, DeepLabConfig, DeepLabV3Plus
+from data.labels import CELEBAMASK
+from models.deeplab import DeepLab, DeepLabV3Plus
 from models.loading import load_parser
 from scoring.metrics import all_classes, challenge_files, challenge_scores, confusion_matrix
 from tests.formula import assert_golden, formula_image, formula_state, indices, wave
-from tests.test_resume import assert_same_run, fit_until
 from train_deeplab import seed_loss
 from training.engine import learning_rate_factor
 from training.losses import batch_dice_loss, focal_loss
@@ -42,45 +40,13 @@ def hinted_logits() -> Tensor:
     return (wave(2, 19, 24, 20) + 4 * hint).float()
 
 
-@pytest.fixture(scope="module")
-def network() -> DeepLabV3Plus:
+@torch.inference_mode()
+def test_a_network_of_the_original_s_weights_gives_its_numbers():
     network = DeepLabV3Plus(19).eval()
-    formula_weights(network)
-    return network
-
-
-def test_it_has_the_original_number_of_parameters_and_key_names():
-    network = DeepLabV3Plus(19)
-    assert sum(p.numel() for p in network.parameters()) == 1_992_599
     assert {key: list(value.shape) for key, value in network.state_dict().items()} == GOLDEN["keys"]
-
-
-@pytest.mark.parametrize("size", ["512,512", "256,320"])
-@torch.inference_mode()
-def test_every_stage_of_the_network_gives_the_original_numbers(network, size):
-    image, entries = formula_image(1, 3, *map(int, size.split(","))), GOLDEN[size]
-    low, high = network.backbone(image)
-    head = network.classifier
-    assert_golden(network.backbone.low_level_features[0](image), entries["stem"])
-    assert_golden(low, entries["low level features"])
-    assert_golden(high, entries["high level features"])
-    assert_golden(head.project(low), entries["low level projection"])
-    assert_golden(head.aspp(high), entries["ASPP output"])
-    assert_golden(head(low, high), entries["logits before the last upsampling"])
-    assert_golden(network(image), entries["logits"])
-    assert_golden(network(formula_image(2, 3, 65, 97)), GOLDEN["65,97"]["logits"])
-
-
-@torch.inference_mode()
-def test_folding_keeps_the_logits():
-    parser = DeepLab(DeepLabConfig(64), CELEBAMASK)
-    formula_weights(parser.network)
-    parser.eval()
-    image = formula_image(2, 3, 64, 64)
-    before = parser.network(image)
-    parser.fold()
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in parser.network.modules())
-    torch.testing.assert_close(parser.network(image), before, rtol=1e-4, atol=1e-4 * before.abs().max().item())
+    formula_weights(network)
+    for size, batch in (("512,512", 1), ("256,320", 1), ("65,97", 2)):
+        assert_golden(network(formula_image(batch, 3, *map(int, size.split(",")))), GOLDEN[size]["logits"])
 
 
 def test_losses_are_those_of_the_original():
@@ -134,22 +100,6 @@ def test_a_checkpoint_under_the_original_names_is_the_same_parser(tmp_path, wrap
     with pytest.raises(InputError, match="another class count"):
         load_parser([tmp_path / "eleven.pt"])
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in parser.network.state_dict().items())
-
-
-def _train(folder: Path, *more: str) -> int:
-    data = ["--face-size", "48", "--max-images", "4", "--cache", str(folder / "cache"), "--device", "cpu"]
-    return train_deeplab.main([*data, "--input-size", "48", "--batch-size", "2", *more])
-
-
-def test_training_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_deeplab, "DICE_FROM", 1)  # another loss in the second epoch
-    options = ["--recipe", "seed", "--epochs", "2", "--run-dir"]
-    _train(tmp_path, *options, str(tmp_path / "whole"))
-    fit_until("last.pt", lambda: _train(tmp_path, *options, str(tmp_path / "parts")))
-    _train(tmp_path, *options, str(tmp_path / "parts"), "--resume")
-    assert_same_run(tmp_path / "parts", tmp_path / "whole")
-    parser = load_parser([tmp_path / "parts" / "best.pt"])
-    assert (parser.labels, parser.config) == (HELEN, DeepLabConfig(48))
 
 
 def two_maps() -> np.ndarray:
@@ -208,12 +158,3 @@ def test_evaluating_folders_in_nineteen_labels_writes_the_challenge_files_too(tm
     assert scores["miou"] == pytest.approx((17 + 1 / 2) / 19)
     assert "Class 18: IoU = 0.0000" in (tmp_path / "out" / "iou_scores.txt").read_text()
     assert "| neck" in (tmp_path / "out" / "scores.md").read_text()
-
-
-def test_fewer_labels_than_the_data_set_has_can_be_trained(tmp_path):
-    _train(tmp_path, "--labels", "nine", "--epochs", "1", "--run-dir", str(tmp_path / "run"))
-    parser = load_parser([tmp_path / "run" / "best.pt"])
-    assert parser.labels is NINE
-    assert parser.network.classifier.classifier[-1].out_channels == 9
-    with pytest.raises(InputError, match="leave out --labels"):
-        _train(tmp_path, "--labels", "nine", "--self-distill", "1", "--run-dir", str(tmp_path / "third"))

@@ -36,7 +36,7 @@ PARSERS: dict[str, Callable[[], FaceParser]] = {
     "stn_icnn above 128": lambda: STNiCNN(STNiCNNConfig(coarse_size=144, crop_size=17)),
     "tiny": lambda: TinyParser(TinyConfig(), CELEBAMASK),
     "whole": lambda: WholeParser(WholeConfig(size=160, width=0.25, frame_scale=2.0, arch="unet"), CELEBAMASK),
-    "tiny above 128": lambda: TinyParser(TinyConfig(size=160), CELEBAMASK),
+    "deeplab": lambda: DeepLab(DeepLabConfig(160), CELEBAMASK),
 }
 PARSERS["fused"] = lambda: FusedParser(PARSERS["tiny"](), PARSERS["stn_icnn"]())
 SIZES = ((120, 90), (80, 140), (300, 280))

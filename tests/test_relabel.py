@@ -1,7 +1,7 @@
 """Self-distilled labels: the original's numbers, rare labels, each data set's PNGs, one run, and what is refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import train_deeplab
-from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet
+from data.labels import CELEBAMASK, HELEN, LabelSet
 from data.loaders import open_faces
 from data.source import FaceData, open_source
 from models.loading import KINDS
@@ -25,7 +25,6 @@ from tests.fixtures import (
     write_celebamask_official,
     write_challenge,
     write_helen_merged,
-    write_lapa,
     write_list,
 )
 from tests.formula import assert_golden, indices, wave
@@ -86,10 +85,8 @@ def test_pixels_of_rare_labels_keep_them_others_may_become_rare_and_the_threshol
 
 
 LAYOUTS = {
-    "challenge": (write_challenge, "celebamask", CELEBAMASK),
     "official": (write_celebamask_official, "celebamask", CELEBAMASK),
     "merged": (partial(write_helen_merged, first_is_left=False), "helen", HELEN),
-    "lapa": (partial(write_lapa, first_is_left=False), "lapa", LAPA),
     "list": (partial(write_list, ids=TO_CELEBAMASK), "list", CELEBAMASK),
 }
 
@@ -192,11 +189,18 @@ def test_a_folder_of_labels_that_does_not_fit_is_refused_in_one_line(tmp_path):
 
 def _train(folder: Path, *more: str) -> int:
     data = ["--face-size", "48", "--max-images", "4", "--cache", str(folder / "cache"), "--device", "cpu"]
-    how = ["--input-size", "48", "--batch-size", "2", "--epochs", "3", "--self-distill", "1"]
+    how = ["--recipe", "seed", "--input-size", "48", "--batch-size", "2", "--epochs", "3", "--self-distill", "1"]
     return train_deeplab.main([*data, *how, *more])
 
 
 RULE = ("--threshold", "0.05", "--rare", "0.001")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dice_from_the_second_epoch() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_deeplab, "DICE_FROM", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -241,23 +245,26 @@ def test_one_command_trains_relabels_and_goes_on_however_it_is_interrupted(whole
 
 def test_the_new_labels_are_what_is_trained_on(tmp_path, monkeypatch):
     seen: list[int] = []
-    loss = train_deeplab.segmentation_loss
+    loss = train_deeplab.seed_loss
 
-    def look(logits: torch.Tensor, targets: torch.Tensor, dice: float) -> torch.Tensor:
+    def look(logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
         seen.append(int(targets.max()))
-        return loss(logits, targets, dice)
+        return loss(logits, targets, epoch)
 
     def all_skin(*args: object) -> torch.Tensor:
         return torch.ones_like(args[1])  # type: ignore[call-overload]
 
-    monkeypatch.setattr(train_deeplab, "segmentation_loss", look)
+    monkeypatch.setattr(train_deeplab, "seed_loss", look)
     monkeypatch.setattr(relabel, "merge", all_skin)
     _train(tmp_path, "--run-dir", str(tmp_path / "run"))
     assert seen == [10, 10, 1, 1, 1, 1]  # hair, of the data set; then skin alone
 
 
 def test_a_run_that_cannot_distil_is_refused_before_it_begins(tmp_path):
-    for options in ("--self-distill 3", "--self-distill 0", "--threshold 1.0"):
-        with refuses(options):
+    for options, line in (
+        *((options, options) for options in ("--self-distill 3", "--self-distill 0", "--threshold 1.0")),
+        ("--labels nine", "leave out --labels"),
+    ):
+        with refuses(line):
             _train(tmp_path, "--run-dir", str(tmp_path / "run"), *options.split())
     assert not (tmp_path / "run").exists()

@@ -6,17 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
 import train_cropper
 import train_deeplab
+import train_eagrnet
 import train_end2end
 import train_stage1
 import train_stage2
+import train_whole
+from data.labels import HELEN, NINE
+from models import eagrnet
+from models.deeplab import DeepLabConfig
+from models.eagrnet import EAGRNetConfig
 from models.loading import load_parser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
+from models.whole import WholeConfig
 from tests.fixtures import draw_faces, save_parser, state_of, write_challenge
+from tests.test_eagrnet import THIN
+from tests.test_resume import log_of
 from utils import checkpoint, files
 from utils.errors import InputError
 from utils.runtime import run_main
@@ -147,6 +157,27 @@ def test_end_to_end_trains_new_part_networks_in_the_windows_of_the_cropper(runs,
     assert not any(moved(trained["modules"][name], before["modules"][name]) for name in ("coarse", "localizer"))
     tracked = {key.split(".")[1]: value for key, value in trained["modules"]["parts"].items() if "tracked" in key}
     assert {name: int(steps) for name, steps in tracked.items()} == {"brows": 1, "eyes": 1, "nose": 1, "mouth": 0}
+
+
+WHOLE_FACE = {  # options, the labels that are learnt, the configuration
+    train_deeplab: (["--input-size", "48", "--labels", "nine"], NINE, DeepLabConfig(48)),
+    train_eagrnet: (["--input-size", "65", "--recipe", "seed"], HELEN, EAGRNetConfig(65, bgr=True)),
+    train_whole: (["--input-size", "64", "--encoder-weights", "imagenet"], HELEN, WholeConfig(size=64)),
+}
+
+
+@pytest.mark.parametrize("script", WHOLE_FACE, ids=lambda script: script.__name__)
+def test_a_whole_face_network_is_trained_and_labels_photos(script, tiny_options, tmp_path, monkeypatch):
+    options, labels, config = WHOLE_FACE[script]
+    monkeypatch.setattr(eagrnet, "LAYERS", THIN)
+    short = ["--epochs", "1", "--batch-size", "2", "--max-images", "2", "--run-dir", str(tmp_path / "run")]
+    assert script.main([*tiny_options, *options, *short]) == 0
+    (row,) = log_of(tmp_path / "run")
+    if script is train_eagrnet:
+        assert row["loss"] == pytest.approx(row["segmentation"] + row["edge"] + row["boundary"], rel=1e-5)
+    parser = load_parser([tmp_path / "run" / "best.pt"])
+    assert (parser.labels, parser.config) == (labels, config)
+    assert parser.label_photos([np.zeros((40, 30, 3), np.uint8)])[0].shape == (40, 30)
 
 
 def test_bfloat16_and_worker_processes_train_too(tiny_options, tmp_path):

@@ -68,18 +68,6 @@ def test_only_weights_of_the_same_layers_fit() -> None:
         imagenet_start(parser.encoder, dict(list(state.items())[:2]))
 
 
-def _train(folder: Path, *more: str) -> int:
-    faces = ["--face-size", "64", "--max-images", "4", "--cache", str(folder / "cache"), "--device", "cpu"]
-    return train_whole.main([*faces, "--input-size", "64", "--batch-size", "2", *more])
-
-
-def test_what_is_trained_labels_photos(tmp_path: Path) -> None:
-    _train(tmp_path, "--encoder-weights", "imagenet", "--epochs", "1", "--run-dir", str(tmp_path / "run"))
-    parser = load_parser([tmp_path / "run" / "best.pt"])
-    assert (parser.labels, parser.config) == (HELEN, WholeConfig(size=64))
-    assert parser.label_photos([np.zeros((40, 30, 3), np.uint8)])[0].shape == (40, 30)
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -92,7 +80,7 @@ def test_what_is_trained_labels_photos(tmp_path: Path) -> None:
 )
 def test_options_that_cannot_be_are_one_line(tmp_path: Path, options: tuple[str, ...], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        _train(tmp_path, "--encoder-weights", "none", "--run-dir", str(tmp_path / "run"), *options)
+        train_whole.main(["--encoder-weights", "none", "--run-dir", str(tmp_path / "run"), *options])
 
 
 def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,10 +136,7 @@ def test_faces_with_rare_labels_are_drawn_more_often() -> None:
 def deeplab(labels: LabelSet = CELEBAMASK) -> DeepLab:
     """A random one, whose labels depend on the photo."""
     torch.manual_seed(0)
-    parser = DeepLab(DeepLabConfig(64), labels)
-    with torch.no_grad():
-        parser.network.classifier.classifier[-1].weight *= 20
-    return parser.eval()
+    return lively(DeepLab(DeepLabConfig(64), labels))
 
 
 @pytest.fixture(scope="module")
