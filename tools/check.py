@@ -31,18 +31,8 @@ from faces.scene import SceneParser
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from scoring import pictures
 from scoring.options import add_data_options, check
-from tools.oddities import (
-    PhotoHash,
-    agreement,
-    copies,
-    face_hash,
-    far_parts,
-    misfits,
-    off_face,
-    part_places,
-    photo_hash,
-    small_parts,
-)
+from tools import oddities
+from tools.oddities import FaceHash
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_bytes
@@ -64,8 +54,8 @@ class Checked:
 
     size: (H, W) of the photo, of synthetic faces of the label map. present: bool (labels + 1,), the last of ignored
     pixels; None for unreadable masks. swapped: pairs of ``SIDES`` that lie the wrong way round. faceless: whether no
-    face is found in the photo. photo_hash, face_hash (of the largest face), places_P2, off_face: see
-    ``tools.oddities``. parsed_SS, own_SS: what the parser sees and what the label map shows, see ``small_parts`` there.
+    face is found in the photo. face_hash (of the largest face), places_P2, off_face: see ``tools.oddities``. parsed_SS,
+    own_SS: what the parser sees and what the label map shows, see ``small_parts`` there.
     """
 
     sample: Sample
@@ -74,8 +64,7 @@ class Checked:
     present: np.ndarray | None = None
     swapped: tuple[tuple[str, str], ...] = ()
     faceless: bool = False
-    photo_hash: PhotoHash | None = None
-    face_hash: PhotoHash | None = None
+    face_hash: FaceHash | None = None
     places_P2: np.ndarray | None = None
     off_face: float = np.nan
     parsed_SS: np.ndarray | None = None
@@ -139,10 +128,9 @@ def check_face(labels: LabelSet, listing: Listing, scenes: SceneParser, sample: 
     picture, found = None, []
     if photo is not None:
         face.size, thumb = (photo.shape[0], photo.shape[1]), images.make_thumb(photo)
-        face.photo_hash = photo_hash(thumb)
         for picture in (thumb, photo):
             if found := scenes.detector.find(picture):
-                face.face_hash = face_hash(picture, found[0])
+                face.face_hash = oddities.face_hash(picture, found[0])
                 break
         face.faceless = not found
     if ids is None:
@@ -159,14 +147,15 @@ def check_face(labels: LabelSet, listing: Listing, scenes: SceneParser, sample: 
         face.problems += _empty_or_full(labels, listing, sample, shares)
     if unknown or not labels.part_ids:
         return face
-    face.places_P2 = part_places(ids, labels)
+    face.places_P2 = oddities.part_places(ids, labels)
     if picture is not None and found:
         points_N52 = (np.array([one.points_52 for one in found]) + 0.5) / picture.shape[1::-1]  # shares of its sides
-        face.off_face, own_SS = off_face(face.places_P2, points_N52, own_size), small_parts(ids, labels)
+        face.off_face = oddities.off_face(face.places_P2, points_N52, own_size)
+        own_SS = oddities.small_parts(ids, labels)
         (scene,) = scenes.parse_found([picture], [found])
         owned = (scene.labels_HW * (scene.owners_HW == k) for k in range(1, 1 + len(scene.faces)))
-        seen = [small_parts(ids_HW, scene.labels) for ids_HW in owned] or [np.zeros_like(own_SS)]
-        face.parsed_SS = max(seen, key=lambda seen_SS: agreement(seen_SS, own_SS[None])[0])
+        seen = [oddities.small_parts(ids_HW, scene.labels) for ids_HW in owned] or [np.zeros_like(own_SS)]
+        face.parsed_SS = max(seen, key=lambda seen_SS: oddities.agreement(seen_SS, own_SS[None])[0])
         face.own_SS = own_SS
     return face
 
@@ -256,7 +245,7 @@ def _far(faces: list[Checked]) -> list[tuple[Sample, str]]:
     placed = [face for face in faces if face.places_P2 is not None]
     if len(placed) < FEW_FACES:
         return []
-    far_NP = far_parts(np.array([face.places_P2 for face in placed]))
+    far_NP = oddities.far_parts(np.array([face.places_P2 for face in placed]))
     names = ["+".join(name for name, far in zip(PARTS, far_P, strict=True) if far) for far_P in far_NP]
     return [(face.sample, name) for face, name in zip(placed, names, strict=True) if name]
 
@@ -264,7 +253,7 @@ def _far(faces: list[Checked]) -> list[tuple[Sample, str]]:
 def _foreign(faces: list[Checked]) -> list[tuple[Sample, str]]:
     """The faces of a split whose label maps are another photo's, and whose, where that is known."""
     parsed = [face for face in faces if face.parsed_SS is not None]
-    found = misfits(np.array([face.parsed_SS for face in parsed]), np.array([face.own_SS for face in parsed]))
+    found = oddities.misfits(np.array([face.parsed_SS for face in parsed]), np.array([face.own_SS for face in parsed]))
     return [(parsed[n].sample, "" if k is None else f"looks like {parsed[k].sample.name}'s") for n, k in found]
 
 
@@ -272,16 +261,19 @@ def _copies(checked: dict[str, list[Checked]], odd: set[Sample]) -> list[str]:
     """A problem for each two splits that show nearly the same photo. odd: such faces are added."""
     problems = []
     for one, two in combinations(checked, 2):
-        same: dict[tuple[Sample, Sample], None] = {}
-        for name in ("photo_hash", "face_hash"):
-            ones, others = ([face for face in checked[split] if getattr(face, name)] for split in (one, two))
-            a, b = ([getattr(face, name) for face in some] for some in (ones, others))
-            same |= {(ones[i].sample, others[j].sample): None for i, j in copies(a, b, faces=name == "face_hash")}
+        (ones, mine), (others, theirs) = (_hashed(checked[split]) for split in (one, two))
+        same = [(ones[i], others[j]) for i, j in oddities.copies(mine, theirs)]
         odd.update(sample for pair in same for sample in pair)
         if same:
-            names = images.shorten(f"{mine.name} and {theirs.name}" for mine, theirs in same)
+            names = images.shorten(f"{a.name} and {b.name}" for a, b in same)
             problems.append(f"nearly the same photo in the splits {one} and {two}: {names}")
     return problems
+
+
+def _hashed(faces: list[Checked]) -> tuple[list[Sample], list[FaceHash]]:
+    """The faces that were found in their photos, and their hashes."""
+    hashes = {face.sample: face.face_hash for face in faces if face.face_hash}
+    return list(hashes), list(hashes.values())
 
 
 def _empty_or_full(labels: LabelSet, listing: Listing, sample: Sample, shares: np.ndarray) -> list[str]:

@@ -1,4 +1,4 @@
-"""What looks wrong in one face of many: parts in strange places, a photo twice. For ``tools.check``."""
+"""What looks wrong in one face of many: parts in strange places, a face twice. For ``tools.check``."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,17 @@ import cv2
 import numpy as np
 
 from data.cache import label_geometry, part_geometry
-from data.images import make_thumb, resize_labels, warp_frame
+from data.images import resize_labels, warp_frame
 from data.labels import LabelSet
 from faces.align import frame_of
 from faces.detect import Detection
 
 FAR = 6.5  # distances from the usual place, in those of the typical face
-GREY, BITS = 32, 8  # sides of the small grey photo, and of the block of its cosine transform that is hashed
-DIFFERING_BITS = 6  # of 64, at most, between two copies of a photo
+GREY, BITS = 32, 8  # sides of a small grey picture, and of the block of its cosine transform that is hashed
+DIFFERING_BITS = 12  # of 64, at most, between two copies of a face
 MARKED, MIRRORED = [2, 3, 4, 5], [3, 2, 4, 5]  # the parts that a detector marks, and with the eyes exchanged
-ALIKE = 0.95  # least correlation of the small grey photos of two copies
-FACE_GREY, FACE_BITS, FACE_ALIKE = 64, 12, 0.96  # the same of a face's square, of copies that were warped; see `copies`
-FACE_SIDE = 0.8  # of that square, in sides of the face's frame
+FACE_SIDE = 0.8  # of the square that is hashed, in sides of the face's frame
+ALIKE = 0.96  # least correlation of the squares of two copies, once one is warped to fit the other
 CHUNK = 1024  # faces that are compared with all others at once
 SMALL = 64  # side of the label maps of parts that are compared with one another
 KINDS = (1, 1, 2, 2, 3, 4)  # of the six parts: sides are judged elsewhere
@@ -25,11 +24,11 @@ KNOWN = 0.75  # median agreement of photos that the parser knows how to parse; n
 POOR, BETTER = 0.6, 0.05  # a share of the median agreement, and by how much another photo's label map agrees better
 
 
-class PhotoHash(NamedTuple):
-    """By what a photo is known again. bits_64: bool, a perceptual hash. grey_NN: uint8, the photo in small."""
+class FaceHash(NamedTuple):
+    """By what a face is known again. bits_64: bool, a perceptual hash. grey_SS: uint8, (64, 64), the face in small."""
 
     bits_64: np.ndarray
-    grey_NN: np.ndarray
+    grey_SS: np.ndarray
 
 
 def part_places(ids_HW: np.ndarray, labels: LabelSet) -> np.ndarray:
@@ -109,55 +108,42 @@ def far_parts(places_NP2: np.ndarray) -> np.ndarray:
     return far_NP
 
 
-def photo_hash(photo_HW3: np.ndarray, side: int = GREY) -> PhotoHash:
-    """The hash of a photo, or of its thumbnail, which gives the same: uint8 (H, W, 3). Its bits say which of the
-    lowest frequencies of the grey thumbnail are above the median. side: of ``grey_NN``."""
-    grey_TT = cv2.cvtColor(make_thumb(photo_HW3), cv2.COLOR_RGB2GRAY)
-    grey_NN = cv2.resize(grey_TT, (GREY, GREY), interpolation=cv2.INTER_AREA)
-    waves_64 = cv2.dct(grey_NN.astype(np.float32))[:BITS, :BITS].ravel()
-    bits_64 = waves_64 > np.median(waves_64[1:])  # the first is the mean brightness
-    return PhotoHash(bits_64, cv2.resize(grey_TT, (side, side), interpolation=cv2.INTER_AREA))
-
-
-def face_hash(photo_HW3: np.ndarray, face: Detection) -> PhotoHash:
-    """The hash of a face's square, by which ``copies`` knows photos again that were turned, cropped or resized."""
+def face_hash(photo_HW3: np.ndarray, face: Detection) -> FaceHash:
+    """The hash of a face's square, by which ``copies`` knows a photo again, also turned, cropped or resized. Its bits
+    say which of the lowest frequencies of the grey square are above the median."""
     matrix_23 = frame_of(face.points_52).matrix_23 * [FACE_SIDE, FACE_SIDE, 1]
-    return photo_hash(warp_frame(photo_HW3, matrix_23), FACE_GREY)
+    grey_TT = cv2.cvtColor(warp_frame(photo_HW3, matrix_23), cv2.COLOR_RGB2GRAY)
+    waves_64 = cv2.dct(_shrunk(grey_TT, GREY).astype(np.float32))[:BITS, :BITS].ravel()
+    return FaceHash(waves_64 > np.median(waves_64[1:]), _shrunk(grey_TT, SMALL))  # the first is the mean brightness
 
 
-def copies(ones: list[PhotoHash], others: list[PhotoHash], faces: bool = False) -> list[tuple[int, int]]:
-    """(index in the first list, index in the second) of photos that are nearly the same.
+def _shrunk(grey_TT: np.ndarray, side: int) -> np.ndarray:
+    return cv2.resize(grey_TT, (side, side), interpolation=cv2.INTER_AREA)
 
-    faces: the hashes are those of faces, whose squares may be warped a little. Of 100 photos that were turned by up to
-    10 degrees, sheared, shifted and scaled by up to a fifth, 92 are found, and none of 62,250 pairs of other people.
+
+def copies(ones: list[FaceHash], others: list[FaceHash]) -> list[tuple[int, int]]:
+    """(index in the first list, index in the second) of faces whose photos are nearly the same, but for a small warp.
+
+    Of 100 photos that were turned by up to 10 degrees, sheared, shifted and scaled by up to a fifth, 92 are found, and
+    none of 62,250 pairs of other people.
     """
-    bits, alike, least = (
-        (FACE_BITS, _warped_correlation, FACE_ALIKE) if faces else (DIFFERING_BITS, _correlation, ALIKE)
-    )
     if not ones or not others:
         return []
     signs_N64, signs_M64 = (2 * np.array([p.bits_64 for p in some], np.float32) - 1 for some in (ones, others))
     found = []
     for start in range(0, len(ones), CHUNK):
         agreeing_NM = signs_N64[start : start + CHUNK] @ signs_M64.T  # bits that agree less those that differ
-        for i, j in np.argwhere(agreeing_NM >= BITS * BITS - 2 * bits):
-            if alike(ones[start + i].grey_NN, others[j].grey_NN) >= least:
+        for i, j in np.argwhere(agreeing_NM >= BITS * BITS - 2 * DIFFERING_BITS):
+            if _warped_correlation(ones[start + i].grey_SS, others[j].grey_SS) >= ALIKE:
                 found.append((start + int(i), int(j)))
     return found
 
 
-def _correlation(one_NN: np.ndarray, other_NN: np.ndarray) -> float:
-    """Of two grey pictures' pixels, -1 to 1; of flat ones 1 if they are the same, else 0."""
-    a_N, b_N = (grey.ravel() - grey.mean() for grey in (one_NN, other_NN))
-    scale = np.linalg.norm(a_N) * np.linalg.norm(b_N)
-    return float(a_N @ b_N / scale) if scale > 0 else float(np.array_equal(one_NN, other_NN))
-
-
-def _warped_correlation(one_NN: np.ndarray, other_NN: np.ndarray) -> float:
-    """The same after the affine map that makes it greatest; 0 where none is found."""
+def _warped_correlation(one_SS: np.ndarray, other_SS: np.ndarray) -> float:
+    """Of two grey pictures' pixels, -1 to 1, after the affine map that makes it greatest; 0 where none is found."""
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-4)
     try:
-        identity_23, all_NN = np.eye(2, 3, dtype=np.float32), np.ones_like(one_NN)
-        return cv2.findTransformECC(one_NN, other_NN, identity_23, cv2.MOTION_AFFINE, stop, all_NN, 3)[0]
+        identity_23, all_SS = np.eye(2, 3, dtype=np.float32), np.ones_like(one_SS)
+        return cv2.findTransformECC(one_SS, other_SS, identity_23, cv2.MOTION_AFFINE, stop, all_SS, 3)[0]
     except cv2.error:
         return 0.0
