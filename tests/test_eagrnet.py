@@ -58,7 +58,14 @@ def test_a_network_of_the_original_s_weights_gives_its_numbers():
     names, state = released_names(network), network.state_dict()
     assert {theirs: list(state[ours].shape) for ours, theirs in names.items()} == GOLDEN["keys"]
     formula_weights(network, damping=10)
-    logits = network(formula_image(1, 3, 129, 97))
+    image = formula_image(1, 3, 129, 97)
+    layers, logits = network.backbone(image), network(image)
+    pooled = network.layer5(layers[3])
+    for number, layer in enumerate(layers, 1):
+        assert_golden(layer, golden[f"layer{number}"])
+    assert_golden(pooled, golden["PSP output"])
+    assert_golden(network.block1(pooled, logits.edges_B2HW), golden["graph module on the PSP output"])
+    assert_golden(network.block2(layers[0], logits.edges_B2HW), golden["graph module on layer1"])
     assert_golden(logits.edges_B2HW, golden["edge logits"])
     assert_golden(logits.labels_BKHW, golden["seg logits"])
 
