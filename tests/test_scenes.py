@@ -148,9 +148,9 @@ def test_photos_with_landmarks_are_scored_from_end_to_end(annotated, weights, tm
     assert all(row["lost_eyes"] in (0, 0.5, 1) for row in result["soft"])
     assert "| detected | 1 of 1 |" in helen68.table(result)
     with pytest.raises(InputError, match="images"):
-        helen68.main([*options, "--data", str(tmp_path)])
+        helen68.read(tmp_path)
     points = annotated / "points" / "a.txt"
     for text in ("1 2\n" * 67, "1 2 3\n" * 68, "x y\n" * 68, "nan 1\n" * 68):
         points.write_text(text)
         with pytest.raises(InputError, match="expected 68 lines of two numbers"):
-            helen68.main(options)
+            helen68.read(annotated)
