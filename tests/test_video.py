@@ -25,6 +25,7 @@ from faces.scene import SceneParser, compose_scene
 from tests import damage
 from utils.runtime import run_main
 
+pytestmark = pytest.mark.usefixtures("loading_once")
 SIZE = (320, 240)
 
 
@@ -146,20 +147,20 @@ def test_trembling_is_smoothed_and_movement_is_followed_at_once():
 
 
 def test_a_camera_shows_its_newest_frame_and_drops_the_others(tmp_path, capsys, monkeypatch):
-    clip, out = save_video(tmp_path / "clip.mp4", moving_face(20)), ["--out", tmp_path / "out"]
+    clip, out = save_video(tmp_path / "clip.mp4", moving_face(10)), ["--out", tmp_path / "out"]
     device = camera.Camera(str(clip))
     frames = device.frames()
     first = next(frames)
     time.sleep(0.35)
     later = next(frames)
     assert later.time - first.time > 0.2
-    assert 2 + len([*frames]) < device.seen == 20
+    assert 2 + len([*frames]) < device.seen == 10
     assert call("--camera", clip, *out) == 0
     told = re.fullmatch(
         r".*camera_overlay.mp4: (\d+) frames, \1 with faces .*, (\d+) dropped\n", capsys.readouterr().out
     )
     assert told
-    assert int(told[1]) + int(told[2]) == 20
+    assert int(told[1]) + int(told[2]) == 10
     assert len(open_video(tmp_path / "out" / "camera_overlay.mp4")[0]) == int(told[1])
     shown: list[np.ndarray] = []
     monkeypatch.setattr(camera.cv2, "imshow", lambda title, image: shown.append(image))
@@ -178,7 +179,7 @@ def test_a_camera_shows_its_newest_frame_and_drops_the_others(tmp_path, capsys, 
 
 def test_a_video_is_never_replaced_by_its_result(tmp_path, capsys):
     for name in ("a_overlay.mp4", "a.mp4"):
-        save_video(tmp_path / name, moving_face(1))
+        (tmp_path / name).touch()
     assert call(tmp_path, "--out", tmp_path, "--overwrite") == 2
     assert "its results would replace" in capsys.readouterr().err
 
@@ -252,13 +253,13 @@ def test_times_sound_and_every_row_are_kept_under_any_name(tmp_path, faceless, n
 
 def test_a_new_run_removes_the_maps_of_a_longer_one_and_a_failed_one_nothing(tmp_path, faceless, capsys):
     out = tmp_path / "out"
-    noise = list(np.random.default_rng(0).integers(0, 256, (6, 240, 320, 3), np.uint8))
+    noise = list(np.random.default_rng(0).integers(0, 256, (6, 60, 80, 3), np.uint8))
     for frames in (noise, noise[:4]):
         save_video(tmp_path / "clip.mp4", frames)
         assert call(tmp_path / "clip.mp4", "--out", out, "--frame-labels", "--overwrite") == 0
         assert len(list((out / "clip_labels").iterdir())) == len(frames)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with damage.little_room(100_000):
+    with damage.little_room(4000):
         assert call(tmp_path / "clip.mp4", "--out", out, "--frame-labels", "--overwrite") == 2
     assert "clip.mp4: its results could not be written (File too large)" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -268,7 +269,7 @@ def test_a_new_run_removes_the_maps_of_a_longer_one_and_a_failed_one_nothing(tmp
     "options", ["--probabilities", "--coloured colours", "--grey", "--owners", "--opacity 0.3", "--faces none"]
 )
 def test_what_only_photos_have_is_refused_for_videos(tmp_path, options, capsys):
-    clip = save_video(tmp_path / "clip.mp4", moving_face(1))
+    (clip := tmp_path / "clip.mp4").touch()
     assert call(clip, *options.split()) == 2
     told = f"the faces of {clip} have to be found" if "none" in options else f"is for photos, and {clip} is a video"
     assert told in capsys.readouterr().err
