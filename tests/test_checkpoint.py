@@ -3,7 +3,6 @@
 import io
 import os
 import pickle
-import random
 import re
 import zipfile
 from collections.abc import Callable
@@ -88,16 +87,12 @@ SCRIPTED = {"m/data.pkl": b"\x80\x02}.", "m/constants.pkl": b"\x80\x02).", "m/ve
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"
 BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda good: b"", OTHER),
-    "text": (lambda good: b"These are no weights.\n" * 9, OTHER),
     "a pointer of Git LFS": (lambda good: POINTER, "git lfs pull"),
-    "a picture": (lambda good: b"\x89PNG\r\n\x1a\n" + bytes(99), OTHER),
     "safetensors": (lambda good: b"\x02\0\0\0\0\0\0\0{}", OTHER),
     "tar": (lambda good: b"weights.pt".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"), OTHER),
-    "noise": (lambda good: random.Random(0).randbytes(4096), OTHER),
     "zip of a checkpoint": (lambda good: zipped({"weights.pt": good}), OTHER),
     "TorchScript": (lambda good: zipped(SCRIPTED), OTHER),
     "plain pickle": (lambda good: pickle.dumps({"format": 2}), OTHER),
-    "pickle without end": (lambda good: b"\x80\x02}q\x00(X\x06\x00\x00\x00format", OTHER),
     "pickle nested deeply": (lambda good: b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".", OTHER),
     "pickle with code": (lambda good: pickle.dumps(RUNS, protocol=2), CODE),
     "old format, code": (lambda good: legacy(RUNS), CODE),
@@ -105,12 +100,10 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "archive with code": (lambda good: repacked(good, "/data.pkl", lambda _: pickle.dumps(RUNS, 2)), CODE),
     "old format, a list": (lambda good: legacy([1, 2]), "holds a list"),
     "old format, cut": (lambda good: legacy({"format": 2, "modules": {"coarse": torch.ones(99)}})[:-200], OTHER),
-    "archive without values": (lambda good: repacked(good, "/data.pkl", lambda _: b""), OTHER),
     "archive of an unknown version": (lambda good: repacked(good, "/version", lambda _: b"999\n"), OTHER),
     "a storage too short": (lambda good: repacked(good, "/data/0", lambda _: b"1234"), OTHER),
     "archive that unpacks to far more": (lambda good: repacked(good, "/data/0", lambda _: bytes(40 << 20), ZIP), FAR),
     "cut in the middle": (lambda good: good[: len(good) // 2], OTHER),
-    "last byte lost": (lambda good: good[:-1], OTHER),
     "a bit turned over in its middle": (lambda good: flipped(good, 0.5), OTHER),
     "a bit turned over in its table": (lambda good: flipped(good, 0.9999), OTHER),
 }
@@ -189,7 +182,6 @@ STATES: dict[str, tuple[Callable[[State], Any], str]] = {
     **changed("holds more values", extra=(nested(12) * 10,)),
     **changed("extra is a ", extra=(1j, {1}, ONES.untyped_storage())),
     "sparse": (coarse(lambda w: w.to_sparse()), DENSE),
-    "quantised": (coarse(lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)), DENSE),
     "nested": (coarse(lambda w: torch.nested.nested_tensor([w[0], w[1]])), DENSE),
     "without data": (coarse(lambda w: w.to("meta")), DENSE),
     "complex": (coarse(lambda w: w.to(torch.complex64)), DENSE),
@@ -198,8 +190,6 @@ STATES: dict[str, tuple[Callable[[State], Any], str]] = {
     "NaN": (coarse(lambda w: w.clone().fill_(NAN)), "holds NaN or infinity"),
     "beyond float32": (coarse(lambda w: w.double().fill_(1e300)), "holds NaN or infinity"),
     "half of the channels": (coarse(lambda w: w[: len(w) // 2].clone()), "another class count"),
-    "single numbers": (coarse(lambda w: w.flatten()[0]), "another class count"),
-    "lists": (coarse(lambda w: w.tolist()), "weights are no state dict of tensors"),
     "a network without weights": (lambda state: {**state, "modules": {name: {} for name in state["modules"]}}, "lacks"),
     **changed("no state dict", inner="modules", coarse=(None,)),
     "a lost weight": (lambda state: {**state, "modules": {"coarse": {"a": ONES}}}, "architecture"),
@@ -215,11 +205,13 @@ def test_a_checkpoint_of_absurd_values_is_refused_in_one_line(kind, model, tmp_p
     path = tmp_path / "odd.pt"
     state = {"format": 2, **state_of(model, "stage1", "coarse")}
     torch.save(change(state), path)
+    before = {key: value.clone() for key, value in model.coarse.state_dict().items()}
     with pytest.raises(InputError, match=rf"^\S*odd\.pt.*{re.escape(said)}.*$") as caught:
         model.load(read_weights(path), ("coarse",))
     line = str(caught.value)
     assert line.isprintable()
     assert len(line.replace(str(path), "")) < 300
+    assert all(torch.equal(before[key], value) for key, value in model.coarse.state_dict().items())
 
 
 def test_without_a_localizer_the_part_networks_decide_about_the_windows(model, tmp_path):
@@ -239,9 +231,6 @@ def test_weights_that_do_not_fit_are_refused_by_what_they_lack(model, whole, tmp
         model.load(read_weights(path), ("coarse",))
     with refuses("no coarse or localizer weights"):
         load_parser([path])
-    resnet = STNiCNN(STNiCNNConfig(coarse_size=32, localizer="resnet18"))
-    with refuses("r.pt: its localizer weights are of another architecture"):
-        model.load(read_weights(save_parser(tmp_path / "r.pt", resnet, "cropper")), ("localizer",))
     checkpoint.save(whole, {**checkpoint.load(whole), "labels": "celebamask"})
     with refuses("whole.pt is of the label set celebamask, not nine"):
         load_parser([whole])
@@ -249,8 +238,9 @@ def test_weights_that_do_not_fit_are_refused_by_what_they_lack(model, whole, tmp
 
 def test_each_network_s_checkpoint_decides_about_its_widths_and_older_ones_have_the_paper_s(tmp_path):
     coarse, parts = {"coarse_channels": (4, 6, 8, 10)}, {"part_channels": (5, 7, 9, 11)}
-    cropper = save(tmp_path / "cropper.pt", replace(CONFIG, **coarse), "coarse", "localizer")
-    stage2 = save(tmp_path / "stage2.pt", replace(CONFIG, **parts), "parts")
+    other = STNiCNN(replace(CONFIG, **coarse, **parts))
+    cropper = save(tmp_path / "cropper.pt", other, replace(CONFIG, **coarse), "coarse", "localizer")
+    stage2 = save(tmp_path / "stage2.pt", other, replace(CONFIG, **parts), "parts")
     assert load_parser([cropper, stage2]).config == replace(CONFIG, **coarse, **parts)
     torch.save(in_format_1(checkpoint.read_tensors(stage2)), stage2)
     assert read_weights(stage2).config == CONFIG
@@ -268,16 +258,6 @@ def test_an_older_run_may_lack_fields_of_its_config_but_no_checkpoint_that_it_st
     assert not distributed.difference({"config": {"a": 1}}, {"config": {"a": 1, "b": 2}})
     assert distributed.difference({"config": {"a": 1}}, {"config": {"a": 2, "b": 2}}) == "config.a 1, not 2"
     assert distributed.difference({"started_from": {}}, {"started_from": {"init_from": "b"}})
-
-
-def test_a_refused_module_leaves_the_model_as_it_was(model, tmp_path):
-    state = state_of(STNiCNN(CONFIG), "stage1", "coarse")
-    state["modules"]["coarse"]["head.2.bias"] = torch.zeros(4)
-    checkpoint.save(tmp_path / "c.pt", state)
-    before = {key: value.clone() for key, value in model.coarse.state_dict().items()}
-    with pytest.raises(InputError):
-        model.load(read_weights(tmp_path / "c.pt"), ("coarse",))
-    assert all(torch.equal(before[key], value) for key, value in model.coarse.state_dict().items())
 
 
 def test_a_checkpoint_that_cannot_be_saved_is_one_line_and_the_old_one_stays_whole_without_litter(model, whole):
@@ -314,14 +294,12 @@ def in_format_1(state: dict[str, Any]) -> dict[str, Any]:
     return {"format": 1, "config": config, **{key: value for key, value in state.items() if key not in later}}
 
 
-def test_a_checkpoint_of_format_1_is_an_stn_icnn_of_nine_labels(whole, tmp_path):
-    old = tmp_path / "old.pt"
-    torch.save(in_format_1(checkpoint.read_tensors(whole)), old)
-    weights = read_weights(old)
-    assert (weights.kind, weights.labels, weights.config) == ("stn_icnn", NINE, CONFIG)
-    photos = torch.randint(256, (1, 50, 40, 3), dtype=torch.uint8)
-    with torch.inference_mode():
-        assert torch.equal(load_parser([old])(photos), load_parser([whole])(photos))
+def test_a_checkpoint_of_format_1_is_an_stn_icnn_of_nine_labels(model, whole):
+    torch.save(in_format_1(checkpoint.read_tensors(whole)), whole)
+    parser = load_parser([whole])
+    assert (parser.kind, parser.labels, parser.config) == ("stn_icnn", NINE, CONFIG)
+    pairs = zip(parser.parameters(), model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_a_run_of_format_1_resumes_bit_for_bit(tiny_fit, tmp_path):
@@ -347,8 +325,11 @@ def cropper_config(helen_root, tmp_path_factory) -> Callable[..., STNiCNNConfig]
     return build
 
 
-def save(path: Path, config: STNiCNNConfig, *networks: str) -> Path:
-    return save_parser(path, STNiCNN(config), "cropper", networks or ("coarse", "localizer"))
+def save(path: Path, model: STNiCNN, config: STNiCNNConfig, *networks: str) -> Path:
+    """The model's networks, as if they had been trained with this config."""
+    state = state_of(model, "cropper", *(networks or ("coarse", "localizer")))
+    checkpoint.save(path, {**state, "config": asdict(config)})
+    return path
 
 
 FURTHER = {
@@ -359,21 +340,24 @@ FURTHER = {
 }
 
 
-@pytest.mark.parametrize("config", FURTHER.values(), ids=FURTHER)
-def test_a_localizer_that_is_trained_further_keeps_its_frame_and_its_windows(config, cropper_config, tmp_path):
-    held, stage1 = save(tmp_path / "held.pt", config), save(tmp_path / "stage1.pt", CONFIG, "coarse")
-    assert cropper_config({"init_from": held}) == replace(config, paste="bilinear")
-    assert cropper_config({"init_from": stage1, "init_from_cropper": held}) == replace(config, paste="bilinear")
+@pytest.mark.parametrize("kind", FURTHER)
+def test_a_localizer_that_is_trained_further_keeps_its_frame_and_its_windows(kind, model, cropper_config, tmp_path):
+    config = FURTHER[kind]
+    held = save(tmp_path / "held.pt", model, config)
+    start = {"init_from": held}
+    if "windows" in kind:
+        start = {"init_from": save(tmp_path / "stage1.pt", model, CONFIG, "coarse"), "init_from_cropper": held}
+    assert cropper_config(start) == replace(config, paste="bilinear")
     if config.window_margin:  # another crop size only where windows have no fixed pixels
-        assert cropper_config({"init_from": held}, crop_size=33).crop_size == 33
+        assert cropper_config(start, crop_size=33).crop_size == 33
         return
     with refuses(f"--crop-size 35: the localizer of {held} places windows of {config.crop_size} "):
-        cropper_config({"init_from": held}, crop_size=35)
+        cropper_config(start, crop_size=35)
 
 
 @pytest.mark.parametrize("networks", [("coarse",), ("coarse", "localizer")])
-def test_a_new_localizer_takes_the_recipe_s_windows(networks, cropper_config, tmp_path):
-    start = save(tmp_path / "start.pt", replace(CONFIG, frame="canvas", canvas=256, crop_size=127), *networks)
+def test_a_new_localizer_takes_the_recipe_s_windows(networks, model, cropper_config, tmp_path):
+    start = save(tmp_path / "start.pt", model, replace(CONFIG, frame="canvas", canvas=256, crop_size=127), *networks)
     other = {"localizer": "resnet18"} if "localizer" in networks else {}  # not the one that the file holds
     expected = STNiCNNConfig(coarse_size=32, **train_cropper.RECIPES.best.model, **other)
     assert cropper_config({"init_from": start}, **other) == expected
