@@ -18,7 +18,7 @@ from faces.align import Frame, frame_of, whole_photo
 from faces.detect import Detection, Detector
 from geometry.paste import Patch
 from geometry.theta import window_corners
-from models.parser import FaceParser
+from models.parser import FaceParser, on_host
 from scoring.pictures import draw_outlines, overlay
 from utils import runtime
 from utils.errors import InputError
@@ -177,7 +177,7 @@ class SceneParser:
             for first in range(0, len(batch.thumbs_BTT3), self.batch_size):
                 faces = batch.part(slice(first, first + self.batch_size))
                 patches += (
-                    self.parser.device_patches(faces, True) if tensors else self.parser.patches(faces, keep_probs)
+                    self.parser.patches(faces, True) if tensors else on_host(self.parser.patches(faces, keep_probs))
                 )
         rest = iter(patches)
         return [[next(rest) for _ in places] for places in frames]

@@ -5,7 +5,6 @@ The modules carry the names of that team's code, so that its state dicts are sta
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,6 @@ from torch import Tensor, nn
 
 from data.labels import LabelSet
 from models.parser import WholeFaceParser
-from utils import checkpoint
-from utils.errors import InputError
 
 STEM = 32
 # expansion, channels, blocks, stride and dilation of the first block, dilation of the others
@@ -103,9 +100,9 @@ class ASPP(nn.Module):
         self.project = nn.Sequential(*_unit(_conv(5 * outputs, outputs), nn.ReLU), nn.Dropout(0.1))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        looks = [conv(x_BCHW) for conv in self.convs]
-        looks[-1] = looks[-1].expand_as(looks[0])
-        return self.project(torch.cat(looks, 1))
+        branches = [conv(x_BCHW) for conv in self.convs]
+        branches[-1] = branches[-1].expand_as(branches[0])
+        return self.project(torch.cat(branches, 1))
 
 
 class Head(nn.Module):
@@ -158,17 +155,3 @@ class DeepLab(WholeFaceParser):
 
     def __init__(self, config: DeepLabConfig, labels: LabelSet) -> None:
         super().__init__(config, labels, DeepLabV3Plus(len(labels)))
-
-
-def is_released(state: dict[str, Any]) -> bool:
-    """Whether a file without our format may be a checkpoint of the challenge team: see ``from_released``."""
-    return any(name.startswith("backbone.low_level") for name in checkpoint.foreign_weights(state))
-
-
-def from_released(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict of ``DeepLabV3Plus`` in a file such as Deeplab_checkpoint_epoch_400.pt. Raises InputError where a
-    value is no tensor."""
-    found = checkpoint.foreign_weights(state)
-    if strange := [name for name, value in found.items() if not isinstance(value, Tensor)]:
-        raise InputError(f"{strange[0]} is no tensor: get the file again from its source")
-    return found

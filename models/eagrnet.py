@@ -100,8 +100,8 @@ class EdgeBranch(nn.Module):
 
     def forward(self, *layers: Tensor) -> Tensor:
         size = layers[0].shape[-2:]
-        looks = [conv(x_BCHW) for conv, x_BCHW in zip((self.conv1, self.conv2, self.conv3), layers, strict=True)]
-        return self.conv5(torch.cat([_enlarge(self.conv4(x_BCHW), size) for x_BCHW in looks], 1))
+        features = [conv(x_BCHW) for conv, x_BCHW in zip((self.conv1, self.conv2, self.conv3), layers, strict=True)]
+        return self.conv5(torch.cat([_enlarge(self.conv4(x_BCHW), size) for x_BCHW in features], 1))
 
 
 class GraphConvolution(nn.Module):
@@ -134,8 +134,8 @@ class EdgeAwareGraph(nn.Module):
         state_BSN, proj_BSHW = self.conv_state(x_BCHW).flatten(2), self.conv_proj(x_BCHW)
         share_BVN = (self.anchors(proj_BSHW * edge_B1HW).mT @ proj_BSHW.flatten(2)).softmax(1)
         vertices_BSV = self.gcn(state_BSN @ share_BVN.mT)
-        told_BSHW = (vertices_BSV @ share_BVN).unflatten(2, x_BCHW.shape[-2:])
-        return x_BCHW + self.blocker(self.conv_extend(told_BSHW))
+        context_BSHW = (vertices_BSV @ share_BVN).unflatten(2, x_BCHW.shape[-2:])
+        return x_BCHW + self.blocker(self.conv_extend(context_BSHW))
 
     @staticmethod
     def anchors(x_BSHW: Tensor) -> Tensor:
@@ -232,18 +232,12 @@ def released_names(network: EAGRNet) -> dict[str, str]:
     return names
 
 
-def is_released(state: Mapping[str, Any]) -> bool:
-    """Whether a file without our format may be a checkpoint of the authors: see ``from_released``."""
-    return any(name.startswith("edge_layer.") for name in checkpoint.foreign_weights(state))
-
-
-def from_released(state: Mapping[str, Any]) -> tuple[LabelSet, dict[str, Tensor]]:
-    """The label set and the state dict of ``EAGRNet`` in a file of the authors' code.
+def from_released(found: Mapping[str, Any]) -> tuple[LabelSet, dict[str, Any]]:
+    """The label set and the state dict of ``EAGRNet`` that a state dict of the authors' code is.
 
     Their InPlaceABN multiplies by |weight| + 1e-5; here that is the weight itself. 11 classes are taken for HELEN's, 19
-    for CelebAMask-HQ's. Raises InputError for other numbers of classes, and for values that are missing or unknown.
+    for CelebAMask-HQ's. Raises InputError for other numbers of classes.
     """
-    found = checkpoint.foreign_weights(state)
     bias = found.get("layer6.conv4.bias")
     classes = len(bias) if isinstance(bias, Tensor) and bias.ndim == 1 else 0
     labels = {len(labels): labels for labels in (HELEN, CELEBAMASK)}.get(classes)
@@ -253,10 +247,7 @@ def from_released(state: Mapping[str, Any]) -> tuple[LabelSet, dict[str, Tensor]
         )
     with torch.device("meta"):
         network = EAGRNet(classes)
-    names = released_names(network)
-    if unknown := found.keys() - set(names.values()):
-        raise InputError(f"its EAGRNet has an unknown value {min(unknown)}")
-    return labels, _renamed(network, names, found)
+    return labels, _renamed(network, found)
 
 
 def imagenet_start(network: EAGRNet, state: Mapping[str, Any]) -> None:
@@ -264,27 +255,25 @@ def imagenet_start(network: EAGRNet, state: Mapping[str, Any]) -> None:
 
     Raises InputError where the file lacks one of the backbone's values, or has another shape of it.
     """
-    found = checkpoint.foreign_weights(state)
+    start, values = network.state_dict(), _renamed(network, checkpoint.foreign_weights(state))
     backbone = ("conv1.", "bn1.", "conv2.", "bn2.", "conv3.", "bn3.", *(f"layer{k}." for k in range(1, 5)))
-    names = {ours: theirs for ours, theirs in released_names(network).items() if ours.startswith(backbone)}
-    values = _renamed(network, names, found)
-    own = network.state_dict()
-    if wrong := [names[ours] for ours, value in values.items() if value.shape != own[ours].shape]:
-        raise InputError(f"its {wrong[0]} has another shape: a ResNet-101 with a stem of three 3x3 layers is needed")
-    network.load_state_dict({**own, **values})
+    for name in filter(lambda name: name.startswith(backbone), start):
+        value = values.get(name)
+        if not isinstance(value, Tensor) or value.shape != start[name].shape:
+            raise InputError(
+                f"its {released_names(network)[name]} is missing or of another shape: a ResNet-101 with a stem of "
+                "three 3x3 layers is needed"
+            )
+        start[name] = value
+    network.load_state_dict(start)
 
 
-def _renamed(network: EAGRNet, names: Mapping[str, str], found: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The values of ``names`` out of a state dict of the authors', under our names."""
-    values: dict[str, Tensor] = {}
-    for ours, theirs in names.items():
-        if theirs.endswith("num_batches_tracked"):
-            values[ours] = torch.zeros((), dtype=torch.long)  # InPlaceABN 1.0 has none
-            continue
-        if not isinstance(found.get(theirs), Tensor):
-            raise InputError(f"it lacks {theirs}: get the file again from its source")
-        values[ours] = found[theirs]
-    for name, module in network.named_modules():
-        if isinstance(module, ABN) and f"{name}.0.weight" in values:
-            values[f"{name}.0.weight"] = values[f"{name}.0.weight"].abs() + EPS
+def _renamed(network: EAGRNet, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict of the authors' code under our names; unknown ones stay as they are."""
+    ours = {theirs: name for name, theirs in released_names(network).items()}
+    values = {ours.get(name, name): value for name, value in found.items()}
+    for norm in [name for name, module in network.named_modules() if isinstance(module, ABN)]:
+        values[f"{norm}.0.num_batches_tracked"] = torch.zeros((), dtype=torch.long)  # InPlaceABN 1.0 has none
+        if isinstance(weight := values.get(f"{norm}.0.weight"), Tensor):
+            values[f"{norm}.0.weight"] = weight.abs() + EPS
     return values

@@ -52,9 +52,9 @@ class FusedParser(FaceParser):
         fused_BKHW, theta_BP23 = self.probabilities(batch)
         return Parsed(fused_BKHW.argmax(1).byte(), theta_BP23)
 
-    def device_patches(self, batch: Batch, keep_probs: bool) -> Iterator[tuple[Patch, np.ndarray]]:
-        """See ``FaceParser.device_patches``; the only window is that of the whole face."""
-        both = zip(self.whole.device_patches(batch, True), self.parts.device_patches(batch, True), strict=True)
+    def patches(self, batch: Batch, keep_probs: bool = False) -> Iterator[tuple[Patch, np.ndarray]]:
+        """See ``FaceParser.patches``; the only window is that of the whole face."""
+        both = zip(self.whole.patches(batch, True), self.parts.patches(batch, True), strict=True)
         for (whole, theta_P23), (parts, _) in both:
             assert whole.probs_KYX is not None
             probs_KYX = self.fuse(whole.probs_KYX, _moved(parts, whole))

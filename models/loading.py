@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from data.labels import CELEBAMASK, NINE, label_set
-from models import deeplab, eagrnet
+from models import eagrnet
 from models.deeplab import DeepLab, DeepLabConfig
 from models.eagrnet import EAGRNetConfig, EAGRNetParser
 from models.fused import FusedParser
@@ -33,12 +33,11 @@ def read_weights(path: Path) -> Weights:
     state = checkpoint.read_tensors(path)
     if "format" not in state:
         try:
-            if deeplab.is_released(state):
-                return Weights(
-                    DeepLab.kind, CELEBAMASK, DeepLabConfig(), {"network": deeplab.from_released(state)}, path
-                )
-            if eagrnet.is_released(state):
-                labels, network = eagrnet.from_released(state)
+            found = checkpoint.foreign_weights(state)
+            if any(name.startswith("backbone.low_level") for name in found):  # of the challenge team
+                return Weights(DeepLab.kind, CELEBAMASK, DeepLabConfig(), {"network": found}, path)
+            if any(name.startswith("edge_layer.") for name in found):
+                labels, network = eagrnet.from_released(found)
                 return Weights(EAGRNetParser.kind, labels, EAGRNetConfig(bgr=True), {"network": network}, path)
             return Weights(STNiCNN.kind, NINE, *from_released(state), path)
         except InputError as error:

@@ -1,7 +1,7 @@
 """FaceParser: what every parser here is, and all that evaluate, predict, export and the hub know of it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from os import PathLike
@@ -82,13 +82,14 @@ class FaceParser(nn.Module):
 
     kind: its name in checkpoints. Config: frozen dataclass of plain values that describes and checks its shape; it
     travels in every checkpoint. networks: the attributes that hold what a checkpoint stores. folded: see ``fold``.
-    labels: what it labels.
+    labels: what it labels. paste: how probabilities are put back onto the photo's grid, "nearest" or "bilinear".
     """
 
     kind: ClassVar[str]
     Config: ClassVar[type]
     networks: ClassVar[tuple[str, ...]] = ("network",)
     folded: ClassVar[tuple[str, ...]] = ()
+    paste: str = "bilinear"
 
     def __init__(self, config: Any, labels: LabelSet) -> None:
         super().__init__()
@@ -106,30 +107,14 @@ class FaceParser(nn.Module):
         """Label each face of a batch in the windows through which the parser sees it, which may be turned."""
         raise NotImplementedError
 
-    def patches(self, batch: Batch, keep_probs: bool = False) -> list[tuple[Patch, np.ndarray]]:
-        """Label faces framed in larger photos (``data.batch.framed_batch``): for each its patch on the CPU, on the
-        photo's own pixel grid, and theta_P23 (float64) of its windows, in the frame of the photo. keep_probs: see
-        ``geometry.paste.paste_turned``. All of them leave the device in one copy.
-        """
-        patches, thetas = zip(*self.device_patches(batch, keep_probs), strict=True)
-        tensors = [patch[2:] if keep_probs else patch[2:4] for patch in patches]
-        held = iter(to_host([tensor for some in tensors for tensor in some]))
-        return [
-            (Patch(*patch[:2], *(next(held) for _ in some), *(() if keep_probs else (None,))), theta_P23)
-            for patch, some, theta_P23 in zip(patches, tensors, thetas, strict=True)
-        ]
-
-    def device_patches(self, batch: Batch, keep_probs: bool) -> Iterator[tuple[Patch, np.ndarray]]:
-        """``patches`` on the parser's device, one after the other."""
+    def patches(self, batch: Batch, keep_probs: bool = False) -> Iterator[tuple[Patch, np.ndarray]]:
+        """Label faces framed in larger photos (``data.batch.framed_batch``): of one after the other its patch on the
+        photo's own pixel grid, on the parser's device (see ``on_host``), and theta_P23 (float64) of its windows, in the
+        frame of the photo. keep_probs: see ``geometry.paste.paste_turned``."""
         seen = self.window_probs(batch)
         theta_BP23 = View(batch).source(seen.theta_BP23.detach().float()).double().cpu().numpy()  # waits for the device
         height, width = batch.photos_BHW3.shape[1:3]
         return zip(paste_turned(seen.probs, theta_BP23, height, width, self.paste, keep_probs), theta_BP23, strict=True)
-
-    @property
-    def paste(self) -> str:
-        """How probabilities are put back onto the photo's grid, "nearest" or "bilinear"."""
-        return "bilinear"
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
         """photos_BHW3: uint8, or floats in 0-1, all of one size. Returns canvas_BKHW, whose argmax are the labels; this
@@ -170,10 +155,6 @@ class FaceParser(nn.Module):
                     setattr(layers, name, fuse_conv_bn_eval(layer, norm))
                     setattr(layers, following, nn.Identity())
 
-    def label(self, batch: Batch) -> Tensor:
-        """labels_BHW (uint8) of a batch, on the padded photos' grid."""
-        return self.parse(batch).labels_BHW
-
     @torch.inference_mode()
     def label_photos(self, photos: Sequence[str | PathLike | Image.Image | np.ndarray]) -> list[np.ndarray]:
         """Label photos of any sizes, see ``data.images.as_photo``: uint8 (H, W) of ``labels``' ids out.
@@ -191,7 +172,7 @@ class FaceParser(nn.Module):
             for first in range(0, len(rest), at_once):
                 some = rest[first : first + at_once]
                 batch = photo_batch([arrays[k] for k in some], self.labels).to(device)
-                maps.update(zip(some, self.label(batch), strict=True))
+                maps.update(zip(some, self.parse(batch).labels_BHW, strict=True))
         return [labels_HW.numpy() for labels_HW in to_host([maps[k] for k in range(len(arrays))])]
 
     @classmethod
@@ -279,6 +260,16 @@ class WholeFaceParser(FaceParser):
         theta_F123 = compose(framed.frames_F33, theta_F123)
         _, height, width, _ = photos_1HW3.shape
         return paste_any(probs, theta_F123, height, width, self.paste)
+
+
+def on_host(patches: Iterable[tuple[Patch, np.ndarray]]) -> list[tuple[Patch, np.ndarray]]:
+    """``FaceParser.patches`` on the CPU: all of them leave the device in one copy."""
+    patches = list(patches)
+    held = iter(to_host([value for patch, _ in patches for value in patch[2:] if value is not None]))
+    return [
+        (Patch(*patch[:2], next(held), next(held), None if patch.probs_KYX is None else next(held)), theta_P23)
+        for patch, theta_P23 in patches
+    ]
 
 
 def one_window(logits_BKSS: Tensor, scale: float = 1.0) -> WindowProbs:

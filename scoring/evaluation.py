@@ -151,7 +151,9 @@ def score_faces(parser: FaceParser, faces: Faces, machine: Machine, batch_size: 
     batches = evaluation_batches(faces, batch_size, rank, world, machine)
     bar = tqdm(batches, desc=f"{faces.split} split", disable=None if rank == 0 else True, leave=False)
     with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
-        index_N, matrices_NKK = evaluate(parser.label, bar, machine.device, len(parser.labels))
+        index_N, matrices_NKK = evaluate(
+            lambda batch: parser.parse(batch).labels_BHW, bar, machine.device, len(parser.labels)
+        )
     return gather(index_N, matrices_NKK, len(faces))
 
 

@@ -196,7 +196,7 @@ def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser, face):
     for model in (parser, TinyParser(TinyConfig(), CELEBAMASK).eval()):
         with torch.inference_mode():
             canvas_FKHW = model.forward_framed(torch.from_numpy(photo)[None], torch.from_numpy(frames).float())
-            patches = model.patches(framed_batch([photo], [[*frames]], model.labels))
+            patches = list(model.patches(framed_batch([photo], [[*frames]], model.labels)))
         for canvas_KHW, (patch, _) in zip(canvas_FKHW, patches, strict=True):
             expected_HW = labels_on(patch, 420, 400)
             assert (expected_HW > 0).float().mean() > 0.01

@@ -74,13 +74,13 @@ def batch(parser: FaceParser, photos: list[np.ndarray]) -> Batch:
 
 @torch.inference_mode()
 def test_photos_are_labelled_on_their_own_grids_whatever_batch_they_are_in(parser, batch, photos):
-    labels_BHW = parser.label(batch)
+    labels_BHW = parser.parse(batch).labels_BHW
     assert labels_BHW.dtype == torch.uint8
     assert labels_BHW.shape == batch.photos_BHW3.shape[:3]
     maps = parser.label_photos(photos)
     for labels_HW, photo, one_HW in zip(labels_BHW, photos, maps, strict=True):
         own_HW = labels_HW[: photo.shape[0], : photo.shape[1]]
-        alone_HW = parser.label(photo_batch([photo], parser.labels))[0]
+        alone_HW = parser.parse(photo_batch([photo], parser.labels)).labels_BHW[0]
         assert np.array_equal(one_HW, alone_HW.numpy())
         assert alone_HW.shape == own_HW.shape
         assert (own_HW == alone_HW).float().mean() > 0.998
@@ -96,7 +96,7 @@ def test_the_network_that_is_exported_labels_as_the_parser_does(parser, photos):
     for photo in photos:
         canvas_BKHW = parser(torch.from_numpy(np.stack([photo, photo[:, ::-1]])))
         assert canvas_BKHW.shape == (2, len(parser.labels), *photo.shape[:2])
-        labels_HW = parser.label(photo_batch([photo], parser.labels))[0]
+        labels_HW = parser.parse(photo_batch([photo], parser.labels)).labels_BHW[0]
         assert (canvas_BKHW[0].argmax(0) == labels_HW).float().mean() > 0.99
 
 
@@ -122,13 +122,13 @@ def test_photos_are_bytes_or_floats_up_to_one_for_every_network(parser, photos):
 def test_a_gpu_s_ways_to_paste_give_the_same_labels(parser, photos, monkeypatch):
     frames = [whole_photo(*photos[0].shape[:2]).matrix_23, np.array([[40.0, -9, 50], [9, 40, 50]])]
     framed, batch = framed_batch([photos[0]], [frames], parser.labels), photo_batch(photos[:1] * 3, parser.labels)
-    patches, labels_BHW = parser.patches(framed), parser.label(batch)
+    patches, labels_BHW = list(parser.patches(framed)), parser.parse(batch).labels_BHW
     monkeypatch.setattr(paste, "pixels_are_cheap", lambda device: True)
     monkeypatch.setattr(paste, "CANVAS_PIXELS", 30_000)
     for (patch, _), (other, _) in zip(patches, parser.patches(framed), strict=True):
         assert torch.equal(patch.labels_YX, other.labels_YX)
         torch.testing.assert_close(patch.confidence_YX, other.confidence_YX)
-    assert torch.equal(parser.label(batch), labels_BHW)
+    assert torch.equal(parser.parse(batch).labels_BHW, labels_BHW)
 
 
 @pytest.mark.parametrize("parser", ["stn_icnn", "tiny", "fused"], indirect=True)

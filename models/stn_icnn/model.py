@@ -112,7 +112,7 @@ class STNiCNN(FaceParser):
 
     def __init__(self, config: STNiCNNConfig, crops: str = "predicted") -> None:
         super().__init__(config, NINE)
-        self.crops = crops
+        self.crops, self.paste = crops, config.paste
         self.coarse = ICNN(ICNNConfig(len(NINE), config.coarse_channels, *KERNELS[config.kernel]))
         self.localizer = build_localizer(config.localizer, config.coarse_size)
         self.localizer.full_precision = True  # type: ignore[assignment]
@@ -201,10 +201,6 @@ class STNiCNN(FaceParser):
     def probs_in(self, batch: Batch, theta_BP23: Tensor) -> WindowProbs:
         """What the part networks see in given windows, which are in the frame of each photo of the batch's view."""
         return WindowProbs(_softmax(self.parts(View(batch).crops(theta_BP23, self.config.crop_size))), theta_BP23)
-
-    @property
-    def paste(self) -> str:
-        return self.config.paste
 
     def parse(self, batch: Batch, crops: str | None = None) -> Parsed:
         """See ``FaceParser.parse``. crops: see ``window_probs``."""

@@ -63,7 +63,7 @@ def parse_photos(parser: FaceParser, photos: list[np.ndarray], device: torch.dev
     """Ours: decoded photos of one size, uint8 (H, W, 3), to labels (B, H, W) uint8."""
     batch = photo_batch(photos, parser.labels).to(device)
     with torch.inference_mode(), runtime.autocast(device, "bf16" if precision == "bf16" else "off"):
-        return parser.label(batch).cpu().numpy()
+        return parser.parse(batch).labels_BHW.cpu().numpy()
 
 
 def face_photos(count: int, height: int, width: int) -> list[np.ndarray]:
