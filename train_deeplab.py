@@ -20,9 +20,9 @@ from training import options
 from training.engine import Optimisation, Run, fit
 from training.losses import batch_dice_loss, focal_loss, segmentation_loss
 from training.recipes import Recipe, WholeFaceRecipes
-from training.relabel import Rule, add_rule_options, refuse_inside, relabel, table
+from training.relabel import INSIDE, Rule, add_rule_options, relabel, table
 from training.task import ParserTask, Plan
-from utils import checkpoint, distributed
+from utils import checkpoint, distributed, files
 from utils.errors import InputError
 from utils.runtime import run_main
 
@@ -141,7 +141,7 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
             )
         if plan.labels != plan.data.labels:
             raise InputError("--self-distill replaces labels of the data set's own set: leave out --labels")
-        refuse_inside(plan.folder, plan.data.root, "--run-dir")
+        files.require_outside("--run-dir", plan.folder, plan.data.root, INSIDE)
         if not plan.resume and (plan.folder / "labels").exists():
             raise InputError(f"{plan.folder / 'labels'} already exists: choose another --run-dir")
     torch.manual_seed(plan.seed)

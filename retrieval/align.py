@@ -29,7 +29,7 @@ from data.images import read_photo, shorten, warp_frame
 from faces.align import frame_of
 from faces.detect import Detection, Detector
 from retrieval.mtcnn import Mtcnn
-from retrieval.people import CROP, list_people, require_outside
+from retrieval.people import CROP, INSIDE, list_people
 from scoring import options
 from scoring.pictures import encode
 from utils import checkpoint, files, locks
@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
     args = cli.parse_args(argv)
     options.check(args, folders=())
-    require_outside("OUT", args.out, args.source)
+    files.require_outside("OUT", args.out, args.source, INSIDE)
     cut = Cut(args.detector, args.image_size, args.margin, args.shape)
     DETECTORS[cut.detector]()  # its weights are missed before anything is written
     rows = align(args.source, args.out, cut, args.workers)

@@ -13,6 +13,7 @@ from utils.errors import InputError
 from utils.files import read_bytes
 
 CROP = 160  # side of an aligned face, pixels
+INSIDE = "whose folders are people"  # why nothing may be written into a folder of people
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class People:
         """The chosen photos (bool, or indices) of the same people."""
         index = np.arange(len(self))[chosen_N]
         return People(self.names, tuple(self.files[i] for i in index), self.labels_N[index])
+
+    def names_digest(self) -> str:
+        """SHA-256 of the people's names."""
+        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
 
     def fingerprint(self) -> str:
         """SHA-256 of the names of people and photos and of the photos' bytes. Raises InputError for unreadable ones."""
@@ -71,14 +76,6 @@ def _is_line(name: str) -> bool:
     except UnicodeEncodeError:  # bytes that are no UTF-8
         return False
     return name.splitlines() == [name]
-
-
-def require_outside(flag: str, folder: Path, people: Path) -> None:
-    """Raises InputError for a folder to write into that lies in a folder of people: it would be taken for a person.
-
-    flag: the option that names it."""
-    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(people)):
-        raise InputError(f"{flag} {folder} is inside {people}, whose folders are people: choose one outside")
 
 
 def read_crops(files: Sequence[Path]) -> np.ndarray:

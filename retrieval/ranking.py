@@ -1,5 +1,7 @@
 """Who is nearest: embeddings of faces, and their distances."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from utils.errors import InputError
 
 FACES, ROWS = 32, 256  # at once: embedded, and compared
 NEAREST = 5
+Finder = Callable[[np.ndarray], np.ndarray]
 
 
 class Found(NamedTuple):
@@ -84,3 +87,24 @@ def search(gallery_GE: np.ndarray, queries_QE: np.ndarray) -> Found:
     """``nearest`` of embeddings, less the gallery's mean."""
     mean_E = gallery_GE.mean(0)
     return nearest(directions(gallery_GE, mean_E), directions(queries_QE, mean_E))
+
+
+def faiss_index(kind: str, gallery_GE: np.ndarray) -> Finder:
+    """A search of a large gallery by faiss. kind: what its ``index_factory`` takes."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError("--index faiss needs faiss: pip install faiss-cpu") from error
+    index = faiss.index_factory(gallery_GE.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(gallery_GE[:100_000])
+    index.add(gallery_GE)
+    return lambda queries_QE: index.search(queries_QE, NEAREST)[1]
+
+
+# each takes the gallery's directions and gives what finds the rows of the five nearest of each query, (Q, 5) int64,
+# nearest first. "faiss": all distances, the same five; "faiss-bytes": to vectors of one byte a number, nearly the same
+INDEXES: dict[str, Callable[[np.ndarray], Finder]] = {
+    "exact": lambda gallery_GE: lambda queries_QE: nearest(gallery_GE, queries_QE).index_Q5,
+    "faiss": partial(faiss_index, "Flat"),
+    "faiss-bytes": partial(faiss_index, "SQ8"),
+}

@@ -23,10 +23,9 @@ from torch import nn
 from data.images import READ_SUFFIXES, natural_key, read_photo, shorten
 from retrieval.align import Cut, cut_photo, read_cut
 from retrieval.dlib_resnet import SHA256, DlibResnet
-from retrieval.index import INDEXES
 from retrieval.network import InceptionResnetV1, load_network
-from retrieval.people import People, list_people, middle, read_crops, require_outside
-from retrieval.ranking import NEAREST, Accuracy, Found, accuracy, directions, embed, ranked
+from retrieval.people import INSIDE, People, list_people, middle, read_crops
+from retrieval.ranking import INDEXES, NEAREST, Accuracy, Found, accuracy, directions, embed, ranked
 from scoring import options
 from scoring.pictures import encode, tile
 from utils import files, locks
@@ -309,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"--predictions {args.predictions}: must be the name of a file, NAME.txt")
     if args.out:
         for people in (args.gallery, args.queries):
-            require_outside("--out", args.out, people)
+            files.require_outside("--out", args.out, people, INSIDE)
         results = (args.predictions, "sheet.jpg", "scores.json")
         if not args.overwrite and (there := [name for name in results if os.path.lexists(args.out / name)]):
             raise InputError(f"{args.out} already holds {there[0]}: choose another --out, or add --overwrite")

@@ -23,7 +23,7 @@ from data.loaders import require_batch, require_pair
 from data.view import NO_AUGMENTATION, Augmentation, View
 from retrieval.losses import Head, centre_loss, weight_penalty
 from retrieval.network import KIND, EmbeddingConfig, InceptionResnetV1, load_published, read_checkpoint
-from retrieval.people import People, list_people, read_crops, require_outside
+from retrieval.people import INSIDE, People, list_people, read_crops
 from retrieval.ranking import NEAREST, accuracy, embed, features, search
 from scoring import options
 from training import batchnorm
@@ -164,7 +164,7 @@ class Identity(Task):
             "parser": KIND,
             "config": asdict(plan.config),
             "people": len(plan.people.names),
-            "names": files.sha256_of_text("\n".join(plan.people.names)),
+            "names": plan.people.names_digest(),
             "photos": plan.people.fingerprint(),
             "seed": plan.seed,
             "recipe": asdict(plan.recipe),
@@ -293,7 +293,7 @@ def read_start(args: argparse.Namespace, recipe: Recipe, people: People) -> tupl
     names = ["embedding"]
     checkpoint.load_module(InceptionResnetV1(config), modules["embedding"], args.init_from, "embedding")
     if args.step == 2:
-        if state.get("names") != files.sha256_of_text("\n".join(people.names)):
+        if state.get("names") != people.names_digest():
             raise InputError(f"--init-from {args.init_from} knows other people than --data: begin with --step 1")
         head = Head(len(people.names), recipe.scale, recipe.margin, recipe.dropout)
         checkpoint.load_module(head, modules.get("head", {}), args.init_from, "head")
@@ -334,7 +334,7 @@ def plan(args: argparse.Namespace) -> Plan:
     recipe = changed(RECIPES[args.recipe][args.step], args)
     require_shares(recipe.batch_size)
     require_pair(recipe.batch_size, "embeddings")
-    require_outside("--run-dir", args.run_dir, args.data)
+    files.require_outside("--run-dir", args.run_dir, args.data, INSIDE)
     where = options.machine(args)
     people = list_people(args.data)
     torch.manual_seed(args.seed)

@@ -122,7 +122,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_line_and_never_run(kind, m
 
 def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "odd.pt")
-    assert "is a pipe, not a file" in refused(tmp_path / "odd.pt")
+    assert "is a pipe or a device, not a file" in refused(tmp_path / "odd.pt")
 
 
 def nested(times: int) -> list[Any]:

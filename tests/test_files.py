@@ -86,9 +86,9 @@ NO_FILES = {
     "link to nothing": "no such photo",
     "link to itself": "cannot be read",
     "folder": "is a folder, not a file: give a photo",
-    "pipe": "is a pipe, not a file",
+    "pipe": "is a pipe or a device, not a file",
     "socket": "it is a socket, not a file",
-    "endless device": "is a device, not a file",
+    "endless device": "is a pipe or a device, not a file",
 }
 
 

@@ -154,7 +154,10 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny, tmp_path):
     for line, out, *more in (
         *(("threshold", "new", f"--threshold={value}") for value in (-0.1, 1, "nan")),
         ("rare", "new", "--rare", "2"),
-        *(("is inside the data set", place) for place in ("data/train/train_mask", "data/train/new", "data", "link")),
+        *(
+            ("which is never written to", place)
+            for place in ("data/train/train_mask", "data/train/new", "data", "link")
+        ),
         ("not empty", "mine"),
     ):
         with refuses(line):

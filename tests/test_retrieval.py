@@ -19,11 +19,10 @@ from torch.utils.data import DataLoader
 from faces.detect import Detection
 from retrieval import align, dlib_resnet, search, sort, train
 from retrieval import network as embedding
-from retrieval.index import INDEXES
 from retrieval.losses import Head, centre_loss, weight_penalty
 from retrieval.network import EmbeddingConfig, InceptionResnetV1, load_network, whiten
 from retrieval.people import People, list_people, middle, read_crops
-from retrieval.ranking import accuracy
+from retrieval.ranking import INDEXES, accuracy
 from retrieval.ranking import search as search_rows
 from tests.formula import formula_image, formula_state
 from tests.test_resume import assert_same_run, fit_until

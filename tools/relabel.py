@@ -12,8 +12,8 @@ from data.loaders import open_faces
 from data.relabelled import RECORD
 from models.loading import load_parser
 from scoring import options
-from training.relabel import BATCH_SIZE, Rule, add_rule_options, refuse_inside, relabel, require_labels, table
-from utils import distributed
+from training.relabel import BATCH_SIZE, INSIDE, Rule, add_rule_options, relabel, require_labels, table
+from utils import distributed, files
 from utils.runtime import run_main
 
 INTERRUPTED = "interrupted: the label maps so far are complete, and the same command continues with the others"
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     args = cli.parse_args(argv)
     options.check(args)
     rule, data, machine = Rule(args.threshold, args.rare), options.face_data(args), options.machine(args)
-    refuse_inside(args.out, data.root, "--out")
+    files.require_outside("--out", args.out, data.root, INSIDE)
     checkpoints = options.checkpoints(args)
     labels = load_parser(checkpoints).labels
     require_labels(labels.name, data.labels.name, checkpoints)  # before the faces are decoded

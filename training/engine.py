@@ -21,7 +21,6 @@ from training.casts import cast_together
 from utils import checkpoint, distributed, files, locks, runtime
 from utils.errors import InputError
 
-_FROM_1 = "epochs_from_1"  # in checkpoints: the best row counts epochs from 1, as older ones do not; "epoch" from 0
 LOOK_EVERY = 50  # steps after which the host waits for the device to see their losses
 Scores = dict[str, float]
 
@@ -330,7 +329,6 @@ def _log_epoch(
     weights = {name: network.state_dict() for name, network in task.networks.items()}
     epoch = int(row["epoch"])
     state = {"stage": task.stage, **run.description, "modules": weights, "epoch": epoch - 1, "best": best}
-    state[_FROM_1] = True
     if row is best:
         checkpoint.save(run.folder / "best.pt", state)
     with open(run.folder / "log.jsonl", "a") as file:
@@ -372,8 +370,6 @@ def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int
         done = state["epoch"] + 1 == task.optimisation.epochs
         what = "finished already" if done else "resumed"
         print(f"{task.stage}: {what}, {path}, epoch {state['epoch'] + 1}", flush=True)
-    if not state.get(_FROM_1):
-        state["best"]["epoch"] += 1
     return state["epoch"] + 1, state["best"]
 
 

@@ -5,7 +5,6 @@ earrings or necklaces is often sure of what lies behind them, and would erase th
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from data import images
 from data.labels import NO_ID
 from data.loaders import Faces
 from data.relabelled import RECORD
-from models.loading import load_for_inference, read_weights
+from models.loading import load_for_inference
 from scoring.pictures import encode_labels
 from utils import distributed, files, runtime
 from utils.errors import InputError
@@ -32,6 +31,7 @@ from utils.runtime import Machine
 from utils.tables import markdown
 
 BATCH_SIZE = 8  # faces at once
+INSIDE = "the data set, which is never written to"
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,6 @@ def merge(probs_BKHW: Tensor, labels_BHW: Tensor, threshold: float, kept_K: Tens
     return torch.where(replaced_BHW, ids_BHW.to(labels_BHW.dtype), labels_BHW)
 
 
-def refuse_inside(folder: Path, root: Path | None, flag: str) -> None:
-    """Raises InputError for a folder inside a data set, in which nothing is ever written."""
-    if root is not None and folder.resolve().is_relative_to(root.resolve()):
-        raise InputError(
-            f"{flag} {folder} is inside the data set {root}, which is never written to: choose another folder"
-        )
-
-
 def relabel(
     checkpoints: Sequence[Path], faces: Faces, folder: Path, rule: Rule, machine: Machine, batch_size: int = BATCH_SIZE
 ) -> dict[str, Any]:
@@ -109,7 +101,7 @@ def relabel(
     kept_K = rule.keeps(before_K)
     record = {
         "parser": parser.kind,
-        "weights": weights_fingerprint(checkpoints),
+        "weights": [files.sha256(path) for path in checkpoints],
         "labels": labels.name,
         "data": faces.fingerprint,
         "faces": len(faces),
@@ -167,17 +159,6 @@ def table(record: dict[str, Any]) -> str:
     ]
     rows = [[*row, "yes" if kept else ""] for *row, kept in rows]
     return markdown(["label", "share before", "after", "change", "protected (rare)"], rows, 5)
-
-
-def weights_fingerprint(checkpoints: Sequence[Path]) -> str:
-    """SHA-256 (hexadecimal) of the networks' names and values: equal for files that hold the same weights."""
-    digest = hashlib.sha256()
-    for path in checkpoints:
-        for network, state in sorted(read_weights(path).modules.items()):
-            for key, value in sorted(state.items()):
-                digest.update(f"{network}.{key}\0".encode())
-                digest.update(value.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _claim(folder: Path, record: dict[str, Any]) -> None:

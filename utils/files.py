@@ -15,13 +15,6 @@ from typing import Any, BinaryIO
 from utils.errors import InputError
 
 BLOCK = 1 << 20  # bytes read at a time
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 def open_regular(path: Path, what: str = "file") -> BinaryIO:
@@ -42,7 +35,8 @@ def open_regular(path: Path, what: str = "file") -> BinaryIO:
     mode = os.fstat(number).st_mode
     if not stat.S_ISREG(mode):
         os.close(number)
-        raise InputError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'special')}, not a file: give a {what}")
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise InputError(f"{path} is {kind}, not a file: give a {what}")
     return os.fdopen(number, "rb")
 
 
@@ -143,11 +137,6 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_of_text(text: str) -> str:
-    """SHA-256 of a text, in lower-case hexadecimal; what is no UTF-8 counts as the bytes of a file's name."""
-    return hashlib.sha256(os.fsencode(text)).hexdigest()
-
-
 def packaged(package: str, file: str, digest: str, what: str, install: str) -> Path:
     """A file that an installed package brings. The package is not imported.
 
@@ -169,3 +158,10 @@ def make_folder(folder: Path, flag: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{flag} {folder} cannot be made ({error.strerror}): choose another folder") from error
+
+
+def require_outside(flag: str, folder: Path, root: Path | None, what: str) -> None:
+    """Raises InputError for a folder to write into that lies inside ``root``. flag: the option that names it. what:
+    why nothing may be written there."""
+    if root is not None and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
+        raise InputError(f"{flag} {folder} is inside {root}, {what}: choose a folder outside")
