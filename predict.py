@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> int:
 def live(args: argparse.Namespace, machine: Machine) -> int:
     """Parse what a camera sees. Raises InputError."""
     target = args.out and args.out / "camera_overlay.mp4"
-    if target and os.path.lexists(target) and not args.overwrite:
-        raise InputError(f"{target} already exists: choose another --out, or add --overwrite")
+    if target:
+        options.refuse_existing("--out", target, args.overwrite)
     weights = options.checkpoints(args)
     parser = load_for_inference(weights, machine.device, args.crops, args.mirror, args.labels, machine.amp)
     scenes = SceneParser(parser, Detector(), args.faces, machine.amp, args.batch_size)

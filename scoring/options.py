@@ -189,6 +189,14 @@ def check(
         args.workers = 0 if device.type == "cpu" else 2
 
 
+def refuse_existing(flag: str, path: Path, overwrite: bool) -> None:
+    """Raises InputError for a file that is there and not to be replaced, and for a folder in its place."""
+    if os.path.isdir(path):
+        raise InputError(f"{flag} {path} is a folder: give a file")
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"{path} already exists: choose another {flag}, or add --overwrite")
+
+
 def _blocked(flag: str, folder: Path) -> list[str]:
     """The problem of a folder that cannot be made since a file stands in its way."""
     there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)

@@ -30,7 +30,7 @@ from faces.detect import Detector
 from faces.scene import SceneParser
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from scoring import pictures
-from scoring.options import add_data_options, check
+from scoring.options import add_data_options, check, refuse_existing
 from tools import oddities
 from tools.oddities import FaceHash
 from utils.cli import Parser
@@ -171,8 +171,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     check(options, folders=())
     if options.out and options.out.suffix.lower() not in images.PHOTO_SUFFIXES:
         raise InputError(f"--out {options.out}: must end in .png or .jpg")
-    if options.out and (os.path.isdir(options.out) or (os.path.lexists(options.out) and not options.overwrite)):
-        raise InputError(f"--out {options.out}: already exists; choose another file, or add --overwrite")
+    if options.out:
+        refuse_existing("--out", options.out, options.overwrite)
     return options
 
 

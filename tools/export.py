@@ -147,11 +147,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             raise InputError(f"{flag} {path}: the name must end in {suffix}")
         if not os.path.isdir(path.parent):
             raise InputError(f"{flag} {path}: there is no folder {path.parent}; make it, or choose another")
-        if os.path.isdir(path):
-            raise InputError(f"{flag} {path} is a folder: give a file")
-        if os.path.exists(path) and not args.overwrite:
-            raise InputError(f"{path} already exists: choose another {flag}, or add --overwrite")
-    if args.onnx and (lacking := missing("onnx", "onnxscript")):
+        options.refuse_existing(flag, path, args.overwrite)
+    if args.onnx and (lacking := missing("onnx", "onnxscript", "onnxruntime")):
         raise InputError(f"--onnx needs packages that are missing: pip install {' '.join(lacking)}")
     return args
 
@@ -203,10 +200,8 @@ def save_onnx(program: ExportedProgram, path: Path, labeller: Labeller) -> None:
     onnx.save(graph, path)
 
 
-def load_onnx(path: Path) -> Callable[..., Tensor] | None:
-    """The graph under onnxruntime, on the CPU, in as many threads as torch has; None where that is not installed."""
-    if missing("onnxruntime"):
-        return None
+def load_onnx(path: Path) -> Callable[..., Tensor]:
+    """The graph under onnxruntime, on the CPU, in as many threads as torch has."""
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -223,7 +218,7 @@ def load_onnx(path: Path) -> Callable[..., Tensor] | None:
 def write(
     path: Path,
     save: Callable[[ExportedProgram, Path, Labeller], None],
-    load: Callable[[Path], Callable[..., Tensor] | None],
+    load: Callable[[Path], Callable[..., Tensor]],
     program: ExportedProgram,
     labeller: Labeller,
 ) -> bool:
@@ -236,15 +231,11 @@ def write(
         temporary = Path(folder) / path.name
         save(program, temporary, labeller)
         text = f"{path}: {temporary.stat().st_size / 2**20:.1f} MiB in {time.monotonic() - started:.0f} s"
-        function = load(temporary)
-        if function is None:
-            text += ", not checked (pip install onnxruntime)"
-        else:
-            shares = agreement(function, labeller)
-            text += f", labels as the model's own on {', '.join(f'{v:.3%} of {k}' for k, v in shares.items())}"
-            if min(shares.values()) < AGREEMENT:
-                print(f"error: {text}: below {AGREEMENT:.1%}, so it was not kept", file=sys.stderr)
-                return False
+        shares = agreement(load(temporary), labeller)
+        text += f", labels as the model's own on {', '.join(f'{v:.3%} of {k}' for k, v in shares.items())}"
+        if min(shares.values()) < AGREEMENT:
+            print(f"error: {text}: below {AGREEMENT:.1%}, so it was not kept", file=sys.stderr)
+            return False
         content = temporary.read_bytes()
     write_bytes(path, content)
     print(text)

@@ -1,6 +1,5 @@
 """Make weights to publish: all networks of a parser in half precision, without what only training needs."""
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from models.loading import SHIPPED_WEIGHTS, load_parser
 from models.parser import FaceParser
+from scoring.options import refuse_existing
 from utils import checkpoint, files
 from utils.cli import Parser
 from utils.errors import InputError
@@ -39,10 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--out", type=Path, default=SHIPPED_WEIGHTS, metavar="FILE", help="what to write")
     cli.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     args = cli.parse_args(argv)
-    if os.path.isdir(args.out):
-        raise InputError(f"--out {args.out} is a folder: give a file")
-    if os.path.exists(args.out) and not args.overwrite:
-        raise InputError(f"{args.out} already exists: choose another --out, or add --overwrite")
+    refuse_existing("--out", args.out, args.overwrite)
     release(args.checkpoint, args.out, args.average)
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, SHA-256 {files.sha256(args.out)}")
     return 0
