@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -177,6 +177,7 @@ def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any
             face.unlink()
             with suppress(OSError):  # others are left
                 face.parent.rmdir()
+        _write_record(out, done.values())
         with open(out / RECORD, "a") as record:
             for row in tqdm(_rows(todo, cut, workers), total=len(todo), desc="align", disable=None, leave=False):
                 if "failed" not in row:
@@ -186,8 +187,12 @@ def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any
                 else:
                     print(f"failed: {printable(row['failed'])}", file=sys.stderr)
         rows = [done[name] for name in names if name in done]
-        files.write_text(out / RECORD, "".join(json.dumps(row) + "\n" for row in rows))
+        _write_record(out, rows)
     return rows
+
+
+def _write_record(out: Path, rows: Iterable[dict[str, Any]]) -> None:
+    files.write_text(out / RECORD, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _rows(todo: list[tuple[Path, Path]], cut: Cut, workers: int) -> Iterator[dict[str, Any]]:
@@ -242,14 +247,11 @@ def read_cut(out: Path) -> Cut | None:
 
 
 def _done(out: Path) -> dict[str, dict[str, Any]]:
-    """The rows of an interrupted run, of which the last may be cut off."""
+    """The rows of an interrupted run."""
     path = out / RECORD
     if not os.path.lexists(path):
         return {}
-    *lines, rest = files.read_text(path, "record").split("\n")
-    if rest:
-        files.write_text(path, "".join(line + "\n" for line in lines))
-    rows = files.read_json_lines(path, "record")
+    rows = files.read_json_lines(path, "record", unfinished=True)
     if not all(isinstance(row.get("photo"), str) and "box" in row for row in rows):
         raise InputError(f"{path} is damaged: remove {out} and align again")
     return {row["photo"]: row for row in rows}

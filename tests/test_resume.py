@@ -130,11 +130,10 @@ def moment(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 ABSURD: tuple[tuple[Any, str], ...] = (  # what is changed, or how; what is said
-    *(({"epoch": epoch}, DAMAGED) for epoch in ("2", -1, float("nan"))),
+    *(({"epoch": epoch}, DAMAGED) for epoch in ("2", -1, 7, float("nan"))),
     *(({"best": best}, DAMAGED) for best in (None, {"epoch": 0}, {"epoch": 0, "miss": "low"})),
     ({"modules": None}, DAMAGED),
     ({"modules": {}}, "no state dict"),
-    ({"epoch": 7}, "was trained for 8 epochs, not 3"),
     ({"stage": "cropper"}, "comes from stage 'cropper'; needed here: stage1"),
     ({"stage": torch.ones(2)}, "comes from stage a Tensor"),
     ({"recipe": {"batch_size": torch.zeros(3), "epochs": 3}}, "trained with recipe.batch_size"),
@@ -163,7 +162,7 @@ def test_a_damaged_log_is_refused_in_one_line(text, tiny_fit, tmp_path):
     fit_until("last.pt", lambda: tiny_fit(tmp_path))
     (tmp_path / "log.jsonl").write_text(text, errors="surrogateescape")
     before = contents(tmp_path)
-    with refuses("log.jsonl, line 1: no row of a log; remove the line"):
+    with refuses("log.jsonl", "remove it"):
         tiny_fit(tmp_path, resume=True)
     assert contents(tmp_path) == before
 

@@ -362,45 +362,36 @@ def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int
         further = f" with --init-from {run.folder / 'best.pt'}" if "epochs" in changed else ""
         new = f"start a new --run-dir{further}"
         raise InputError(f"{path} was trained with {changed}: repeat its options and data, or {new}")
-    _require_sound(state, task, path)
+    epoch, best = state["epoch"], state["best"]
+    sound = type(epoch) is int and 0 <= epoch < task.optimisation.epochs and isinstance(state["modules"], dict)
+    sound = sound and isinstance(best, dict) and {"epoch", task.score} <= best.keys()
+    if not (sound and all(isinstance(value, int | float) for value in best.values())):
+        raise InputError(f"{path} cannot be resumed: its weights, epoch or best row are damaged; start a new --run-dir")
     for name, network in task.networks.items():
         checkpoint.load_module(network, state["modules"].get(name), path, name)
-    _load_optimizer(optimizer, state["optimizer"], path)
+    if not _load_optimizer(optimizer, state["optimizer"]):
+        raise InputError(f"{path} cannot be resumed: its optimizer state is damaged or of another model")
     if distributed.rank() == 0:
-        done = state["epoch"] + 1 == task.optimisation.epochs
-        what = "finished already" if done else "resumed"
-        print(f"{task.stage}: {what}, {path}, epoch {state['epoch'] + 1}", flush=True)
-    return state["epoch"] + 1, state["best"]
+        what = "finished already" if epoch + 1 == task.optimisation.epochs else "resumed"
+        print(f"{task.stage}: {what}, {path}, epoch {epoch + 1}", flush=True)
+    return epoch + 1, best
 
 
-def _require_sound(state: dict[str, Any], task: Task, path: Path) -> None:
-    """Raises InputError for a ``last.pt`` whose values are not those that ``_save_epoch`` writes."""
-    epoch, best, epochs = state["epoch"], state["best"], task.optimisation.epochs
-    sound = isinstance(state["modules"], dict) and type(epoch) is int and epoch >= 0
-    sound = sound and isinstance(best, dict) and all(isinstance(value, int | float) for value in best.values())
-    if not sound or not {"epoch", task.score} <= best.keys():
-        raise InputError(f"{path} cannot be resumed: its weights, epoch or best row are damaged; start a new --run-dir")
-    if epoch >= epochs:
-        raise InputError(f"{path} was trained for {epoch + 1} epochs, not {epochs}: repeat its options")
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path) -> None:
-    """Raises InputError for a state that is not of this optimizer and these networks, or not finite."""
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> bool:
+    """Whether the state is of this optimizer and these networks, and finite; then it is loaded."""
     kept = {torch.optim.Adagrad: {"step", "sum"}, torch.optim.SGD: {"momentum_buffer"}}
     needed = kept.get(type(optimizer), {"step", "exp_avg", "exp_avg_sq"})
     try:
         for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
             group["fused"] = own.get("fused")  # the device's matter, not the run's
         optimizer.load_state_dict(state)
-        sound = all(
+        return all(
             needed <= entry.keys()
             and all(value.shape in (parameter.shape, ()) and bool(value.isfinite().all()) for value in entry.values())
             for parameter, entry in optimizer.state.items()
         )
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # whatever lies in the file
-        sound = False
-    if not sound:
-        raise InputError(f"{path} cannot be resumed: its optimizer state is damaged or of another model")
+        return False
 
 
 def _begin_log(task: Task, run: Run, first_epoch: int) -> SummaryWriter:
@@ -418,30 +409,17 @@ def _begin_log(task: Task, run: Run, first_epoch: int) -> SummaryWriter:
     settings = {"stage": task.stage, **run.description, "optimisation": asdict(task.optimisation)}
     text = json.dumps({**settings, "environment": environment}, indent=1) + "\n"
     log, epochs = run.folder / "log.jsonl", task.optimisation.epochs
-    rows = _read_log(log) if log.exists() else []
+    rows = files.read_json_lines(log, "log", unfinished=True) if log.exists() else []
+    if not all(isinstance(row.get("epoch"), int) for row in rows):
+        raise InputError(f"{log} is damaged (a row has no epoch): remove it")
     for rest in run.folder.glob(".*.part"):  # of a run that was killed while it saved
         rest.unlink()
     files.write_text(run.folder / "config.json", text)
     if log.exists():
-        files.write_text(log, "".join(line + "\n" for epoch, line in rows if 0 <= epoch <= first_epoch > 0))
+        kept = [row for row in rows if 0 <= row["epoch"] <= first_epoch > 0]
+        files.write_text(log, "".join(json.dumps(row) + "\n" for row in kept))
     writer = SummaryWriter(run.folder / "tensorboard", purge_step=first_epoch)
     print(
         f"{task.stage}: epochs {first_epoch + 1} to {epochs} on {environment['device']}, into {run.folder}", flush=True
     )
     return writer
-
-
-def _read_log(path: Path) -> list[tuple[int, str]]:
-    """(epoch, line) of each row of a log, but for a last one that a killed run wrote half.
-
-    Raises InputError for what is no log.
-    """
-    rows = []
-    lines = files.read_bytes(path, "log").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append((int(json.loads(line)["epoch"]), line.decode()))
-        except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-            if number < len(lines):
-                raise InputError(f"{path}, line {number}: no row of a log; remove the line") from error
-    return rows

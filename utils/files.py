@@ -72,9 +72,12 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return _object(parse_json(read_text(path, f"{what} file"), path, what), path, what)
 
 
-def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
-    """JSON objects, one a line. what: as in ``read_json``. Raises InputError for anything else."""
+def read_json_lines(path: Path, what: str, unfinished: bool = False) -> list[dict[str, Any]]:
+    """JSON objects, one a line. what: as in ``read_json``. unfinished: leave out a last line without an end, as a
+    killed run has written it. Raises InputError for anything else."""
     lines = read_text(path, f"{what} file").split("\n")
+    if unfinished:
+        lines.pop()
     numbered = [(line, f"{path}, line {k},") for k, line in enumerate(lines, 1) if line.strip()]
     return [_object(parse_json(line, where, what), where, what) for line, where in numbered]
 
