@@ -1,12 +1,10 @@
 """How large must the photo be that the coarse network sees: 64 x 64 pixels, or 128 x 128 (paper Fig. 6)?
 
-For each size: F1 of the enlarged rough mask, how far the windows of the old cropper and of the localizer miss, and with
---parts, part networks of stage 2, F1 of both methods.
+For each size: F1 of the enlarged rough mask, and how far the windows of the old cropper and of the localizer miss.
 """
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import reproduce
@@ -33,10 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         "--sizes", type=int, nargs="+", default=[64, 128], metavar="N", help="sides of the resized photo, pixels"
     )
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
-    cli.add_argument("--parts", type=Path, metavar="FILE", help="stage 2's checkpoint: also F1 of both methods")
     args = common.parse(cli, argv)
-    if args.parts:
-        read_weights(args.parts)  # what cannot be read is reported before hours of training
     setups = {size: common.setup(args, coarse_size=size, crop_size=args.crop_size) for size in args.sizes}
     plans = {  # all of them, before the first one takes an hour
         size: reproduce.plan_stages(reproduce.recipes_of(args, setup.data, STAGES), setup, args.runs / NAME / str(size))
@@ -51,15 +46,11 @@ def score_size(size: int, plans: dict[str, Plan], setup: reproduce.Setup, args: 
     root = args.runs / NAME / str(size)
     best = {stage: reproduce.train_stage(stage, plan) for stage, plan in plans.items()}
     result = common.score(setup, [best["stage1"]], "none", root, args.split, f"coarse input {size} x {size}")
-    methods = {}
-    for name, crops in common.CROPPERS.items() if args.parts else ():
-        folder = root / reproduce.slug(name)
-        methods[name] = headline(common.score(setup, [best["cropper"], args.parts], crops, folder, args.split, name))
     weights = read_weights(best["cropper"])
     model = STNiCNN(weights.config)
     model.load(weights, ("coarse", "localizer"))
     found = windows(model.eval().to(setup.machine.device), args, setup.machine)
-    return {"methods": methods, "f1": headline(result), "windows": found}
+    return {"f1": headline(result), "windows": found}
 
 
 def windows(model: STNiCNN, args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
@@ -79,12 +70,9 @@ def table(result: Result) -> str:
     rows = []
     for row in result["rows"]:
         off = [(row["windows"][name] or {}).get("pixels_mean") for name in common.CROPPERS]
-        methods = [row["methods"][name]["overall"] for name in common.CROPPERS] if row.get("methods") else []
-        rows.append([row["size"], *row["f1"].values(), *off, *methods])
+        rows.append([row["size"], *row["f1"].values(), *off])
     off_by = [f"{name} off by, pixels" for name in common.CROPPERS]
-    header = ["coarse size", "rough mask, overall", "strict", *off_by]
-    header += [f"{name}, overall" for name in common.CROPPERS][: len(rows[0]) - len(header)]
-    return markdown(header, rows, 3)
+    return markdown(["coarse size", "rough mask, overall", "strict", *off_by], rows, 3)
 
 
 if __name__ == "__main__":

@@ -28,14 +28,13 @@ class Traits(NamedTuple):
     """What the masks and the photo say of each face of a split; NaN for what they do not.
 
     labels_NK: whether a label of the data set is in its mask (bool). present_NP: whether a part is (bool).
-    turn_N: how far the nose lies off the middle between the eyes, as a share of their distance. roll_N: degrees from
-    upright, by the eyes. brightness_N: mean luma of the skin, in [0, 1].
+    turn_N: how far the nose lies off the middle between the eyes, as a share of their distance. brightness_N: mean luma
+    of the skin, in [0, 1].
     """
 
     labels_NK: np.ndarray
     present_NP: np.ndarray
     turn_N: np.ndarray
-    roll_N: np.ndarray
     brightness_N: np.ndarray
 
 
@@ -57,13 +56,7 @@ def measure(faces: Faces) -> Traits:
         skin_N3 = faces.photo(k)[ids_HW == names.index("skin")]
         if len(skin_N3):
             brightness_N[k] = (skin_N3 @ LUMA_3).mean() / 255
-    return Traits(
-        labels_NK,
-        present_NP,
-        np.where(present_NP[:, NOSE], turn_N, np.nan),
-        np.rad2deg(np.abs(np.arctan2(along_N2[:, 1], along_N2[:, 0]))),
-        brightness_N,
-    )
+    return Traits(labels_NK, present_NP, np.where(present_NP[:, NOSE], turn_N, np.nan), brightness_N)
 
 
 def kinds(traits: Traits, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -82,7 +75,6 @@ def kinds(traits: Traits, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         "an eye hidden": ~traits.present_NP[:, [EYE1, EYE2]].all(1),
         "a brow hidden": ~traits.present_NP[:, [BROW1, BROW2]].all(1),
         "head turned": traits.turn_N > 0.25,
-        "head tilted by more than 10°": traits.roll_N > 10,
         "mouth open": open_N,
         "mouth closed": ~open_N & traits.present_NP[:, MOUTH],
         "skin in the darkest fifth": traits.brightness_N <= low,

@@ -155,45 +155,38 @@ def test_odd_crops_equal_slices_and_even_ones_do_not(run, tmp_path):
         assert picture.size == (6 * 100, 6 * 100)
 
 
-def test_coarse_sizes_are_compared_by_mask_windows_and_both_methods(run, trained, weights, tmp_path):
+def test_coarse_sizes_are_compared_by_mask_and_windows(run, trained, tmp_path):
     small = ["--sizes", 64, 128, "--epochs", 1, 2, "--batch-size", 2, "--max-images", 2, "--crop-size", 33]
-    result = run(coarse_size, *small, "--runs", tmp_path, "--parts", weights)
+    result = run(coarse_size, *small, "--runs", tmp_path)
     first, second = result["rows"]
     assert (first["size"], second["size"]) == (64, 128)
     assert all(first["windows"][name]["pixels_mean"] > 0 for name in common.CROPPERS)
-    assert first["methods"].keys() == common.CROPPERS.keys()
     assert first["f1"] != second["f1"]
     assert [(stage, plan.folder.parent.name) for stage, plan in trained] == [
         (stage, size) for size in ("64", "128") for stage in ("stage1", "cropper")
     ]
-    ways = [
-        ("stage1", "none"),
-        ("cropper", weights.parent.name, "baseline"),
-        ("cropper", weights.parent.name, "predicted"),
-    ]
-    assert trained.scored == 2 * ways
+    assert trained.scored == 2 * [("stage1", "none")]
     assert [plan.recipe.optimisation.epochs for _, plan in trained] == [1, 2, 1, 2]
     assert [plan.config(STNiCNN).coarse_size for stage, plan in trained if stage == "stage1"] == [64, 128]
-    assert "old cropper, overall | STN, overall" in coarse_size.table(result)
+    assert "STN off by, pixels" in coarse_size.table(result)
 
 
 def test_kinds_are_read_off_the_true_parts():
     names = ("background", "skin", "glasses")
-    turn_N, roll_N = np.array([0.0, 0.5, np.nan]), np.array([0.0, 20.0, np.nan])
+    turn_N = np.array([0.0, 0.5, np.nan])
     present_NP = np.array([[True] * 6, [True] * 6, [True, True, False, True, True, True]])
     labels_NK = np.array([[True, True, False]] * 3)
-    traits = kinds.Traits(labels_NK, present_NP, turn_N, roll_N, np.array([0.2, 0.5, 0.8]))
+    traits = kinds.Traits(labels_NK, present_NP, turn_N, np.array([0.2, 0.5, 0.8]))
     found = {kind: chosen.tolist() for kind, chosen in kinds.kinds(traits, names).items()}
     assert found["all"] == [True, True, True]
     assert found["glasses"] == [False, False, False]
     assert found["an eye hidden"] == [False, False, True]
     assert found["head turned"] == [False, True, False]
-    assert found["head tilted by more than 10°"] == [False, True, False]
     assert found["skin in the darkest fifth"] == [True, False, False]
     assert found["skin in the brightest fifth"] == [False, False, True]
 
 
-def test_turned_and_tilted_heads_are_measured_by_eyes_and_nose(val_faces, monkeypatch):
+def test_turned_heads_are_measured_by_eyes_and_nose(val_faces, monkeypatch):
     faces = val_faces
     present, centres, extents = faces.parts()
     for k, (left, right, nose) in enumerate((((20, 30), (40, 30), (30, 40)), ((20, 20), (40, 40), (40, 40)))):
@@ -203,7 +196,6 @@ def test_turned_and_tilted_heads_are_measured_by_eyes_and_nose(val_faces, monkey
     monkeypatch.setattr(faces, "parts", lambda: (present, centres, extents))
     traits = kinds.measure(faces)
     np.testing.assert_allclose(traits.turn_N, [0, 0.5, np.nan], atol=1e-6)
-    np.testing.assert_allclose(traits.roll_N, [0, 45, np.nan], atol=1e-6)
     skin = faces.photo(0)[faces.ids(0) == 1].astype(float)
     assert traits.brightness_N[0] == pytest.approx((skin @ [0.299, 0.587, 0.114]).mean() / 255)
 

@@ -14,11 +14,9 @@ from data.loaders import open_faces
 from data.source import FaceData
 from data.view import Augmentation
 from experiments import common, report
-from faces.detect import Detector
-from faces.results import Job, write
-from faces.scene import SceneParser
+from faces import load
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
-from scoring.pictures import face_pictures, legend, tile
+from scoring.pictures import encode, face_pictures, legend, overlay, tile
 from tools.portrait import portrait
 from utils import files, runtime
 from utils.cli import Parser
@@ -100,13 +98,11 @@ def summary(checkpoint: Path, data: FaceData) -> np.ndarray:
 
 def parse_portrait(out: Path) -> Path:
     """Parse a real photo with the weights that ship; returns the overlay's path. Raises OSError."""
-    photo, folder = np.array(Image.fromarray(portrait()).resize((384, 384), Image.Resampling.BICUBIC)), out / "parsed"
-    folder.mkdir(parents=True, exist_ok=True)
-    parser = load_for_inference([SHIPPED_WEIGHTS], torch.device("cpu"))
-    scenes = SceneParser(parser, Detector())
-    outputs = {"labels": folder / "portrait.png", "overlay": folder / "portrait_overlay.jpg"}
-    write(Job(out / "portrait.png", outputs), photo, scenes(photo), windows=True)
-    return outputs["overlay"]
+    photo = np.array(Image.fromarray(portrait()).resize((384, 384), Image.Resampling.BICUBIC))
+    scene, path = load(device="cpu")(photo), out / "portrait_overlay.jpg"
+    picture = Image.fromarray(overlay(photo, scene.labels_HW, scene.labels))
+    files.write_bytes(path, encode(picture, "JPEG", quality=92))
+    return path
 
 
 if __name__ == "__main__":
