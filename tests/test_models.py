@@ -21,7 +21,6 @@ from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, PART_SHAPES, build_loc
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.stn_icnn.parts import NETWORKS, PartNets, part_targets
 from models.stn_icnn.windows import Windows, complete, target_theta, window_sides
-from training.losses import theta_loss
 
 PHOTO_SIZES = [(81, 81), (50, 37)]
 
@@ -155,20 +154,12 @@ def test_a_config_refuses_what_it_cannot_mean(field, value):
         STNiCNNConfig(**{field: value})
 
 
-@pytest.mark.parametrize(
-    ("call", "told"),
-    [
-        (lambda: ICNNConfig(num_labels=0), "iCNN"),
-        (lambda: ICNNConfig(channels=(8,)), "iCNN"),
-        (lambda: ICNNConfig(kernel=4), "odd"),
-        (lambda: ICNNConfig(interlinks=0), "iCNN"),
-        (lambda: build_localizer("released", 64), "128 x 128"),
-        (lambda: build_localizer("vgg"), "'vgg'"),
-    ],
-)
-def test_networks_refuse_what_they_cannot_be(call, told):
-    with pytest.raises(ValueError, match=told):
-        call()
+@pytest.mark.parametrize("wrong", [{"num_labels": 0}, {"channels": (8,)}, {"kernel": 4}, {"interlinks": 0}])
+def test_networks_refuse_what_they_cannot_be(wrong):
+    with pytest.raises(ValueError, match="odd" if "kernel" in wrong else "iCNN"):
+        ICNNConfig(**wrong)
+    with pytest.raises(ValueError, match="128 x 128"):
+        build_localizer("released", 64)
 
 
 def test_theta_keeps_its_digits_under_autocast():
@@ -196,17 +187,6 @@ def test_what_is_exported_stretches_a_photo_as_a_view_does(height, width, size):
     photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     expected = View(photo_batch([photo], NINE)).photo(size)
     torch.testing.assert_close(stretched(torch.from_numpy(photo)[None], size), expected, rtol=0, atol=1 / 255)
-
-
-def test_folding_batch_normalisation_leaves_the_probabilities_alone():
-    torch.manual_seed(0)
-    model = STNiCNN(STNiCNNConfig(crop_size=33))
-    shaken(model)
-    photos = torch.randint(256, (1, 60, 80, 3), dtype=torch.uint8)
-    before = model(photos)
-    model.fold()
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in (*model.coarse.modules(), *model.parts.modules()))
-    torch.testing.assert_close(model(photos), before, rtol=1e-3, atol=1e-4)
 
 
 def test_with_mirroring_a_mirrored_photo_gets_the_mirrored_labels():
@@ -313,8 +293,6 @@ def test_the_sides_of_oblong_windows_follow_both_extents():
     extents_1P2 = torch.tensor([[[40.0, 30.0], [30.0, 40.0], [40.0, 5.0], [5.0, 40.0], [40.0, 40.0]]])
     assert window_sides(extents_1P2, 1.5, 0.5)[0].tolist() == [[60, 45], [45, 60], [60, 30], [30, 60], [60, 60]]
     assert window_sides(extents_1P2, 1.5, 1.0)[0].tolist() == [[60, 60]] * 5
-    limits = torch.tensor([[[20.0]]]), torch.tensor([[[50.0]]])
-    assert window_sides(extents_1P2, 1.5, 0.5, limits)[0].tolist() == [[50, 45], [45, 50], [50, 25], [25, 50], [50, 50]]
 
 
 @pytest.mark.parametrize("aspect", [0.5, 1.0])
@@ -330,15 +308,3 @@ def test_a_missing_part_s_window_has_the_usual_shape_of_one_that_is_there(aspect
     shape_P = theta[0][0, :, 1, 1] * 199 / (theta[0][0, :, 0, 0] * 159)
     assert shape_P[4] > 1.2 if aspect < 1 else (shape_P - 1).abs().max() < 0.01
     assert (shape_P[:4] < 0.6).all() == (aspect < 1)
-
-
-def test_missing_parts_weigh_nothing_in_the_theta_loss():
-    present_1P = torch.tensor([[True, True, False, True, True, False]])
-    target_1P23 = target_theta(
-        Parts(layout_face(), torch.full((1, 6, 2), 10.0), present_1P), SIZES, Windows(81, 1.6, 1.0)
-    )
-    guess_1P23 = (target_1P23 + 0.2).requires_grad_()
-    theta_loss(guess_1P23, target_1P23, present_1P).backward()
-    assert guess_1P23.grad is not None
-    free = torch.tensor([[True, False, True], [False, True, True]])
-    assert torch.equal(guess_1P23.grad[0] != 0, present_1P[0, :, None, None] & free)
