@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from data.labels import CELEBAMASK
 from faces.align import frame_of
 from models.loading import load_parser
+from models.stn_icnn.icnn import ICNNConfig
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import refuses
 from tests.fixtures import lively, save_parser
@@ -29,6 +31,14 @@ from tools.benchmark import inference
 
 TINY = STNiCNNConfig(coarse_size=32, crop_size=17, coarse_channels=(4,) * 4, part_channels=(4,) * 4)
 FRAMED = replace(TINY, coarse_size=128, localizer="released", window_margin=1.6, paste="bilinear")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_networks() -> Iterator[None]:
+    """Networks of one interlink instead of three: the conversion takes as long as there are operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ICNNConfig, "__init__", partialmethod(ICNNConfig.__init__, interlinks=1))
+        yield
 
 
 class Exported(NamedTuple):

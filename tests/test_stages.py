@@ -24,7 +24,7 @@ from models.eagrnet import EAGRNetConfig
 from models.loading import load_parser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.whole import WholeConfig
-from tests.fixtures import draw_faces, save_parser, state_of, write_challenge
+from tests.fixtures import draw_faces, save_parser, write_challenge
 from tests.test_eagrnet import THIN
 from tests.test_resume import log_of
 from utils import checkpoint, files
@@ -260,9 +260,3 @@ def test_faces_to_train_on_without_any_label_are_told_before_the_first_epoch(ref
 def test_a_batch_that_the_processes_cannot_share_is_refused(refusal, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "error: --batch-size 3: must be a multiple of the 2 processes" in refusal("--batch-size", "3")
-
-
-def test_the_released_localizer_needs_its_own_size(refusal, tmp_path):
-    checkpoint.save(tmp_path / "a.pt", state_of(STNiCNN(STNiCNNConfig(coarse_size=32)), "stage1", "coarse"))
-    line = refusal("--init-from", str(tmp_path / "a.pt"), "--localizer", "released", script=train_cropper)
-    assert "128" in line
