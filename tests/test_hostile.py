@@ -118,8 +118,6 @@ def refused(line: str, capture: pytest.CaptureFixture) -> str:
 LINES: tuple[tuple[str, str], ...] = (
     # no checkpoint
     (f"predict good.jpg --checkpoint bad.pt --out out {CPU}", "bad.pt"),
-    (f"evaluate --checkpoint bad.pt {FACES} {MACHINE}", "bad.pt"),
-    ("tools.release --checkpoint bad.pt --out new.pt", "bad.pt"),
     (f"train_end2end {FACES} --init-from bad.pt {TRAIN}", "bad.pt"),
     (f"train_eagrnet {LAPA} --input-size 65 --imagenet bad.pt {TRAIN}", "bad.pt"),
     (f"retrieval.train {PEOPLE} --pretrained bad.pt", "bad.pt"),
@@ -143,7 +141,6 @@ LINES: tuple[tuple[str, str], ...] = (
     ("evaluate --ids helen", "leave them out"),
     ("evaluate --partition paper", "--partition paper: --dataset"),
     ("evaluate --dataset helen", "--data is needed"),
-    ("evaluate --batch-size 0", "--batch-size 0"),
     (f"evaluate --worst 2 --checkpoint w.pt {FACES}", "--worst"),
     (f"evaluate {LIST} --checkpoint w.pt", "needs --labels"),
     (f"evaluate {LIST} --labels nine --checkpoint w.pt {MACHINE}", "unknown ids"),
@@ -221,18 +218,17 @@ def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others
     arguments = [str(path) for path in (*(bad / name for name in makers), good)]
     arguments += ["none.jpg", "*.xyz", "good.jpg/x.jpg"]
     line = shlex.join(["predict", *arguments, "--checkpoint", "w.pt", "--out", "out/maps", *CPU.split()])
-    for _ in range(2):
-        assert call(line) == 1
-        out, told = (text.splitlines() for text in capfd.readouterr())
-        told = [row for row in told if not row.startswith("[")]  # FFmpeg's own words, where the file was loaded early
-        assert all(row.startswith("failed: ") and len(row) < 900 for row in told), told
-        assert all(row.isprintable() for row in (*told, *out)), told
-        named = [sum(printable(str(bad / name)) in row for row in told) for name in makers]
-        assert 0 not in named, told
-        assert len(told) <= len(makers) + 3 + 3  # good photos whose results have too long a name
-        maps = {path.name for path in (here / "out" / "maps").iterdir()}
-        assert {"last.png", "last_overlay.jpg", "é漢字🙂.png", "[a-z]*.png"} <= maps
-        assert not [name for name in maps if name.endswith(".part")]
+    assert call(line) == 1
+    out, told = (text.splitlines() for text in capfd.readouterr())
+    told = [row for row in told if not row.startswith("[")]  # FFmpeg's own words, where the file was loaded early
+    assert all(row.startswith("failed: ") and len(row) < 900 for row in told), told
+    assert all(row.isprintable() for row in (*told, *out)), told
+    named = [sum(printable(str(bad / name)) in row for row in told) for name in makers]
+    assert 0 not in named, told
+    assert len(told) <= len(makers) + 3 + 3  # good photos whose results have too long a name
+    maps = {path.name for path in (here / "out" / "maps").iterdir()}
+    assert {"last.png", "last_overlay.jpg", "é漢字🙂.png", "[a-z]*.png"} <= maps
+    assert not [name for name in maps if name.endswith(".part")]
 
 
 def test_a_photo_that_is_too_large_for_the_memory_fails_alone(here, capfd):
@@ -253,45 +249,16 @@ def test_a_photo_that_is_too_large_for_the_memory_fails_alone(here, capfd):
     assert (here / "out" / "good.png").is_file()
 
 
-MASKS: dict[str, np.ndarray] = {
-    "colours": fixtures.draw_face(64)[0],
-    "unknown ids": np.full((64, 64), 99, np.uint8),
-    "16 bits": np.full((64, 64), 40_000, np.uint16),
-    "another size": np.zeros((32, 32), np.uint8),
-    "one pixel": np.zeros((1, 1), np.uint8),
-}
-
-
-def copied(path: Path, name: str) -> None:
-    """The good map of another face under a name that no truth has."""
-    path.with_name(name).write_bytes((path.parent / "b.png").read_bytes())
-
-
-MAPS: dict[str, Callable[[Path], object]] = {
-    **{kind: lambda path, ids=ids: Image.fromarray(ids).save(path) for kind, ids in MASKS.items()},
-    "no picture": lambda path: path.write_bytes(b"no picture"),
-    "a pipe": os.mkfifo,
-    "a third face": lambda path: copied(path, "c.png"),
-    "a name that is not UTF-8": lambda path: copied(path, os.fsdecode(b"\xe9.png")),
-    "a name of two lines": lambda path: copied(path, "a\nb.png"),
-}
-
-
-@pytest.mark.parametrize("make", MAPS.values(), ids=MAPS)
-def test_a_folder_of_label_maps_with_a_bad_one_is_one_line(make, here, capfd):
-    (here / "out").mkdir()
-    (here / "out" / "b.png").write_bytes((here / "maps" / "b.png").read_bytes())
-    make(here / "out" / "a.png")
-    refused(f"evaluate --predictions out --truth maps {CPU}", capfd)
-
-
+STAGE2, IDENTITY_TRAINING = f"train_stage2 --crop-size 9 {FACES} {TRAIN}", f"retrieval.train {PEOPLE}"
+ALIGN, RAW = "retrieval.align people out --workers 1", f"retrieval.search {SEARCH} --checkpoint raw"
+EDGES = f"tools.edges --split train --out edges {LAPA}"
 IN_PLACE: tuple[tuple[str, str], ...] = (
-    (f"train_stage2 --crop-size 9 {FACES} {TRAIN}", "run"),
-    (f"train_stage2 --crop-size 9 {FACES} {TRAIN}", "cache"),
-    (f"retrieval.train {PEOPLE}", "run"),
-    ("retrieval.align people out --workers 1", "out"),
-    (f"retrieval.search {SEARCH} --checkpoint raw", "out"),
-    (f"tools.edges --split train --out edges {LAPA}", "edges"),
+    (STAGE2, "run"),
+    (STAGE2, "cache"),
+    (IDENTITY_TRAINING, "run"),
+    (ALIGN, "out"),
+    (RAW, "out"),
+    (EDGES, "edges"),
     (f"predict good.jpg --checkpoint w.pt --out out {CPU}", "out"),
     (f"evaluate {LABEL_MAPS} --out out", "out"),
     (f"reproduce {FACES} {MACHINE} --out out", "out"),
@@ -299,7 +266,7 @@ IN_PLACE: tuple[tuple[str, str], ...] = (
 
 
 @pytest.mark.parametrize(("line", "name"), IN_PLACE, ids=[f"{line.split()[0]} {name}" for line, name in IN_PLACE])
-def test_what_is_no_folder_in_the_place_of_one_is_left_alone(line, name, here, capfd):
+def test_what_is_no_folder_in_the_place_of_one_is_left_alone_and_so_is_another_run_s(line, name, here, capfd):
     for kind in ("pipe", "empty device", "link to itself"):
         SPECIAL[kind](here / name)
         about = os.lstat(here / name)
@@ -307,6 +274,10 @@ def test_what_is_no_folder_in_the_place_of_one_is_left_alone(line, name, here, c
         assert os.path.samestat(about, os.lstat(here / name))
         for result in RESULTS:
             remove(here / result)
+    if line in (STAGE2, ALIGN, RAW) and name != "cache":
+        with another_run(here / name):
+            assert "is in use by another run" in refused(line, capfd)
+            assert [path.name for path in (here / name).iterdir()] == [".lock"]
 
 
 SETTINGS = {"source": "", **asdict(Cut())}
@@ -346,22 +317,20 @@ def test_a_damaged_file_of_the_retrieval_is_one_line(kind, files, line, said, he
     assert said in refused(line if "search" in line else f"{line} --workers 1", capfd)
 
 
-FULL: tuple[tuple[str, str], ...] = (
-    (f"evaluate {LABEL_MAPS} --out out --worst 1 --overwrite", "out/scores.csv"),
-    (f"train_stage2 --crop-size 9 {FACES} {TRAIN}", ""),
-    (f"retrieval.train {PEOPLE}", ""),
-    ("retrieval.align people out --workers 1", ""),
-    (f"retrieval.search {SEARCH} --checkpoint raw", ""),
-    (f"tools.edges --split train --out edges {LAPA}", ""),
-    ("tools.release --checkpoint w.pt --out new.pt --overwrite", "new.pt"),
-    ("tools.check --dataset synthetic --split test --max-images 1 --out out.png", ""),
-    ("experiments.report --results results", ""),
+RELEASE = "tools.release --checkpoint w.pt --out new.pt --overwrite"
+SCORES = f"evaluate {LABEL_MAPS} --out out --worst 1 --overwrite"
+CHECK = "tools.check --dataset synthetic --split test --max-images 1 --out out.png"
+REPORT = "experiments.report --results results"
+OLDER = {SCORES: "out/scores.csv", RELEASE: "new.pt"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [SCORES, STAGE2, IDENTITY_TRAINING, ALIGN, RAW, EDGES, RELEASE, CHECK, REPORT],
+    ids=lambda line: line.split()[0],
 )
-
-
-@pytest.mark.parametrize(("line", "older"), FULL, ids=[line.split()[0] for line, _ in FULL])
-def test_a_full_disk_is_one_line_and_older_files_stay(line, older, here, capsys):
-    if older:
+def test_a_full_disk_is_one_line_and_older_files_stay(line, here, capsys):
+    if older := OLDER.get(line):
         (here / older).parent.mkdir(exist_ok=True)
         (here / older).write_bytes(b"mine")
     with little_room(0):
@@ -370,18 +339,3 @@ def test_a_full_disk_is_one_line_and_older_files_stay(line, older, here, capsys)
     assert [row[:7] for row in told] == ["error: "]
     assert not older or (here / older).read_bytes() == b"mine"
     assert not list(here.rglob(".*.part"))
-
-
-BUSY = (
-    f"train_deeplab {LAPA} --input-size 32 {TRAIN}",
-    "retrieval.align people out --workers 1",
-    f"retrieval.search {SEARCH} --checkpoint raw",
-)
-
-
-@pytest.mark.parametrize("line", BUSY, ids=[line.split()[0] for line in BUSY])
-def test_a_folder_that_another_run_writes_is_left_alone(line, here, capfd):
-    folder = here / ("run" if "--run-dir" in line else "out")
-    with another_run(folder):
-        assert "is in use by another run" in refused(line, capfd)
-        assert [path.name for path in folder.iterdir()] == [".lock"]

@@ -1,10 +1,12 @@
 """The cache is whole after every mishap; batches hold what the files do, in an order of their own, some photos soft."""
 
+import gc
 import os
 import re
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,12 @@ from filelock import FileLock
 from PIL import Image
 
 from data import listing
-from data.cache import label_geometry, part_geometry
 from data.camera import degraded, is_degraded
 from data.images import make_thumb
 from data.labels import CELEBAMASK, HELEN, NINE
 from data.loaders import Faces, evaluation_batches, open_faces, training_batches
 from data.source import FaceData, open_source
-from tests.damage import SPECIAL, line_of, little_room, refuses
+from tests.damage import little_room, refuses
 from tests.fixtures import draw_face, draw_faces, write_helen
 from utils import locks
 from utils.errors import InputError
@@ -37,6 +38,8 @@ CPU = torch.device("cpu")
 def root(tmp_path) -> Path:
     """Six block faces of several sizes, in HELEN's layout."""
     faces = [(name, *draw_face(*size, dx=k % 3)) for k, (name, size) in enumerate(zip(NAMES, SIZES, strict=True))]
+    for name in ("eye1", "inner_mouth"):  # a part, and a label of one, that are not there
+        faces[-1][2][faces[-1][2] == HELEN.names.index(name)] = 0
     write_helen(tmp_path / "helen", {"train": faces, "val": draw_faces()["val"]})
     return tmp_path / "helen"
 
@@ -94,7 +97,7 @@ def test_each_face_is_decoded_once(root, reads):
     assert_holds_the_files(faces, root)
     del faces
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(20):
+    for _ in range(5):
         open_train(root)
     assert len(os.listdir("/proc/self/fd")) == before  # what nobody holds keeps no file open
 
@@ -103,7 +106,6 @@ def test_each_face_is_decoded_once(root, reads):
     ("file", "keep", "garbage", "again"),
     [
         ("records.bin", 2.4, b"", 4),  # a record half written
-        ("records.bin", 3, b"\7" * 4000, 3),
         ("photos.bin", 6, b"\7" * 4000, 0),  # a photo half written, its record not yet
         ("labels.bin", 0.5, b"", 6),  # less than the records vouch for
         ("thumbs.bin", 5.5, b"", 1),
@@ -121,6 +123,15 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(file, keep, garbage, agai
     assert_holds_the_files(faces, root)
 
 
+@pytest.fixture
+def failing_loaders(monkeypatch) -> Iterator[None]:
+    """Loaders that failed, which their traceback holds, are collected here, and do not wait for their processes."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    yield
+    gc.collect()
+
+
+@pytest.mark.usefixtures("failing_loaders")
 @pytest.mark.parametrize(("file", "workers"), [("photos.bin", 0), ("labels.bin", 1), ("thumbs.bin", 0)])
 def test_a_face_that_was_damaged_on_the_disk_is_told_in_one_line(file, workers, root):
     faces = open_train(root)
@@ -144,29 +155,18 @@ def test_a_second_process_waits_for_the_cache_and_says_so(root, monkeypatch, cap
     waiting = threading.Thread(target=open_train, args=(root,))
     with FileLock(folder / "lock"):
         waiting.start()
-        waiting.join(1)
+        waiting.join(0.3)
         assert waiting.is_alive()
     waiting.join(60)
     assert not waiting.is_alive()
     assert capfd.readouterr().err == f"the cache {folder} is in use by another process: waiting until it ends\n"
 
 
-@pytest.mark.parametrize("file", ["lock", "photos.bin", "labels.bin", "thumbs.bin", "records.bin"])
-def test_what_is_no_file_in_the_place_of_the_cache_s_is_one_line_or_made_anew(file, root):
-    (root / "outside").write_text("mine")
-    for kind in ("folder", "pipe", "link to itself", "outside"):
-        folder = open_train(root).folder
-        (folder / file).unlink()
-        (folder / file).symlink_to(root / "outside") if kind == "outside" else SPECIAL[kind](folder / file)
-        assert "\n" not in line_of(lambda: assert_holds_the_files(open_train(root), root))
-        assert (root / "outside").read_text() == "mine"
-        shutil.rmtree(folder)
-
-
 def no_room(*_: object) -> None:
     raise RuntimeError("unable to allocate shared memory(shm)")
 
 
+@pytest.mark.usefixtures("failing_loaders")
 @pytest.mark.parametrize(
     ("owner", "name", "fail", "line"),
     [
@@ -198,21 +198,6 @@ def test_the_fingerprint_is_that_of_the_faces_wherever_they_lie(root, tmp_path):
     (root / "exemplars.txt").write_text("\n".join((root / "exemplars.txt").read_text().splitlines()[::-1]))
     others.add(open_train(root).fingerprint)
     assert len(others) == 6
-
-
-def test_a_damaged_photo_is_named_and_once_mended_the_cache_goes_on(root, reads):
-    path = root / "images" / "face3.jpg"
-    whole, stat = path.read_bytes(), path.stat()
-    path.write_bytes(b"\xff" * len(whole))
-    with refuses("face3.jpg"):
-        open_train(root)
-    reads.clear()
-    path.write_bytes(whole)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    faces = open_train(root)
-    assert "face0" not in reads
-    assert "face3" in reads
-    assert_holds_the_files(faces, root)
 
 
 def test_the_cache_is_built_again_from_the_first_file_that_changes_on(root, reads):
@@ -268,20 +253,6 @@ def test_labels_that_the_data_cannot_tell_are_refused_before_anything_is_decoded
     assert not (root.parent / "cache").exists()
 
 
-def test_centroids_and_extents_equal_hand_worked_ones():
-    labels_HW = np.zeros((20, 30), np.uint8)
-    labels_HW[2:5, 5:10] = 1
-    labels_HW[4, 20] = 4
-    labels_HW[10, 8:12] = 6
-    labels_HW[12:14, 9:11] = 8  # the mouth is its three labels together
-    record = label_geometry(labels_HW, len(NINE))
-    present, centre, extent = (values[0] for values in part_geometry(record[None], NINE.part_ids))
-    assert present.tolist() == [True, False, False, True, False, True]
-    np.testing.assert_allclose(centre[[0, 3, 5]], [(7, 3), (20, 4), (9.5, 11.25)])
-    np.testing.assert_allclose(extent[[0, 3, 5]], [(5, 3), (1, 1), (4, 4)])
-    assert not np.hstack([centre, extent])[[1, 2, 4]].any()
-
-
 def test_photos_of_different_sizes_are_padded_at_the_right_and_bottom(root):
     faces = open_train(root)
     (batch,) = evaluation_batches(faces, COUNT)
@@ -293,7 +264,7 @@ def test_photos_of_different_sizes_are_padded_at_the_right_and_bottom(root):
         for padded in (batch.photos_BHW3[b], batch.labels_BHW[b]):
             assert not padded[height:].any()
             assert not padded[:, width:].any()
-    assert batch.present_BP.all()
+    assert batch.present_BP.sum(1).tolist() == [6, 6, 6, 6, 6, 5]
     np.testing.assert_array_equal(batch.centres_BP2, faces.parts()[1])
 
 
