@@ -4,7 +4,6 @@ results of predict.py. It runs on this machine and sends nothing anywhere."""
 import argparse
 import html
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -35,7 +34,6 @@ from utils.runtime import explain, pick_device, printable, run_main
 
 KEPT_SECONDS = 3600  # photos and results are removed once they are older
 LARGEST = 2**30  # bytes of a photo
-SPARE = 2**28  # bytes that an upload leaves on the disk
 LOCAL = ("127.0.0.1", "localhost", "::1")
 CSS = """
 #status p { overflow-wrap: anywhere; }
@@ -84,8 +82,8 @@ def main(argv: list[str] | None = None) -> int:
 
 class Guard:
     """ASGI middleware around the page. Refuses requests that a page of another site may have sent, by name (DNS
-    rebinding) or from there: their Host is not this page's, or their Origin is not their Host. Refuses uploads that the
-    disk does not hold, and removes what uploads that end early leave.
+    rebinding) or from there: their Host is not this page's, or their Origin is not their Host. Removes what uploads
+    that end early leave.
 
     host: as of ``--host``; where that is every address of the machine, any address is this page's, and the machine's
     name. folder: gradio's, for files.
@@ -103,13 +101,9 @@ class Guard:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if not self.is_own(host) or (origin is not None and origin.partition("://")[2] != host):
-            return await refuse(scope, send, 403, "this page is not at that address: see docs/app.md")
+            return await refuse(scope, send)
         if not scope["path"].endswith("/upload"):
             return await self.app(scope, receive, send)
-        length = headers.get(b"content-length", "")
-        free = shutil.disk_usage(self.folder).free - SPARE
-        if not length.isdecimal() or int(length) > min(LARGEST, free):
-            return await refuse(scope, send, 413, f"photos may have up to {max(0, min(LARGEST, free)):,} bytes")
         self.uploads += 1
         try:
             await self.app(scope, receive, send)
@@ -135,12 +129,12 @@ class Guard:
         return False
 
 
-async def refuse(scope: dict[str, Any], send: Callable[..., Any], status: int, line: str) -> None:
-    """Answer a request with one line."""
+async def refuse(scope: dict[str, Any], send: Callable[..., Any]) -> None:
+    """Answer a request that is not for this page with one line."""
     if scope["type"] == "websocket":
         return await send({"type": "websocket.close"})
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": line.encode()})
+    await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"this page is not at that address: see docs/app.md"})
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ run over the same labels.
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from data.labels import NO_ID, PARTS, LabelSet
 from utils.tables import markdown
 
 Array = np.ndarray | Tensor
-Measure = Callable[[Array, Sequence[int]], float | None]
 Scores = dict[str, Any]  # {measure: {column: float | None}, "absent": [label name]}, plain values fit for JSON
 
 
@@ -86,41 +85,26 @@ def _clamp(ids: Tensor, num_labels: int) -> Tensor:
     return torch.where((ids < 0) | (ids >= num_labels), num_labels, ids)
 
 
-def _overlap(cm: Array, ids: Sequence[int]) -> tuple[int, int, int]:
-    """Pixels of the pooled labels in both, in the prediction, in the truth."""
-    counts = np.asarray(cm)
-    index = list(ids)
-    return int(counts[np.ix_(index, index)].sum()), int(counts[:, index].sum()), int(counts[index].sum())
+MEASURES = ("strict", "iou", "precision", "recall")  # the first is F1
+
+
+def measures(cm: Array, ids: Sequence[int]) -> dict[str, float | None]:
+    """F1, IoU, precision and recall of the labels G with these ids, pooled, in [0, 1], by the names of ``MEASURES``.
+
+    F1 is 2·|pred∈G ∧ truth∈G| / (|pred∈G| + |truth∈G|). All are None if G is absent from both; precision is 0 if G is
+    never predicted, recall if it is never in the truth.
+    """
+    counts, index = np.asarray(cm), list(ids)
+    both, pred, truth = (int(part.sum()) for part in (counts[np.ix_(index, index)], counts[:, index], counts[index]))
+    if not pred + truth:
+        return dict.fromkeys(MEASURES)
+    values = 2 * both / (pred + truth), both / (pred + truth - both), both / max(pred, 1), both / max(truth, 1)
+    return dict(zip(MEASURES, values, strict=True))
 
 
 def f1(cm: Array, ids: Sequence[int]) -> float | None:
-    """2·|pred∈G ∧ truth∈G| / (|pred∈G| + |truth∈G|) of the labels G with these ids, pooled, in [0, 1]; None if G is
-    absent from both."""
-    both, pred, truth = _overlap(cm, ids)
-    return 2 * both / (pred + truth) if pred + truth else None
-
-
-def iou(cm: Array, ids: Sequence[int]) -> float | None:
-    """|pred∈G ∧ truth∈G| / |pred∈G ∨ truth∈G|, in [0, 1]; None if G is absent from both."""
-    both, pred, truth = _overlap(cm, ids)
-    return both / (pred + truth - both) if pred + truth else None
-
-
-def precision(cm: Array, ids: Sequence[int]) -> float | None:
-    """|pred∈G ∧ truth∈G| / |pred∈G|, in [0, 1]; 0 if G is never predicted; None if G is absent from both."""
-    both, pred, truth = _overlap(cm, ids)
-    return both / max(pred, 1) if pred + truth else None
-
-
-def recall(cm: Array, ids: Sequence[int]) -> float | None:
-    """|pred∈G ∧ truth∈G| / |truth∈G|, in [0, 1]; 0 if G is never in the truth; None if G is absent from both."""
-    both, pred, truth = _overlap(cm, ids)
-    return both / max(truth, 1) if pred + truth else None
-
-
-def _per_label(cm: Array, labels: LabelSet, measure: Measure) -> dict[str, float | None]:
-    values = {name: measure(cm, [index]) for index, name in enumerate(labels.names) if index}
-    return {**values, "mean": _mean(values.values())}
+    """F1 of pooled labels, see ``measures``."""
+    return measures(cm, ids)["strict"]
 
 
 def scores(cm: Array, labels: LabelSet) -> Scores:
@@ -132,14 +116,12 @@ def scores(cm: Array, labels: LabelSet) -> Scores:
     """
     if tuple(cm.shape) != (len(labels), len(labels)):
         raise ValueError(f"a confusion matrix {tuple(cm.shape)} is none of the {len(labels)} labels of {labels.name}")
-    strict = _per_label(cm, labels, f1)
+    found = {name: measures(cm, [index]) for index, name in enumerate(labels.names) if index}
+    columns = {measure: {name: values[measure] for name, values in found.items()} for measure in MEASURES}
     return {
         "paper": {group: f1(cm, labels.group_ids(group)) for group in labels.groups},
-        "strict": strict,
-        "iou": _per_label(cm, labels, iou),
-        "precision": _per_label(cm, labels, precision),
-        "recall": _per_label(cm, labels, recall),
-        "absent": [name for name in labels.foreground if strict[name] is None],
+        **{measure: {**column, "mean": _mean(column.values())} for measure, column in columns.items()},
+        "absent": [name for name, values in found.items() if values["strict"] is None],
     }
 
 
@@ -156,8 +138,8 @@ def all_classes(cm: Array, labels: LabelSet) -> Scores:
     foreground labels (18 in CelebAMask-HQ); ``mean_f1_inner8``: of brows, eyes, nose, lips and inner mouth, None for
     label sets that lack some. Labels absent from both truth and prediction are left out of the means.
     """
-    f1s = {name: f1(cm, [index]) for index, name in enumerate(labels.names)}
-    ious = {name: iou(cm, [index]) for index, name in enumerate(labels.names)}
+    found = {name: measures(cm, [index]) for index, name in enumerate(labels.names)}
+    f1s, ious = ({name: values[measure] for name, values in found.items()} for measure in ("strict", "iou"))
     shared = [labels.shared.get(name, name) for name in labels.names]
     inner = [labels.names[shared.index(name)] for name in sum(PARTS.values(), ()) if name in shared]
     whole = bool(labels.part_ids) and len(inner) == len(sum(PARTS.values(), ()))
@@ -166,7 +148,7 @@ def all_classes(cm: Array, labels: LabelSet) -> Scores:
         "iou": ious,
         "miou": _mean(ious.values()),
         "pixel_accuracy": int(np.asarray(cm).trace()) / max(1, int(cm.sum())),
-        "mean_accuracy": _mean(recall(cm, [index]) for index in range(len(labels))),
+        "mean_accuracy": _mean(values["recall"] for values in found.values()),
         f"mean_f1_{len(labels) - 1}": _mean(f1s[name] for name in labels.foreground),
         "mean_f1_inner8": _mean(f1s[name] for name in inner) if whole else None,
     }
@@ -225,8 +207,7 @@ def accuracies(cm: Array, labels: LabelSet) -> str:
 
 def _columns(labels: LabelSet) -> dict[str, list[str]]:
     """The columns of each measure, in their order."""
-    strict = {measure: [*labels.foreground, "mean"] for measure in ("strict", "iou", "precision", "recall")}
-    return {"paper": list(labels.groups), **strict}
+    return {"paper": list(labels.groups), **{key: [*labels.foreground, "mean"] for key in MEASURES}}
 
 
 def table(rows: Mapping[str, Scores], labels: LabelSet) -> str:

@@ -162,7 +162,7 @@ def answers(address: str, path: str, headers: dict[str, str], folder: Path) -> l
         if path.endswith("upload"):
             (folder / "tmpabc").write_bytes(b"half a photo")
             raise ConnectionError  # the browser has gone
-        await app.refuse(scope, send, 200, "the page")
+        await send({"status": 200})
 
     scope = {"type": "http", "path": path, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
     with suppress(ConnectionError):
@@ -193,12 +193,8 @@ def test_requests_of_other_sites_are_refused(address, host, origin, status, tmp_
     assert answers(address, "/", headers, tmp_path) == [status]
 
 
-@pytest.mark.parametrize(("size", "expected"), [(90, []), (2**60, [413])])
-def test_an_upload_that_ends_early_leaves_nothing_and_one_that_the_disk_does_not_hold_is_refused(
-    size, expected, tmp_path
-):
-    headers = {"host": "127.0.0.1", "content-length": str(size)}
-    assert answers("127.0.0.1", "/gradio_api/upload", headers, tmp_path) == expected
+def test_an_upload_that_ends_early_leaves_nothing(tmp_path):
+    assert answers("127.0.0.1", "/gradio_api/upload", {"host": "127.0.0.1"}, tmp_path) == []
     assert not any(tmp_path.iterdir())
 
 
