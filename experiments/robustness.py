@@ -3,6 +3,7 @@ with the photo taken as the face, and behind the detector."""
 
 import sys
 from collections.abc import Callable
+from functools import partial, reduce
 
 import cv2
 import numpy as np
@@ -23,97 +24,91 @@ LabelledFace = tuple[np.ndarray, np.ndarray]  # photo uint8 (H, W, 3), labels ui
 Change = Callable[[LabelledFace, np.random.Generator], LabelledFace]
 
 
-def moved(degrees: float = 0.0, shift: float = 0.0, scale: float = 1.0) -> Change:
+def moved(
+    face: LabelledFace, rng: np.random.Generator, degrees: float = 0.0, shift: float = 0.0, scale: float = 1.0
+) -> LabelledFace:
     """Turned and shifted (share of each side) either way, scaled about the middle; the border's pixels are repeated."""
-
-    def change(face: LabelledFace, rng: np.random.Generator) -> LabelledFace:
-        photo, labels = face
-        height, width = labels.shape
-        sign_3 = rng.choice([-1, 1], 3)
-        middle = ((width - 1) / 2, (height - 1) / 2)
-        matrix_23 = np.asarray(cv2.getRotationMatrix2D(middle, float(sign_3[0] * degrees), scale), np.float64)
-        matrix_23[:, 2] += shift * sign_3[1:] * (width, height)
-        new = cv2.warpAffine(common.smoothed(photo, scale), matrix_23, (width, height), borderMode=cv2.BORDER_REPLICATE)
-        return new, cv2.warpAffine(labels, matrix_23, (width, height), flags=cv2.INTER_NEAREST)
-
-    return change
+    photo, labels = face
+    height, width = labels.shape
+    sign_3 = rng.choice([-1, 1], 3)
+    middle = ((width - 1) / 2, (height - 1) / 2)
+    matrix_23 = np.asarray(cv2.getRotationMatrix2D(middle, float(sign_3[0] * degrees), scale), np.float64)
+    matrix_23[:, 2] += shift * sign_3[1:] * (width, height)
+    new = cv2.warpAffine(common.smoothed(photo, scale), matrix_23, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    return new, cv2.warpAffine(labels, matrix_23, (width, height), flags=cv2.INTER_NEAREST)
 
 
-def cut(height: float = 1.0, width: float = 1.0) -> Change:
+def cut(face: LabelledFace, rng: np.random.Generator, height: float = 1.0, width: float = 1.0) -> LabelledFace:
     """The middle of the photo. height, width: share of each side."""
-
-    def change(face: LabelledFace, rng: np.random.Generator) -> LabelledFace:
-        rows, columns = (
-            slice(round((1 - share) / 2 * length), length - round((1 - share) / 2 * length))
-            for share, length in zip((height, width), face[1].shape, strict=True)
-        )
-        return face[0][rows, columns], face[1][rows, columns]
-
-    return change
+    rows, columns = (
+        slice(round((1 - share) / 2 * length), length - round((1 - share) / 2 * length))
+        for share, length in zip((height, width), face[1].shape, strict=True)
+    )
+    return face[0][rows, columns], face[1][rows, columns]
 
 
-def small(side: int) -> Change:
+def small(face: LabelledFace, rng: np.random.Generator, side: int) -> LabelledFace:
     """Photo and labels resized. side: the longer one, pixels."""
-
-    def change(face: LabelledFace, rng: np.random.Generator) -> LabelledFace:
-        photo, labels = face
-        height, width = (max(1, round(length * side / max(labels.shape))) for length in labels.shape)
-        return resize_photo(photo, height, width), resize_labels(labels, height, width)
-
-    return change
+    photo, labels = face
+    height, width = (max(1, round(length * side / max(labels.shape))) for length in labels.shape)
+    return resize_photo(photo, height, width), resize_labels(labels, height, width)
 
 
-def toned(gain: float, gamma: float) -> Change:
+def toned(face: LabelledFace, rng: np.random.Generator, gain: float, gamma: float) -> LabelledFace:
     """gain * photo ** gamma, photo in [0, 1]."""
     table = np.clip(gain * (np.arange(256) / 255) ** gamma * 255, 0, 255).round().astype(np.uint8)
-    return lambda face, rng: (table[face[0]], face[1])
+    return table[face[0]], face[1]
 
 
-def blurred(sigma: float) -> Change:
+def blurred(face: LabelledFace, rng: np.random.Generator, sigma: float) -> LabelledFace:
     """Gaussian blur. sigma: standard deviation, pixels."""
-    return lambda face, rng: (cv2.GaussianBlur(face[0], (0, 0), sigma), face[1])
+    return cv2.GaussianBlur(face[0], (0, 0), sigma), face[1]
 
 
-def compressed(side: int, quality: int) -> Change:
-    """Resized to ``side`` pixels, saved as a JPEG of this quality, read again."""
-
-    def change(face: LabelledFace, rng: np.random.Generator) -> LabelledFace:
-        photo, labels = small(side)(face, rng)
-        return jpeg(photo, quality), labels
-
-    return change
+def compressed(face: LabelledFace, rng: np.random.Generator, quality: int) -> LabelledFace:
+    """Saved as a JPEG of this quality, and read again."""
+    return jpeg(face[0], quality), face[1]
 
 
-def grainy(sigma: float) -> Change:
+def grainy(face: LabelledFace, rng: np.random.Generator, sigma: float) -> LabelledFace:
     """Gaussian noise. sigma: standard deviation, photo in [0, 1]."""
-    return lambda face, rng: (
-        np.clip(face[0] + rng.normal(0, 255 * sigma, face[0].shape), 0, 255).round().astype(np.uint8),
-        face[1],
-    )
+    photo = face[0] + rng.normal(0, 255 * sigma, face[0].shape)
+    return np.clip(photo, 0, 255).round().astype(np.uint8), face[1]
 
 
-CONDITIONS: dict[str, Change] = {
-    "unchanged": lambda face, rng: face,
-    "rotated by 20°": moved(degrees=20),
-    "rotated by 40°": moved(degrees=40),
-    "shifted by 15 %": moved(shift=0.15),
-    "scaled by 0.6": moved(scale=0.6),
-    "scaled by 1.4": moved(scale=1.4),
-    "3:4": cut(width=0.75),
-    "4:3": cut(height=0.75),
-    "128 pixels": small(128),
-    "64 pixels": small(64),
-    "dark": toned(0.5, 1.6),
-    "bright": toned(1.3, 0.6),
-    "blurred, σ 4 pixels": blurred(4),
-    "128 pixels, blurred, σ 1.5 pixels": lambda face, rng: blurred(1.5)(small(128)(face, rng), rng),
-    "128 pixels, JPEG of quality 10": compressed(128, 10),
-    "noise, σ 0.1": grainy(0.1),
-    "grey": lambda face, rng: (cv2.cvtColor(cv2.cvtColor(face[0], cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), face[1]),
-    "rotated, shifted, small, dark": lambda face, rng: toned(0.6, 1.4)(
-        small(160)(moved(20, 0.1, 0.75)(face, rng), rng), rng
-    ),
+def grey(face: LabelledFace, rng: np.random.Generator) -> LabelledFace:
+    return cv2.cvtColor(cv2.cvtColor(face[0], cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), face[1]
+
+
+CONDITIONS: dict[str, list[Change]] = {  # one after the other
+    "unchanged": [],
+    "rotated by 20°": [partial(moved, degrees=20)],
+    "rotated by 40°": [partial(moved, degrees=40)],
+    "shifted by 15 %": [partial(moved, shift=0.15)],
+    "scaled by 0.6": [partial(moved, scale=0.6)],
+    "scaled by 1.4": [partial(moved, scale=1.4)],
+    "3:4": [partial(cut, width=0.75)],
+    "4:3": [partial(cut, height=0.75)],
+    "128 pixels": [partial(small, side=128)],
+    "64 pixels": [partial(small, side=64)],
+    "dark": [partial(toned, gain=0.5, gamma=1.6)],
+    "bright": [partial(toned, gain=1.3, gamma=0.6)],
+    "blurred, σ 4 pixels": [partial(blurred, sigma=4)],
+    "128 pixels, blurred, σ 1.5 pixels": [partial(small, side=128), partial(blurred, sigma=1.5)],
+    "128 pixels, JPEG of quality 10": [partial(small, side=128), partial(compressed, quality=10)],
+    "noise, σ 0.1": [partial(grainy, sigma=0.1)],
+    "grey": [grey],
+    "rotated, shifted, small, dark": [
+        partial(moved, degrees=20, shift=0.1, scale=0.75),
+        partial(small, side=160),
+        partial(toned, gain=0.6, gamma=1.4),
+    ],
 }
+
+
+def changed(face: LabelledFace, rng: np.random.Generator, condition: str) -> LabelledFace:
+    """The face under one of ``CONDITIONS``."""
+    return reduce(lambda face, change: change(face, rng), CONDITIONS[condition], face)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,9 +118,9 @@ def main(argv: list[str] | None = None) -> int:
     tallies = {name: (common.Tally(model.labels), common.Tally(model.labels)) for name in CONDITIONS}
     with common.inference(machine):
         for k in tqdm(range(len(faces)), disable=None, leave=False):
-            for name, change in CONDITIONS.items():
-                rng = np.random.default_rng((args.seed, k))
-                photo, true = change((faces.photo(k).copy(), faces.label_map(k)), rng)
+            for name in CONDITIONS:
+                face = faces.photo(k).copy(), faces.label_map(k)
+                photo, true = changed(face, np.random.default_rng((args.seed, k)), name)
                 tallies[name][0].add(model.label_photos([photo])[0], true)
                 tallies[name][1].add(parse.parse([photo])[0].labels_HW, true)
     rows = [{"condition": name, "f1": alone.f1(), "found": found.f1()} for name, (alone, found) in tallies.items()]

@@ -247,8 +247,8 @@ def test_robustness_changes_photo_and_labels_alike():
     labels = np.zeros((100, 120), np.uint8)
     labels[30:40, 80:90] = 5
     face, shapes = (np.repeat(labels[:, :, None] * 50, 3, 2), labels), {}
-    for name, change in robustness.CONDITIONS.items():
-        new_photo, new_labels = change(face, np.random.default_rng(0))
+    for name in robustness.CONDITIONS:
+        new_photo, new_labels = robustness.changed(face, np.random.default_rng(0), name)
         shapes[name] = new_labels.shape
         assert new_photo.shape == (*new_labels.shape, 3), name
         if name.startswith(("rotated by", "shifted", "scaled", "3:4", "4:3")):
