@@ -81,13 +81,6 @@ def jpeg(photo: np.ndarray | None = None, **options: Any) -> bytes:
     return content_of(Image.fromarray(draw_face(64)[0] if photo is None else photo), "JPEG", **options)
 
 
-def jpeg_of_size(width: int, height: int) -> bytes:
-    """A JPEG whose header promises so many pixels."""
-    good = jpeg()
-    at = good.index(b"\xff\xc0") + 5
-    return good[:at] + struct.pack(">HH", height, width) + good[at + 4 :]
-
-
 def saved(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     return content_of(Image.fromarray(draw_face(64)[0]).convert(mode), kind, **options)
 
@@ -102,22 +95,12 @@ def truncated(content: bytes, share: float) -> bytes:
     return content[: int(len(content) * share)]
 
 
-def bmp_of_size(width: int, height: int) -> bytes:
-    good = bytearray(saved("BMP"))
-    good[18:26] = struct.pack("<ii", width, height)
-    return bytes(good)
-
-
 BAD_PICTURES: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
-    "text": lambda: b"no picture\n",
     "noise": lambda: random.Random(1).randbytes(1000),
-    "drawing in SVG": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>',
-    "JPEG, noise after its start": lambda: b"\xff\xd8\xff\xe0" + random.Random(2).randbytes(2000),
-    **{f"JPEG, {share:.0%} of it": lambda share=share: truncated(jpeg(), share) for share in (0.1, 0.3, 0.6, 0.9)},
-    **{f"PNG, {share:.0%} of it": lambda share=share: truncated(saved("PNG"), share) for share in (0.05, 0.3, 0.7)},
+    **{f"JPEG, {share:.0%} of it": lambda share=share: truncated(jpeg(), share) for share in (0.1, 0.9)},
+    **{f"PNG, {share:.0%} of it": lambda share=share: truncated(saved("PNG"), share) for share in (0.05, 0.7)},
     "WebP, half of it": lambda: truncated(saved("WEBP"), 0.5),
-    "BMP, half of it": lambda: truncated(saved("BMP"), 0.5),
     "TIFF, header alone": lambda: saved("TIFF")[:8],
     "TIFF of 65,535 samples": lambda: b"II*\0\x08\0\0\0\x01\0\x15\x01\x03\0\x01\0\0\0\xff\xff" + bytes(6),
     "TIFF of noise": lambda: b"II*\0\x08\0\0\0" + random.Random(3).randbytes(500),
@@ -126,14 +109,8 @@ BAD_PICTURES: dict[str, Callable[[], bytes]] = {
     "PNG without pixels": lambda: png_of_size(0, 0),
     "PNG of an unknown depth": lambda: png_of_size(4, 4, depth=77),
     "PNG that promises 10000 x 10000": lambda: png_of_size(10_000, 10_000),  # Pillow warns from 89 million pixels on
-    "PNG that promises 60000 x 60000": lambda: png_of_size(60_000, 60_000),
     "PNG that promises 2 billion x 2 billion": lambda: png_of_size(2**31 - 1, 2**31 - 1),
     "PNG of 1 bit that unpacks to 20000 x 20000": lambda: content_of(Image.new("1", (20_000, 20_000)), "PNG"),
-    "JPEG that promises 65000 x 65000": lambda: jpeg_of_size(65_000, 65_000),
-    "JPEG without pixels": lambda: jpeg_of_size(0, 0),
-    "BMP that promises much": lambda: bmp_of_size(2**30, 2**30),
-    "BMP of negative width": lambda: bmp_of_size(-64, 64),
-    "PostScript, a format that is not read": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     "pickle": lambda: pickle.dumps(Runs()),
 }
 
@@ -151,33 +128,17 @@ def mp4() -> bytes:
 
 BAD_VIDEOS: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
-    "text": lambda: b"no video\n",
-    "noise": lambda: random.Random(1).randbytes(5000),
     "playlist": lambda: b"#EXTM3U\n#EXTINF:1,\ngood.jpg\n#EXT-X-ENDLIST\n",
     "list of files": lambda: b"ffconcat version 1.0\nfile good.jpg\n",
-    "start alone": lambda: mp4()[:40],
     "half of it": lambda: truncated(mp4(), 0.5),
     "noise after its start": lambda: mp4()[:40] + random.Random(2).randbytes(3000),
 }
 
 
-# JSON: contents that are no dict of ours
-
 JSON_BYTES: dict[str, bytes] = {
-    "empty": b"",
-    "text": b"hello",
     "truncated": b'{"a": [1, 2',
     "not UTF-8": b'{"a": "\xe9\xff"}',
-    "UTF-16": '{"a": 1}'.encode("utf-16"),
     "a list": b"[]",
-    "null": b"null",
-    "a number": b"3",
-    "a string": b'"x"',
-    "nested deeply": b"[" * 100_000,
-    "a number of 10,000 digits": b"1" * 10_000,
-    "zeros": bytes(500),
-    "an empty dict": b"{}",
-    "a list of dicts": b"[{}]",
 }
 
 

@@ -8,10 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -203,49 +202,30 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def wait_for(ready: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + SECONDS
-    while not (value := ready()):
-        assert time.monotonic() < end, f"{what}: not within {SECONDS} s"
-        time.sleep(0.05)
-    return value
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """The page in a process of its own. temporary: the folder for temporary files, which it has for itself."""
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_the_page_listens_to_this_machine_alone_and_leaves_nothing_behind(tmp_path):
     pytest.importorskip("gradio")
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    (folder / "temporary").mkdir()
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "app.py"), "--port", str(port), "--device", "cpu"],
-            cwd=folder,
-            env={**os.environ, "TMPDIR": str(folder / "temporary")},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    address = f"http://127.0.0.1:{port}/"
+    port, (log, temporary) = free_port(), (tmp_path / name for name in ("log", "temporary"))
+    temporary.mkdir()  # the folder for temporary files, which the page has for itself
+    command = [sys.executable, str(REPOSITORY / "app.py"), "--port", str(port), "--device", "cpu"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
-        wait_for(lambda: process.poll() is not None or (folder / "log").read_bytes(), "the server")
-        assert (folder / "log").read_text() == f"{address} shows the page; Ctrl-C stops it\n"
-        yield SimpleNamespace(address=address, port=port, process=process, folder=folder)
+        end = time.monotonic() + SECONDS
+        while process.poll() is None and not log.read_bytes():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert log.read_text() == f"http://127.0.0.1:{port}/ shows the page; Ctrl-C stops it\n"
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.2", port), 5)
+        (folder,) = temporary.glob("stn-icnn-*")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 130
+        assert not folder.exists()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "temporary"]
+        assert log.read_text().splitlines()[1:] == [app.STOPPED]
     finally:
         process.kill()
         process.wait()
-
-
-def test_only_this_machine_is_listened_to(server):
-    socket.create_connection(("127.0.0.1", server.port), 5).close()
-    with pytest.raises(OSError, match="refused"):
-        socket.create_connection(("127.0.0.2", server.port), 5)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs signals")
-def test_nothing_is_left_behind(server):
-    (folder,) = (server.folder / "temporary").glob("stn-icnn-*")
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(SECONDS) == 130
-    assert not folder.exists()
-    assert sorted(path.name for path in server.folder.iterdir()) == ["log", "temporary"]
-    assert (server.folder / "log").read_text().splitlines()[1:] == [app.STOPPED]
