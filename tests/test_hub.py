@@ -78,24 +78,19 @@ def test_another_program_labels_a_portrait_and_finds_faces_as_predict_does(photo
         assert np.unique(labels).tolist() == list(range(9))
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_a_checkpoint_that_is_named_labels_as_predict_does(mirror, photo, tmp_path):
+def test_a_checkpoint_that_is_named_labels_as_predict_does(photo, tmp_path):
     path = save_models(tmp_path)["end2end"]
-    parser = load(path, mirror=mirror)
-    (labels,) = parser.label_photos([portrait()])
-    more = ["--mirror"] if mirror else []
-    assert np.array_equal(labels, predicted(photo, tmp_path / "out", "--checkpoint", path, *more))
+    (labels,) = load(path, mirror=True).label_photos([portrait()])
+    assert np.array_equal(labels, predicted(photo, tmp_path / "out", "--checkpoint", path, "--mirror"))
 
 
-@pytest.mark.parametrize("entry", ["stn_icnn", "faces"])
-def test_a_wrong_file_is_an_input_error(entry, photo, tmp_path):
+def test_a_wrong_file_is_an_input_error(photo, tmp_path):
     with pytest.raises(InputError, match=r"none\.pt: no such checkpoint file"):
-        load(str(tmp_path / "none.pt"), entry=entry)
+        load(str(tmp_path / "none.pt"))
     with pytest.raises(InputError, match=r"portrait\.png: .* get it again"):
-        load(checkpoint=str(photo), entry=entry)
-    stage1 = save_models(tmp_path)["stage1"]
+        load(checkpoint=str(photo))
     with pytest.raises(InputError, match=r"stage1\.pt: no localizer or parts weights"):
-        load(stage1, entry=entry)
+        load(save_models(tmp_path)["stage1"])
 
 
 @pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="needs the weights that ship")

@@ -31,9 +31,10 @@ from tests.tiny_parser import TinyConfig, TinyParser
 from utils import checkpoint
 from utils.errors import InputError
 
+NARROW = {"coarse_channels": (4,) * 4, "part_channels": (4,) * 4, "crop_size": 17}
 PARSERS: dict[str, Callable[[], FaceParser]] = {
-    "stn_icnn": lambda: STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17, window_margin=1.6, paste="bilinear")),
-    "stn_icnn above 128": lambda: STNiCNN(STNiCNNConfig(coarse_size=144, crop_size=17)),
+    "stn_icnn": lambda: STNiCNN(STNiCNNConfig(coarse_size=32, window_margin=1.6, paste="bilinear", **NARROW)),
+    "stn_icnn above 128": lambda: STNiCNN(STNiCNNConfig(coarse_size=144, **NARROW)),
     "tiny": lambda: TinyParser(TinyConfig(), CELEBAMASK),
     "whole": lambda: WholeParser(WholeConfig(size=160, width=0.25, frame_scale=2.0, arch="unet"), CELEBAMASK),
     "deeplab": lambda: DeepLab(DeepLabConfig(160), CELEBAMASK),

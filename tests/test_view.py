@@ -285,13 +285,6 @@ def test_crops_of_a_view_equal_crops_of_the_augmented_photo():
         assert (expected_PSS > 0).float().mean() > 0.05
 
 
-def test_crops_are_differentiable_in_theta():
-    batch = with_photos(make_batch(2), noise_photo(100, 150))  # tone clips nothing
-    view = replace(ANY, blur=1.0, tone=0.2, noise=0.02).view(batch)
-    theta_BP23 = (windows_in(batch, 7.3) + 0.003).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda theta: view.crops(theta, 4), theta_BP23, eps=1e-7, atol=1e-3)
-
-
 def test_noise_and_tone_touch_the_photo_alone_and_stay_in_range():
     batch = with_photos(make_batch(8), noise_photo(0, 256))
     view, plain, theta_BP23 = Augmentation(noise=0.5, tone=1).view(batch), View(batch), windows_in(batch)
