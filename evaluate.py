@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     machine = options.machine(args)
     distributed.start_processes(machine.device)
-    with distributed.told_when_lost():
+    with distributed.explain_lost():
         evaluation = score(args, machine)
     if distributed.rank() > 0:
         return 0

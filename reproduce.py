@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     sizes = {name: getattr(args, name) for stage in STAGES.values() for name in stage.sizes}
     setup = Setup(options.face_data(args), options.machine(args), args.seed, sizes)
     distributed.start_processes(setup.machine.device)
-    with distributed.told_when_lost():
+    with distributed.explain_lost():
         for seed in args.seeds or [args.seed]:
             out = args.out.with_name(f"{args.out.name}-seed{seed}") if args.seeds else args.out
             (hybrid if args.hybrid else chain)(args, replace(setup, seed=seed), out)

@@ -1,16 +1,15 @@
 """What parsing a photo or a video gives, and the files that it is written into."""
 
 import errno
+import io
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,7 +18,7 @@ from faces.inputs import is_video
 from faces.scene import Scene, drawn
 from scoring.pictures import colour, encode, encode_grey, encode_labels
 from utils.errors import InputError
-from utils.files import write_whole
+from utils.files import write_bytes
 from utils.runtime import is_out_of_memory
 
 
@@ -126,37 +125,32 @@ def not_written(photo: Path, error: Exception) -> str:
     return f"{photo}: its results could not be written ({reason})"
 
 
-def put(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
-
-
 def write(
     job: Job, photo: np.ndarray, scene: Scene, windows: bool = False, opacity: float = 0.5, grey: bool = False
 ) -> None:
     """Write the job's files, all or none. windows: drawn into the overlay. opacity: of the overlay's colours. grey:
     label maps without a palette. Raises OSError."""
     labels = scene.labels
-    made: dict[str, Callable[[BinaryIO], object]] = {}
+    made: dict[str, bytes] = {}
     if "labels" in job.outputs:
-        made["labels"] = partial(put, encode_grey(scene.labels_HW) if grey else encode_labels(scene.labels_HW, labels))
+        made["labels"] = encode_grey(scene.labels_HW) if grey else encode_labels(scene.labels_HW, labels)
     if "overlay" in job.outputs:
-        made["overlay"] = partial(
-            put, encode(Image.fromarray(drawn(photo, scene, windows, opacity)), "JPEG", quality=92)
-        )
+        made["overlay"] = encode(Image.fromarray(drawn(photo, scene, windows, opacity)), "JPEG", quality=92)
     if "coloured" in job.outputs:
-        picture = Image.fromarray(colour(scene.labels_HW, labels, published=True))
-        made["coloured"] = partial(put, encode(picture, "PNG"))
+        made["coloured"] = encode(Image.fromarray(colour(scene.labels_HW, labels, published=True)), "PNG")
     if "faces" in job.outputs:
         found = {"labels": labels.name, "names": labels.names, "faces": [face.report() for face in scene.faces]}
-        made["faces"] = partial(put, (json.dumps(found, indent=1) + "\n").encode())
+        made["faces"] = (json.dumps(found, indent=1) + "\n").encode()
     if "probabilities" in job.outputs:
         probs_KHW = scene.probs_KHW
         if probs_KHW is None:  # no face: all is background
             probs_KHW = np.zeros((len(labels), *scene.labels_HW.shape), np.float16)
             probs_KHW[0] = 1
-        made["probabilities"] = partial(np.savez_compressed, probabilities=probs_KHW)
+        archive = io.BytesIO()
+        np.savez_compressed(archive, probabilities=probs_KHW)
+        made["probabilities"] = archive.getvalue()
     if "owners" in job.outputs:
-        made["owners"] = partial(put, encode_grey(scene.owners_HW))
+        made["owners"] = encode_grey(scene.owners_HW)
     placed: list[Path] = []
     with ExitStack() as folders:
         parents = {job.outputs[kind].parent for kind in made}
@@ -164,8 +158,8 @@ def write(
             parent: folders.enter_context(tempfile.TemporaryDirectory(prefix=".", dir=parent)) for parent in parents
         }
         parts = {kind: Path(beside[job.outputs[kind].parent], kind) for kind in made}
-        for kind, save in made.items():
-            write_whole(parts[kind], save)
+        for kind, content in made.items():
+            write_bytes(parts[kind], content)
         try:
             for kind in made:
                 os.replace(parts[kind], job.outputs[kind])

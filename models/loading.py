@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,22 +44,31 @@ def read_weights(path: Path) -> Weights:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     checkpoint.require(state, path)
-    kind, config, modules = state.get("parser"), state.get("config"), state.get("modules")
+    kind = state.get("parser")
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{path} holds an unknown parser {checkpoint.shown(kind)}: update this repository")
-    config_class = KINDS[kind].Config
+    config = read_config(state, KINDS[kind].Config, path)
+    try:
+        return Weights(kind, label_set(state.get("labels")), config, state["modules"], path)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor where a number is expected
+        raise InputError(f"{path}: its label set is unusable ({error})") from error
+
+
+def read_config(state: dict[str, Any], config_class: type, path: Path) -> Any:
+    """The configuration that a checkpoint of ours holds beside its weights. Raises InputError where one of them is
+    missing or unusable."""
+    config, modules = state.get("config"), state.get("modules")
     known = {field.name for field in fields(config_class)}
     if not isinstance(config, dict) or not isinstance(modules, dict) or config.keys() - known:
         raise InputError(f"{path} lacks its config or weights, or comes from a newer version: update this repository")
     if not all(isinstance(name, str) for name in modules):
         raise InputError(f"{path}: its networks have no plain names: get it again from its source")
     try:
-        held = label_set(state.get("labels"))
         checked = config_class(**config)
         check_types(checked)  # whether or not the class does
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor where a number is expected
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: its config is unusable ({error})") from error
-    return Weights(kind, held, checked, modules, path)
+    return checked
 
 
 def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | None = None) -> FaceParser:

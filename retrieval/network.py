@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.loading import read_config
 from utils import checkpoint, files
 from utils.errors import InputError
 
@@ -28,10 +29,10 @@ class EmbeddingConfig:
     momentum: float = 0.005
 
     def __post_init__(self) -> None:
-        if type(self.size) is not int or not 75 <= self.size <= 160:
-            raise ValueError(f"the size is {checkpoint.shown(self.size)}: must be between 75 and 160")
-        if type(self.momentum) is not float or not 0 < self.momentum <= 1:
-            raise ValueError(f"the momentum is {checkpoint.shown(self.momentum)}: must be within 0 and 1")
+        if not 75 <= self.size <= 160:
+            raise ValueError(f"the size is {self.size}: must be between 75 and 160")
+        if not 0 < self.momentum <= 1:
+            raise ValueError(f"the momentum is {self.momentum}: must be within 0 and 1")
 
 
 class Unit(nn.Module):
@@ -173,7 +174,7 @@ def load_network(path: Path) -> tuple[InceptionResnetV1, str]:
     else:
         config, weights = read_checkpoint(state, path)
         network = InceptionResnetV1(config)
-        checkpoint.load_module(network, weights["embedding"], path, "embedding")
+        checkpoint.load_module(network, weights.get("embedding", {}), path, "embedding")
     return network.eval().requires_grad_(False), files.sha256(path)
 
 
@@ -182,10 +183,4 @@ def read_checkpoint(state: dict[str, Any], path: Path) -> tuple[EmbeddingConfig,
     checkpoint.require(state, path)
     if state.get("parser") != KIND:
         raise InputError(f"{path} holds {checkpoint.shown(state.get('parser'))}, not an identity embedding")
-    config, modules = state.get("config"), state.get("modules")
-    if not isinstance(config, dict) or not isinstance(modules, dict) or "embedding" not in modules:
-        raise InputError(f"{path} lacks its config or weights: give one that retrieval.train wrote")
-    try:
-        return EmbeddingConfig(**config), modules
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: its config is unusable ({error})") from error
+    return read_config(state, EmbeddingConfig, path), state["modules"]

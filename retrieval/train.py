@@ -291,7 +291,7 @@ def read_start(args: argparse.Namespace, recipe: Recipe, people: People) -> tupl
     state = checkpoint.read_tensors(args.init_from)
     config, modules = read_checkpoint(state, args.init_from)
     names = ["embedding"]
-    checkpoint.load_module(InceptionResnetV1(config), modules["embedding"], args.init_from, "embedding")
+    checkpoint.load_module(InceptionResnetV1(config), modules.get("embedding", {}), args.init_from, "embedding")
     if args.step == 2:
         if state.get("names") != people.names_digest():
             raise InputError(f"--init-from {args.init_from} knows other people than --data: begin with --step 1")

@@ -226,7 +226,7 @@ def test_a_process_of_a_pool_ends_with_its_parent_even_if_that_is_killed():
     ],
 )
 def test_the_end_of_another_process_is_told_in_one_line(error, told):
-    with pytest.raises(RuntimeError if "shapes" in told else InputError, match=told), distributed.told_when_lost():
+    with pytest.raises(RuntimeError if "shapes" in told else InputError, match=told), distributed.explain_lost():
         raise error
 
 

@@ -24,7 +24,7 @@ from tests.fixtures import draw_face, draw_faces, save_photo, write_challenge
 from tests.test_evaluate import save_models, save_tiny
 from tests.tiny_parser import TinyParser
 from utils.errors import InputError
-from utils.files import write_whole
+from utils.files import write_bytes
 from utils.runtime import run_main
 
 
@@ -214,10 +214,10 @@ def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed(run, tmp_path
 def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo(run, tmp_path, capsys, monkeypatch, kind, call):
     error, replace = {"write": MemoryError(), "rename": OSError(errno.EIO, "Input/output error")}[call], os.replace
 
-    def failing_write(path, save):
+    def failing_write(path, content):
         if (path.name, call) == (kind, "write"):
             raise error
-        write_whole(path, save)
+        write_bytes(path, content)
 
     def failing_replace(source, target):
         if (source.name, call) == (kind, "rename"):
@@ -228,7 +228,7 @@ def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo(run, tmp_pa
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with monkeypatch.context() as patch:
-        patch.setattr(results, "write_whole", failing_write)
+        patch.setattr(results, "write_bytes", failing_write)
         patch.setattr(results.os, "replace", failing_replace)
         assert run(tmp_path / "1.jpg", "--probabilities") == 2
     assert names(tmp_path / "out") == ["mine.txt"]

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     labels = load_parser(checkpoints).labels
     require_labels(labels.name, data.labels.name, checkpoints)  # before the faces are decoded
     distributed.start_processes(machine.device)
-    with distributed.told_when_lost():
+    with distributed.explain_lost():
         faces = open_faces(data, "train", labels, threads=machine.threads)
         record = relabel(checkpoints, faces, args.out, rule, machine, args.batch_size)
     if distributed.rank() == 0:

@@ -146,7 +146,7 @@ def fit(task: Task, run: Run) -> Scores:
     Returns the best epoch's row of the log. Raises InputError for a run folder in use, a checkpoint that does not
     continue this run, a loss that is not finite, and processes that were started differently or have ended.
     """
-    with distributed.told_when_lost():
+    with distributed.explain_lost():
         distributed.require_same({**run.description, "amp": run.amp, "resume": run.resume})
         with locks.one_run(run.folder, "--run-dir"):
             return _fit(task, run)

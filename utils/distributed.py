@@ -32,7 +32,7 @@ def start_processes(device: torch.device) -> None:
     """
     global _cards
     if world_size() > 1 and not dist.is_initialized():
-        with told_when_lost():
+        with explain_lost():
             dist.init_process_group("gloo")
             if device.type == "cuda":
                 # beyond the time-out it would wait a minute more for a record of its calls, which nobody reads
@@ -123,7 +123,7 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def told_when_lost() -> Iterator[None]:
+def explain_lost() -> Iterator[None]:
     """Turns what torch raises in here once another process has ended into one line. Raises InputError."""
     try:
         yield
