@@ -47,9 +47,7 @@ RECIPES = WholeFaceRecipes(
         loss="seed",
     ),
     best=DeepLabRecipe(
-        Optimisation(
-            epochs=60, lr={"network": 3e-3}, optimizer="adamw", schedule="onecycle", weight_decay=1e-2, clip=5.0
-        ),
+        Optimisation(60, {"network": 3e-3}, "adamw", "onecycle", weight_decay=1e-2, clip=5.0),
         batch_size=16,
         augmentation=Augmentation(rotation=15, shift=0.06, scale=(0.8, 1.25), tone=0.5, mirror=0.5),
         dice=1.0,

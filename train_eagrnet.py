@@ -41,9 +41,7 @@ RECIPES = WholeFaceRecipes(
         weight=2.0,  # the authors' code adds the three losses once for each of the network's two outputs
     ),
     best=EAGRNetRecipe(
-        Optimisation(
-            epochs=60, lr={"network": 3e-4}, optimizer="adamw", schedule="onecycle", weight_decay=1e-2, clip=5.0
-        ),
+        Optimisation(60, {"network": 3e-4}, "adamw", "onecycle", weight_decay=1e-2, clip=5.0),
         batch_size=8,
         augmentation=Augmentation(rotation=15, shift=0.06, scale=(0.8, 1.25), tone=0.5, mirror=0.5),
         dice=1.0,

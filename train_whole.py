@@ -32,14 +32,7 @@ class WholeRecipe(Recipe):
 
 
 BEST = WholeRecipe(
-    Optimisation(
-        epochs=40,
-        lr={"encoder": 3e-4, "decoder": 1e-3},
-        optimizer="adamw",
-        schedule="onecycle",
-        weight_decay=1e-2,
-        clip=5.0,
-    ),
+    Optimisation(40, {"encoder": 3e-4, "decoder": 1e-3}, "adamw", "onecycle", weight_decay=1e-2, clip=5.0),
     batch_size=16,
     augmentation=Augmentation(rotation=20, shift=0.35, scale=(0.5, 1.25), tone=0.7, mirror=0.5, around=0.7),
     dice=1.0,
