@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,7 +28,6 @@ from models.parser import FaceParser
 from scoring import options
 from scoring.evaluation import Request
 from scoring.metrics import Array, confusion_matrices, confusion_matrix, headline, scores
-from scoring.pictures import encode
 from utils import distributed, files, runtime
 from utils.cli import Parser
 from utils.errors import InputError
@@ -244,12 +242,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     kind = "pdf" if path.suffix.lower() == ".pdf" else "png"
     metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
     files.write_whole(path, partial(figure.savefig, format=kind, dpi=110, metadata=metadata))
-
-
-def save_picture(path: Path, picture_HW3: np.ndarray) -> None:
-    """A JPEG to look at, uint8 (H, W, 3)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, encode(Image.fromarray(picture_HW3), "JPEG", quality=90))
 
 
 def write(

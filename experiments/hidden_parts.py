@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from data.batch import Batch
@@ -23,6 +24,7 @@ from experiments.common import Result
 from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN
 from scoring import pictures
+from utils import files
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -96,8 +98,8 @@ def main(argv: list[str] | None = None) -> int:
                 hidden_BP = rank_BP < count
                 covered = hide(batch, boxes_BP4, hidden_BP)
                 if args.pictures and count == 1 and 0 in batch.index_B:
-                    drawn = picture(model, batch, covered, hidden_BP)
-                    common.save_picture(args.pictures / f"{NAME}.jpg", drawn)
+                    drawn = Image.fromarray(picture(model, batch, covered, hidden_BP))
+                    files.write_bytes(args.pictures / f"{NAME}.jpg", pictures.encode(drawn, "JPEG", quality=90))
                 counted = {"all": batch.present_BP, "hidden_only": torch.from_numpy(hidden_BP).to(machine.device)}
                 for name, crops in common.CROPPERS.items():
                     labels_BHW, theta_BP23 = model.parse(covered, crops)

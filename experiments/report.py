@@ -41,7 +41,7 @@ from utils.tables import markdown
 HOME = Path(__file__).resolve().parent.parent
 TITLES = (*reproduce.ROWS, "STN-iCNN, with mirroring")  # rows in the order of the tables; others follow them
 EXPERIMENTS = (
-    *("hidden_parts", "coarse_size", "crop_parity", "robustness", "kinds"),
+    *("hidden_parts", "coarse_size", "robustness", "kinds"),
     *("scenes", "helen68", "fused", "class_imbalance", "ablation"),
 )
 LOWER_IS_BETTER = ("theta_loss",)

@@ -19,7 +19,6 @@ from experiments import (
     class_imbalance,
     coarse_size,
     common,
-    crop_parity,
     fused,
     hidden_parts,
     kinds,
@@ -148,13 +147,6 @@ def test_hidden_parts_gives_a_row_for_each_number_and_cropper(run, weights, tmp_
         assert picture.size == (4 * 160, 2 * 160)
 
 
-def test_odd_crops_equal_slices_and_even_ones_do_not(run, tmp_path):
-    errors = {row["size"]: row["error"] for row in run(crop_parity, "--pictures", tmp_path)["rows"]}
-    assert max(errors[81], errors[127]) < 1e-3 < 1 < min(errors[80], errors[126])
-    with Image.open(tmp_path / "crop_parity.jpg") as picture:
-        assert picture.size == (6 * 100, 6 * 100)
-
-
 def test_coarse_sizes_are_compared_by_mask_and_windows(run, trained, tmp_path):
     small = ["--sizes", 64, 128, "--epochs", 1, 2, "--batch-size", 2, "--max-images", 2, "--crop-size", 33]
     result = run(coarse_size, *small, "--runs", tmp_path)
@@ -233,11 +225,11 @@ def test_written_commands_name_no_folder_of_this_machine():
         (hidden_parts, ["--checkpoint", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
         (hidden_parts, ["--checkpoint", "TINY"], r"tiny.pt holds tiny, but .* compares windows of stn_icnn"),
         (coarse_size, ["--sizes", "8", "--batch-size", "2"], "--coarse-size 8: coarse size must lie between"),
-        (crop_parity, ["--out", "/proc/none"], "--out /proc/none cannot be made"),
+        (class_imbalance, ["--out", "/proc/none"], "--out /proc/none cannot be made"),
     ],
 )
 def test_each_mistake_makes_one_line(script, words, message, tiny_options, other_parser, tmp_path):
-    runs = [] if script in (crop_parity, hidden_parts) else ["--runs", str(tmp_path)]
+    runs = [] if script in (class_imbalance, hidden_parts) else ["--runs", str(tmp_path)]
     words = [word.replace("TINY", str(other_parser)) for word in words]
     with pytest.raises(InputError, match=f"^.*{message}.*$"):
         script.main([*tiny_options, "--out", str(tmp_path), *runs, *words])
