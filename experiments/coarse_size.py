@@ -11,7 +11,6 @@ import reproduce
 from experiments import common
 from experiments.common import Result
 from models.loading import read_weights
-from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN
 from scoring.metrics import headline
 from training.options import add_recipe_option
@@ -58,7 +57,7 @@ def windows(model: STNiCNN, args: argparse.Namespace, machine: Machine) -> dict[
     misses = {name: common.Misses() for name in common.CROPPERS}
     with common.inference(machine):
         for batch in common.batches(common.open_split(args, model.labels), machine):
-            truth_BP23, boxes_BP4 = model.windows_of(batch, "truth"), part_boxes(batch.labels_BHW)
+            truth_BP23, boxes_BP4 = model.windows_of(batch, "truth"), common.part_boxes(batch.labels_BHW)
             for name, crops in common.CROPPERS.items():
                 theta_BP23 = model.windows_of(batch, crops)
                 misses[name].add(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2, batch.present_BP)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import reproduce
 from data.batch import Batch
-from data.labels import LabelSet
+from data.labels import NINE, LabelSet, among
 from data.loaders import Faces, evaluation_batches, open_faces
 from models.loading import load_for_inference
 from models.parser import FaceParser
@@ -174,6 +174,25 @@ def score(
 # windows that miss
 
 
+def part_boxes(labels_BHW: Tensor) -> Tensor:
+    """Bounding boxes of the six parts in a label map (integer, the nine labels).
+
+    Returns boxes_BP4 as (left, top, right, bottom), the outermost pixels that are the part; NaN where it is missing.
+    """
+    boxes = []
+    for ids in NINE.part_ids:
+        part_BHW = among(labels_BHW, ids)
+        lows, highs = [], []
+        for axis in (1, 2):  # a column that holds the part gives an x, a row a y
+            hit_BN = part_BHW.any(axis)
+            ticks_N = torch.arange(hit_BN.shape[1], dtype=torch.float32, device=labels_BHW.device)
+            lows.append(torch.where(hit_BN, ticks_N, torch.inf).amin(1))
+            highs.append(torch.where(hit_BN, ticks_N, -torch.inf).amax(1))
+        boxes.append(torch.stack(lows + highs, 1))
+    boxes_BP4 = torch.stack(boxes, 1)
+    return torch.where(boxes_BP4.isfinite(), boxes_BP4, torch.nan)
+
+
 class Misses:
     """How far windows are from the true ones, over all windows that were added."""
 
@@ -187,7 +206,7 @@ class Misses:
 
         A window misses when its centre is off by more than a quarter of the true window's side, or when it cuts the
         part's box and the true window does not. theta_BP23, truth_BP23: upright, in the frame of each photo.
-        boxes_BP4: see ``models.stn_icnn.baseline.part_boxes``.
+        boxes_BP4: see ``part_boxes``.
         """
         span_B112 = (sizes_B2.flip(-1).float() - 1)[:, None, None]
         corners_BP22 = boxes_BP4.unflatten(-1, (2, 2))

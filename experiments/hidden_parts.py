@@ -21,7 +21,6 @@ from data.labels import NUM_PARTS
 from data.view import View
 from experiments import common
 from experiments.common import Result
-from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN
 from scoring import pictures
 from utils import files
@@ -44,7 +43,7 @@ def hiding_rank(present_P: np.ndarray, seed: int, index: int) -> np.ndarray:
 def hide(batch: Batch, boxes_BP4: Tensor, hidden_BP: np.ndarray) -> Batch:
     """The batch with patches over the hidden parts (bool), in photos and thumbs; labels stay.
 
-    boxes_BP4: see ``models.stn_icnn.baseline.part_boxes``.
+    boxes_BP4: see ``experiments.common.part_boxes``.
     """
     photos_BHW3, thumbs_BTT3 = batch.photos_BHW3.cpu().numpy().copy(), batch.thumbs_BTT3.cpu().numpy().copy()
     sizes, boxes_BP4 = batch.sizes_B2.tolist(), boxes_BP4.cpu()
@@ -91,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     tallies = {key: common.Tally(model.labels) for key in keys}
     with common.inference(machine):
         for batch in common.batches(faces, machine, args.batch_size):
-            boxes_BP4, truth_BP23 = part_boxes(batch.labels_BHW), model.windows_of(batch, "truth")
+            boxes_BP4, truth_BP23 = common.part_boxes(batch.labels_BHW), model.windows_of(batch, "truth")
             known = zip(batch.present_BP.cpu().numpy(), batch.index_B.tolist(), strict=True)
             rank_BP = np.array([hiding_rank(present_P, args.seed, index) for present_P, index in known])
             for count in range(NUM_PARTS + 1):

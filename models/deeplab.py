@@ -79,8 +79,7 @@ class Backbone(nn.Module):
                 step = (stride, first_dilation) if k == 0 else (1, dilation)
                 blocks.append(InvertedResidual(inputs, channels, expansion, *step))
                 inputs = channels
-        self.low_level_features = nn.Sequential(*blocks[:LOW_LEVEL])
-        self.high_level_features = nn.Sequential()
+        self.low_level_features, self.high_level_features = nn.Sequential(*blocks[:LOW_LEVEL]), nn.Sequential()
         for k, block in enumerate(blocks[LOW_LEVEL:], LOW_LEVEL):
             self.high_level_features.add_module(str(k), block)
 
@@ -130,12 +129,10 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         self.backbone = Backbone()
         self.classifier = Head(STAGES[1][1], STAGES[-1][1], num_labels)
-        for module in self.backbone.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-        for module in self.classifier.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in")
+        for part, mode in ((self.backbone, "fan_out"), (self.classifier, "fan_in")):
+            for module in part.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode=mode)  # type: ignore[arg-type]
 
     def coarse_logits(self, images_B3HW: Tensor) -> Tensor:
         """The logits before they are enlarged: on a quarter of the photo's grid."""

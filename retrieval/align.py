@@ -80,12 +80,8 @@ def rectangle(box: tuple[float, float, float, float], margin: int, height: int, 
     right, bottom)."""
     left, top, wide, high = box
     half = margin / 2
-    return (
-        int(max(left - half, 0)),
-        int(max(top - half, 0)),
-        int(min(left + wide + half, width)),
-        int(min(top + high + half, height)),
-    )
+    corners_4 = (left - half, top - half, left + wide + half, top + high + half)
+    return tuple(np.clip(corners_4, 0, (width, height, width, height)).astype(int).tolist())
 
 
 def fitted_square(points_52: np.ndarray, zoom: float) -> np.ndarray:

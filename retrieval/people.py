@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from data.images import READ_SUFFIXES, list_files, read_photo, shorten
 from utils.errors import InputError
@@ -89,12 +90,6 @@ def read_crops(files: Sequence[Path]) -> np.ndarray:
 
 def middle(photo_HW3: np.ndarray) -> np.ndarray:
     """The middle 160 x 160 pixels of a picture, black where there are none."""
-    crop_SS3 = np.zeros((CROP, CROP, 3), np.uint8)
-    (top, out_top, high), (left, out_left, wide) = (_overlap(side) for side in photo_HW3.shape[:2])
-    crop_SS3[out_top : out_top + high, out_left : out_left + wide] = photo_HW3[top : top + high, left : left + wide]
-    return crop_SS3
-
-
-def _overlap(side: int) -> tuple[int, int, int]:
-    """Along one side: the first pixel that is kept, where it goes, and how many there are."""
-    return max(side - CROP, 0) // 2, max(CROP - side, 0) // 2, min(side, CROP)
+    photo = Image.fromarray(photo_HW3)
+    left, top = (int((side - CROP) / 2) for side in photo.size)
+    return np.array(photo.crop((left, top, left + CROP, top + CROP)))

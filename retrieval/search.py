@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -212,7 +213,9 @@ def sheet(found: Found, gallery: People, queries: People) -> np.ndarray:
         pictures.append(read_photo(queries.files[k]))
         for row, right in zip(found.index_Q5[k], right_Q5[k], strict=True):
             face = read_photo(gallery.files[row])
-            pictures.append(_framed(face, GREEN if right else RED) if known_Q[k] else face)
+            frame = (max(1, min(face.shape[:2]) // 20),) * 4
+            colour = GREEN if right else RED
+            pictures.append(cv2.copyMakeBorder(face, *frame, cv2.BORDER_CONSTANT, value=colour) if known_Q[k] else face)
     return tile(pictures, 1 + NEAREST, CELL)
 
 
@@ -220,14 +223,6 @@ def _spread(rows: np.ndarray) -> list[int]:
     """Half a sheet of the rows, evenly."""
     count = min(len(rows), SHOWN // 2)
     return rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist() if count else []
-
-
-def _framed(photo_HW3: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    width = max(1, min(photo_HW3.shape[:2]) // 20)
-    framed = photo_HW3.copy()
-    for edge in (framed[:width], framed[-width:], framed[:, :width], framed[:, -width:]):
-        edge[:] = colour
-    return framed
 
 
 def write_results(args: argparse.Namespace, answer: Answer, key: str) -> None:

@@ -25,7 +25,6 @@ from experiments import (
     robustness,
 )
 from geometry.theta import window_theta
-from models.stn_icnn.baseline import part_boxes
 from models.stn_icnn.model import STNiCNN
 from training.task import Plan
 from utils.errors import InputError
@@ -108,7 +107,7 @@ def trained(monkeypatch, weights) -> Trained:
 
 def test_hidden_parts_are_covered_in_photo_and_thumb_and_nowhere_else(val_faces):
     batch = val_faces.first(2)
-    boxes_BP4 = part_boxes(batch.labels_BHW)
+    boxes_BP4 = common.part_boxes(batch.labels_BHW)
     hidden_BP = np.zeros((2, 6), bool)
     hidden_BP[1, 4] = True
     covered = hidden_parts.hide(batch, boxes_BP4, hidden_BP)

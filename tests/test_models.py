@@ -15,7 +15,7 @@ from data.labels import HELEN, MIRROR_PARTS, NINE, NUM_PARTS
 from data.view import Parts, View
 from geometry.theta import window_theta
 from models.parser import stretched
-from models.stn_icnn.baseline import baseline_theta, mask_geometry
+from models.stn_icnn.baseline import baseline_theta
 from models.stn_icnn.icnn import ICNN, ICNNConfig
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, PART_SHAPES, build_localizer
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
@@ -127,18 +127,6 @@ def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_c
     low = torch.tensor([[0.6 * 1.5 * 5 * 4, 21, 21, 21, 21, 0.6 * 1.5 * 7 * 4]])  # of 9 and 15 rows
     oblong = window_theta(whole, torch.stack([sides, low], -1).round(), sizes)
     torch.testing.assert_close(baseline_theta(rough, sizes, Windows(21, 1.5, 0.6)), oblong)
-
-
-def test_a_rough_mask_s_parts_are_measured_as_those_of_a_data_set_s_label_map():
-    labels_BHW = torch.from_numpy(np.stack([HELEN.map_to(NINE)[draw_face(3, k, 96)[1]] for k in range(6)]))
-    labels_BHW[0, labels_BHW[0] == 5] = 0  # no nose
-    records = np.stack([label_geometry(labels, len(NINE)) for labels in labels_BHW.numpy()])
-    present, centres, extents = map(torch.from_numpy, part_geometry(records, NINE.part_ids))
-    centroids_BP2, extents_BP2, present_BP = mask_geometry(labels_BHW)
-    torch.testing.assert_close(centroids_BP2, centres)
-    assert torch.equal(extents_BP2, extents)
-    assert torch.equal(present_BP, present)
-    assert not present[0, 4]
 
 
 @pytest.mark.parametrize(
