@@ -159,33 +159,27 @@ def write_list(root: Path, faces: Faces, ids: np.ndarray | None = None) -> None:
         (root / f"{split}_list.txt").write_text(text)
 
 
-def write_celebamask_official(root: Path, faces: Faces, mapping: bool = True) -> dict[str, list[str]]:
+def write_celebamask_official(root: Path, faces: Faces, mapping: bool = True) -> None:
     """CelebAMask-HQ's official layout, photos twice as large as masks.
 
-    Faces get the numbers 0, 1, 2, …, which are returned as names by split. mapping: write the file for the standard
-    partition too; without it, all of them belong to the paper's train split.
+    Faces get the numbers 0, 1, 2, … mapping: write the file for the standard partition too; without it, all of them
+    belong to the paper's train split.
     """
     photos, parts = root / "CelebA-HQ-img", root / "CelebAMask-HQ-mask-anno" / "0"
     photos.mkdir(parents=True)
     parts.mkdir(parents=True)
     lines = ["idx         orig_idx      orig_file\n"]
-    names: dict[str, list[str]] = {}
-    number = 0
-    for split, group in faces.items():
-        names[split] = []
-        for _, photo, labels in group:
-            save_photo(photos / f"{number}.jpg", photo.repeat(2, axis=0).repeat(2, axis=1))
-            for label, part in enumerate(HELEN.names[1:], 1):
-                if (labels == label).any():
-                    mask = ((labels == label) * np.uint8(255))[:, :, None].repeat(3, axis=2)
-                    Image.fromarray(mask).save(parts / f"{number:05d}_{CELEBAMASK_NAMES[part]}.png")
-            original = ORIGINAL_NUMBERS[split] + number
-            lines.append(f"{number}           {original}        {original + 1:06d}.jpg\n")
-            names[split].append(str(number))
-            number += 1
+    everybody = [(split, *face[1:]) for split, group in faces.items() for face in group]
+    for number, (split, photo, labels) in enumerate(everybody):
+        save_photo(photos / f"{number}.jpg", photo.repeat(2, axis=0).repeat(2, axis=1))
+        for label, part in enumerate(HELEN.names[1:], 1):
+            if (labels == label).any():
+                mask = ((labels == label) * np.uint8(255))[:, :, None].repeat(3, axis=2)
+                Image.fromarray(mask).save(parts / f"{number:05d}_{CELEBAMASK_NAMES[part]}.png")
+        original = ORIGINAL_NUMBERS[split] + number
+        lines.append(f"{number}           {original}        {original + 1:06d}.jpg\n")
     if mapping:
         (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text("".join(lines))
-    return names
 
 
 def batch_of(faces: Sequence[tuple[np.ndarray, np.ndarray]], labels: LabelSet = NINE, first: int = 0) -> Batch:

@@ -7,9 +7,7 @@ import stat
 import pytest
 
 from tests.damage import SPECIAL, refuses
-from utils.errors import InputError
 from utils.files import open_regular, read_bytes, read_json, read_json_lines, sha256, write_text, write_whole
-from utils.runtime import run_main
 from utils.tables import markdown
 
 
@@ -155,11 +153,3 @@ def test_a_table_rounds_floats_escapes_bars_and_dashes_what_is_absent():
         "| name | F1 | faces |\n| --- | ---: | ---: |\n| a\\|b | 0.1235 | – |\n| whole | 1.0000 | 12 |\n"
     )
     assert "| 0.1 |" in markdown(["name", "F1"], [["a", 0.12345]], digits=1)
-
-
-def test_an_error_that_quotes_a_million_letters_is_shortened(capsys):
-    def main() -> int:
-        raise InputError(f"label {'x' * 10**6}: no such label")
-
-    assert run_main(main) == 2
-    assert len(capsys.readouterr().err) < 2100

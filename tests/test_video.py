@@ -177,13 +177,6 @@ def test_a_camera_shows_its_newest_frame_and_drops_the_others(tmp_path, capsys, 
         assert re.search(told, capsys.readouterr().err)
 
 
-def test_a_video_is_never_replaced_by_its_result(tmp_path, capsys):
-    for name in ("a_overlay.mp4", "a.mp4"):
-        (tmp_path / name).touch()
-    assert call(tmp_path, "--out", tmp_path, "--overwrite") == 2
-    assert "its results would replace" in capsys.readouterr().err
-
-
 @pytest.fixture
 def faceless(monkeypatch) -> None:
     """No frame shows a face, which takes no time to find."""
