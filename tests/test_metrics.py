@@ -93,18 +93,18 @@ def test_the_csv_holds_every_measure_in_full_precision():
 
 def test_a_label_set_without_groups_has_hand_worked_strict_scores_alone():
     truth = np.array([0, 0, 1, 1, 1, 1, 2, 2])
-    pred = np.array([0, 1, 1, 1, 1, 2, 2, 0])
+    pred = np.array([0, 1, 1, 1, 1, 2, 2, 2])
     result = scores(confusion_matrix(pred, truth, len(TWO)), TWO)
     assert (result["paper"], result["absent"]) == ({}, [])
-    assert result["strict"] == pytest.approx({"left": 6 / 8, "right": 2 / 4, "mean": 5 / 8})
-    assert headline(result) == {"overall": None, "strict": pytest.approx(5 / 8)}
+    assert result["strict"] == pytest.approx({"left": 6 / 8, "right": 4 / 5, "mean": 0.775})
+    assert headline(result) == {"overall": None, "strict": pytest.approx(0.775)}
     assert table({"a": result}, TWO) == (
-        "| F1, strict | left | right | mean |\n| --- | ---: | ---: | ---: |\n| a | 0.7500 | 0.5000 | 0.6250 |\n"
+        "| F1, strict | left | right | mean |\n| --- | ---: | ---: | ---: |\n| a | 0.7500 | 0.8000 | 0.7750 |\n"
     )
     assert metrics.measures_table(result, TWO).splitlines()[2:] == [
-        "| IoU | 0.6000 | 0.3333 | 0.4667 |",
-        "| precision | 0.7500 | 0.5000 | 0.6250 |",
-        "| recall | 0.7500 | 0.5000 | 0.6250 |",
+        "| IoU | 0.6000 | 0.6667 | 0.6333 |",
+        "| precision | 0.7500 | 0.6667 | 0.7083 |",
+        "| recall | 0.7500 | 1.0000 | 0.8750 |",
     ]
     assert to_csv({"a": result}, TWO).startswith("name,strict.left,strict.right,strict.mean,iou.left,")
 
