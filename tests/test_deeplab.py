@@ -14,7 +14,7 @@ import evaluate
 from data.labels import CELEBAMASK
 from models.deeplab import DeepLab, DeepLabV3Plus
 from models.loading import load_parser
-from scoring.metrics import all_classes, challenge_files, challenge_scores, confusion_matrix
+from scoring.metrics import challenge_files, challenge_scores, confusion_matrix
 from tests.formula import assert_golden, formula_image, formula_state, indices, wave
 from train_deeplab import seed_loss
 from training.engine import learning_rate_factor
@@ -102,22 +102,23 @@ def test_a_checkpoint_under_the_original_names_is_the_same_parser(tmp_path, wrap
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in parser.network.state_dict().items())
 
 
-def two_maps() -> np.ndarray:
-    """The confusion matrix of the golden file's two maps."""
+def two_maps() -> tuple[np.ndarray, np.ndarray]:
+    """The golden file's two maps: (predicted, true), each (2, 24, 32), uint8."""
     i, y, x = np.meshgrid(np.arange(2), np.arange(24), np.arange(32), indexing="ij")
     truth, pred = (x // 4 + 2 * (y // 3) + i) % 19, ((x + 1) // 4 + 2 * ((y + 2 * i) // 3) + i) % 19
     truth[truth == 16] = 0
     pred[(pred == 16) | (pred == 15)] = 0
-    return confusion_matrix(pred, truth, 19)
+    return pred.astype(np.uint8), truth.astype(np.uint8)
 
 
 def test_the_challenge_scores_are_those_of_the_original():
-    found, golden = challenge_scores(two_maps()), GOLDEN["metrics"]
+    matrix, golden = confusion_matrix(*two_maps(), 19), GOLDEN["metrics"]
+    found = challenge_scores(matrix)
     for measure, title in (("iou", "IoU"), ("precision", "precision"), ("recall", "recall"), ("f1", "f1")):
         assert found[measure] == pytest.approx(golden[f"{title} of each of the 19 ids"], rel=1e-9)
     means = [np.mean(found[measure]) for measure in ("precision", "recall", "f1")]
     assert means == pytest.approx(golden["macro precision, recall, F1"], rel=1e-9)
-    iou, rest = challenge_files(two_maps()).values()
+    iou, rest = challenge_files(matrix).values()
     assert iou.splitlines()[0] == f"Class 0: IoU = {golden['IoU of each of the 19 ids'][0]:.4f}"
     assert iou.splitlines()[-2:] == ["", f"Mean IoU (mIoU, average across all classes): {golden['mIoU']:.4f}"]
     assert rest.splitlines()[-1] == f"Macro F1-score (average across all classes): {means[2]:.4f}"
@@ -125,36 +126,24 @@ def test_the_challenge_scores_are_those_of_the_original():
     assert len(rest.splitlines()) == 19 + 1 + 3
 
 
-def test_means_over_all_classes_leave_out_what_is_absent_and_name_the_inner_parts():
-    matrix = two_maps()
-    found = all_classes(matrix, CELEBAMASK)
-    assert found["f1"]["neck_l"] is None  # id 16, in neither map
-    assert found["iou"]["background"] == pytest.approx(
-        matrix[0, 0] / (matrix[0].sum() + matrix[:, 0].sum() - matrix[0, 0])
-    )
-    present = [value for value in found["iou"].values() if value is not None]
-    assert len(present) == 18
-    assert found["miou"] == pytest.approx(np.mean(present))
-    inner = ["nose", "l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip"]
-    assert found["mean_f1_inner8"] == pytest.approx(np.mean([found["f1"][name] for name in inner]))
-    foreground = [found["f1"][name] for name in CELEBAMASK.foreground if found["f1"][name] is not None]
-    assert found["mean_f1_18"] == pytest.approx(np.mean(foreground))
-    assert all_classes(np.eye(19, dtype=np.int64), CELEBAMASK)["mean_f1_inner8"] == 1
-
-
-def test_evaluating_folders_in_nineteen_labels_writes_the_challenge_files_too(tmp_path):
-    truth = np.arange(19, dtype=np.uint8).repeat(4).reshape(4, 19)
-    pred = np.where(truth == 18, 17, truth).astype(np.uint8)
-    for name, ids in (("pred", pred), ("truth", truth)):
+def test_folders_in_nineteen_labels_get_means_over_what_is_there_and_the_challenge_files_too(tmp_path):
+    for name, maps in zip(("pred", "truth"), two_maps(), strict=True):
         (tmp_path / name).mkdir()
-        Image.fromarray(ids).save(tmp_path / name / "1.png")
+        for number, ids in enumerate(maps):
+            Image.fromarray(ids).save(tmp_path / name / f"{number}.png")
     folders = f"--predictions {tmp_path}/pred --truth {tmp_path}/truth --ids celebamask --labels celebamask"
     assert evaluate.main(f"{folders} --out {tmp_path}/out --device cpu".split()) == 0
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert scores["labels"] == "celebamask"
-    assert (scores["f1"]["cloth"], scores["f1"]["hair"], scores["f1"]["neck"]) == (0, 1, pytest.approx(2 / 3))
-    assert scores["mean_f1_18"] == pytest.approx((16 + 2 / 3) / 18)
-    assert scores["mean_f1_inner8"] == 1
-    assert scores["miou"] == pytest.approx((17 + 1 / 2) / 19)
-    assert "Class 18: IoU = 0.0000" in (tmp_path / "out" / "iou_scores.txt").read_text()
+    matrix, f1 = confusion_matrix(*two_maps(), 19), scores["f1"]
+    assert (scores["labels"], scores["confusion"]) == ("celebamask", matrix.tolist())
+    assert f1["neck_l"] is None  # id 16, in neither map
+    background = matrix[0, 0] / (matrix[0].sum() + matrix[:, 0].sum() - matrix[0, 0])
+    assert scores["iou"]["background"] == pytest.approx(background)
+    present = [scores["iou"][name] for name in CELEBAMASK.names if name != "neck_l"]
+    assert scores["miou"] == pytest.approx(np.mean(present))
+    inner = ["nose", "l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip"]
+    assert scores["mean_f1_inner8"] == pytest.approx(np.mean([f1[name] for name in inner]))
+    there = [f1[name] for name in CELEBAMASK.foreground if name != "neck_l"]
+    assert scores["mean_f1_18"] == pytest.approx(np.mean(there))
+    assert "Class 18: IoU = 0." in (tmp_path / "out" / "iou_scores.txt").read_text()
     assert "| neck" in (tmp_path / "out" / "scores.md").read_text()

@@ -179,11 +179,9 @@ def test_a_mirror_swaps_sides():
     lut = torch.tensor(NINE.mirror, dtype=torch.uint8)
     assert torch.equal(view.label_map(64), lut[plain.label_map(64).flip(-1).long()])
     torch.testing.assert_close(view.photo(64), plain.photo(64).flip(-1), rtol=0, atol=2e-3)
-    centres_BP2, extents_BP2, _ = view.parts()
-    width_B = batch.sizes_B2[:, 1]
-    torch.testing.assert_close(centres_BP2[:, 0, 0], width_B - 1 - batch.centres_BP2[:, 1, 0])
-    torch.testing.assert_close(centres_BP2[:, 3, 1], batch.centres_BP2[:, 2, 1])
-    torch.testing.assert_close(extents_BP2[:, 0], batch.extents_BP2[:, 1])
+    centres_BP2, extents_BP2, _ = view.parts()  # of brows and eyes
+    torch.testing.assert_close(extents_BP2[:, :4], batch.extents_BP2[:, [1, 0, 3, 2]])
+    torch.testing.assert_close(centres_BP2[:, :4, 1], batch.centres_BP2[:, [1, 0, 3, 2], 1])
     assert (centres_BP2[:, 0, 0] < centres_BP2[:, 1, 0]).all()  # brow1 stays on the image's left
 
 
