@@ -136,6 +136,7 @@ def test_folders_in_nineteen_labels_get_means_over_what_is_there_and_the_challen
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     matrix, f1 = confusion_matrix(*two_maps(), 19), scores["f1"]
     assert (scores["labels"], scores["confusion"]) == ("celebamask", matrix.tolist())
+    assert (scores["images"], scores["split"], scores["checkpoint"]) == (2, None, None)
     assert f1["neck_l"] is None  # id 16, in neither map
     background = matrix[0, 0] / (matrix[0].sum() + matrix[:, 0].sum() - matrix[0, 0])
     assert scores["iou"]["background"] == pytest.approx(background)

@@ -153,22 +153,6 @@ def write_folders(root, pred, truth, folder="pred"):
     return ["--predictions", str(root / folder), "--truth", str(root / "truth"), "--device", "cpu"]
 
 
-def test_two_folders_give_the_hand_worked_scores(tmp_path):
-    truth = {"a": [[5, 5, 5, 5], [0, 0, 0, 0]], "b": [[3, 3, 4, 4]]}
-    pred = {"a": [[5, 5, 5, 0], [5, 0, 0, 0]], "b": [[4, 3, 4, 4]]}
-    argv = write_folders(tmp_path, pred, truth)
-    assert evaluate.main([*argv, "--out", str(tmp_path / "out"), "--worst", "1"]) == 0
-    result = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert result["paper"]["nose"] == pytest.approx(6 / 8)
-    assert result["paper"]["eyes"] == 1
-    assert result["strict"]["eye1"] == pytest.approx(2 / 3)
-    assert result["strict"]["eye2"] == pytest.approx(4 / 5)
-    assert result["strict"]["brow1"] is None
-    assert result["absent"] == ["brow1", "brow2", "upper_lip", "inner_mouth", "lower_lip"]
-    assert (result["images"], result["split"], result["checkpoint"]) == (2, None, None)
-    assert result["worst"][0]["name"] == "b"  # (2/3 + 4/5) / 2 < 6/8
-
-
 def test_two_folders_may_use_the_ids_of_their_data_sets_and_odd_names(tmp_path):
     long, pred = "a" * 250, os.fsdecode(b"pr\xffd")  # as long as disks allow; no UTF-8
     helen = np.array([0, *range(2, 10)])[None]
