@@ -88,7 +88,6 @@ def test_overall_f1_is_the_released_one():
 
 LAYOUTS = {
     "stage1": {"model1": "model1"},
-    "cropper": {"model1": "model1", "select_net": "select_net.resnet18"},
     "cropper of option 0": {"model1": "model1", "select_net": "select_net.custom"},
     "stage2": {"model2": "model2"},
     "end2end": {"model1": "model1", "select_net": "select_net.resnet18", "model2": "model2"},
