@@ -17,12 +17,10 @@ from faces.detect import Detection
 from faces.results import Job, not_written, write
 from faces.scene import Face, Scene, SceneParser
 from geometry.theta import window_corners
-from models.parser import FaceParser
+from models.parser import BATCH_PIXELS, FaceParser
 from utils import runtime
 from utils.errors import InputError
 from utils.runtime import Machine, is_out_of_memory
-
-BATCH_PIXELS = 2**22  # at most so many in one batch, to limit the memory
 
 
 @dataclass(frozen=True)

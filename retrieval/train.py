@@ -8,6 +8,7 @@ best epoch; head_top1 is the accuracy of the classifier.
 import argparse
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from data.batch import Batch, photo_batch
 from data.labels import NINE
@@ -179,11 +180,10 @@ class Identity(Task):
         torch.manual_seed(plan.seed + 2**16 * (epoch * world + rank + 1))  # of dropout
         steps = plan.recipe.steps or len(self.known) // plan.recipe.batch_size
         thumbs = not View.needs_photos(plan.config.size)
-        batches = Epoch(
-            self.known, self.known_crops, plan.recipe.batch_size, steps, plan.seed, epoch, rank, world, thumbs
-        )
-        cuda = plan.machine.device.type == "cuda"
-        return DataLoader(batches, batch_size=None, num_workers=plan.machine.workers, pin_memory=cuda)
+        photos = partial(batch_at, self.known_crops, plan.seed, epoch, thumbs)
+        steps_places: Any = places(epoch, steps, plan.recipe.batch_size, rank, world)
+        cuda, workers = plan.machine.device.type == "cuda", plan.machine.workers
+        return DataLoader(steps_places, None, collate_fn=photos, num_workers=workers, pin_memory=cuda)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, labels_B = self.plan.recipe, self.labels(batch)
@@ -217,41 +217,22 @@ class Identity(Task):
         return {"top1": found.top1, "top5": found.top5, "head_top1": float((named_N == labels_N).float().mean())}
 
 
-@dataclass(frozen=True)
-class Epoch(Dataset):
-    """The batches of an epoch: a piece of endless shuffled passes over all photos. batch_size: over all processes.
-    thumbs: see ``photo_batch``."""
+def places(epoch: int, steps: int, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+    """For each step of an epoch where this process's photos are in endless shuffled passes over all of them, int64
+    (B,). batch_size: over all processes."""
+    share = batch_size // world
+    return [(epoch * steps + step) * batch_size + rank * share + np.arange(share) for step in range(steps)]
 
-    people: People
-    crops_NSS3: np.ndarray
-    batch_size: int
-    steps: int
-    seed: int
-    epoch: int
-    rank: int
-    world: int
-    thumbs: bool = True
 
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        if step >= self.steps:
-            raise IndexError(step)
-        share = self.batch_size // self.world
-        return self.batch((self.epoch * self.steps + step) * self.batch_size + self.rank * share + np.arange(share))
-
-    def batch(self, places_B: np.ndarray) -> Batch:
-        """The photos at these places of the passes."""
-        count = len(self.people)
-        orders = {
-            turn: np.random.default_rng((self.seed, int(turn))).permutation(count)
-            for turn in np.unique(places_B // count)
-        }
-        index_B = np.array([orders[place // count][place % count] for place in places_B])
-        keys_B3 = torch.tensor([(self.seed, self.epoch, int(place)) for place in places_B])
-        batch = photo_batch(list(self.crops_NSS3[index_B]), NINE, self.thumbs)
-        return replace(batch, index_B=torch.from_numpy(index_B), keys_B3=keys_B3)
+def batch_at(crops_NSS3: np.ndarray, seed: int, epoch: int, thumbs: bool, places_B: np.ndarray) -> Batch:
+    """The photos at these ``places``. thumbs: see ``photo_batch``."""
+    turns_B, index_B = np.divmod(places_B, len(crops_NSS3))
+    for turn in np.unique(turns_B):
+        order_N = np.random.default_rng((seed, int(turn))).permutation(len(crops_NSS3))
+        index_B[turns_B == turn] = order_N[index_B[turns_B == turn]]
+    keys_B3 = torch.tensor([(seed, epoch, int(place)) for place in places_B])
+    batch = photo_batch(list(crops_NSS3[index_B]), NINE, thumbs)
+    return replace(batch, index_B=torch.from_numpy(index_B), keys_B3=keys_B3)
 
 
 def split(people: People, batch_size: int) -> tuple[People, People]:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from skimage import data as skimage_data
 from torch import nn
-from torch.utils.data import DataLoader
 
+from data.batch import Batch
 from faces.detect import Detection
 from retrieval import align, dlib_resnet, search, sort, train
 from retrieval import network as embedding
@@ -281,11 +281,8 @@ def test_the_seeds_batches_are_shuffled_passes_over_all_photos(tmp_path):
     assert people.labels_N.tolist() == [0, 0, 1, 1, 1]
     crops = read_crops(people.files)
 
-    def epoch(number: int, rank: int = 0, world: int = 1) -> train.Epoch:
-        return train.Epoch(people, crops, 4, 5, 0, number, rank, world)
-
-    def batches(*which: int) -> list:
-        return list(DataLoader(epoch(*which), batch_size=None))
+    def batches(number: int, rank: int = 0, world: int = 1) -> list[Batch]:
+        return [train.batch_at(crops, 0, number, True, at_B) for at_B in train.places(number, 5, 4, rank, world)]
 
     seen = torch.cat([batch.index_B for number in (0, 1) for batch in batches(number)])
     assert torch.bincount(seen).tolist() == [8] * 5  # 40 samples: 8 passes
