@@ -50,17 +50,18 @@ def main(argv: list[str] | None = None) -> int:
     for flag in ("probabilities", "coloured", "grey", "owners", "opacity"):
         if videos and getattr(args, flag) not in (None, False, OPACITY):
             raise InputError(f"--{flag} is for photos, and {videos[0]} is a video: leave one of them out")
-    wanted = Wanted(
-        args.out,
-        not args.no_overlay,
-        args.coloured,
-        args.faces != "none",
-        args.probabilities,
-        args.frame_labels,
-        args.overwrite,
-        args.owners,
-        tuple(Path(text) for text in args.inputs if args.recursive and os.path.isdir(text)),
-    )
+    asked = {
+        "overlay": not args.no_overlay,
+        "video": not args.no_overlay,
+        "coloured": args.coloured,
+        "faces": args.faces != "none",
+        "probabilities": args.probabilities,
+        "frames": args.frame_labels,
+        "owners": args.owners,
+    }
+    kinds = ["labels", "times", *(kind for kind in asked if asked[kind])]
+    roots = tuple(Path(text) for text in args.inputs if args.recursive and os.path.isdir(text))
+    wanted = Wanted(args.out, kinds, args.coloured, args.overwrite, roots)
     jobs, unplanned = plan(files, wanted)
     failed += unplanned
     photos = [job for job in jobs if job.outputs and not is_video(job.photo)]

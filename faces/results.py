@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,24 @@ from utils.errors import InputError
 from utils.files import write_bytes
 from utils.runtime import is_out_of_memory
 
+# what each kind of result is called behind the name of its photo or video
+OF_PHOTOS = {
+    "labels": ".png",
+    "overlay": "_overlay.jpg",
+    "coloured": ".png",
+    "faces": "_faces.json",
+    "probabilities": ".npz",
+    "owners": "_owners.png",
+}
+OF_VIDEOS = {
+    "video": "_overlay.mp4",
+    "times": "_frames.json",
+    "frames": "_labels",
+}  # not _faces.json, which a photo has
+
 
 class Job(NamedTuple):
-    """A photo or video and the files to write for it.
-
-    outputs: kind ("labels", "overlay", "coloured", "faces" or "probabilities"; of a video "video", "times" or "frames")
-    -> path.
-    """
+    """A photo or video and the files to write for it. outputs: kind, of ``OF_PHOTOS`` or ``OF_VIDEOS`` -> path."""
 
     photo: Path
     outputs: dict[str, Path]
@@ -37,39 +49,21 @@ class Job(NamedTuple):
 class Wanted:
     """Which results are written, and where.
 
-    out: the folder of all but ``coloured``, which is one of its own. frames: a label map for each frame of a video.
-    overwrite: replace results that exist already. owners: which face a pixel belongs to. roots: folders whose own
-    folders the results are put into again.
+    out: the folder of all but "coloured", which go into ``coloured``. kinds: see ``Job``. overwrite: replace results
+    that exist already. roots: folders whose own folders the results are put into again.
     """
 
     out: Path
-    overlay: bool = True
+    kinds: Collection[str]
     coloured: Path | None = None
-    faces: bool = True
-    probabilities: bool = False
-    frames: bool = False
     overwrite: bool = False
-    owners: bool = False
     roots: tuple[Path, ...] = ()
 
     def outputs(self, file: Path, name: str) -> dict[str, Path]:
         """The results of a photo or video, as in ``Job``. name: what they are called after."""
-        if is_video(file):
-            found = {"video": self.out / f"{name}_overlay.mp4"} if self.overlay else {}
-            found["times"] = self.out / f"{name}_frames.json"  # _faces.json is that of a photo of the same name
-            return {**found, "frames": self.out / f"{name}_labels"} if self.frames else found
-        found = {"labels": self.out / f"{name}.png"}
-        if self.overlay:
-            found["overlay"] = self.out / f"{name}_overlay.jpg"
-        if self.coloured:
-            found["coloured"] = self.coloured / f"{name}.png"
-        if self.faces:
-            found["faces"] = self.out / f"{name}_faces.json"
-        if self.probabilities:
-            found["probabilities"] = self.out / f"{name}.npz"
-        if self.owners:
-            found["owners"] = self.out / f"{name}_owners.png"
-        return found
+        endings = OF_VIDEOS if is_video(file) else OF_PHOTOS
+        folders = {"coloured": self.coloured or self.out}
+        return {kind: folders.get(kind, self.out) / f"{name}{endings[kind]}" for kind in endings if kind in self.kinds}
 
     def inside(self, file: Path) -> Path:
         """Where in the results' folder those of a file are put."""
