@@ -90,15 +90,9 @@ def other_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return save_parser(tmp_path / "tiny.pt", TinyParser(TinyConfig(), HELEN), "tiny")
 
 
-class Small(nn.Module):
-    """A small network with batch normalisation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.bn(self.conv(x))))
+def small() -> nn.Module:
+    """A small network with batch normalisation: images (B, 3, H, W) to one channel."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 1, 1))
 
 
 class TinyTask(Task):
@@ -131,7 +125,7 @@ def tiny_fit() -> Callable[..., Scores]:
         folder: Path, lr: dict[str, float] | None = None, epochs: int = 3, resume: bool = False, **changed: Any
     ) -> Scores:
         torch.manual_seed(0)
-        networks = changed.pop("networks", None) or {"body": Small(), "frozen": Small()}
+        networks = changed.pop("networks", None) or {"body": small(), "frozen": small()}
         rates = lr or {"body": 0.01, "frozen": 0.0}
         optimisation, every = Optimisation(epochs, rates, "adamw", "onecycle", clip=1.0), changed.pop("every", ())
         task = TinyTask(networks, changed.pop("optimisation", optimisation))
