@@ -4,19 +4,12 @@ Photo and labels are filled from the same polygons. Random numbers are drawn in 
 size, so that a face is the same at every size.
 """
 
-import cv2
 import numpy as np
 
-from data.datasets.synthetic.canvas import mix, pick
-from data.datasets.synthetic.features import draw_eyes, draw_mouth, draw_nose, draw_skin, draw_sockets
-from data.datasets.synthetic.hair import (
-    draw_beard,
-    draw_body_and_back_hair,
-    draw_brows,
-    draw_front_hair,
-    draw_moustache,
-)
-from data.datasets.synthetic.scene import draw_background, draw_light, draw_occluders, photograph, pose_face
+from data.datasets.synthetic import features
+from data.datasets.synthetic.canvas import HAIRS, SKINS, Canvas, Pose, tone_at
+from data.datasets.synthetic.features import Plan
+from data.datasets.synthetic.scene import draw_background, draw_light, draw_occluder, photograph
 from utils.errors import InputError
 
 COUNTS = {"train": 400, "val": 60, "test": 60}  # faces of each split, by default
@@ -39,34 +32,42 @@ def draw_face(seed: int, index: int, size: int = 256) -> tuple[np.ndarray, np.nd
     if not SIZES[0] <= size <= SIZES[1]:
         raise InputError(f"synthetic face size {size}: choose {SIZES[0]} to {SIZES[1]} pixels")
     rng = np.random.default_rng((seed, index))
-    face = pose_face(rng, size)
-    brow_tone = mix(face.hair, face.skin, rng.uniform(0, 0.5)) * rng.uniform(0.5, 1.1)
-    eye_x, eye_y, eye_w = rng.uniform(0.31, 0.37), rng.uniform(-0.13, -0.06), rng.uniform(0.13, 0.175)
-    mouth_open = pick(rng, (0.0, rng.uniform(0.03, 0.12), rng.uniform(0.12, 0.36)), (0.45, 0.35, 0.2))
-    mouth_y = rng.uniform(0.53, 0.62)
-
+    face, plan = sample_head(rng, size)
+    hair, long_hair, beard, glasses, occluder = rng.random(5) < (0.9, 0.4, 0.2, 0.25, 0.2)
     draw_background(face, rng)
-    style = pick(rng, ("bald", "short", "medium", "long", "scarf"), (0.1, 0.34, 0.2, 0.3, 0.06))
-    hatted = style != "scarf" and rng.random() < 0.1
-    hair_tone = rng.uniform(20, 235, 3).astype(np.float32) if style == "scarf" else face.hair
-    draw_body_and_back_hair(face, rng, style, hair_tone, hatted)
-    draw_skin(face, rng, mouth_open)
-    beard = style != "scarf" and rng.random() < 0.22
+    features.draw_body(face, rng, long_hair)
+    features.draw_skin(face, rng, plan)
     if beard:
-        draw_beard(face, rng, mouth_y, mouth_open)
-    draw_sockets(face, rng, eye_x, eye_y, eye_w)
-    draw_eyes(face, rng, eye_x, eye_y, eye_w)
-    nose_y = draw_nose(face, rng, eye_y, min(mouth_y - 0.13, rng.uniform(0.33, 0.42)))
-    lip_top = draw_mouth(face, rng, mouth_y, mouth_open)
-    if beard or rng.random() < 0.08:
-        draw_moustache(face, rng, nose_y, lip_top)
-    draw_brows(face, rng, eye_x, eye_y, brow_tone)
-    draw_front_hair(face, rng, style, hair_tone, hatted)
+        features.draw_beard(face, rng, plan)
+    for draw in (features.draw_eyes, features.draw_nose, features.draw_mouth, features.draw_brows):
+        draw(face, rng, plan)
+    if hair or long_hair:
+        features.draw_hair(face, rng)
     draw_light(face, rng)
-    draw_occluders(face, rng, eye_x, eye_y, mouth_y)
-    step = len(face.labels) // size
-    photo = cv2.resize(face.photo, (size, size), interpolation=cv2.INTER_AREA)
-    return photograph(photo, rng), np.ascontiguousarray(face.labels[step // 2 :: step, step // 2 :: step])
+    if glasses:
+        features.draw_glasses(face, rng, plan)
+    if occluder:
+        draw_occluder(face, rng, plan)
+    photo, labels = face.finished()
+    return photograph(photo, rng), labels
+
+
+def sample_head(rng: np.random.Generator, size: int) -> tuple[Canvas, Plan]:
+    """An empty canvas with a pose and colours, and where the parts of the face are."""
+    pose = Pose(
+        yaw=float(np.clip(rng.normal(0, 0.2), -0.44, 0.44)),
+        pitch=float(np.clip(rng.normal(0, 0.11), -0.26, 0.26)),
+        roll=rng.normal(0, 0.1) if rng.random() < 0.8 else rng.uniform(-0.6, 0.6),
+        scale=rng.uniform(0.29, 0.45),
+        centre=0.5 + np.clip(rng.normal(0, 0.05, 2), -0.13, 0.13),
+        breadth=rng.uniform(0.9, 1.1),
+        nose=rng.uniform(0.1, 0.26),
+    )
+    skin = tone_at(SKINS, rng.random()) + rng.uniform(-7, 7, 3)
+    hair = rng.uniform(10, 230, 3) if rng.random() < 0.06 else tone_at(HAIRS, rng.random() ** 1.5)
+    gape = max(0.0, rng.uniform(-0.25, 0.3))
+    eye_x, eye_y, eye_half, mouth_y = rng.uniform((0.31, -0.13, 0.13, 0.53), (0.37, -0.06, 0.175, 0.62))
+    return Canvas(size, pose, skin, hair), Plan(eye_x, eye_y, eye_half, mouth_y, gape)
 
 
 def sample_names(split: str, count: int | None = None) -> list[str]:

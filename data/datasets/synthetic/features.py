@@ -1,244 +1,204 @@
-"""The skin of a drawn face, and its eyes, nose and mouth."""
+"""The parts of a drawn head, from the back to the front."""
+
+import math
+from typing import NamedTuple
 
 import numpy as np
 
-from data.datasets.synthetic.canvas import (
-    ALONG,
-    BLACK,
-    EYES,
-    INNER_MOUTH,
-    IRISES,
-    LOWER_LIP,
-    NOSE,
-    SKIN,
-    UPPER_LIP,
-    WHITE,
-    Canvas,
-    bezier,
-    ellipse,
-    fill,
-    mirrored,
-    mix,
-    pick,
-    place,
-    ribbon,
-    smooth_curve,
-    tint,
-    tone_at,
-)
+from data.datasets.synthetic import canvas
+from data.datasets.synthetic.canvas import BLACK, RED, WHITE, Canvas, bezier, ellipse, mirrored, mix, ribbon, smooth, xy
+
+BACK, BODY, OUTLINE = -0.15, -0.05, 0.1  # depths of the hair behind, of neck and ears, and of the head's outline
+SKULL = np.array([(0.88, -0.62), (0.74, -1.02), (0.42, -1.22), (0, -1.24)])  # right half of the hair's outline
+ALONG = np.linspace(-1, 1, 25)  # from corner to corner of eyes and mouth
+SIDES = (-1, 1)  # left and right in the image
 
 
-def face_outline(jaw: float, chin: float) -> np.ndarray:
-    right = [(0, -0.92), (0.4, -0.84), (0.65, -0.5), (0.72, -0.05), (0.7, 0.3)]
-    right += [(0.62 * jaw, 0.62), (0.42 * jaw, 0.87), (0.19 * jaw, 1.0), (0, 1.03)]
-    return smooth_curve(mirrored([(x, y + chin * max(0.0, y)) for x, y in right]))
+class Plan(NamedTuple):
+    """What several parts of a face share, in face units. gape: how far the mouth is open; 0 if it is shut."""
+
+    eye_x: float
+    eye_y: float
+    eye_half: float
+    mouth_y: float
+    gape: float
 
 
-def draw_skin(face: Canvas, rng: np.random.Generator, mouth_open: float) -> None:
-    outline = face_outline(rng.uniform(0.86, 1.1), rng.uniform(-0.06, 0.08) + mouth_open * 0.45)
-    shape = place(face, outline, flat=True)
-    fill(face, shape, colour=face.skin, label=SKIN, head=True)
-    shadow, bright = face.skin * 0.55, mix(face.skin, WHITE, 0.5)
-    rim = rng.uniform(0.25, 0.6)
-    inner = place(face, outline * (0.86, 0.9), flat=True)
-    tint(face, shape, inner, colour=shadow, alpha=rim, soft=0.07, within=shape)
-    flush = mix(face.skin, np.array((210, 60, 60), np.float32), 0.35)
-    blush, shine = rng.uniform(0, 0.5), rng.uniform(0.05, 0.4)
-    for sign in (-1, 1):
-        tint(
-            face,
-            place(face, ellipse(0.4 * sign, 0.27, 0.15, 0.11)),
-            colour=flush,
-            alpha=blush,
-            soft=0.07,
-            within=shape,
-        )
-        tint(face, place(face, ellipse(0.36 * sign, 0.16, 0.12, 0.06)), colour=bright, alpha=shine * 0.6, soft=0.05)
-    tint(face, place(face, ellipse(rng.uniform(-0.1, 0.1), -0.55, 0.3, 0.12)), colour=bright, alpha=shine, soft=0.1)
-    tint(face, place(face, ellipse(0, 0.87, 0.12, 0.07)), colour=bright, alpha=shine * 0.7, soft=0.04)
-    tint(face, place(face, ellipse(0, 0.76, 0.16, 0.025)), colour=shadow, alpha=rng.uniform(0.1, 0.5), soft=0.025)
-    age = max(0.0, rng.uniform(-0.6, 0.7))
-    for sign in (-1, 1):
-        fold = bezier((0.16 * sign, 0.3), (0.28 * sign, 0.38), (0.34 * sign, 0.56))
-        tint(face, place(face, ribbon(fold, 0.014)), colour=shadow, alpha=0.15 + age, soft=0.014)
+def draw_body(face: Canvas, rng: np.random.Generator, long_hair: bool) -> None:
+    length, spread, collar = rng.uniform((0.3, 0.85, 0.25), (1.8, 1.15, 0.5))
+    cloth, roots = face.any_tone(rng), rng.uniform(-0.8, 0.8, 45)
+    ends = roots + rng.normal(0, 0.08, 45)
+    if long_hair:
+        shape = smooth(mirrored([(0.2, length), (0.95 * spread, length), (1.05 * spread, 0.2), *SKULL]))
+        back = face.paint(shape, colour=face.hair * 0.75, label="hair", plane=BACK)
+        falling = bezier(xy(roots, -1.1), xy(1.3 * roots, -0.3), xy(ends, length))
+        face.strands(falling, face.hair * 0.75, back)
+    neck = mirrored([(0.4, 0.3), (0.42, 0.95), (0.5, 1.25), (0.9, 1.6), (0.9, 2.5)])
+    face.paint(neck, colour=face.skin * 0.86, label="background", plane=BODY)
+    face.paint(ellipse((0, 0.95), 0.45, 0.25), colour=face.skin * 0.45, alpha=0.6, soft=0.18, plane=BODY)
+    clothes = smooth(mirrored([(0, 1.3 + collar), (collar, 1.3), (1.0, 1.45), (1.6, 1.8), (1.8, 4.5)]))
+    face.paint(clothes, colour=cloth, label="background", plane=BODY)
+    for sign in SIDES:
+        face.paint(ellipse((0.75 * sign, 0), 0.11, 0.21), colour=face.skin * 0.92, label="background", plane=BODY)
+        face.paint(ellipse((0.75 * sign, 0), 0.05, 0.13), colour=face.skin * 0.5, alpha=0.5, soft=0.05, plane=BODY)
+
+
+def draw_skin(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
+    jaw, chin = rng.uniform(0.86, 1.1), 1.06 + rng.uniform(-0.06, 0.08) + 0.45 * plan.gape
+    right = [(0, -0.95), (0.5, -0.93), (0.74, -0.5), (0.75, 0.2), (0.7 * jaw, 0.62 * chin), (0.42 * jaw, 0.95 * chin)]
+    outline = smooth(mirrored([*right, (0.12, 1.03 * chin)]))
+    head = face.paint(outline, colour=face.skin, label="skin", plane=OUTLINE)
+    dark, bright = face.skin * 0.5, mix(face.skin, WHITE, 0.5)
+    rim, blush, shine, age, bag, depth = rng.uniform((0.2, 0, 0.05, -0.4, 0, 0.1), (0.6, 0.4, 0.4, 0.6, 0.4, 0.45))
+    face.paint(outline, outline * (0.86, 0.9), colour=dark, alpha=rim, soft=0.18, within=head, plane=OUTLINE)
+    face.paint(ellipse((rng.uniform(-0.1, 0.1), -0.55), 0.3, 0.12), colour=bright, alpha=shine, soft=0.25)
+    face.paint(ellipse((0, 0.9), 0.12, 0.06), colour=bright, alpha=shine, soft=0.1)
+    lid = mix(dark, rng.uniform(0, 255, 3), max(0, rng.uniform(-1, 0.6)))  # some wear make-up
+    for sign in SIDES:
+        x, y, half = sign * plan.eye_x, plan.eye_y, plan.eye_half
+        face.paint(ellipse((0.4 * sign, 0.27), 0.15, 0.11), colour=mix(face.skin, RED, 0.4), alpha=blush, soft=0.18)
+        face.paint(ellipse((x, y - 0.06), 1.05 * half, 0.075), colour=lid, alpha=depth, soft=0.09)
+        below = bezier((x - 0.9 * half, y + 0.06), (x, y + 0.15), (x + 0.9 * half, y + 0.06))
+        face.paint(ribbon(below, 0.013), colour=dark, alpha=bag, soft=0.04)
+        fold = bezier((0.17 * sign, 0.3), (0.28 * sign, 0.38), (0.34 * sign, 0.56))
+        face.paint(ribbon(fold, 0.014), colour=dark, alpha=0.15 + max(0, age), soft=0.035)
     for y in (-0.62, -0.54, -0.46):
-        crease = bezier((-0.32, y), (rng.uniform(-0.1, 0.1), y - 0.05), (0.32, y))
-        if age > 0.3:
-            tint(face, place(face, ribbon(crease, 0.007)), colour=shadow, alpha=age * 0.7, soft=0.008)
-    spots = rng.uniform((-0.55, -0.65), (0.55, 0.9), (int(rng.integers(0, 14)), 2))
-    sizes = rng.uniform(0.006, 0.018, len(spots))
-    if rng.random() < 0.4 and len(spots):
-        dots = [place(face, ellipse(x, y, r, r, count=8)) for (x, y), r in zip(spots, sizes, strict=True)]
-        tint(face, *dots, colour=shadow, alpha=0.6)
+        crease = ribbon(bezier((-0.32, y), (0, y - 0.05), (0.32, y)), 0.007)
+        face.paint(crease, colour=dark, alpha=max(0, age - 0.1), soft=0.02)
 
 
-def draw_sockets(face: Canvas, rng: np.random.Generator, eye_x: float, eye_y: float, eye_w: float) -> None:
-    depth, makeup = rng.uniform(0.1, 0.45), rng.random() < 0.2
-    shade = rng.uniform(20, 200, 3).astype(np.float32) if makeup else face.skin * 0.5
-    bag = rng.uniform(0, 0.4)
-    for sign in (-1, 1):
-        x = eye_x * sign
-        tint(face, place(face, ellipse(x, eye_y - 0.06, eye_w * 1.05, 0.075)), colour=shade, alpha=depth, soft=0.035)
-        bow = bezier((x - eye_w * 0.9, eye_y + 0.06), (x, eye_y + 0.15), (x + eye_w * 0.9, eye_y + 0.06))
-        tint(face, place(face, ribbon(bow, 0.013)), colour=face.skin * 0.5, alpha=bag, soft=0.016)
+def draw_beard(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
+    top, chin, lip = rng.uniform(0.2, 0.5), 1.12 + 0.45 * plan.gape, plan.mouth_y - 0.15
+    shape = mirrored([(0, lip), (0.25, lip), (0.5, top + 0.1), (0.74, top), (0.7, 0.7), (0.4, chin), (0.1, chin)])
+    face.paint(smooth(shape), colour=face.hair * 0.85, alpha=rng.uniform(0.3, 0.9), soft=0.09)
 
 
-def draw_eyes(face: Canvas, rng: np.random.Generator, eye_x: float, eye_y: float, eye_w: float) -> None:
-    upper, lower, tilt = rng.uniform(0.04, 0.1), rng.uniform(0.025, 0.05), rng.uniform(-0.03, 0.04)
-    state = rng.random()
-    shut = (state < 0.09, state < 0.06 or 0.09 <= state < 0.11)  # both, or one
-    if 0.11 <= state < 0.2:
-        upper, lower = upper * 0.35, lower * 0.5
-    look = np.clip(rng.normal(0, 0.25, 2), -0.5, 0.5) * (1, 0.4)
-    iris = tone_at(IRISES, rng.random()) * rng.uniform(0.7, 1.2)
-    radius, pupil = eye_w * rng.uniform(0.42, 0.52), rng.uniform(0.3, 0.6)
-    white = mix(np.array((238, 234, 230), np.float32), face.skin, rng.uniform(0.03, 0.4)) * rng.uniform(0.75, 1.0)
-    lash, crease = rng.uniform(0.006, 0.024), rng.uniform(0, 0.7)
-    glint = rng.uniform(-0.4, 0.4, 2)
-    dark = mix(face.skin * 0.25, BLACK, rng.uniform(0, 0.8))
-    for part, sign in enumerate((-1, 1)):
-        x = eye_x * sign
-        peak = 1 - np.abs(ALONG) ** rng.uniform(1.8, 2.6)
-        slant = -tilt * ALONG * sign
-        wobble = rng.uniform(0.92, 1.08)
-        edge_x = x + ALONG * eye_w
-        if shut[part]:
-            line = np.stack((edge_x, eye_y + slant + lower * 0.9 * peak), 1)
-            tint(face, place(face, ribbon(line, 0.022)), colour=face.skin * 0.45, alpha=0.5, soft=0.02)
-            fill(face, place(face, ribbon(line, lash * 0.6 + 0.004)), colour=dark)
+def draw_eyes(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
+    upper, lower, tilt, lash, crease = rng.uniform((0.035, 0.02, -0.03, 0.004, 0), (0.1, 0.05, 0.04, 0.014, 0.7))
+    shut = (rng.random(2) < 0.03) | (rng.random() < 0.06)
+    radius, pupil = plan.eye_half * rng.uniform(0.42, 0.52), rng.uniform(0.3, 0.6)
+    gaze = np.clip(rng.normal(0, 0.25, 2), -0.5, 0.5) * (plan.eye_half, 0.4 * upper)
+    glint = rng.uniform(-0.4, 0.4, 2) * radius
+    iris = canvas.tone_at(canvas.IRISES, rng.random()) * rng.uniform(0.7, 1.2)
+    white = mix(0.93 * WHITE, face.skin, rng.uniform(0.03, 0.4)) * rng.uniform(0.75, 1)
+    dark, arch = face.skin * rng.uniform(0.05, 0.25), 1 - np.abs(ALONG) ** rng.uniform(1.8, 2.6)
+    for label, sign, closed in zip(("eye1", "eye2"), SIDES, shut, strict=True):
+        x, y = sign * plan.eye_x + ALONG * plan.eye_half, plan.eye_y - tilt * ALONG * sign
+        top, bottom = xy(x, y - upper * arch), xy(x, y + lower * arch)
+        if closed:
+            face.paint(ribbon(bottom, 0.022), colour=face.skin * 0.45, alpha=0.5, soft=0.05)
+            face.paint(ribbon(bottom, 0.6 * lash + 0.004), colour=dark)
             continue
-        top = np.stack((edge_x, eye_y + slant - upper * wobble * peak), 1)
-        bottom = np.stack((edge_x, eye_y + slant + lower * wobble * peak), 1)
-        opening = place(face, np.concatenate((top, bottom[::-1])))
-        fill(face, opening, colour=white, label=EYES[part])
-        mid = (x + look[0] * eye_w, eye_y - (upper - lower) * 0.5 + look[1] * upper)
-        disc = place(face, ellipse(*mid, radius, radius, count=20))
-        tint(face, disc, colour=iris * 0.55, alpha=1, within=opening)
-        tint(
-            face,
-            place(face, ellipse(*mid, radius * 0.82, radius * 0.82, count=18)),
-            colour=iris,
-            alpha=1,
-            within=opening,
-        )
-        small = place(face, ellipse(*mid, radius * pupil, radius * pupil, count=14))
-        tint(face, small, colour=BLACK + 8, alpha=1, within=opening)
-        spark = ellipse(
-            mid[0] + glint[0] * radius, mid[1] + (glint[1] - 0.2) * radius, radius * 0.2, radius * 0.2, count=10
-        )
-        tint(face, place(face, spark), colour=WHITE, alpha=0.85, within=opening)
-        lid = place(face, ribbon(top, 0.016))
-        tint(face, lid, colour=BLACK, alpha=0.45, soft=0.012, within=opening)
-        taper = 0.35 + 0.65 * np.clip((ALONG * sign + 1) / 2, 0, 1)
-        tint(face, place(face, ribbon(top - (0, lash * 0.5), lash * 0.5 * taper)), colour=dark, alpha=0.95)
-        tint(face, place(face, ribbon(bottom + (0, 0.006), 0.005)), colour=face.skin * 0.4, alpha=0.5, soft=0.004)
-        fold = np.stack((edge_x, top[:, 1] - 0.03 - 0.012 * peak), 1)
-        tint(face, place(face, ribbon(fold, 0.006)), colour=face.skin * 0.4, alpha=crease, soft=0.007)
+        opening = face.paint(np.concatenate((top, bottom[::-1])), colour=white, label=label)
+        middle = gaze + (sign * plan.eye_x, plan.eye_y - 0.5 * (upper - lower))
+        for share, colour in ((1, 0.55 * iris), (0.82, iris), (pupil, BLACK)):
+            face.paint(ellipse(middle, share * radius, share * radius), colour=colour, within=opening)
+        spark = ellipse(middle + glint, 0.2 * radius, 0.2 * radius)
+        face.paint(spark, colour=WHITE, alpha=0.85, within=opening)
+        face.paint(ribbon(top, 0.016), colour=BLACK, alpha=0.45, soft=0.03, within=opening)
+        face.paint(ribbon(top - (0, lash), lash), colour=dark, alpha=0.95)
+        face.paint(ribbon(bottom + (0, 0.006), 0.005), colour=face.skin * 0.4, alpha=0.5, soft=0.01)
+        face.paint(ribbon(top - (0, 0.035), 0.006), colour=face.skin * 0.4, alpha=crease, soft=0.02)
 
 
-def draw_nose(face: Canvas, rng: np.random.Generator, eye_y: float, end: float) -> float:
-    """Returns y of the nose's lower end."""
-    top = eye_y + rng.uniform(-0.06, 0.06)
-    bridge, wing = rng.uniform(0.045, 0.075), rng.uniform(0.13, 0.2)
-    tall = end - top
-    right = [(bridge, top), (bridge * 1.05, top + 0.35 * tall), (wing * 0.68, top + 0.66 * tall)]
-    right += [(wing, top + 0.82 * tall), (wing * 0.9, end - 0.02), (wing * 0.45, end), (0, end + 0.02)]
-    high = rng.uniform(0.1, 0.26)
-
-    def put(shape: np.ndarray) -> np.ndarray:
-        rise = np.clip((shape[:, 1] - top) / tall, 0, 1)
-        ridge = 1 - 0.8 * np.clip(np.abs(shape[:, 0]) / wing, 0, 1)
-        return place(face, shape, high * rise * ridge)
-
-    whole = put(smooth_curve(mirrored(right)))
-    fill(face, whole, label=NOSE)
-    shadow, bright = face.skin * 0.42, mix(face.skin, WHITE, 0.55)
-    strength, lit = rng.uniform(0.12, 0.5), float(pick(rng, (-1, 1), (1, 1)))
-    for sign in (-1, 1):
-        flank = bezier(
-            (bridge * 1.2 * sign, top - 0.05),
-            (bridge * 0.8 * sign, top + 0.4 * tall),
-            (wing * 0.8 * sign, top + 0.75 * tall),
-        )
-        tint(face, put(ribbon(flank, 0.026)), colour=shadow, alpha=strength * (0.5 if sign == lit else 1.1), soft=0.025)
-        curl = bezier(
-            (wing * 0.85 * sign, top + 0.7 * tall),
-            (wing * 1.25 * sign, top + 0.86 * tall),
-            (wing * 0.75 * sign, end),
-            8,
-        )
-        tint(face, put(ribbon(curl, 0.009)), colour=shadow, alpha=0.25 + strength, soft=0.009)
-        hole = ellipse(wing * 0.48 * sign, end - 0.022, wing * 0.26, 0.02 - 0.03 * min(face.pitch, 0.3), count=14)
-        tint(face, put(hole), colour=shadow * 0.4, alpha=rng.uniform(0.5, 0.95), soft=0.006)
-    tint(face, put(ellipse(0, end + 0.03, wing * 0.8, 0.03)), colour=shadow, alpha=strength, soft=0.022)
-    gleam = rng.uniform(0.1, 0.55)
-    tint(face, put(ellipse(0.012 * lit, top + 0.42 * tall, 0.018, 0.3 * tall)), colour=bright, alpha=gleam, soft=0.018)
-    tint(face, put(ellipse(0.015 * lit, top + 0.8 * tall, 0.04, 0.035)), colour=bright, alpha=gleam, soft=0.022)
-    return end
+def draw_brows(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
+    gap, rise, thick, mood, density = rng.uniform((0.13, 0.01, 0.014, -0.05, 0.5), (0.24, 0.08, 0.05, 0.05, 1))
+    tone = mix(face.hair, face.skin, rng.uniform(0, 0.5)) * rng.uniform(0.5, 1.1)
+    inner, outer = rng.uniform((-0.22, 0.15), (-0.14, 0.24))
+    along, t = np.linspace(inner, outer, 16), np.linspace(0, 1, 16)
+    width = thick * (0.35 + 0.65 * np.sin(math.pi * (0.2 + 0.77 * t)))
+    for label, sign in zip(("brow1", "brow2"), SIDES, strict=True):
+        y = plan.eye_y - gap + rng.normal(0, 0.014) + mood * (0.5 - t) - rise * np.sin(math.pi * t**1.4)
+        line = xy(sign * (plan.eye_x + along), y)
+        brow = face.paint(ribbon(line, width), colour=tone, alpha=density, soft=0.01, label=label)
+        hairs = np.stack((line[:-2] + xy(0, width[:-2]), line[2:] - xy(0, width[2:])), 1)
+        face.strands(hairs, tone, brow)
 
 
-def draw_mouth(face: Canvas, rng: np.random.Generator, y: float, gape: float) -> float:
-    """Returns y of the upper lip's upper edge. ``gape`` 0: shut."""
-    half = rng.uniform(0.2, 0.31) * (1 - 0.35 * gape)
-    smile, skew = rng.uniform(-0.03, 0.09), rng.normal(0, 0.012)
-    over, under, cupid = rng.uniform(0.025, 0.085), rng.uniform(0.04, 0.11), rng.uniform(0, 0.4)
-    x = ALONG * half
-    hump = np.clip(1 - ALONG**2, 0, 1)
-    hole = np.clip(1 - (ALONG / 0.9) ** 2, 0, 1) ** 0.7
-    base = y + smile * (0.5 - np.abs(ALONG) ** 1.7) + skew * ALONG + 0.012 * np.cos(ALONG * 5) * hump
-    roof, floor = base - 0.25 * gape * hole, base + 0.75 * gape * hole
-    lift = np.clip(1 - (ALONG / 0.93) ** 2, 0, 1) ** 0.8
-    top = roof - over * lift**0.8 * (1 - cupid * np.exp(-((ALONG / 0.16) ** 2)))
-    bottom = floor + under * lift**0.75
-    kind = rng.random()
-    red = np.array((178, 62, 72), np.float32)
-    tone = mix(face.skin, red, rng.uniform(0.06, 0.5))
-    if kind < 0.2:
-        tone = rng.uniform((90, 0, 20), (230, 60, 110)).astype(np.float32)
-    elif kind < 0.3:
-        tone = face.skin * rng.uniform(0.6, 0.95)
-    tone = tone * rng.uniform(0.8, 1.02)
+def draw_nose(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
+    top, end = plan.eye_y + rng.uniform(-0.06, 0.06), min(plan.mouth_y - 0.13, rng.uniform(0.34, 0.43))
+    bridge, wing, depth, gleam = rng.uniform((0.045, 0.14, 0.12, 0.1), (0.075, 0.21, 0.5, 0.55))
+    lit, tall = rng.choice(SIDES), end - top
+    right = [(0.5 * bridge, top - 0.02), (bridge, top), (bridge, top + 0.5 * tall), (wing, top + 0.75 * tall)]
+    face.paint(smooth(mirrored([*right, (wing, end), (0.3 * wing, end + 0.02)])), label="nose")
+    dark, bright = face.skin * 0.42, mix(face.skin, WHITE, 0.55)
+    for sign in SIDES:
+        flank = xy((1.1 * bridge, 0.8 * bridge, 0.85 * wing), (top - 0.05, top + 0.4 * tall, top + 0.75 * tall))
+        curl = xy((0.8 * wing, 1.25 * wing, 0.7 * wing), (top + 0.68 * tall, top + 0.86 * tall, end))
+        slope = depth * (0.5 if sign == lit else 1.1)
+        face.paint(ribbon(bezier(*(flank * (sign, 1))), 0.026), colour=dark, alpha=slope, soft=0.06)
+        face.paint(ribbon(bezier(*(curl * (sign, 1))), 0.009), colour=dark, alpha=0.25 + depth, soft=0.022)
+        nostril = ellipse((0.45 * wing * sign, end - 0.022), 0.26 * wing, 0.02 - 0.03 * face.pose.pitch)
+        face.paint(nostril, colour=0.4 * dark, alpha=0.5 + depth, soft=0.015)
+    face.paint(ellipse((0, end + 0.03), 0.8 * wing, 0.03), colour=dark, alpha=depth, soft=0.055)
+    face.paint(ellipse((0.012 * lit, top + 0.42 * tall), 0.018, 0.3 * tall), colour=bright, alpha=gleam, soft=0.045)
+    face.paint(ellipse((0.015 * lit, top + 0.8 * tall), 0.04, 0.035), colour=bright, alpha=gleam, soft=0.055)
 
-    def band(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-        return place(face, np.concatenate((np.stack((x, one), 1), np.stack((x, two), 1)[::-1])), 0.03)
 
-    upper, lower, inner = band(top, roof), band(floor, bottom), band(roof, floor)
-    dark = face.skin * 0.3
-    tint(face, band(bottom, bottom + 0.025), colour=dark, alpha=rng.uniform(0.1, 0.4), soft=0.02)
-    fill(face, upper, colour=tone * rng.uniform(0.75, 0.97), label=UPPER_LIP)
-    fill(face, lower, colour=tone, label=LOWER_LIP)
-    edge = np.stack((x, (floor + bottom) / 2), 1)[7:18]
-    gloss = rng.uniform(0.05, 0.45)
-    tint(
-        face,
-        place(face, ribbon(edge, under * 0.16), 0.03),
-        colour=mix(tone, WHITE, 0.6),
-        alpha=gloss,
-        soft=0.015,
-        within=lower,
-    )
-    tint(face, band(bottom - under * 0.3, bottom), colour=tone * 0.55, alpha=0.4, soft=0.012, within=lower)
-    cavity = rng.uniform(0.15, 0.5) * np.array((150, 50, 50), np.float32)
-    has_teeth, drop, has_tongue = rng.random() < 0.75, rng.uniform(0.03, 0.085), rng.random() < 0.6
-    ivory = mix(np.array((246, 240, 226), np.float32), face.skin, rng.uniform(0, 0.2)) * rng.uniform(0.75, 1)
-    pink = mix(np.array((190, 88, 88), np.float32), tone, rng.uniform(0, 0.6))
-    grin = gape < 0.1 and rng.random() < 0.6
-    if gape > 0:
-        fill(face, inner, colour=cavity, label=INNER_MOUTH)
-        if has_tongue:
-            tongue = ellipse(0, floor[12] + 0.01, half * 0.6, 0.4 * gape)
-            tint(face, place(face, tongue, 0.03), colour=pink, alpha=1, soft=0.008, within=inner)
-        if has_teeth or grin:
-            ends = roof + (gape if grin else drop) * np.clip(1 - (ALONG / 0.95) ** 2, 0, 1) ** 0.4
-            row = band(roof, np.minimum(ends, floor))
-            tint(face, row, colour=ivory, alpha=1, within=inner)
-            gaps = np.linspace(-0.7, 0.7, 9) * half
-            slits = [place(face, ribbon(np.array(((at, y - 0.2), (at, y + 0.3))), 0.003), 0.03) for at in gaps]
-            tint(face, *slits, colour=ivory * 0.6, alpha=0.5, within=row)
-        tint(face, band(roof - 0.01, roof + 0.014), colour=BLACK, alpha=0.4, soft=0.012, within=inner)
-    else:
-        line = np.stack((x, base), 1)
-        tint(face, place(face, ribbon(line, 0.009), 0.03), colour=tone * 0.3, alpha=rng.uniform(0.5, 0.95), soft=0.004)
-    for at in (0, -1):
-        tint(face, place(face, ellipse(x[at], base[at], 0.022, 0.016), 0.03), colour=dark, alpha=0.45, soft=0.012)
-    return float(top.min())
+def draw_mouth(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
+    half = rng.uniform(0.2, 0.31) * (1 - 0.35 * plan.gape)
+    smile, over, under, cupid = rng.uniform((-0.03, 0.025, 0.04, 0), (0.09, 0.085, 0.11, 0.4))
+    arch, hole = (1 - ALONG**2) ** 0.7, plan.gape * np.clip(1 - (ALONG / 0.9) ** 2, 0, 1) ** 0.7
+    middle = plan.mouth_y + smile * (0.5 - np.abs(ALONG) ** 1.7) + rng.normal(0, 0.012) * ALONG
+    roof, floor = middle - 0.25 * hole, middle + 0.75 * hole
+    top = roof - over * arch * (1 - cupid * np.exp(-((ALONG / 0.16) ** 2)))
+    bottom = floor + under * arch
+    paint = rng.uniform((90, 0, 20), (230, 60, 110)) if rng.random() < 0.25 else RED
+    tone = mix(face.skin, paint, rng.uniform(0.06, 0.6)) * rng.uniform(0.75, 1)
+    pale, shade, gloss, seam = rng.uniform((0.75, 0.1, 0, 0.5), (0.97, 0.4, 0.5, 0.95))
+
+    def between(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return np.concatenate((xy(half * ALONG, one), xy(half * ALONG, two)[::-1]))
+
+    face.paint(between(bottom, bottom + 0.025), colour=face.skin * 0.3, alpha=shade, soft=0.05)
+    face.paint(between(top, roof), colour=tone * pale, label="upper_lip")
+    lip = face.paint(between(floor, bottom), colour=tone, label="lower_lip")
+    shine = ellipse((0, 0.5 * (floor + bottom)[12]), 0.5 * half, 0.16 * under)
+    face.paint(shine, colour=mix(tone, WHITE, 0.6), alpha=gloss, soft=0.04, within=lip)
+    face.paint(between(bottom - 0.3 * under, bottom), colour=tone * 0.55, alpha=0.4, soft=0.03, within=lip)
+    cavity, tongue, ivory = RED * rng.uniform(0.1, 0.45), mix(RED, WHITE, 0.3), mix(WHITE, face.skin, 0.2)
+    low, teeth, light = rng.uniform((-0.3, -0.03, 0.75), (0.5, 0.09, 1))
+    if plan.gape == 0:
+        face.paint(ribbon(xy(half * ALONG, middle), 0.009), colour=tone * 0.3, alpha=seam, soft=0.01)
+        return
+    inside = face.paint(between(roof, floor), colour=cavity, label="inner_mouth")
+    tip = ellipse((0, floor[12]), 0.6 * half, max(0, low) * plan.gape)
+    face.paint(tip, colour=tongue * light, soft=0.02, within=inside)
+    row = between(roof, np.clip(roof + teeth, roof, floor))
+    row = face.paint(row, colour=ivory * light, within=inside)
+    gaps = [ribbon(xy(x, (roof.min(), floor.max())), 0.003) for x in np.linspace(-0.7, 0.7, 9) * half]
+    face.paint(*gaps, colour=ivory * 0.6, alpha=0.5, within=row)
+
+
+def draw_hair(face: Canvas, rng: np.random.Generator) -> None:
+    volume, temple, parting = rng.uniform((0, -0.25, -0.5), (0.2, 0.4, 0.5))
+    line = rng.uniform(-0.42, -0.16) if rng.random() < 0.16 else rng.uniform(-0.8, -0.55)  # over the brows, or above
+    outer = [(0.88, temple), *(SKULL - xy(0, volume * np.array((0.3, 0.7, 1, 1))))]
+    x = np.linspace(-0.66, 0.66, 9)
+    y = line + 0.35 * x**2 + rng.uniform(-0.06, 0.06, 9) - 0.15 * np.exp(-(((x - parting) / 0.2) ** 2))
+    shape = smooth([*mirrored(outer), (-0.7, temple), *xy(x, y), (0.7, temple)])
+    cap = face.paint(shape, colour=face.hair, label="hair")
+    roots = rng.uniform(-0.95, 0.95, 80)
+    ends = roots + rng.uniform(-0.1, 0.1, 80)
+    combed = bezier(xy(0.6 * parting + 0.15 * roots, -1.15 - volume), xy(0.8 * roots, -0.95), xy(ends, -0.1))
+    face.strands(combed, face.hair, cap)
+    shine = ribbon(bezier((-0.5, -0.85), (0, -1.1), (0.5, -0.85)), 0.05)
+    face.paint(shine, colour=mix(face.hair, WHITE, 0.6), alpha=0.3, soft=0.12, within=cap)
+
+
+def draw_glasses(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
+    half, tall, thick, glare = rng.uniform((0.17, 0.12, 0.01, 0), (0.25, 0.2, 0.03, 0.3))
+    half, y, dark = min(half, plan.eye_x - 0.06), plan.eye_y + 0.02, rng.random() < 0.25
+    frame, tint = face.any_tone(rng) * rng.uniform(0.2, 1), rng.uniform(0, 70, 3)
+    for sign in SIDES:
+        x = sign * plan.eye_x
+        lens = ellipse((x, y), half, tall)
+        glass = face.paint(lens, colour=tint, alpha=1 if dark else 0.08, label="background" if dark else None)
+        streak = ribbon(xy((x - half, x + 0.3 * half), (y + tall, y - tall)), 0.2 * half)
+        face.paint(streak, colour=WHITE, alpha=glare, soft=0.025, within=glass)
+        face.paint(ellipse((x, y), half + thick, tall + thick), lens, colour=frame, label="background")
+        arm = xy((x + sign * half, 0.78 * sign), (y - 0.04, y - 0.06))
+        face.paint(ribbon(arm, 0.7 * thick), colour=frame, label="background")
+    hole = plan.eye_x - half
+    bridge = ribbon(bezier((-hole, y - 0.02), (0, y - 0.07), (hole, y - 0.02)), 0.6 * thick)
+    face.paint(bridge, colour=frame, label="background")
