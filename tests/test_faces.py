@@ -37,7 +37,7 @@ def parser() -> FaceParser:
 
 @pytest.fixture(scope="module")
 def face() -> np.ndarray:
-    return cv2.resize(draw_face(3, 0, 192)[0], (FRAME_SIDE, FRAME_SIDE), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(draw_face(3, 8, 192)[0], (FRAME_SIDE, FRAME_SIDE), interpolation=cv2.INTER_CUBIC)
 
 
 def turned_in(photo: np.ndarray, degrees: float, height: int, width: int, centre: tuple[float, float]):

@@ -207,7 +207,7 @@ def layout_face(scale: float = 50, degrees: float = 0, x: float = 80, y: float =
 
 def real_faces(count: int = 12) -> Parts:
     """Drawn faces that show all six parts."""
-    records = np.stack([label_geometry(draw_face(5, k, 160)[1], len(HELEN)) for k in range(3 * count)])
+    records = np.stack([label_geometry(draw_face(6, k, 160)[1], len(HELEN)) for k in range(3 * count)])
     present, centres, extents = part_geometry(records, HELEN.part_ids)
     whole = present.all(1).nonzero()[0][:count]
     return Parts(*(torch.from_numpy(values[whole]) for values in (centres, extents, present)))

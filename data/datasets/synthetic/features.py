@@ -49,22 +49,17 @@ def draw_skin(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
     outline = smooth(mirrored([*right, (0.12, 1.03 * chin)]))
     head = face.paint(outline, colour=face.skin, label="skin", plane=OUTLINE)
     dark, bright = face.skin * 0.5, mix(face.skin, WHITE, 0.5)
-    rim, blush, shine, age, bag, depth = rng.uniform((0.2, 0, 0.05, -0.4, 0, 0.1), (0.6, 0.4, 0.4, 0.6, 0.4, 0.45))
+    rim, blush, shine, crease, depth = rng.uniform((0.2, 0, 0.05, 0.1, 0.1), (0.6, 0.4, 0.4, 0.7, 0.45))
     face.paint(outline, outline * (0.86, 0.9), colour=dark, alpha=rim, soft=0.18, within=head, plane=OUTLINE)
     face.paint(ellipse((rng.uniform(-0.1, 0.1), -0.55), 0.3, 0.12), colour=bright, alpha=shine, soft=0.25)
     face.paint(ellipse((0, 0.9), 0.12, 0.06), colour=bright, alpha=shine, soft=0.1)
     lid = mix(dark, rng.uniform(0, 255, 3), max(0, rng.uniform(-1, 0.6)))  # some wear make-up
     for sign in SIDES:
-        x, y, half = sign * plan.eye_x, plan.eye_y, plan.eye_half
+        socket = ellipse((sign * plan.eye_x, plan.eye_y - 0.06), 1.05 * plan.eye_half, 0.075)
+        face.paint(socket, colour=lid, alpha=depth, soft=0.09)
         face.paint(ellipse((0.4 * sign, 0.27), 0.15, 0.11), colour=mix(face.skin, RED, 0.4), alpha=blush, soft=0.18)
-        face.paint(ellipse((x, y - 0.06), 1.05 * half, 0.075), colour=lid, alpha=depth, soft=0.09)
-        below = bezier((x - 0.9 * half, y + 0.06), (x, y + 0.15), (x + 0.9 * half, y + 0.06))
-        face.paint(ribbon(below, 0.013), colour=dark, alpha=bag, soft=0.04)
         fold = bezier((0.17 * sign, 0.3), (0.28 * sign, 0.38), (0.34 * sign, 0.56))
-        face.paint(ribbon(fold, 0.014), colour=dark, alpha=0.15 + max(0, age), soft=0.035)
-    for y in (-0.62, -0.54, -0.46):
-        crease = ribbon(bezier((-0.32, y), (0, y - 0.05), (0.32, y)), 0.007)
-        face.paint(crease, colour=dark, alpha=max(0, age - 0.1), soft=0.02)
+        face.paint(ribbon(fold, 0.014), colour=dark, alpha=crease, soft=0.035)
 
 
 def draw_beard(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
