@@ -6,9 +6,8 @@ size, so that a face is the same at every size.
 
 import numpy as np
 
-from data.datasets.synthetic import features
 from data.datasets.synthetic.canvas import HAIRS, SKINS, Canvas, Pose, tone_at
-from data.datasets.synthetic.features import Plan
+from data.datasets.synthetic.features import Plan, draw_glasses, draw_head
 from data.datasets.synthetic.scene import draw_background, draw_light, draw_occluder, photograph
 from utils.errors import InputError
 
@@ -33,27 +32,19 @@ def draw_face(seed: int, index: int, size: int = 256) -> tuple[np.ndarray, np.nd
         raise InputError(f"synthetic face size {size}: choose {SIZES[0]} to {SIZES[1]} pixels")
     rng = np.random.default_rng((seed, index))
     face, plan = sample_head(rng, size)
-    hair, long_hair, beard, glasses, occluder = rng.random(5) < (0.9, 0.4, 0.2, 0.25, 0.2)
     draw_background(face, rng)
-    features.draw_body(face, rng, long_hair)
-    features.draw_skin(face, rng, plan)
-    if beard:
-        features.draw_beard(face, rng, plan)
-    for draw in (features.draw_eyes, features.draw_nose, features.draw_mouth, features.draw_brows):
-        draw(face, rng, plan)
-    if hair or long_hair:
-        features.draw_hair(face, rng)
+    draw_head(face, rng, plan)
     draw_light(face, rng)
-    if glasses:
-        features.draw_glasses(face, rng, plan)
-    if occluder:
+    if plan.glasses:
+        draw_glasses(face, rng, plan)
+    if plan.occluder:
         draw_occluder(face, rng, plan)
     photo, labels = face.finished()
     return photograph(photo, rng), labels
 
 
 def sample_head(rng: np.random.Generator, size: int) -> tuple[Canvas, Plan]:
-    """An empty canvas with a pose and colours, and where the parts of the face are."""
+    """An empty canvas with a pose and colours, and what is drawn where."""
     pose = Pose(
         yaw=float(np.clip(rng.normal(0, 0.2), -0.44, 0.44)),
         pitch=float(np.clip(rng.normal(0, 0.11), -0.26, 0.26)),
@@ -67,7 +58,8 @@ def sample_head(rng: np.random.Generator, size: int) -> tuple[Canvas, Plan]:
     hair = rng.uniform(10, 230, 3) if rng.random() < 0.06 else tone_at(HAIRS, rng.random() ** 1.5)
     gape = max(0.0, rng.uniform(-0.25, 0.3))
     eye_x, eye_y, eye_half, mouth_y = rng.uniform((0.31, -0.13, 0.13, 0.53), (0.37, -0.06, 0.175, 0.62))
-    return Canvas(size, pose, skin, hair), Plan(eye_x, eye_y, eye_half, mouth_y, gape)
+    features = rng.random(5) < (0.9, 0.4, 0.2, 0.25, 0.2)
+    return Canvas(size, pose, skin, hair), Plan(eye_x, eye_y, eye_half, mouth_y, gape, *features)
 
 
 def sample_names(split: str, count: int | None = None) -> list[str]:

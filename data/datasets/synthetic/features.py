@@ -5,8 +5,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.datasets.synthetic import canvas
-from data.datasets.synthetic.canvas import BLACK, RED, WHITE, Canvas, bezier, ellipse, mirrored, mix, ribbon, smooth, xy
+from data.datasets.synthetic.canvas import (
+    BLACK,
+    IRISES,
+    RED,
+    WHITE,
+    Canvas,
+    bezier,
+    ellipse,
+    mirrored,
+    mix,
+    ribbon,
+    smooth,
+    tone_at,
+    xy,
+)
 
 BACK, BODY, OUTLINE = -0.15, -0.05, 0.1  # depths of the hair behind, of neck and ears, and of the head's outline
 SKULL = np.array([(0.88, -0.62), (0.74, -1.02), (0.42, -1.22), (0, -1.24)])  # right half of the hair's outline
@@ -15,20 +28,36 @@ SIDES = (-1, 1)  # left and right in the image
 
 
 class Plan(NamedTuple):
-    """What several parts of a face share, in face units. gape: how far the mouth is open; 0 if it is shut."""
+    """Where the parts of a face are, in face units, and what it has. gape: how far the mouth is open, 0 if it is shut."""
 
     eye_x: float
     eye_y: float
     eye_half: float
     mouth_y: float
     gape: float
+    hair: bool
+    long_hair: bool
+    beard: bool
+    glasses: bool
+    occluder: bool
 
 
-def draw_body(face: Canvas, rng: np.random.Generator, long_hair: bool) -> None:
+def draw_head(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
+    draw_body(face, rng, plan)
+    draw_skin(face, rng, plan)
+    if plan.beard:
+        draw_beard(face, rng, plan)
+    for draw_part in (draw_eyes, draw_nose, draw_mouth, draw_brows):
+        draw_part(face, rng, plan)
+    if plan.hair or plan.long_hair:
+        draw_hair(face, rng)
+
+
+def draw_body(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
     length, spread, collar = rng.uniform((0.3, 0.85, 0.25), (1.8, 1.15, 0.5))
     cloth, roots = face.any_tone(rng), rng.uniform(-0.8, 0.8, 45)
     ends = roots + rng.normal(0, 0.08, 45)
-    if long_hair:
+    if plan.long_hair:
         shape = smooth(mirrored([(0.2, length), (0.95 * spread, length), (1.05 * spread, 0.2), *SKULL]))
         back = face.paint(shape, colour=face.hair * 0.75, label="hair", plane=BACK)
         falling = bezier(xy(roots, -1.1), xy(1.3 * roots, -0.3), xy(ends, length))
@@ -74,7 +103,7 @@ def draw_eyes(face: Canvas, rng: np.random.Generator, plan: Plan) -> None:
     radius, pupil = plan.eye_half * rng.uniform(0.42, 0.52), rng.uniform(0.3, 0.6)
     gaze = np.clip(rng.normal(0, 0.25, 2), -0.5, 0.5) * (plan.eye_half, 0.4 * upper)
     glint = rng.uniform(-0.4, 0.4, 2) * radius
-    iris = canvas.tone_at(canvas.IRISES, rng.random()) * rng.uniform(0.7, 1.2)
+    iris = tone_at(IRISES, rng.random()) * rng.uniform(0.7, 1.2)
     white = mix(0.93 * WHITE, face.skin, rng.uniform(0.03, 0.4)) * rng.uniform(0.75, 1)
     dark, arch = face.skin * rng.uniform(0.05, 0.25), 1 - np.abs(ALONG) ** rng.uniform(1.8, 2.6)
     for label, sign, closed in zip(("eye1", "eye2"), SIDES, shut, strict=True):
