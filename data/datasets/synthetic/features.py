@@ -28,7 +28,7 @@ SIDES = (-1, 1)  # left and right in the image
 
 
 class Plan(NamedTuple):
-    """Where the parts of a face are, in face units, and what it has. gape: how far the mouth is open, 0 if it is shut."""
+    """Where the parts of a face are (face units), and what it has. gape: how far the mouth is open, 0 if it is shut."""
 
     eye_x: float
     eye_y: float
