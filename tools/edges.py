@@ -3,7 +3,6 @@
 edges by itself; the files are for other programs, such as its authors' code, which reads them from edges/ next to
 images/ and labels/."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,12 +21,15 @@ from utils.runtime import run_main
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = _parse(argv)
-    data = FaceData(
-        options.dataset, options.data, options.partition, label_set=options.labels, ignore=options.ignore_255
-    )
-    written = write_edges(data, options.split or SPLITS, options.out)
-    print(f"{written} edge maps in {options.out}")
+    cli = Parser(__doc__)
+    add_data_options(cli, required=True)
+    cli.add_argument("--split", nargs="+", choices=SPLITS, help="default: all three")
+    cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the edge maps")
+    args = cli.parse_args(argv)
+    check(args)
+    data = FaceData(args.dataset, args.data, args.partition, label_set=args.labels, ignore=args.ignore_255)
+    written = write_edges(data, args.split or SPLITS, args.out)
+    print(f"{written} edge maps in {args.out}")
     return 0
 
 
@@ -50,16 +52,6 @@ def write_edges(data: FaceData, splits: tuple[str, ...], folder: Path) -> int:
                 raise InputError(f"--out {path} has other content: choose another folder, or remove the file")
             count += 1
     return count
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    cli = Parser(__doc__)
-    add_data_options(cli, required=True)
-    cli.add_argument("--split", nargs="+", choices=SPLITS, help="default: all three")
-    cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the edge maps")
-    args = cli.parse_args(argv)
-    check(args)
-    return args
 
 
 if __name__ == "__main__":
