@@ -33,9 +33,9 @@ OF_PHOTOS = {
 }
 OF_VIDEOS = {
     "video": "_overlay.mp4",
-    "times": "_frames.json",
+    "times": "_frames.json",  # _faces.json is that of a photo of the same name
     "frames": "_labels",
-}  # not _faces.json, which a photo has
+}
 
 
 class Job(NamedTuple):

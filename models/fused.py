@@ -28,8 +28,8 @@ class FusedParser(FaceParser):
         self.theirs: Tensor
         self.whole, self.parts = whole, parts
         ids = whole.labels.map_to(parts.labels)
-        self.drawn = [(label, int(ids[label])) for label in range(len(whole.labels)) if ids[label] not in (0, NO_ID)]
-        for name, column in zip(("own", "theirs"), zip(*self.drawn, strict=True), strict=True):
+        self.shared = [(label, int(ids[label])) for label in range(len(whole.labels)) if ids[label] not in (0, NO_ID)]
+        for name, column in zip(("own", "theirs"), zip(*self.shared, strict=True), strict=True):
             self.register_buffer(name, torch.tensor(column), persistent=False)
 
     def fuse(self, whole_KN: Tensor, parts_JN: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_background_of_the_parts_is_divided_as_the_whole_face_says():
     fused = FusedParser(deeplab(), load_parser([SHIPPED_WEIGHTS]))
-    named = [(CELEBAMASK.names[one], NINE.names[two]) for one, two in fused.drawn]
+    named = [(CELEBAMASK.names[one], NINE.names[two]) for one, two in fused.shared]
     assert {two for _, two in named} == set(NINE.foreground)
     assert ("nose", "nose") in named
     assert ("mouth", "inner_mouth") in named

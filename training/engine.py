@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -179,23 +180,23 @@ def _fit(task: Task, run: Run) -> Scores:
     step = _averaging(task, run.device) if dist.is_initialized() else task
 
     if run.score_start and first_epoch == 0:
-        clock = runtime.Clock()
+        started = time.monotonic()
         scores, picture = _validated(task, run)
-        best = {"epoch": 0, **scores, "val_s": clock.lap()}
+        best = {"epoch": 0, **scores, "val_s": round(time.monotonic() - started, 2)}
         if writer is not None:
             _log_epoch(task, run, optimizer, writer, best, best, picture, False)
         distributed.barrier()
     for epoch in range(first_epoch, epochs):
-        clock = runtime.Clock()
+        started = time.monotonic()
         for name, module in modules.items():
             module.train(task.optimisation.lr[name] > 0)
         losses = _train_epoch(task, step, optimizer, epoch, run)
-        train_s = clock.lap()
+        trained = time.monotonic()
         scores, picture, last = Scores(), None, epoch + 1 == epochs
         if validated := last or epoch % run.validate_every == 0:
             scores, picture = _validated(task, run)
         row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **losses, **scores}
-        row |= {"train_s": train_s, "val_s": clock.lap()}
+        row |= {"train_s": round(trained - started, 2), "val_s": round(time.monotonic() - trained, 2)}
         if best is None or (validated and _is_better(scores[task.score], best[task.score], task.maximise)):
             best = row
         if writer is not None:

@@ -44,8 +44,8 @@ class Recipe:
             lr={**old.lr, **(lr or {})},
             weight_decay=old.weight_decay if weight_decay is None else weight_decay,
         )
-        drawn = self.augmentation if augmentation is None else AUGMENTATIONS[augmentation]
-        return replace(self, optimisation=optimisation, batch_size=batch_size or self.batch_size, augmentation=drawn)
+        chosen = self.augmentation if augmentation is None else AUGMENTATIONS[augmentation]
+        return replace(self, optimisation=optimisation, batch_size=batch_size or self.batch_size, augmentation=chosen)
 
 
 class Recipes(NamedTuple):

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -198,18 +197,6 @@ def pick_device(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """The device in words, for the records of a run."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-class Clock:
-    """Seconds between laps."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-
-    def lap(self) -> float:
-        """Seconds since the last lap, or since the start; two decimals."""
-        started, self.started = self.started, time.monotonic()
-        return round(self.started - started, 2)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
