@@ -109,27 +109,23 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, reader, kind):
 
 
 @READERS
-@pytest.mark.parametrize("size", [(2**31 - 1, 2**31 - 1), (13_400, 13_400)])
-def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path, reader, size):
-    (tmp_path / "a.png").write_bytes(png_of_size(*size))
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path, reader):
+    (tmp_path / "a.png").write_bytes(png_of_size(13_400, 13_400))
     with refuses(tmp_path / "a.png", "more than 179 million pixels", "save it smaller"):
         reader(tmp_path / "a.png")
 
 
-@READERS
-def test_too_little_memory_is_not_a_damaged_file(tmp_path, reader, monkeypatch):
+def test_too_little_memory_is_not_a_damaged_file(tmp_path, monkeypatch):
     def load(self):
         raise MemoryError
 
-    path = tmp_path / "a.png"
-    path.write_bytes(saved("PNG"))
+    (tmp_path / "a.png").write_bytes(saved("PNG"))
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
-    if reader is read_size:
-        assert reader(path) == (64, 64)
-        return
-    with refuses("too little memory to read image", path) as caught:
-        reader(path)
-    assert "again" not in str(caught.value)
+    assert read_size(tmp_path / "a.png") == (64, 64)
+    for reader in (read_photo, read_labels):
+        with refuses("too little memory to read image", tmp_path / "a.png") as caught:
+            reader(tmp_path / "a.png")
+        assert "again" not in str(caught.value)
 
 
 BLOCKS = {
