@@ -24,7 +24,7 @@ from torch import nn
 from data.images import READ_SUFFIXES, natural_key, read_photo, shorten
 from retrieval.align import Cut, cut_photo, read_cut
 from retrieval.dlib_resnet import SHA256, DlibResnet
-from retrieval.network import InceptionResnetV1, load_network
+from retrieval.network import InceptionResnetV1, load_network, whiten
 from retrieval.people import INSIDE, People, list_people, middle, read_crops
 from retrieval.ranking import INDEXES, NEAREST, Accuracy, Found, accuracy, directions, embed, ranked
 from scoring import options
@@ -44,8 +44,7 @@ class Raw(nn.Module):
     """A baseline: the whitened pixels themselves."""
 
     def forward(self, faces_B3HW: torch.Tensor) -> torch.Tensor:
-        flat_BN = faces_B3HW.flatten(1)
-        return (flat_BN - flat_BN.mean(1, keepdim=True)) / flat_BN.std(1, keepdim=True).clamp(min=1e-3)
+        return whiten(faces_B3HW).flatten(1)
 
 
 def network_of(name: str, device: torch.device) -> tuple[nn.Module, str]:
@@ -61,14 +60,6 @@ def network_of(name: str, device: torch.device) -> tuple[nn.Module, str]:
         return InceptionResnetV1().eval().requires_grad_(False).to(device), name
     network, digest = load_network(Path(name))
     return network.to(device), digest
-
-
-class Answer(NamedTuple):
-    """The five nearest faces of the gallery for each query."""
-
-    found: Found
-    gallery: People
-    queries: People
 
 
 class Embeddings(NamedTuple):
@@ -225,12 +216,11 @@ def _spread(rows: np.ndarray) -> list[int]:
     return rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist() if count else []
 
 
-def write_results(args: argparse.Namespace, answer: Answer, key: str) -> None:
+def write_results(args: argparse.Namespace, found: Found, gallery: People, queries: People, key: str) -> None:
     """The files of --out. Raises InputError where photos have gone."""
-    _, gallery, queries = answer
-    scores = known_scores(*answer)
-    picture = Image.fromarray(sheet(*answer))  # before anything is written
-    files.write_bytes(args.out / args.predictions, predictions(*answer, scores).encode())
+    scores = known_scores(found, gallery, queries)
+    picture = Image.fromarray(sheet(found, gallery, queries))  # before anything is written
+    files.write_bytes(args.out / args.predictions, predictions(found, gallery, queries, scores).encode())
     files.write_bytes(args.out / "sheet.jpg", encode(picture, "JPEG", quality=90))
     result = {
         **(scores._asdict() if scores else {}),
@@ -243,8 +233,9 @@ def write_results(args: argparse.Namespace, answer: Answer, key: str) -> None:
     files.write_text(args.out / "scores.json", json.dumps(result, indent=1) + "\n")
 
 
-def search(args: argparse.Namespace, photos: list[Path] | None) -> Answer:
-    """The five nearest faces of each query, and with --out the files. photos: those of QUERIES; None: faces of people.
+def search(args: argparse.Namespace, photos: list[Path] | None) -> tuple[Found, People, People]:
+    """The five nearest faces of each query, the gallery and the queries; with --out also its files. photos: those of
+    QUERIES; None: faces of people.
 
     Raises InputError.
     """
@@ -275,10 +266,10 @@ def search(args: argparse.Namespace, photos: list[Path] | None) -> Answer:
         if key != SHA256:  # dlib's network was trained on plain distances, and finds more by them
             mean_E = known_GE.mean(0)
             known_GE, asked_QE = directions(known_GE, mean_E), directions(asked_QE, mean_E)
-        answer = Answer(ranked(known_GE, asked_QE, INDEXES[args.index](known_GE)(asked_QE)), gallery, queries)
+        found = ranked(known_GE, asked_QE, INDEXES[args.index](known_GE)(asked_QE))
         if args.out:
-            write_results(args, answer, key)
-    return answer
+            write_results(args, found, gallery, queries, key)
+    return found, gallery, queries
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -308,15 +299,15 @@ def main(argv: list[str] | None = None) -> int:
         if not args.overwrite and (there := [name for name in results if os.path.lexists(args.out / name)]):
             raise InputError(f"{args.out} already holds {there[0]}: choose another --out, or add --overwrite")
     photos = photos_in(args.queries)
-    answer = search(args, photos)
-    scores, count = known_scores(*answer), len(answer.queries)
+    found, gallery, queries = search(args, photos)
+    scores, count = known_scores(found, gallery, queries), len(queries)
     if photos is not None or scores is None:
-        print("\n".join(map(printable, predictions(*answer, scores).split("\r\n")[:-1])))
+        print("\n".join(map(printable, predictions(found, gallery, queries, scores).split("\r\n")[:-1])))
         return int(photos is not None and count < len(photos))
-    if strangers := sorted(set(answer.queries.names) - set(answer.gallery.names)):
+    if strangers := sorted(set(queries.names) - set(gallery.names)):
         print(f"not in {args.gallery}, not counted: {shorten(strangers)}")
     shares = f"top-1 {scores.top1:.4f}, top-5 {scores.top5:.4f}"
-    print(f"{count} queries, {len(answer.gallery.names)} people: {shares}")
+    print(f"{count} queries, {len(gallery.names)} people: {shares}")
     return 0
 
 
