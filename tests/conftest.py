@@ -17,7 +17,6 @@ from data.labels import HELEN, NINE
 from data.loaders import Faces, open_faces
 from data.source import FaceData
 from models.loading import KINDS, load_for_inference
-from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.fixtures import save_parser, write_helen
 from tests.tiny_parser import TinyConfig, TinyParser
@@ -71,16 +70,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_parser(tmp_path_factory.mktemp("weights") / "best.pt", model)
 
 
-@pytest.fixture(scope="session")
-def loaded() -> Callable[..., FaceParser]:
-    """``load_for_inference``, once for the same arguments: it takes longer than labelling a small photo."""
-    return cache(lambda paths, *more: load_for_inference(paths, *more))
+_loaded = cache(load_for_inference)
 
 
 @pytest.fixture
-def loading_once(loaded: Callable[..., FaceParser], monkeypatch: pytest.MonkeyPatch) -> None:
-    """``predict.main`` takes a parser that is loaded already, if there is one of the same files."""
-    monkeypatch.setattr(predict, "load_for_inference", lambda paths, *more: loaded((*paths,), *more))
+def loading_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``predict.main`` loads each checkpoint once in all tests: that takes longer than labelling a small photo."""
+    monkeypatch.setattr(predict, "load_for_inference", lambda paths, *more: _loaded((*paths,), *more))
 
 
 @pytest.fixture

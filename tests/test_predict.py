@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import re
 import warnings
 from functools import partial
@@ -28,7 +27,6 @@ from tests.test_evaluate import save_models, save_tiny
 from tests.tiny_parser import TinyParser
 from tools import demo
 from utils.errors import InputError
-from utils.files import write_bytes
 from utils.runtime import run_main
 
 
@@ -195,30 +193,30 @@ def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed(run, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("kind", "call"), [("overlay", "write"), *((kind, "rename") for kind in ("labels", "overlay", "probabilities"))]
+    ("kind", "function", "error", "reason"),
+    [
+        ("overlay", "write_bytes", MemoryError(), "too little memory"),
+        *((kind, "replace", OSError(errno.EIO, "full"), "full") for kind in ("labels", "overlay", "probabilities")),
+    ],
 )
-def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo(run, tmp_path, capsys, monkeypatch, kind, call):
-    error, replace = {"write": MemoryError(), "rename": OSError(errno.EIO, "Input/output error")}[call], os.replace
+def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo(
+    run, tmp_path, capsys, monkeypatch, kind, function, error, reason
+):
+    owner = results.os if function == "replace" else results
+    works = getattr(owner, function)
 
-    def failing_write(path, content):
-        if (path.name, call) == (kind, "write"):
+    def failing(path, *more):
+        if path.name == kind:
             raise error
-        write_bytes(path, content)
-
-    def failing_replace(source, target):
-        if (source.name, call) == (kind, "rename"):
-            raise error
-        replace(source, target)
+        works(path, *more)
 
     save_photo(tmp_path / "1.jpg", photo(32))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with monkeypatch.context() as patch:
-        patch.setattr(results, "write_bytes", failing_write)
-        patch.setattr(results.os, "replace", failing_replace)
+        patch.setattr(owner, function, failing)
         assert run(tmp_path / "1.jpg", "--probabilities") == 2
     assert names(tmp_path / "out") == ["mine.txt"]
-    reason = getattr(error, "strerror", "too little memory")
     line = f"failed: {tmp_path / '1.jpg'}: its results could not be written ({reason})"
     assert failures(capsys.readouterr()) == [line]
     assert run(tmp_path / "1.jpg", "--probabilities") == 0
