@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from faces.detect import Detection
 from utils import checkpoint
 from utils.files import packaged
-from utils.runtime import to_host
 
 SMALLEST = 20  # side of the smallest face, pixels
 FACTOR = 0.709  # of each size of the pyramid to the one before
@@ -84,16 +83,15 @@ class ONet(nn.Module):
 
 
 class Mtcnn:
-    """The three networks, on a device. Raises InputError where their weights are missing or damaged."""
+    """The three networks. Raises InputError where their weights are missing or damaged."""
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(self) -> None:
         self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
         for name, digest in SHA256.items():
             path = packaged("facenet_pytorch", f"data/{name}.pt", digest, "MTCNN's weights", INSTALL)
             network = getattr(self, name)
             network.load_state_dict(checkpoint.read_tensors(path))
-            network.eval().requires_grad_(False).to(self.device)
+            network.eval().requires_grad_(False)
 
     def find(self, photo_HW3: np.ndarray) -> list[Detection]:
         """Every face of a photo (uint8 (H, W, 3), RGB), most probable first.
@@ -113,7 +111,7 @@ class Mtcnn:
         if not len(boxes_N5):
             return np.zeros((0, 5)), np.zeros((0, 5, 2))
         boxes_N5[:, :4] = np.fix(boxes_N5[:, :4])
-        offsets_N4, points_N10, scores_N2 = to_host(self.onet(self._input(_crops(photo_HW3, boxes_N5, 48))))
+        offsets_N4, points_N10, scores_N2 = self.onet(_input(_crops(photo_HW3, boxes_N5, 48)))
         kept_N = scores_N2[:, 1].numpy() > THRESHOLDS[2]
         boxes_N5 = _rescored(boxes_N5, scores_N2)[kept_N]
         low_N2, side_N2 = boxes_N5[:, :2], boxes_N5[:, 2:4] - boxes_N5[:, :2] + 1
@@ -126,12 +124,11 @@ class Mtcnn:
     def propose(self, photo_HW3: np.ndarray) -> np.ndarray:
         """The first network over a pyramid of sizes: squares (N, 5) for the second."""
         height, width = photo_HW3.shape[:2]
-        found, pyramid, maps = [np.zeros((0, 9))], scales(height, width), []
-        for scale in pyramid:
+        found = [np.zeros((0, 9))]
+        for scale in scales(height, width):
             size = int(np.ceil(width * scale)), int(np.ceil(height * scale))
-            maps += self.pnet(self._input(cv2.resize(photo_HW3, size, interpolation=cv2.INTER_AREA)[None]))
-        arrays = [values_1Khw[0].numpy() for values_1Khw in to_host(maps)]  # of all sizes in one copy
-        for scale, offsets_4hw, scores_2hw in zip(pyramid, arrays[::2], arrays[1::2], strict=True):
+            maps = self.pnet(_input(cv2.resize(photo_HW3, size, interpolation=cv2.INTER_AREA)[None]))
+            offsets_4hw, scores_2hw = (values_1Khw[0].numpy() for values_1Khw in maps)
             candidates_N9 = _candidates(scores_2hw[1], offsets_4hw, scale)
             found.append(candidates_N9[suppress(candidates_N9, 0.5)])
         boxes_N9 = np.concatenate(found)
@@ -143,14 +140,15 @@ class Mtcnn:
         if not len(boxes_N5):
             return boxes_N5
         boxes_N5[:, :4] = np.fix(boxes_N5[:, :4])
-        moves_N4, scores_N2 = to_host(self.rnet(self._input(_crops(photo_HW3, boxes_N5, 24))))
+        moves_N4, scores_N2 = self.rnet(_input(_crops(photo_HW3, boxes_N5, 24)))
         kept_N = scores_N2[:, 1].numpy() > THRESHOLDS[1]
         boxes_N5, offsets_N4 = _rescored(boxes_N5, scores_N2)[kept_N], moves_N4.double().numpy()[kept_N]
         order = suppress(boxes_N5, 0.7)
         return _squares(_moved(boxes_N5[order], offsets_N4[order], 1))
 
-    def _input(self, photos_NHW3: np.ndarray) -> Tensor:
-        return (torch.from_numpy(photos_NHW3).to(self.device).permute(0, 3, 1, 2).float() - 127.5) / 128
+
+def _input(photos_NHW3: np.ndarray) -> Tensor:
+    return (torch.from_numpy(photos_NHW3).permute(0, 3, 1, 2).float() - 127.5) / 128
 
 
 def scales(height: int, width: int) -> list[float]:

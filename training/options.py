@@ -26,12 +26,6 @@ def add_recipe_option(cli: argparse._ActionsContainer) -> None:
     )
 
 
-def add_whole_face_recipe_option(cli: argparse._ActionsContainer) -> None:
-    cli.add_argument(
-        "--recipe", choices=WHOLE_FACE_RECIPE_NAMES, default="best", help="the authors' hyperparameters, or ours"
-    )
-
-
 def training_parser(
     description: str | None,
     trained: Sequence[str],
@@ -49,8 +43,11 @@ def training_parser(
     cli.set_defaults(any_labels=whole_face)
     group = cli.add_argument_group("training")
     cli.set_defaults(recipe="best")
-    if recipes:
-        (add_whole_face_recipe_option if whole_face else add_recipe_option)(group)
+    if recipes and whole_face:
+        what = "the authors' hyperparameters, or ours"
+        group.add_argument("--recipe", choices=WHOLE_FACE_RECIPE_NAMES, default="best", help=what)
+    elif recipes:
+        add_recipe_option(group)
     add_seed_option(group)
     group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
     for name in trained:
