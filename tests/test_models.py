@@ -205,11 +205,12 @@ def layout_face(scale: float = 50, degrees: float = 0, x: float = 80, y: float =
     return (FACE_LAYOUT[:, :2] @ rotation * scale + torch.tensor([x, y]))[None]
 
 
-def real_faces(count: int = 12) -> Parts:
-    """Drawn faces that show all six parts."""
-    records = np.stack([label_geometry(draw_face(6, k, 160)[1], len(HELEN)) for k in range(3 * count)])
+@pytest.fixture(scope="module")
+def real_faces() -> Parts:
+    """Twelve drawn faces that show all six parts."""
+    records = np.stack([label_geometry(draw_face(6, k, 160)[1], len(HELEN)) for k in range(36)])
     present, centres, extents = part_geometry(records, HELEN.part_ids)
-    whole = present.all(1).nonzero()[0][:count]
+    whole = present.all(1).nonzero()[0][:12]
     return Parts(*(torch.from_numpy(values[whole]) for values in (centres, extents, present)))
 
 
@@ -225,10 +226,10 @@ def test_a_turned_and_enlarged_layout_is_completed_exactly(missing, scale, degre
 
 @pytest.mark.parametrize("margin", [0.0, 1.6])
 @pytest.mark.parametrize("missing", range(NUM_PARTS))
-def test_a_missing_part_moves_no_other_window(missing, margin):
-    centres_BP2, extents_BP2, present_BP = faces = real_faces()
+def test_a_missing_part_moves_no_other_window(missing, margin, real_faces):
+    centres_BP2, extents_BP2, present_BP = real_faces
     sizes_B2 = torch.tensor([[160, 160]]).expand(len(centres_BP2), 2)
-    whole_BP23 = target_theta(faces, sizes_B2, Windows(81, margin, 1.0))
+    whole_BP23 = target_theta(real_faces, sizes_B2, Windows(81, margin, 1.0))
     keep_P = torch.arange(NUM_PARTS) != missing
     kept = Parts(centres_BP2 * keep_P[:, None], extents_BP2 * keep_P[:, None], present_BP & keep_P)
     theta_BP23 = target_theta(kept, sizes_B2, Windows(81, margin, 1.0))
