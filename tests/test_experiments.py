@@ -191,13 +191,6 @@ def test_turned_heads_are_measured_by_eyes_and_nose(val_faces, monkeypatch):
     assert traits.brightness_N[0] == pytest.approx((skin @ [0.299, 0.587, 0.114]).mean() / 255)
 
 
-def test_kinds_of_faces_are_scored_apart(run, weights):
-    rows = {row["kind"]: row for row in run(kinds, "--checkpoint", weights)["rows"]}
-    assert rows["all"]["faces"] == 3
-    assert rows["skin in the darkest fifth"]["faces"] == 1
-    assert "glasses" not in rows  # HELEN does not know them
-
-
 def test_the_ablation_trains_what_a_change_touches(run, trained, tmp_path):
     small = ["--epochs", 3, "--batch-size", 2, "--max-images", 2, "--crop-size", 33, "--runs", tmp_path]
     result = run(ablation, *small, "--rows", "jitter", "all")
@@ -252,9 +245,12 @@ def test_robustness_changes_photo_and_labels_alike():
 def test_parsers_without_windows_and_with_other_labels_are_scored_too(script, run, other_parser, monkeypatch):
     for name in [*robustness.CONDITIONS][2:]:
         monkeypatch.delitem(robustness.CONDITIONS, name)
-    rows = run(script, "--max-images", "2", "--checkpoint", str(other_parser))["rows"]
+    rows = run(script, "--checkpoint", str(other_parser))["rows"]
     assert all(0 <= score <= 1 for row in rows for score in row["f1"].values())
-    if script is robustness:
+    if script is kinds:  # HELEN does not know glasses
+        counts = {row["kind"]: row["faces"] for row in rows}
+        assert (counts["all"], counts["skin in the darkest fifth"], "glasses" in counts) == (3, 1, False)
+    else:
         assert [row["condition"] for row in rows] == ["unchanged", "rotated by 20°"]
         assert rows[0]["f1"] != rows[1]["f1"]
 
