@@ -42,7 +42,7 @@ HOME = Path(__file__).resolve().parent.parent
 TITLES = (*reproduce.ROWS, "STN-iCNN, with mirroring")  # rows in the order of the tables; others follow them
 EXPERIMENTS = (
     *("hidden_parts", "coarse_size", "robustness", "kinds"),
-    *("scenes", "helen68", "fused", "class_imbalance", "ablation"),
+    *("scenes", "helen68", "class_imbalance", "ablation"),
 )
 LOWER_IS_BETTER = ("theta_loss",)
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -19,7 +19,6 @@ from experiments import (
     class_imbalance,
     coarse_size,
     common,
-    fused,
     hidden_parts,
     kinds,
     robustness,
@@ -253,16 +252,6 @@ def test_parsers_without_windows_and_with_other_labels_are_scored_too(script, ru
     else:
         assert [row["condition"] for row in rows] == ["unchanged", "rotated by 20°"]
         assert rows[0]["f1"] != rows[1]["f1"]
-
-
-def test_fused_compares_each_label_of_the_three_parsers(run, other_parser):
-    result = run(fused, "--whole", str(other_parser))
-    rows = {row["label"]: row for row in result["rows"]}
-    assert list(rows) == list(HELEN.foreground)
-    assert rows["hair"]["f1"]["parts"] is None
-    assert rows["nose"]["f1"]["parts"] == pytest.approx(rows["nose"]["f1"]["fused"], abs=0.1)  # the same nose
-    assert result["means"]["miou"].keys() == {"whole face", "parts", "fused"}
-    assert "| mean_f1_inner8" in fused.table(result)
 
 
 def test_class_imbalance_counts_every_pixel_of_the_masks(run, helen_root, tmp_path):
