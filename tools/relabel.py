@@ -12,8 +12,9 @@ from data.loaders import open_faces
 from data.relabelled import RECORD
 from models.loading import load_parser
 from scoring import options
-from training.relabel import BATCH_SIZE, INSIDE, Rule, add_rule_options, relabel, require_labels, table
+from training.relabel import BATCH_SIZE, INSIDE, Rule, add_rule_options, relabel, table
 from utils import distributed, files
+from utils.errors import InputError
 from utils.runtime import run_main
 
 INTERRUPTED = "interrupted: the label maps so far are complete, and the same command continues with the others"
@@ -31,7 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     files.require_outside("--out", args.out, data.root, INSIDE)
     checkpoints = options.checkpoints(args)
     labels = load_parser(checkpoints).labels
-    require_labels(labels.name, data.labels.name, checkpoints)  # before the faces are decoded
+    if labels.name != data.labels.name:
+        names = ", ".join(map(str, checkpoints))
+        raise InputError(
+            f"{names} labels in {labels.name}, the data set in {data.labels.name}: choose one that fits it"
+        )
     distributed.start_processes(machine.device)
     with distributed.explain_lost():
         faces = open_faces(data, "train", labels, threads=machine.threads)

@@ -92,11 +92,9 @@ def relabel(
     checkpoints: of a parser of the faces' own label set. faces: the training split. What an interrupted call with the
     same arguments has written is kept. Returns the record: what the maps come from, which labels kept their pixels,
     and how many pixels each label has before and after.
-    Raises InputError for a parser of other labels, for a folder that holds anything else, and where it cannot be
-    written.
+    Raises InputError for a folder that holds anything else, and where it cannot be written.
     """
     parser, labels = load_for_inference(checkpoints, machine.device), faces.data_labels
-    require_labels(parser.labels.name, labels.name, checkpoints)
     before_K = faces.records["count"].sum(0)
     kept_K = rule.keeps(before_K)
     record = {
@@ -142,22 +140,14 @@ def relabel(
     return record
 
 
-def require_labels(held: str, needed: str, checkpoints: Sequence[Path]) -> None:
-    """Raises InputError where a parser labels with another set than that of the data."""
-    if held != needed:
-        names = ", ".join(map(str, checkpoints))
-        raise InputError(f"{names} labels in {held}, the data set in {needed}: choose one that fits it")
-
-
 def table(record: dict[str, Any]) -> str:
     """Markdown: the share of each label before and after, and how much it gained."""
     pixels = record["pixels before and after"]
     total = sum(before for before, _ in pixels.values())
-    rows = [
-        [name, before / total, after / total, (after - before) / before if before else None, name in record["kept"]]
-        for name, (before, after) in pixels.items()
-    ]
-    rows = [[*row, "yes" if kept else ""] for *row, kept in rows]
+    rows = []
+    for name, (before, after) in pixels.items():
+        change = (after - before) / before if before else None
+        rows.append([name, before / total, after / total, change, "yes" if name in record["kept"] else ""])
     return markdown(["label", "share before", "after", "change", "protected (rare)"], rows, 5)
 
 
