@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.images import make_thumb, warp_frame
+from data.images import make_image_256, warp_frame
 from data.labels import LabelSet
 from geometry.theta import enlarged, frame_to_photo
 
@@ -21,7 +21,7 @@ FRAME_SIDE = 512  # pixels of the square in which a framed face is seen, as in C
 class Batch:
     """Photos of any size in one batch, padded with zeros at the right and bottom.
 
-    labels: what the label maps' ids mean. photos_BHW3: uint8, RGB. labels_BHW: uint8 ids. thumbs_BTT3: uint8, the
+    labels: what the label maps' ids mean. photos_BHW3: uint8, RGB. labels_BHW: uint8 ids. images_256_BSS3: uint8, the
     photos stretched to 256 x 256. sizes_B2: int64 (height, width). present_BP: bool; centres_BP2, extents_BP2: float32
     pixels (x, y); of the six parts, P = 0 for label sets that lack some. index_B: int64 position in the split.
     keys_B3: int64 (seed, epoch, position in the epoch), from which augmentation is drawn, whatever the batch size or
@@ -29,14 +29,14 @@ class Batch:
 
     Faces framed in larger photos (``framed_batch``) have no truth. frames_B33: float32, normalised coordinates of each
     face's square (see ``FRAME_SIDE``) to those of its photo; photo_B: int64, which photo it is in, so that photos_BHW3
-    holds each photo once; thumbs_BTT3 are those of the squares, and sizes_B2 the sizes of the faces' photos. None: each
-    photo is a face. origin: the batch that was moved to the device; see ``host``.
+    holds each photo once; images_256_BSS3 are those of the squares, and sizes_B2 the sizes of the faces' photos. None:
+    each photo is a face. origin: the batch that was moved to the device; see ``host``.
     """
 
     labels: LabelSet
     photos_BHW3: Tensor
     labels_BHW: Tensor
-    thumbs_BTT3: Tensor
+    images_256_BSS3: Tensor
     sizes_B2: Tensor
     present_BP: Tensor
     centres_BP2: Tensor
@@ -69,7 +69,7 @@ class Batch:
         return replace(self, **kept, origin=None if self.origin is None else self.origin.part(faces))
 
     def widened(self, scale: float) -> "Batch":
-        """Framed faces in frames of ``scale`` times the side, whose thumbs stay as they are."""
+        """Framed faces in frames of ``scale`` times the side, whose small images stay as they are."""
         if self.frames_B33 is None:
             return self
         origin = None if self.origin is None else self.origin.widened(scale)
@@ -80,10 +80,11 @@ class Batch:
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def photo_batch(photos: list[np.ndarray], labels: LabelSet, thumbs: bool = True) -> Batch:
-    """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth. thumbs: False leaves
-    the small ones empty."""
-    return _without_truth(photos, labels, [make_thumb(photo) if thumbs else photo[:0, :0] for photo in photos])
+def photo_batch(photos: list[np.ndarray], labels: LabelSet, with_images_256: bool = True) -> Batch:
+    """Photos of one size, uint8 (H, W, 3), as the batch that a data set would give; without truth.
+    with_images_256: False leaves images_256_BSS3 empty."""
+    images_256 = [make_image_256(photo) if with_images_256 else photo[:0, :0] for photo in photos]
+    return _without_truth(photos, labels, images_256)
 
 
 def framed_batch(photos: list[np.ndarray], frames: list[list[np.ndarray]], labels: LabelSet) -> Batch:
@@ -102,15 +103,15 @@ def framed_batch(photos: list[np.ndarray], frames: list[list[np.ndarray]], label
     )
 
 
-def _without_truth(photos: list[np.ndarray], labels: LabelSet, thumbs: list[np.ndarray]) -> Batch:
-    """A batch of as many faces as thumbs, in photos of one size."""
-    count, (height, width), parts = len(thumbs), photos[0].shape[:2], len(labels.part_ids)
+def _without_truth(photos: list[np.ndarray], labels: LabelSet, images_256: list[np.ndarray]) -> Batch:
+    """A batch of as many faces as small images, in photos of one size."""
+    count, (height, width), parts = len(images_256), photos[0].shape[:2], len(labels.part_ids)
     none_BP2 = torch.zeros(count, parts, 2)
     return Batch(
         labels=labels,
         photos_BHW3=torch.from_numpy(np.stack(photos) if len(photos) > 1 else np.require(photos[0][None], None, "W")),
         labels_BHW=torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, height, width),
-        thumbs_BTT3=torch.from_numpy(np.stack(thumbs)),
+        images_256_BSS3=torch.from_numpy(np.stack(images_256)),
         sizes_B2=torch.tensor([[height, width]]).expand(count, 2),
         present_BP=torch.zeros(count, parts, dtype=torch.bool),
         centres_BP2=none_BP2,

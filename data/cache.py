@@ -1,11 +1,11 @@
 """The cache: each photo and mask is decoded once, for every label set and any number of faces.
 
-A cache folder holds, for one split, flat files that are read record by record at their offsets, so that memory does
-not grow with the data set: ``photos.bin`` (uint8 H x W x 3), ``labels.bin`` (uint8 H x W, the data set's own ids),
-``thumbs.bin`` (uint8 256 x 256 x 3, the stretched photo) and ``records.bin``, one record a face (see ``record_type``),
-written last. Each record carries checksums of its face and of itself. Faces are appended in the split's order; those
-that are there serve anyone who wants fewer. Whoever has the files open keeps reading what was there, as long as no
-file of the source changes.
+A cache folder holds, for one split, flat files that are read record by record at their offsets, so that memory does not
+grow with the data set: ``photos.bin`` (uint8 H x W x 3), ``labels.bin`` (uint8 H x W, the data set's own ids),
+``images_256.bin`` (uint8 256 x 256 x 3, the stretched photo) and ``records.bin``, written last, one record a face (see
+``record_type``). Each record carries checksums of its face and of itself. Faces are appended in the split's order;
+those that are there serve anyone who wants fewer. Whoever has the files open keeps reading what was there, as long as
+no file of the source changes.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.images import THUMB, make_thumb
+from data.images import IMAGE_SIDE, make_image_256
 from data.listing import Sample, Source
 from utils import locks
 from utils.errors import InputError
 
-CACHE_VERSION = 3
-FILES = ("photos", "labels", "thumbs")
-THUMB_BYTES = THUMB * THUMB * 3
+CACHE_VERSION = 4
+FILES = ("photos", "labels", "images_256")
+IMAGE_256_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
 CHUNK = 64  # faces whose records are written together, once their pixels are on the disk
 
 
@@ -124,9 +124,9 @@ def _known_faces(source: Source, folder: Path) -> np.ndarray:
     areas = np.maximum(records["height"], 0).astype(np.int64) * np.maximum(records["width"], 0)
     ends = np.cumsum(areas)
     sizes = [file.stat().st_size if (file := folder / f"{name}.bin").is_file() else 0 for name in FILES]
-    thumbs = np.arange(1, len(records) + 1) * THUMB_BYTES
+    images_256 = np.arange(1, len(records) + 1) * IMAGE_256_BYTES
     sound = (areas > 0) & (records["offset"] == ends - areas)
-    sound &= (ends * 3 <= sizes[0]) & (ends <= sizes[1]) & (thumbs <= sizes[2])
+    sound &= (ends * 3 <= sizes[0]) & (ends <= sizes[1]) & (images_256 <= sizes[2])
     checksums = [_record_checksum(record.tobytes()) for record in records]
     sound &= records["record_checksum"] == np.array(checksums, np.uint32)
     digests = [sample_digest(sample, source.version) for sample in source.samples[: len(records)]]
@@ -137,7 +137,7 @@ def _known_faces(source: Source, folder: Path) -> np.ndarray:
 def _append(source: Source, folder: Path, known: np.ndarray, threads: int) -> None:
     """Decode what comes after the known faces; whatever else the files hold is cut off first."""
     pixels = int((known["height"].astype(np.int64) * known["width"]).sum())
-    ends = (pixels * 3, pixels, len(known) * THUMB_BYTES, len(known) * known.itemsize)
+    ends = (pixels * 3, pixels, len(known) * IMAGE_256_BYTES, len(known) * known.itemsize)
     paths = [folder / f"{name}.bin" for name in (*FILES, "records")]
     for path, end in reversed(list(zip(paths, ends, strict=True))):  # records first: they vouch for the others
         if end == 0:
@@ -149,7 +149,7 @@ def _append(source: Source, folder: Path, known: np.ndarray, threads: int) -> No
     with (
         open(paths[0], "ab") as photos,
         open(paths[1], "ab") as labels,
-        open(paths[2], "ab") as thumbs,
+        open(paths[2], "ab") as images_256,
         open(paths[3], "ab") as records,
         ThreadPoolExecutor(max(1, threads)) as pool,
         tqdm(total=len(todo), desc=f"cache {folder.name}", unit="img", disable=None) as progress,
@@ -157,8 +157,8 @@ def _append(source: Source, folder: Path, known: np.ndarray, threads: int) -> No
         for start in range(0, len(todo), CHUNK):
             written = []
             try:
-                for photo, ids, thumb, record in pool.map(partial(decode, source), todo[start : start + CHUNK]):
-                    for file, array in ((photos, photo), (labels, ids), (thumbs, thumb)):
+                for photo, ids, image_256, record in pool.map(partial(decode, source), todo[start : start + CHUNK]):
+                    for file, array in ((photos, photo), (labels, ids), (images_256, image_256)):
                         file.write(np.ascontiguousarray(array).data)
                         file.flush()
                     record["offset"] = pixels
@@ -167,7 +167,7 @@ def _append(source: Source, folder: Path, known: np.ndarray, threads: int) -> No
                     written.append(record.tobytes())
                     progress.update()
             finally:  # the faces before a damaged one, or before the disk was full, are kept
-                for file in (photos, labels, thumbs):
+                for file in (photos, labels, images_256):
                     os.fsync(file.fileno())
                 records.write(b"".join(written))
                 records.flush()
@@ -183,6 +183,6 @@ def decode(source: Source, sample: Sample) -> tuple[np.ndarray, np.ndarray, np.n
     photo, ids = source.read(sample)
     record = label_geometry(ids, len(source.labels))
     record["digest"] = digest
-    thumb = make_thumb(photo)
-    record["checksum"] = [zlib.crc32(array.tobytes()) for array in (photo, ids, thumb)]
-    return photo, ids, thumb, record
+    image_256 = make_image_256(photo)
+    record["checksum"] = [zlib.crc32(array.tobytes()) for array in (photo, ids, image_256)]
+    return photo, ids, image_256, record

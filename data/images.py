@@ -38,7 +38,7 @@ if find_spec("pillow_heif"):
     READ_SUFFIXES += (".heic", ".heif")
 MASK_FORMATS = ("PNG",)
 LONGEST = 32_766  # side of a photo that OpenCV warps, pixels
-THUMB = 256  # side of the stretched photo that is cached; the coarse network sees it shrunk further
+IMAGE_SIDE = 256  # side of the stretched photo that is cached; the coarse network sees it shrunk further
 _UPRIGHT = {  # EXIF orientation -> what makes a photo upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -198,13 +198,13 @@ def shorten(names: Iterable[str], most: int = 5) -> str:
     return f"{len(names)} ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
 
 
-def make_thumb(photo: np.ndarray) -> np.ndarray:
+def make_image_256(photo: np.ndarray) -> np.ndarray:
     """The photo stretched to 256 x 256, antialiased: uint8 (256, 256, 3)."""
-    shrinks = photo.shape[0] >= THUMB and photo.shape[1] >= THUMB
-    return cv2.resize(photo, (THUMB, THUMB), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    shrinks = photo.shape[0] >= IMAGE_SIDE and photo.shape[1] >= IMAGE_SIDE
+    return cv2.resize(photo, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def warp_frame(photo: np.ndarray, matrix_23: np.ndarray, side: int = THUMB) -> np.ndarray:
+def warp_frame(photo: np.ndarray, matrix_23: np.ndarray, side: int = IMAGE_SIDE) -> np.ndarray:
     """A square of the photo, turned or not, as side x side pixels, antialiased, black outside: uint8.
 
     matrix_23: the square's coordinates, -1 to 1 from edge to edge (x, y), to pixels of the photo.

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.batch import Batch, Key
-from data.cache import FILES, THUMB_BYTES, build_cache, part_geometry, record_type
+from data.cache import FILES, IMAGE_256_BYTES, build_cache, part_geometry, record_type
 from data.camera import degraded, is_degraded
-from data.images import THUMB, make_thumb
+from data.images import IMAGE_SIDE, make_image_256
 from data.labels import LabelSet, among
 from data.source import FaceData, open_source
 from utils.errors import InputError
@@ -43,7 +43,8 @@ class Faces(Dataset):
     what training and evaluation use.
 
     labels: of the batches' label maps. data_labels: of the cached ones. photos: False leaves the photos of batches
-    empty, for those who look at the thumbs alone. camera: see ``data.view.Augmentation``. note: see ``data.listing``.
+    empty, for those who look at the small images alone. camera: see ``data.view.Augmentation``. note: see
+    ``data.listing``.
     What is read is compared with the checksums of its record, once for each face: raises InputError where it differs.
     Raises InputError where ``labels`` cannot be told from ``data_labels``.
     """
@@ -108,7 +109,7 @@ class Faces(Dataset):
         offset, shape = {
             "photos": (pixels * 3, (height, width, 3)),
             "labels": (pixels, (height, width)),
-            "thumbs": (index * THUMB_BYTES, (THUMB, THUMB, 3)),
+            "images_256": (index * IMAGE_256_BYTES, (IMAGE_SIDE, IMAGE_SIDE, 3)),
         }[name]
         data = os.pread(self.files[name], math.prod(shape), offset)
         if not self._compared[index, piece]:
@@ -143,9 +144,9 @@ class Faces(Dataset):
         count = len(self.data_labels)
         return np.array_equal(self.lut[:count], np.arange(count))
 
-    def thumb(self, index: int) -> np.ndarray:
+    def image_256(self, index: int) -> np.ndarray:
         """uint8 (256, 256, 3), RGB, the stretched photo."""
-        return self._read("thumbs", index)
+        return self._read("images_256", index)
 
     def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where the parts of all faces are; see ``data.cache.part_geometry``."""
@@ -154,11 +155,11 @@ class Faces(Dataset):
     def __getitem__(self, ticket: tuple[int, Key]) -> tuple[int, Key, np.ndarray, np.ndarray, np.ndarray]:
         index, key = ticket
         photo = self.photo(index) if self.with_photos else np.empty((0, 0, 3), np.uint8)
-        thumb = self.thumb(index)
+        image_256 = self.image_256(index)
         if is_degraded(key, self.camera):
             photo = degraded(photo, key) if self.with_photos else photo
-            thumb = make_thumb(photo) if self.with_photos else degraded(thumb, key)
-        return index, key, photo, self.label_map(index), thumb
+            image_256 = make_image_256(photo) if self.with_photos else degraded(image_256, key)
+        return index, key, photo, self.label_map(index), image_256
 
     def collate(self, items: list[tuple[int, Key, np.ndarray, np.ndarray, np.ndarray]]) -> Batch:
         """A batch of faces as ``faces[...]`` gives them."""
@@ -175,7 +176,7 @@ class Faces(Dataset):
             labels=self.labels,
             photos_BHW3=torch.from_numpy(photos),
             labels_BHW=torch.from_numpy(labels),
-            thumbs_BTT3=torch.from_numpy(np.stack([item[4] for item in items])),
+            images_256_BSS3=torch.from_numpy(np.stack([item[4] for item in items])),
             sizes_B2=torch.from_numpy(np.stack([records["height"], records["width"]], 1).astype(np.int64)),
             present_BP=torch.from_numpy(present),
             centres_BP2=torch.from_numpy(centres),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batch import FRAME_SIDE, Batch
-from data.images import THUMB
+from data.images import IMAGE_SIDE
 from data.labels import MIRROR_PARTS, NO_ID
 from geometry.sampling import crop, crop_labels, labels_at, stretch
 from geometry.theta import compose
@@ -160,7 +160,7 @@ class View:
     @staticmethod
     def needs_photos(size: int) -> bool:
         """Whether ``photo(size)`` reads the full-resolution photos; smaller ones come from the cached 256 x 256."""
-        return 2 * size > THUMB
+        return 2 * size > IMAGE_SIDE
 
     def photo(self, size: int) -> Tensor:
         """The photos stretched to a square, antialiased: images_B3SS, float in [0, 1]."""
@@ -274,8 +274,8 @@ class View:
             photos_BHW3 = batch.photos_BHW3[faces]
             full = bool((batch.host.sizes_B2[faces] == torch.tensor(photos_BHW3.shape[1:3])).all())
             return stretch(photos_BHW3, batch.sizes_B2[faces], side, full)
-        thumbs_B3TT = batch.thumbs_BTT3.permute(0, 3, 1, 2).float()
-        return thumbs_B3TT if side == THUMB else F.adaptive_avg_pool2d(thumbs_B3TT, side)
+        images_256_B3SS = batch.images_256_BSS3.permute(0, 3, 1, 2).float()
+        return images_256_B3SS if side == IMAGE_SIDE else F.adaptive_avg_pool2d(images_256_B3SS, side)
 
     def _stretched_frames(self, side: int) -> Tensor:
         """``_stretched`` of framed faces, out of the photos: the mean of as many samples as a pixel covers."""

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.batch import Batch
-from data.images import make_thumb
+from data.images import make_image_256
 from data.labels import NUM_PARTS
 from data.view import View
 from experiments import common
@@ -41,11 +41,11 @@ def hiding_rank(present_P: np.ndarray, seed: int, index: int) -> np.ndarray:
 
 
 def hide(batch: Batch, boxes_BP4: Tensor, hidden_BP: np.ndarray) -> Batch:
-    """The batch with patches over the hidden parts (bool), in photos and thumbs; labels stay.
+    """The batch with patches over the hidden parts (bool), in photos and small images; labels stay.
 
     boxes_BP4: see ``experiments.common.part_boxes``.
     """
-    photos_BHW3, thumbs_BTT3 = batch.photos_BHW3.cpu().numpy().copy(), batch.thumbs_BTT3.cpu().numpy().copy()
+    photos_BHW3, images_256_BSS3 = batch.photos_BHW3.cpu().numpy().copy(), batch.images_256_BSS3.cpu().numpy().copy()
     sizes, boxes_BP4 = batch.sizes_B2.tolist(), boxes_BP4.cpu()
     for b in np.flatnonzero(hidden_BP.any(1)):
         height, width = sizes[b]
@@ -57,12 +57,12 @@ def hide(batch: Batch, boxes_BP4: Tensor, hidden_BP: np.ndarray) -> Batch:
             rows = slice(max(0, round(top - grow_y)), round(bottom + grow_y) + 1)
             columns = slice(max(0, round(left - grow_x)), round(right + grow_x) + 1)
             photo[rows, columns] = mean
-        thumbs_BTT3[b] = make_thumb(photo)
+        images_256_BSS3[b] = make_image_256(photo)
     device = batch.photos_BHW3.device
     return replace(
         batch,
         photos_BHW3=torch.from_numpy(photos_BHW3).to(device),
-        thumbs_BTT3=torch.from_numpy(thumbs_BTT3).to(device),
+        images_256_BSS3=torch.from_numpy(images_256_BSS3).to(device),
     )
 
 

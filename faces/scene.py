@@ -174,7 +174,7 @@ class SceneParser:
         batch = framed_batch(list(photos), matrices, self.parser.labels).to(self.device)
         patches: list[tuple[Patch, np.ndarray]] = []
         with torch.inference_mode(), runtime.autocast(self.device, self.amp):
-            for first in range(0, len(batch.thumbs_BTT3), self.batch_size):
+            for first in range(0, len(batch.images_256_BSS3), self.batch_size):
                 faces = batch.part(slice(first, first + self.batch_size))
                 patches += (
                     self.parser.patches(faces, True) if tensors else on_host(self.parser.patches(faces, keep_probs))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from data.batch import FRAME_SIDE, Batch, photo_batch
-from data.images import THUMB, as_photo
+from data.images import IMAGE_SIDE, as_photo
 from data.labels import LabelSet
 from data.view import View, framed_images
 from geometry.paste import Patch, paste_any, paste_turned
@@ -318,7 +318,7 @@ def stretched(photos_BHW3: Tensor, size: int) -> Tensor:
     """What ``View.photo`` gives for photos of one size (see ``FaceParser.forward``), but fit to be exported:
     images_B3SS, float in [0, 1].
 
-    Small ones go by way of 256 x 256 here too, equal to ``data.images.make_thumb`` up to the rounding of its bytes.
+    Small ones go by way of 256 x 256 here too, equal to ``data.images.make_image_256`` up to the rounding of its bytes.
     """
     check_range(photos_BHW3)
     white = 255 if photos_BHW3.dtype == torch.uint8 else 1
@@ -326,10 +326,10 @@ def stretched(photos_BHW3: Tensor, size: int) -> Tensor:
         return stretch_alike(photos_BHW3, size) / white
     counts = photos_BHW3.shape[1:3]
     lengths_2 = torch.tensor(counts, device=photos_BHW3.device)
-    shrinks = (lengths_2 >= THUMB).all()
-    pool_ST = F.adaptive_avg_pool1d(torch.eye(THUMB, device=photos_BHW3.device), size).T
+    shrinks = (lengths_2 >= IMAGE_SIDE).all()
+    pool_ST = F.adaptive_avg_pool1d(torch.eye(IMAGE_SIDE, device=photos_BHW3.device), size).T
     rows_SH, columns_SW = (
-        pool_ST @ stretch_weights(count, length, THUMB, shrinks)
+        pool_ST @ stretch_weights(count, length, IMAGE_SIDE, shrinks)
         for count, length in zip(counts, lengths_2, strict=True)
     )
     return stretch_by(photos_BHW3, rows_SH, columns_SW) / white

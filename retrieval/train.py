@@ -179,8 +179,8 @@ class Identity(Task):
         rank, world = distributed.rank(), distributed.world_size()
         torch.manual_seed(plan.seed + 2**16 * (epoch * world + rank + 1))  # of dropout
         steps = plan.recipe.steps or len(self.known) // plan.recipe.batch_size
-        thumbs = not View.needs_photos(plan.config.size)
-        photos = partial(batch_at, self.known_crops, plan.seed, epoch, thumbs)
+        with_images_256 = not View.needs_photos(plan.config.size)
+        photos = partial(batch_at, self.known_crops, plan.seed, epoch, with_images_256)
         steps_places: Any = places(epoch, steps, plan.recipe.batch_size, rank, world)
         cuda, workers = plan.machine.device.type == "cuda", plan.machine.workers
         return DataLoader(steps_places, None, collate_fn=photos, num_workers=workers, pin_memory=cuda)
@@ -224,14 +224,14 @@ def places(epoch: int, steps: int, batch_size: int, rank: int, world: int) -> li
     return [(epoch * steps + step) * batch_size + rank * share + np.arange(share) for step in range(steps)]
 
 
-def batch_at(crops_NSS3: np.ndarray, seed: int, epoch: int, thumbs: bool, places_B: np.ndarray) -> Batch:
-    """The photos at these ``places``. thumbs: see ``photo_batch``."""
+def batch_at(crops_NSS3: np.ndarray, seed: int, epoch: int, with_images_256: bool, places_B: np.ndarray) -> Batch:
+    """The photos at these ``places``. with_images_256: see ``photo_batch``."""
     turns_B, index_B = np.divmod(places_B, len(crops_NSS3))
     for turn in np.unique(turns_B):
         order_N = np.random.default_rng((seed, int(turn))).permutation(len(crops_NSS3))
         index_B[turns_B == turn] = order_N[index_B[turns_B == turn]]
     keys_B3 = torch.tensor([(seed, epoch, int(place)) for place in places_B])
-    batch = photo_batch(list(crops_NSS3[index_B]), NINE, thumbs)
+    batch = photo_batch(list(crops_NSS3[index_B]), NINE, with_images_256)
     return replace(batch, index_B=torch.from_numpy(index_B), keys_B3=keys_B3)
 
 

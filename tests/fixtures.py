@@ -23,7 +23,7 @@ from torch import nn
 
 from data.batch import Batch
 from data.cache import label_geometry, part_geometry
-from data.images import make_thumb
+from data.images import make_image_256
 from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
 from models.parser import FaceParser, WholeFaceParser
 from models.stn_icnn.icnn import ICNN
@@ -196,7 +196,7 @@ def batch_of(faces: Sequence[tuple[np.ndarray, np.ndarray]], labels: LabelSet = 
         labels,
         padded(photos),
         padded(maps),
-        torch.from_numpy(np.stack([make_thumb(photo) for photo in photos])),
+        torch.from_numpy(np.stack([make_image_256(photo) for photo in photos])),
         torch.tensor([label_map.shape for label_map in maps]),
         *map(torch.from_numpy, geometry),
         index_B=torch.arange(first, first + len(faces)),

@@ -104,14 +104,14 @@ def trained(monkeypatch, weights) -> Trained:
     return trained
 
 
-def test_hidden_parts_are_covered_in_photo_and_thumb_and_nowhere_else(val_faces):
+def test_hidden_parts_are_covered_in_photo_and_small_image_and_nowhere_else(val_faces):
     batch = val_faces.first(2)
     boxes_BP4 = common.part_boxes(batch.labels_BHW)
     hidden_BP = np.zeros((2, 6), bool)
     hidden_BP[1, 4] = True
     covered = hidden_parts.hide(batch, boxes_BP4, hidden_BP)
     assert torch.equal(covered.photos_BHW3[0], batch.photos_BHW3[0])
-    assert torch.equal(covered.thumbs_BTT3[0], batch.thumbs_BTT3[0])
+    assert torch.equal(covered.images_256_BSS3[0], batch.images_256_BSS3[0])
     changed_HW = (covered.photos_BHW3[1] != batch.photos_BHW3[1]).any(-1)
     left, top, right, bottom = boxes_BP4[1, 4].tolist()
     grow_x, grow_y = 0.15 * (right - left + 1), 0.15 * (bottom - top + 1)
@@ -122,7 +122,7 @@ def test_hidden_parts_are_covered_in_photo_and_thumb_and_nowhere_else(val_faces)
     assert bottom <= ys.max() <= bottom + grow_y + 1
     patch = covered.photos_BHW3[1][batch.labels_BHW[1] == 5]
     assert (patch == patch[0]).all()
-    assert not torch.equal(covered.thumbs_BTT3[1], batch.thumbs_BTT3[1])
+    assert not torch.equal(covered.images_256_BSS3[1], batch.images_256_BSS3[1])
 
 
 def test_parts_are_hidden_one_after_the_other_in_an_order_of_the_seed():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.batch import FRAME_SIDE, framed_batch, photo_batch
 from data.datasets.synthetic import draw_face
-from data.images import make_thumb, warp_frame
+from data.images import make_image_256, warp_frame
 from data.labels import CELEBAMASK, NINE
 from data.view import View
 from experiments.scenes import detection_of
@@ -78,10 +78,10 @@ def test_the_frame_turns_with_the_face():
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (1024, 1024), (300, 400)])
-def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape):
+def test_the_small_image_of_the_whole_photo_is_that_of_a_face(shape):
     photo = cv2.resize(draw_face(1, 0, 192)[0], shape[::-1], interpolation=cv2.INTER_CUBIC)
     found = warp_frame(photo, whole_photo(*shape).matrix_23).astype(int)
-    difference = np.abs(found - make_thumb(photo))[4:-4, 4:-4]
+    difference = np.abs(found - make_image_256(photo))[4:-4, 4:-4]
     assert difference.max() <= (1 if shape[0] in (512, 1024) else 40)
     assert difference.mean() < 2
 
@@ -89,10 +89,10 @@ def test_the_thumb_of_the_whole_photo_is_that_of_a_face(shape):
 @pytest.mark.parametrize("degrees", [35, 180])
 def test_a_turned_face_is_seen_upright(face, degrees):
     photo, frame = turned_in(face, degrees, 900, 1000, (480, 430))
-    assert np.abs(warp_frame(photo, frame).astype(int) - make_thumb(face))[8:-8, 8:-8].mean() < 3
+    assert np.abs(warp_frame(photo, frame).astype(int) - make_image_256(face))[8:-8, 8:-8].mean() < 3
     view = View(framed_batch([photo], [[frame]], NINE))
     inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
-    for size in (128, 300):  # from the thumb, and from the photo
+    for size in (128, 300):  # from the small image, and from the photo
         expected = View(photo_batch([face], NINE)).photo(size)
         assert (view.photo(size)[inner] - expected[inner]).abs().mean() < 0.015
     theta = window_theta(torch.tensor([[[200.0, 240.0]]]), torch.tensor([[[101.0]]]), torch.tensor([[512, 512]]))

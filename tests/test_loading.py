@@ -18,7 +18,7 @@ from PIL import Image
 
 from data import listing
 from data.camera import degraded, is_degraded
-from data.images import make_thumb
+from data.images import make_image_256
 from data.labels import CELEBAMASK, HELEN, NINE
 from data.loaders import Faces, evaluation_batches, open_faces, training_batches
 from data.source import FaceData, open_source
@@ -76,9 +76,15 @@ def assert_holds_the_files(faces: Faces, root: Path) -> None:
     assert faces.names == [sample.name for sample in source.samples]
     for k, sample in enumerate(source.samples):
         photo, labels = source.read(sample)
-        held = [faces.photo(k), faces.thumb(k), faces.ids(k), faces.label_map(k), *(part[k] for part in faces.parts())]
+        held = [
+            faces.photo(k),
+            faces.image_256(k),
+            faces.ids(k),
+            faces.label_map(k),
+            *(part[k] for part in faces.parts()),
+        ]
         for one, other in zip(
-            held, [photo, make_thumb(photo), labels, merge[labels], *geometry_of(merge[labels])], strict=True
+            held, [photo, make_image_256(photo), labels, merge[labels], *geometry_of(merge[labels])], strict=True
         ):
             np.testing.assert_array_equal(one, other)
 
@@ -108,7 +114,7 @@ def test_each_face_is_decoded_once(root, reads):
         ("records.bin", 2.4, b"", 4),  # a record half written
         ("photos.bin", 6, b"\7" * 4000, 0),  # a photo half written, its record not yet
         ("labels.bin", 0.5, b"", 6),  # less than the records vouch for
-        ("thumbs.bin", 5.5, b"", 1),
+        ("images_256.bin", 5.5, b"", 1),
     ],
 )
 def test_an_interrupted_cache_goes_on_where_it_stopped(file, keep, garbage, again, root, reads):
@@ -130,7 +136,7 @@ def failing_loaders(monkeypatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("failing_loaders")
-@pytest.mark.parametrize(("file", "workers"), [("photos.bin", 0), ("labels.bin", 1), ("thumbs.bin", 0)])
+@pytest.mark.parametrize(("file", "workers"), [("photos.bin", 0), ("labels.bin", 1), ("images_256.bin", 0)])
 def test_a_face_that_was_damaged_on_the_disk_is_told_in_one_line(file, workers, root):
     faces = open_train(root)
     flip(faces.folder / file, 100)
@@ -364,6 +370,6 @@ def test_both_looks_of_a_face_are_soft_and_its_labels_stay(tmp_path):
     expected = [is_degraded(tuple(key), 0.5) for key in clean.keys_B3.tolist()]
     assert changed.tolist() == expected
     assert 0 < sum(expected) < 8
-    for photo, thumb in zip(soft.photos_BHW3, soft.thumbs_BTT3, strict=True):
-        assert np.array_equal(make_thumb(photo.numpy()), thumb)
+    for photo, image_256 in zip(soft.photos_BHW3, soft.images_256_BSS3, strict=True):
+        assert np.array_equal(make_image_256(photo.numpy()), image_256)
     assert torch.equal(soft.labels_BHW, clean.labels_BHW)

@@ -98,20 +98,20 @@ def test_a_draw_shows_area_averages_of_the_augmented_photo_without_alias(fine):
         assert (resized(rendered, size, cv2.INTER_NEAREST) - expected_SS3).abs().mean() > 0.12  # what alias does
 
 
-def of_the_thumbs(batch, affine_B33, size) -> Tensor:
+def of_the_images_256(batch, affine_B33, size) -> Tensor:
     """How all weights so far were trained: the cached 256 x 256, shrunk, then sampled at the view's pixel centres."""
-    thumbs_B3TT = batch.thumbs_BTT3.permute(0, 3, 1, 2).float()
+    images_256_B3SS = batch.images_256_BSS3.permute(0, 3, 1, 2).float()
     if affine_B33 is None:
-        return F.adaptive_avg_pool2d(thumbs_B3TT, size) / 255
+        return F.adaptive_avg_pool2d(images_256_B3SS, size) / 255
     if size < 128:
-        thumbs_B3TT = F.adaptive_avg_pool2d(thumbs_B3TT, 2 * size)
+        images_256_B3SS = F.adaptive_avg_pool2d(images_256_B3SS, 2 * size)
     half_B3 = torch.cat([batch.sizes_B2.flip(-1) / 2, torch.ones(len(affine_B33), 1)], 1)
     matrix_B33 = affine_B33 * half_B3[:, None, :] / half_B3[:, :, None]
     ticks_S = (2 * torch.arange(size) + 1) / size - 1
     y_SS, x_SS = torch.meshgrid(ticks_S, ticks_S, indexing="ij")
     x_B112, y_B112, shift_B112 = (column[:, None, None] for column in matrix_B33[:, :2].unbind(-1))
     grid_BSS2 = x_B112 * x_SS[..., None] + y_B112 * y_SS[..., None] + shift_B112
-    return (F.grid_sample(thumbs_B3TT, grid_BSS2, align_corners=False) / 255).clamp(1e-4, 1)
+    return (F.grid_sample(images_256_B3SS, grid_BSS2, align_corners=False) / 255).clamp(1e-4, 1)
 
 
 @pytest.mark.parametrize("size", [32, 128])
@@ -120,9 +120,9 @@ def test_up_to_128_the_photo_comes_from_the_cached_256_bit_for_bit(size):
     without = replace(batch, photos_BHW3=torch.empty(4, 0, 0, 3, dtype=torch.uint8))
     assert not View.needs_photos(size)
     assert View.needs_photos(129)
-    assert torch.equal(View(without).photo(size), of_the_thumbs(batch, None, size))
+    assert torch.equal(View(without).photo(size), of_the_images_256(batch, None, size))
     view = ANY.view(without)
-    assert torch.equal(view.photo(size), of_the_thumbs(batch, view.draw.affine_B33, size))
+    assert torch.equal(view.photo(size), of_the_images_256(batch, view.draw.affine_B33, size))
 
 
 def test_drawing_nothing_shows_the_face_as_evaluation_sees_it(fine):

@@ -127,8 +127,8 @@ def check_face(labels: LabelSet, listing: Listing, scenes: SceneParser, sample: 
         face.problems.append(str(error))
     picture, found = None, []
     if photo is not None:
-        face.size, thumb = (photo.shape[0], photo.shape[1]), images.make_thumb(photo)
-        for picture in (thumb, photo):
+        face.size, image_256 = (photo.shape[0], photo.shape[1]), images.make_image_256(photo)
+        for picture in (image_256, photo):
             if found := scenes.detector.find(picture):
                 face.face_hash = oddities.face_hash(picture, found[0])
                 break
