@@ -171,14 +171,14 @@ def test_the_example_of_the_documentation_runs(framed, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("label", "status", "kept"), [(7, 1, "older"), (0, 0, "newer")])
-def test_a_file_that_labels_otherwise_is_not_kept(label, status, kept, weights, tmp_path, monkeypatch, capsys):
+def test_a_file_that_labels_otherwise_is_not_kept(label, status, kept, plain, tmp_path, monkeypatch, capsys):
     path, black = tmp_path / "faces.pt2", torch.zeros(1, 4, 4, 3)
     path.write_text("older")
     monkeypatch.setattr(export, "trace", lambda labeller: None)
     monkeypatch.setattr(export, "save_program", lambda program, path, labeller: path.write_text("newer"))
     monkeypatch.setattr(export, "load_program", lambda path: lambda photos: torch.full((1, 4, 4), label))
     monkeypatch.setattr(export.Labeller, "checks", lambda self: [("black", (black,), black[..., 0])])
-    options = ["--checkpoint", str(weights), "--program", str(path)]
+    options = ["--checkpoint", str(plain.folder / "model.pt"), "--program", str(path)]
     with refuses("already exists"):
         export.main(options)
     assert export.main([*options, "--overwrite"]) == status
