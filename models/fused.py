@@ -50,7 +50,7 @@ class FusedParser(FaceParser):
 
     def parse(self, batch: Batch) -> Parsed:
         fused_BKHW, theta_BP23 = self.probabilities(batch)
-        return Parsed(fused_BKHW.argmax(1).byte(), theta_BP23)
+        return Parsed(fused_BKHW.max(1).indices.byte(), theta_BP23)
 
     def patches(self, batch: Batch, keep_probs: bool = False) -> Iterator[tuple[Patch, np.ndarray]]:
         """See ``FaceParser.patches``; the only window is that of the whole face."""

@@ -4,6 +4,7 @@ Synthetic faces: repeatable, exact, and not to be parsed by colour alone."""
 import pickle
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,12 @@ def test_seed_and_index_and_nothing_else_decide_on_the_face_whose_size_is_the_on
     assert all(np.array_equal(one, two) for one, two in zip((photo, labels), draw_face(5, 11, size), strict=True))
     for other in ((6, 11), (5, 12)):
         assert not np.array_equal(labels, draw_face(*other, size)[1])
+
+
+def test_a_face_is_the_same_in_any_thread(faces):
+    with ThreadPoolExecutor(2) as pool:
+        for face, again in zip(faces, pool.map(lambda i: draw_face(8, i, SIZE), range(FACES)), strict=True):
+            assert all(np.array_equal(one, two) for one, two in zip(face, again, strict=True))
 
 
 def test_every_label_is_in_many_faces_most_parts_missing_from_some_and_brow1_and_eye1_lie_on_the_left(faces):

@@ -36,7 +36,7 @@ def draw_background(face: Canvas, rng: np.random.Generator) -> None:
         shape = rng.uniform(-0.05, 1.05, 2) + (smooth(shape) if rng.random() < 0.6 else shape)
         cv2.fillPoly(photo, [np.round(shape * side).astype(np.int32)], face.any_tone(rng).tolist(), cv2.LINE_AA)
     blur = 2 * round(side * rng.uniform(0, 0.05)) + 1
-    face.photo[:] = cv2.stackBlur(photo, (blur, blur))
+    face.photo[:] = cv2.GaussianBlur(photo.astype(np.uint8), (blur, blur), 0)
 
 
 def draw_light(face: Canvas, rng: np.random.Generator) -> None:
@@ -47,7 +47,8 @@ def draw_light(face: Canvas, rng: np.random.Generator) -> None:
     ball = np.stack(((x * cos + y * sin) / 0.95, (y * cos - x * sin) / 1.35, np.zeros_like(x)))
     ball[2] = np.sqrt(np.clip(1 - ball[0] ** 2 - ball[1] ** 2, 0.02, 1))
     lamp = np.array((rng.normal(0, 0.55), rng.normal(-0.3, 0.4), 0.8))
-    facing = np.tensordot(lamp / np.linalg.norm(lamp), ball / np.linalg.norm(ball, axis=0), 1)
+    # no product of matrices, whose last digit may depend on where in the memory they lie
+    facing = (lamp[:, None, None] * ball).sum(0) / np.sqrt((lamp**2).sum() * (ball**2).sum(0))
     gain = 1 + rng.uniform(0.1, 0.8) * (np.clip(facing, -0.2, 1) - 0.7)
     gain = gain * (1 + rng.uniform(-0.5, 0.5) * x + rng.uniform(-0.5, 0.5) * y)
     angle, offset, sharpness = rng.uniform((0, -0.25, 4), (2 * math.pi, 0.25, 60))
