@@ -16,6 +16,7 @@ from faces.align import whole_photo
 from faces.detect import Detection
 from faces.results import Job, not_written, write
 from faces.scene import Face, Scene, SceneParser
+from geometry.sampling import most_probable
 from geometry.theta import window_corners
 from models.parser import BATCH_PIXELS, FaceParser
 from utils import runtime
@@ -60,7 +61,7 @@ class Labelling:
         with torch.inference_mode(), runtime.autocast(machine.device, machine.amp):
             if self.probabilities:
                 canvas_BKHW, theta_BP23 = parser.probabilities(batch)
-                labels_BHW = canvas_BKHW.argmax(1).byte()
+                labels_BHW = most_probable(canvas_BKHW, 1)
                 canvas_BKHW /= canvas_BKHW.sum(1, keepdim=True)  # where windows overlap, the sum is more than 1
                 probabilities = list(canvas_BKHW.half().cpu().numpy())
             else:

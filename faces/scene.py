@@ -17,6 +17,7 @@ from data.labels import LabelSet
 from faces.align import Frame, frame_of, whole_photo
 from faces.detect import Detection, Detector
 from geometry.paste import Patch
+from geometry.sampling import most_probable
 from geometry.theta import window_corners
 from models.parser import FaceParser, on_host
 from scoring.pictures import draw_outlines, overlay
@@ -211,7 +212,7 @@ class SceneParser:
         thetas = np.stack([theta_P23 for _, theta_P23 in patches]) if patches else np.zeros((0, 0, 2, 3))
         squares = np.stack([frame.matrix_23 for frame in frames]) if frames else np.zeros((0, 2, 3))
         frames_F23, theta_FP23 = (torch.from_numpy(a).float().to(self.device) for a in (squares, thetas))
-        labels_HW = probs_KHW.argmax(0).byte()
+        labels_HW = most_probable(probs_KHW, 0)
         return TensorScene(self.parser.labels, labels_HW, owners_HW, probs_KHW, frames_F23, theta_FP23, list(found))
 
 

@@ -122,9 +122,14 @@ def enlarged_labels(logits_BKhw: Tensor, sizes_B2: Tensor, height: int, width: i
     padding."""
     labels_BHW = torch.zeros(len(logits_BKhw), height, width, dtype=torch.uint8, device=logits_BKhw.device)
     for labels_HW, logits_KHW in zip(labels_BHW, enlarge(logits_BKhw, sizes_B2), strict=True):
-        best_HW = logits_KHW.max(0).indices  # five times as fast as argmax on a CPU
-        labels_HW[: logits_KHW.shape[1], : logits_KHW.shape[2]] = best_HW.byte()
+        labels_HW[: logits_KHW.shape[1], : logits_KHW.shape[2]] = most_probable(logits_KHW, 0)
     return labels_BHW
+
+
+def most_probable(scores: Tensor, dim: int) -> Tensor:
+    """The labels with the largest scores along a dimension, uint8. On a CPU, max finds them five times as fast as
+    argmax does."""
+    return scores.max(dim).indices.byte()
 
 
 def stretch(photos_BHW3: Tensor, sizes_B2: Tensor, side: int, full: bool | None = None) -> Tensor:

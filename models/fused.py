@@ -9,6 +9,7 @@ from torch import Tensor
 from data.batch import Batch
 from data.labels import NO_ID
 from geometry.paste import Patch
+from geometry.sampling import most_probable
 from models.parser import FaceParser, Parsed
 
 
@@ -50,7 +51,7 @@ class FusedParser(FaceParser):
 
     def parse(self, batch: Batch) -> Parsed:
         fused_BKHW, theta_BP23 = self.probabilities(batch)
-        return Parsed(fused_BKHW.max(1).indices.byte(), theta_BP23)
+        return Parsed(most_probable(fused_BKHW, 1), theta_BP23)
 
     def patches(self, batch: Batch, keep_probs: bool = False) -> Iterator[tuple[Patch, np.ndarray]]:
         """See ``FaceParser.patches``; the only window is that of the whole face."""

@@ -222,18 +222,19 @@ class WholeFaceParser(FaceParser):
         self.flip = Mirrored(self.logits, self.labels)
         return self
 
-    def _label(self, images_B3SS: Tensor) -> Tensor:
+    def _logits(self, images_B3SS: Tensor) -> Tensor:
+        """``logits``, once ``mirrored`` the mean with those of the mirrored photo."""
         return self.flip(images_B3SS) if self.flip else self.logits(images_B3SS)
 
     def parse(self, batch: Batch) -> Parsed:
-        logits_BKhw = self._label(View(batch).photo(self.config.size))
+        logits_BKhw = self._logits(View(batch).photo(self.config.size))
         return Parsed(enlarged_labels(logits_BKhw, batch.host.sizes_B2, *batch.labels_BHW.shape[1:]), None)
 
     def window_probs(self, batch: Batch) -> WindowProbs:
         size, scale = self.config.size, 1.0
         if batch.frames_B33 is not None:
             size, scale = self.framed
-        return one_window(self._label(View(batch.widened(scale)).photo(size)), scale)
+        return one_window(self._logits(View(batch.widened(scale)).photo(size)), scale)
 
     @property
     def framed(self) -> tuple[int, float]:
@@ -243,20 +244,20 @@ class WholeFaceParser(FaceParser):
         return self.config.size if scale == 1 else max(160, round(self.config.size * scale / 32) * 32), scale
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        logits_BKhw = self._label(View(batch).photo(self.config.size))
+        logits_BKhw = self._logits(View(batch).photo(self.config.size))
         canvas_BKHW = torch.zeros(*logits_BKhw.shape[:2], *batch.labels_BHW.shape[1:], device=logits_BKhw.device)
         for canvas_KHW, logits_KHW in zip(canvas_BKHW, enlarge(logits_BKhw, batch.host.sizes_B2), strict=True):
             canvas_KHW[:, : logits_KHW.shape[1], : logits_KHW.shape[2]] = logits_KHW.softmax(0)
         return canvas_BKHW, None
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
-        logits_BKhw = self._label(stretched(photos_BHW3, self.config.size))
+        logits_BKhw = self._logits(stretched(photos_BHW3, self.config.size))
         return F.interpolate(logits_BKhw.float(), photos_BHW3.shape[1:3], mode="bilinear").softmax(1)
 
     def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
         size, scale = self.framed
         framed = framed_input(photos_1HW3, frames_F23, size, scale)
-        probs, theta_F123 = one_window(self._label(framed.images_F3SS))
+        probs, theta_F123 = one_window(self._logits(framed.images_F3SS))
         theta_F123 = compose(framed.frames_F33, theta_F123)
         _, height, width, _ = photos_1HW3.shape
         return paste_any(probs, theta_F123, height, width, self.paste)

@@ -350,7 +350,7 @@ def test_colour_alone_does_not_find_the_parts(faces):
     """A colour histogram fitted on 60 faces (most likely label of each colour) parses other faces badly."""
     colours = [(photo.astype(np.int64) // 16) @ (256, 16, 1) for photo, _ in faces]
     votes = np.zeros((16**3, 11), np.int64)
-    for colours_HW, (_, labels) in zip(colours[:60], faces, strict=False):
+    for colours_HW, (_, labels) in zip(colours[:60], faces[:60], strict=True):
         np.add.at(votes, (colours_HW, labels), 1)
     truth = np.stack([labels for _, labels in faces[60:]])
     for score in (votes, votes / votes.sum(0)):  # as frequent as they are, and all labels alike

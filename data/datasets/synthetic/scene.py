@@ -36,7 +36,7 @@ def draw_background(face: Canvas, rng: np.random.Generator) -> None:
         shape = rng.uniform(-0.05, 1.05, 2) + (smooth(shape) if rng.random() < 0.6 else shape)
         cv2.fillPoly(photo, [np.round(shape * side).astype(np.int32)], face.any_tone(rng).tolist(), cv2.LINE_AA)
     blur = 2 * round(side * rng.uniform(0, 0.05)) + 1
-    face.photo[:] = cv2.GaussianBlur(photo.astype(np.uint8), (blur, blur), 0)
+    face.photo[:] = cv2.GaussianBlur(np.clip(photo, 0, 255).astype(np.uint8), (blur, blur), 0)
 
 
 def draw_light(face: Canvas, rng: np.random.Generator) -> None:
