@@ -70,6 +70,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_parser(tmp_path_factory.mktemp("weights") / "best.pt", model)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers each time."""
+    torch.manual_seed(0)
+
+
 _loaded = cache(load_for_inference)
 
 

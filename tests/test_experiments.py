@@ -252,6 +252,7 @@ def test_parsers_without_windows_and_with_other_labels_are_scored_too(script, ru
     else:
         assert [row["condition"] for row in rows] == ["unchanged", "rotated by 20°"]
         assert rows[0]["f1"] != rows[1]["f1"]
+        assert rows[0]["found"] != rows[1]["found"]
 
 
 def test_class_imbalance_counts_every_pixel_of_the_masks(run, helen_root, tmp_path):
