@@ -26,9 +26,10 @@ from utils.runtime import run_main
 @dataclass(frozen=True)
 class WholeRecipe(Recipe):
     """balance: labels that fewer than this share of the faces have are drawn more often, see ``Faces.balance``; 0: each
-    face once an epoch."""
+    face once an epoch. least_share: see ``Faces.pixel_costs``; 0: all pixels cost the same."""
 
     balance: float = 0.25
+    least_share: float = 0.002
 
 
 BEST = WholeRecipe(
@@ -45,13 +46,14 @@ class TrainWhole(ParserTask):
 
     stage = "whole"
     model: WholeParser
+    costs_K: Tensor | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, size = self.plan.recipe, self.model.config.size
         grid = size // 2  # the logits of most decoders are as coarse or coarser, and this is a third of a step's time
         view = recipe.augmentation.view(batch)
         logits_BKGG = F.interpolate(self.model.logits(view.photo(size)), (grid, grid), mode="bilinear")
-        return {"segmentation": segmentation_loss(logits_BKGG, view.label_map(grid), recipe.dice)}
+        return {"segmentation": segmentation_loss(logits_BKGG, view.label_map(grid), recipe.dice, self.costs_K)}
 
 
 def build(plan: Plan, download: bool = False) -> TrainWhole:
@@ -76,6 +78,8 @@ def build(plan: Plan, download: bool = False) -> TrainWhole:
     assert isinstance(plan.recipe, WholeRecipe)
     if plan.recipe.balance:
         task.often_N = task.train_faces.balance(plan.recipe.balance)
+    if plan.recipe.least_share:
+        task.costs_K = torch.from_numpy(task.train_faces.pixel_costs(plan.recipe.least_share)).to(plan.machine.device)
     return task
 
 
@@ -106,9 +110,18 @@ def main(argv: list[str] | None = None) -> int:
         metavar="SHARE",
         help="draw faces with labels that fewer faces have more often; 0: each once an epoch; default: .25",
     )
+    group.add_argument(
+        "--least-share",
+        type=float,
+        metavar="SHARE",
+        help="pixels of labels with less than this share of all cost more, as if they had it; 0: all the same; "
+        "default: .002",
+    )
     args = parser.parse_args(argv)
-    if args.balance is not None and not 0 <= args.balance <= 1:
-        raise InputError(f"--balance {args.balance}: must be between 0 and 1")
+    shares = {name: getattr(args, name) for name in ("balance", "least_share") if getattr(args, name) is not None}
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"--{name.replace('_', '-')} {share}: must be between 0 and 1")
     model = {name: getattr(args, name) for name in ("arch", "encoder", "width", "frame_scale")}
     plan = options.plan(args, RECIPES, ("init_from",), size=args.input_size, **model)
     weights = "none" if args.init_from else args.encoder_weights
@@ -116,9 +129,7 @@ def main(argv: list[str] | None = None) -> int:
         weights = packaged(args.encoder or WholeParser.Config.encoder) or weights
     if weights not in ("imagenet", "none"):
         plan = replace(plan, start={**plan.start, "encoder_weights": Path(weights)})
-    if args.balance is not None:
-        plan = replace(plan, recipe=replace(plan.recipe, **{"balance": args.balance}))
-    task = build(plan, weights == "imagenet")
+    task = build(replace(plan, recipe=replace(plan.recipe, **shares)), weights == "imagenet")
     fit(task, task.run)
     return 0
 

@@ -139,6 +139,12 @@ class Faces(Dataset):
         often_N = np.where(held_NK, rarity_K, 1).max(1)
         return often_N / often_N.sum()
 
+    def pixel_costs(self, share: float) -> np.ndarray:
+        """What a pixel of each label costs so that labels with less than ``share`` of all pixels count as if they had
+        it, others 1: float32 (K,)."""
+        count_K = self.records["count"].sum(0) @ (self.lut[: len(self.data_labels), None] == np.arange(len(self.labels)))
+        return np.where(count_K > 0, (share * count_K.sum() / np.maximum(count_K, 1)).clip(1), 1).astype(np.float32)
+
     @cached_property
     def _same_ids(self) -> bool:
         count = len(self.data_labels)

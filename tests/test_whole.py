@@ -31,6 +31,7 @@ from models.fused import FusedParser
 from models.loading import SHIPPED_WEIGHTS, load_parser
 from models.whole import WholeConfig, WholeParser, imagenet_start, normalisation, packaged
 from tests.fixtures import batch_of, draw_faces, lively, save_parser, save_photo, write_challenge
+from training.losses import segmentation_loss
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -72,6 +73,7 @@ def test_only_weights_of_the_same_layers_fit() -> None:
         (("--encoder", "tu-nothing"), "encoder tu-nothing: "),
         (("--input-size", "65"), "--input-size 65.*multiple of 32"),
         (("--balance", "2"), "--balance 2.0: must be between"),
+        (("--least-share", "nan"), "--least-share nan: must be between"),
         (("--encoder-weights", "gone.pth"), "gone.pth"),
     ],
 )
@@ -128,6 +130,18 @@ def test_faces_with_rare_labels_are_drawn_more_often() -> None:
     counts[1:, 10] = 0  # one of eight: four times rarer than half
     faces.records = np.rec.fromarrays([counts], names="count")
     assert faces.balance(0.5).tolist() == pytest.approx([2 / 9] + [1 / 9] * 7)
+
+
+def test_pixels_of_rare_labels_cost_more() -> None:
+    faces = object.__new__(Faces)
+    faces.data_labels, faces.labels, faces.lut = HELEN, HELEN, HELEN.map_to(HELEN)
+    counts = np.array([[60, 1] + [0] * 9, [37, 1, 1] + [0] * 8])
+    faces.records = np.rec.fromarrays([counts], names="count")
+    costs_K = faces.pixel_costs(0.04)
+    assert costs_K.tolist() == pytest.approx([1, 2, 4] + [1] * 8)
+    logits_BKHW, targets_BHW = torch.randn(2, 11, 3, 3), torch.randint(0, 3, (2, 3, 3))
+    each_BHW = F.cross_entropy(logits_BKHW, targets_BHW, reduction="none") * torch.tensor([1.0, 2, 4])[targets_BHW]
+    assert segmentation_loss(logits_BKHW, targets_BHW, 0, torch.from_numpy(costs_K)).allclose(each_BHW.mean())
 
 
 def deeplab(labels: LabelSet = CELEBAMASK) -> DeepLab:
