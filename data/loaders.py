@@ -134,7 +134,7 @@ class Faces(Dataset):
     def balance(self, share: float) -> np.ndarray:
         """How often to draw each face so that labels which fewer than ``share`` of the faces have are seen more often:
         the square root of how much rarer its rarest label is (Gupta et al. 2019), as probabilities, float64 (N,)."""
-        held_NK = self.records["count"] @ (self.lut[: len(self.data_labels), None] == np.arange(len(self.labels))) > 0
+        held_NK = self._counts_NK > 0
         rarity_K = np.sqrt(share / np.maximum(held_NK.mean(0), 1 / len(self))).clip(1)
         often_N = np.where(held_NK, rarity_K, 1).max(1)
         return often_N / often_N.sum()
@@ -142,8 +142,13 @@ class Faces(Dataset):
     def pixel_costs(self, share: float) -> np.ndarray:
         """What a pixel of each label costs so that labels with less than ``share`` of all pixels count as if they had
         it, others 1: float32 (K,)."""
-        count_K = self.records["count"].sum(0) @ (self.lut[: len(self.data_labels), None] == np.arange(len(self.labels)))
+        count_K = self._counts_NK.sum(0)
         return np.where(count_K > 0, (share * count_K.sum() / np.maximum(count_K, 1)).clip(1), 1).astype(np.float32)
+
+    @property
+    def _counts_NK(self) -> np.ndarray:
+        """Pixels of each label in each face."""
+        return self.records["count"] @ (self.lut[: len(self.data_labels), None] == np.arange(len(self.labels)))
 
     @cached_property
     def _same_ids(self) -> bool:
