@@ -127,7 +127,6 @@ def labels_on(patch: Patch, height: int, width: int) -> Tensor:
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize(("shape", "turned"), [((50, 70), True), ((1, 30), True), ((50, 70), False)])
 def test_the_paste_of_a_whole_canvas_equals_that_of_the_windows_alone_turned_or_not(shape, turned, mode):
-    torch.manual_seed(0)
     probs = [torch.randn(2, 3, 17, 17).softmax(1), torch.randn(2, 2, 17, 17).softmax(1)]
     theta = torch.randn(2, 2, 2, 3) * 0.5
     if not turned:
@@ -143,18 +142,6 @@ def test_the_paste_of_a_whole_canvas_equals_that_of_the_windows_alone_turned_or_
         assert (expected_KHW - canvas_BKHW[b]).abs().amax(0).gt(1e-4).float().mean() < TIES
         assert torch.equal(patch.labels_YX, patch.probs_KYX.argmax(0).byte())
         assert torch.equal(patch.confidence_YX, patch.probs_KYX.amax(0))
-
-
-def test_a_turned_window_by_hand():
-    # a quarter clockwise: the crop's x axis points down in the photo
-    theta = torch.tensor([[[0.0, -0.5, 0.0], [0.5, 0.0, 0.0]]])
-    probs = torch.zeros(2, 5, 5)
-    probs[0] = 1
-    probs[:, 0, 4] = torch.tensor([0.0, 1.0])  # the crop's top right corner
-    patch = paste_turned([probs], theta, 9, 9)
-    rows, columns = (patch.labels_YX == 1).nonzero()[0].tolist()
-    assert int((patch.labels_YX == 1).sum()) == 1
-    assert (patch.top + rows, patch.left + columns) == (6, 6)  # (x, y) = 4 + 2 * (-top, right) = the lower right
 
 
 @pytest.mark.parametrize("broken", [float("nan"), 0.0])
@@ -190,7 +177,6 @@ def test_labels_come_back_to_a_turned_face(face, crops):
 
 
 def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser, face):
-    torch.manual_seed(0)
     photo, frame = turned_in(face, -100, 420, 400, (200, 210))
     frames = np.stack([frame, frame * np.array([1.1, 1.1, 1])])
     for model in (parser, TinyParser(TinyConfig(), CELEBAMASK).eval()):
@@ -206,11 +192,6 @@ def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser, face):
 def test_a_parser_without_frames_says_so():
     with pytest.raises(InputError, match="framed: tiny labels whole photos alone"):
         FaceParser.forward_framed(TinyParser(TinyConfig(), CELEBAMASK), torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, 3))
-
-
-def a_patch(top: int, left: int, label: int, side: int = 20) -> Patch:
-    labels_YX = torch.full((side, side), label, dtype=torch.uint8)
-    return Patch(top, left, labels_YX, torch.full((side, side), 0.75), None)
 
 
 def test_where_faces_overlap_the_nearest_decides_and_areas_are_those_of_its_own_pixels():
@@ -246,7 +227,6 @@ def test_where_faces_overlap_the_nearest_decides_and_areas_are_those_of_its_own_
 
 
 def test_a_group_photo_is_parsed_in_chunks_as_all_at_once(monkeypatch):
-    torch.manual_seed(0)
     parser = TinyParser(TinyConfig(), CELEBAMASK).eval()
     faces = np.stack([draw_face(0, k, 48)[0] for k in range(12)]).reshape(3, 4, 48, 48, 3)
     photo = faces.swapaxes(1, 2).reshape(3 * 48, 4 * 48, 3)
@@ -272,8 +252,11 @@ def test_tensors_of_several_types_come_back_from_one_copy():
 
 
 def test_patches_that_touch_do_not_overlap():
-    assert not overlapping([a_patch(0, 0, 1), a_patch(0, 20, 1), a_patch(20, 0, 1)])
-    assert overlapping([a_patch(0, 0, 1), a_patch(30, 30, 1), a_patch(49, 49, 1)])
+    def overlap(*corners: tuple[int, int]) -> bool:
+        return overlapping([Patch(*corner, torch.zeros(20, 20), torch.zeros(20, 20), None) for corner in corners])
+
+    assert not overlap((0, 0), (0, 20), (20, 0))
+    assert overlap((0, 0), (30, 30), (49, 49))
 
 
 def test_corners_and_distances_of_a_turned_window_by_hand():

@@ -19,8 +19,9 @@ from models.stn_icnn.baseline import baseline_theta
 from models.stn_icnn.icnn import ICNN, ICNNConfig
 from models.stn_icnn.localizer import FACE_LAYOUT, KINDS, PART_SHAPES, build_localizer
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from models.stn_icnn.parts import NETWORKS, PartNets, part_targets
+from models.stn_icnn.parts import part_targets
 from models.stn_icnn.windows import Windows, complete, target_theta, window_sides
+from tests.fixtures import lively
 
 PHOTO_SIZES = [(81, 81), (50, 37)]
 
@@ -36,11 +37,6 @@ NETS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(("build", "size", "out_size"), NETS)
 def test_a_network_gives_finite_floats_of_the_right_shape_and_each_parameter_a_gradient(build, size, out_size):
     network = build()
@@ -54,38 +50,6 @@ def test_a_network_gives_finite_floats_of_the_right_shape_and_each_parameter_a_g
         assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize(("build", "size", "out_size"), NETS)
-def test_in_evaluation_an_output_depends_neither_on_the_batch_nor_on_the_memory_layout(build, size, out_size):
-    network, images = build().eval(), torch.rand(3, *size)
-    with torch.inference_mode():
-        together = network(images)
-        assert torch.equal(network(images), together)
-        alone = torch.cat([network(image[None]) for image in images])
-        torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
-        channels_last = network.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
-        torch.testing.assert_close(channels_last, together, rtol=1e-4, atol=1e-5)
-
-
-def shaken(network: nn.Module) -> nn.Module:
-    """Batch statistics and biases as after training, so that labels differ."""
-    with torch.no_grad():
-        for tensor in network.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.add_(0.2 * torch.rand_like(tensor))
-    return network.eval().requires_grad_(False)
-
-
-@pytest.mark.parametrize("pair", [NETWORKS["brows"], NETWORKS["eyes"]])
-def test_the_second_brow_and_eye_are_labelled_as_the_mirrored_first(pair):
-    nets, crops = shaken(PartNets()), torch.rand(2, 6, 3, 37, 37)
-    first, second = pair
-    crops[:, second] = crops[:, first].flip(-1)
-    logits = nets(crops)
-    assert [tuple(part.shape) for part in logits] == [(2, len(labels) + 1, 37, 37) for labels in NINE.part_ids]
-    torch.testing.assert_close(logits[second], logits[first].flip(-1), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(logits[second], logits[first], atol=1e-2)
-
-
 def test_part_targets_keep_only_the_part():
     labels = torch.arange(len(NINE), dtype=torch.uint8).view(1, 1, 3, 3).expand(1, NUM_PARTS, 3, 3)
     targets = part_targets(labels)
@@ -94,19 +58,14 @@ def test_part_targets_keep_only_the_part():
     assert all(target.dtype == torch.int64 for target in targets)
 
 
-def test_the_papers_localizer_starts_at_a_frontal_face():
-    theta = build_localizer("paper").eval()(torch.rand(2, 9, 128, 128).softmax(1))
+def test_the_papers_localizer_starts_at_a_frontal_face_without_shear():
+    network = build_localizer("paper").eval()
+    torch.nn.init.normal_(network.linear.weight, std=2e-3)
+    theta = network(torch.rand(2, 9, 128, 128).softmax(1))
+    assert not theta[:, :, [0, 1], [1, 0]].any()  # shear
     torch.testing.assert_close(theta[:, :, :, 2], FACE_LAYOUT[:, :2].expand(2, 6, 2), rtol=0, atol=0.1)
     for axis in (0, 1):
         torch.testing.assert_close(theta[:, :, axis, axis], FACE_LAYOUT[:, 2].expand(2, 6), rtol=0, atol=0.1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_shear_is_zero_whatever_the_weights(kind):
-    theta = shaken(build_localizer(kind))(torch.rand(2, 9, 128, 128))
-    assert not theta[:, :, 0, 1].any()
-    assert not theta[:, :, 1, 0].any()
-    assert theta[:, :, [0, 1], [0, 1]].all()
 
 
 def test_the_old_cropper_puts_windows_on_the_rough_centroids_and_at_the_photos_centre_for_a_missing_part():
@@ -178,9 +137,7 @@ def test_what_is_exported_stretches_a_photo_as_a_view_does(height, width, size):
 
 
 def test_with_mirroring_a_mirrored_photo_gets_the_mirrored_labels():
-    torch.manual_seed(0)
-    model = STNiCNN(STNiCNNConfig(crop_size=33))
-    shaken(model)
+    model = lively(STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33)))
     images = torch.rand(2, 3, 64, 64)
     crops_BP3SS = torch.rand(2, 6, 3, 33, 33)
     before = model.parts(crops_BP3SS)
