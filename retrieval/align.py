@@ -7,21 +7,17 @@ faces of photos that are gone. Photos without a face are kept whole, and listed.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -35,7 +31,7 @@ from scoring.pictures import encode
 from utils import checkpoint, files, locks
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.runtime import end_with_parent, is_out_of_memory, printable, run_main
+from utils.runtime import is_out_of_memory, printable, run_main
 
 DETECTORS = {"yunet": Detector, "mtcnn": Mtcnn}
 RECORD, SETTINGS = "faces.jsonl", "align.json"
@@ -109,7 +105,7 @@ def cut_out(photo_HW3: np.ndarray, face: Detection, cut: Cut) -> np.ndarray:
 
 @cache
 def _finder(name: str) -> Finder:
-    """One detector a process."""
+    """The one detector of its name, which threads share."""
     return DETECTORS[name]()
 
 
@@ -161,21 +157,22 @@ def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any
             raise InputError(f"{out / files_there[0]} is a file, where a person's faces belong: remove it")
         done = _done(out)
         names = [_name(path) for path in people.files]
-        targets = [out / path.parent.name / f"{path.stem}.png" for path in people.files]
+        targets = {path: out / path.parent.name / f"{path.stem}.png" for path in people.files}
         todo = []
-        for path, target, name in zip(people.files, targets, names, strict=True):
-            row = done.get(name, {})
+        for path, target in targets.items():
+            row = done.get(_name(path), {})
             if not row or (row.get("photo_sha256"), row.get("face_sha256")) != (_sha256(path), _sha256(target)):
-                todo.append((path, target))
-        gone = {out / Path(name).with_suffix(".png") for name in done.keys() - set(names)} - set(targets)
-        gone |= {target for path, target in todo if done.pop(_name(path), None)}  # the photo may have become unreadable
+                todo.append(path)
+        gone = {out / Path(name).with_suffix(".png") for name in done.keys() - set(names)} - set(targets.values())
+        gone |= {targets[path] for path in todo if done.pop(_name(path), None)}  # the photo may have become unreadable
         for face in gone.intersection(out.glob("*/*.png")):
             face.unlink()
             with suppress(OSError):  # others are left
                 face.parent.rmdir()
         _write_record(out, done.values())
-        with open(out / RECORD, "a") as record:
-            for row in tqdm(_rows(todo, cut, workers), total=len(todo), desc="align", disable=None, leave=False):
+        with open(out / RECORD, "a") as record, ThreadPoolExecutor(max(1, workers)) as pool:
+            made = pool.map(lambda path: align_photo(path, targets[path], cut), todo)
+            for row in tqdm(made, "align", len(todo), disable=None, leave=False):
                 if "failed" not in row:
                     done[row["photo"]] = row
                     record.write(json.dumps(row) + "\n")
@@ -189,27 +186,6 @@ def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any
 
 def _write_record(out: Path, rows: Iterable[dict[str, Any]]) -> None:
     files.write_text(out / RECORD, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _rows(todo: list[tuple[Path, Path]], cut: Cut, workers: int) -> Iterator[dict[str, Any]]:
-    if workers <= 1 or len(todo) < workers:
-        yield from (align_photo(path, target, cut) for path, target in todo)
-        return
-    context = multiprocessing.get_context("spawn")  # OpenCV's and torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, context, initializer=_begin) as pool:
-        paths, targets = zip(*todo, strict=True)
-        try:
-            yield from pool.map(align_photo, paths, targets, [cut] * len(todo))
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a worker process was killed, probably for lack of memory: lower --workers; the same command continues"
-            ) from error
-
-
-def _begin() -> None:
-    end_with_parent()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
 
 
 def _settle(out: Path, settings: dict[str, Any]) -> None:
@@ -269,12 +245,12 @@ def main(argv: list[str] | None = None) -> int:
         "dlib's network knows",
     )
     cli.add_argument("--upright", dest="shape", action="store_const", const="upright", help="--cut upright")
-    cli.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
+    cli.add_argument("--workers", type=int, default=2, metavar="N", help="threads")
     args = cli.parse_args(argv)
     options.check(args, folders=())
     files.require_outside("OUT", args.out, args.source, INSIDE)
     cut = Cut(args.detector, args.image_size, args.margin, args.shape)
-    DETECTORS[cut.detector]()  # its weights are missed before anything is written
+    _finder(cut.detector)  # its weights are missed before anything is written
     rows = align(args.source, args.out, cut, args.workers)
     without = [row["photo"] for row in rows if row["box"] is None]
     if rows and len(without) == len(rows):

@@ -1,97 +1,35 @@
-"""MTCNN, three small networks in a row, as FaceNet's release runs it; weights from the package facenet-pytorch.
+"""MTCNN, three small networks in a row, as FaceNet's release runs it; the networks are those of facenet-pytorch.
 
-The package's own detector shrinks and rounds otherwise, and its boxes differ by two pixels; so only its weight files
-are read, without importing it. Coordinates are the release's: counted from 1, both ends inside.
+The package's own detector shrinks and rounds otherwise, and its boxes differ by two pixels. Coordinates are the
+release's: counted from 1, both ends inside.
 """
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from faces.detect import Detection
-from utils import checkpoint
-from utils.files import packaged
+from utils.errors import InputError
 
 SMALLEST = 20  # side of the smallest face, pixels
 FACTOR = 0.709  # of each size of the pyramid to the one before
 THRESHOLDS = (0.6, 0.7, 0.7)  # least probability after each network
 CELL, STRIDE = 12, 2  # what a cell of the first network sees, and the step from cell to cell, pixels
-INSTALL = "--no-deps facenet-pytorch==2.6.0"
-SHA256 = {
-    "pnet": "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f",
-    "rnet": "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86",
-    "onet": "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d",
-}
-
-
-class PNet(nn.Module):
-    """(B, 3, H, W) -> box offsets (B, 4, h, w) and probabilities (B, 2, h, w) of every cell."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.prelu1 = nn.Conv2d(3, 10, 3), nn.PReLU(10)
-        self.pool1 = nn.MaxPool2d(2, 2, ceil_mode=True)
-        self.conv2, self.prelu2 = nn.Conv2d(10, 16, 3), nn.PReLU(16)
-        self.conv3, self.prelu3 = nn.Conv2d(16, 32, 3), nn.PReLU(32)
-        self.conv4_1, self.conv4_2 = nn.Conv2d(32, 2, 1), nn.Conv2d(32, 4, 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.pool1(self.prelu1(self.conv1(x)))
-        x = self.prelu3(self.conv3(self.prelu2(self.conv2(x))))
-        return self.conv4_2(x), self.conv4_1(x).softmax(1)
-
-
-class RNet(nn.Module):
-    """(B, 3, 24, 24) -> box offsets (B, 4) and probabilities (B, 2)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.prelu1 = nn.Conv2d(3, 28, 3), nn.PReLU(28)
-        self.conv2, self.prelu2 = nn.Conv2d(28, 48, 3), nn.PReLU(48)
-        self.conv3, self.prelu3 = nn.Conv2d(48, 64, 2), nn.PReLU(64)
-        self.pool1, self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.dense4, self.prelu4 = nn.Linear(576, 128), nn.PReLU(128)
-        self.dense5_1, self.dense5_2 = nn.Linear(128, 2), nn.Linear(128, 4)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.pool1(self.prelu1(self.conv1(x)))
-        x = self.prelu3(self.conv3(self.pool2(self.prelu2(self.conv2(x)))))
-        x = self.prelu4(self.dense4(x.permute(0, 3, 2, 1).flatten(1)))
-        return self.dense5_2(x), self.dense5_1(x).softmax(1)
-
-
-class ONet(nn.Module):
-    """(B, 3, 48, 48) -> box offsets (B, 4), points (B, 10: five x, five y) and probabilities (B, 2)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.prelu1 = nn.Conv2d(3, 32, 3), nn.PReLU(32)
-        self.conv2, self.prelu2 = nn.Conv2d(32, 64, 3), nn.PReLU(64)
-        self.conv3, self.prelu3 = nn.Conv2d(64, 64, 3), nn.PReLU(64)
-        self.conv4, self.prelu4 = nn.Conv2d(64, 128, 2), nn.PReLU(128)
-        self.pool1, self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.pool3 = nn.MaxPool2d(2, 2, ceil_mode=True)
-        self.dense5, self.prelu5 = nn.Linear(1152, 256), nn.PReLU(256)
-        self.dense6_1, self.dense6_2, self.dense6_3 = nn.Linear(256, 2), nn.Linear(256, 4), nn.Linear(256, 10)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.pool1(self.prelu1(self.conv1(x)))
-        x = self.pool3(self.prelu3(self.conv3(self.pool2(self.prelu2(self.conv2(x))))))
-        x = self.prelu5(self.dense5(self.prelu4(self.conv4(x)).permute(0, 3, 2, 1).flatten(1)))
-        return self.dense6_2(x), self.dense6_3(x), self.dense6_1(x).softmax(1)
 
 
 class Mtcnn:
-    """The three networks. Raises InputError where their weights are missing or damaged."""
+    """The three networks. Raises InputError where the package is missing."""
 
     def __init__(self) -> None:
-        self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
-        for name, digest in SHA256.items():
-            path = packaged("facenet_pytorch", f"data/{name}.pt", digest, "MTCNN's weights", INSTALL)
-            network = getattr(self, name)
-            network.load_state_dict(checkpoint.read_tensors(path))
-            network.eval().requires_grad_(False)
+        try:
+            from facenet_pytorch import ONet, PNet, RNet
+        except ImportError as error:
+            message = "MTCNN needs the package: pip install --no-deps facenet-pytorch==2.6.0"
+            raise InputError(f"{message} ({error})") from error
+        # (B, 3, H, W) -> box offsets (B, 4, h, w) and probabilities (B, 2, h, w) of every cell; (B, 3, 24, 24) -> those
+        # (B, 4) and (B, 2); (B, 3, 48, 48) -> offsets (B, 4), points (B, 10: five x, five y) and probabilities (B, 2)
+        self.pnet, self.rnet, self.onet = (network().requires_grad_(False) for network in (PNet, RNet, ONet))
 
     def find(self, photo_HW3: np.ndarray) -> list[Detection]:
         """Every face of a photo (uint8 (H, W, 3), RGB), most probable first.

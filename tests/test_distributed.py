@@ -1,12 +1,9 @@
 """Two gloo processes on the CPU train as one process does with the same global batch."""
 
 import json
-import multiprocessing
 import os
 import re
-import select
 import signal
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -18,13 +15,13 @@ from torch import nn
 
 import evaluate
 import train_stage1
-from tests.fixtures import fork, repainted, two_processes
+from tests.fixtures import repainted, two_processes
 from tests.test_resume import save_model
 from tests.test_stages import SCRIPTS
 from training import batchnorm
 from utils import checkpoint, distributed
 from utils.errors import InputError
-from utils.runtime import end_with_parent, pick_device, run_main
+from utils.runtime import pick_device, run_main
 
 OWN = {
     "stage1": ["--coarse-size", "32", "--lr", "0.001"],
@@ -196,23 +193,6 @@ def test_when_one_process_is_killed_the_other_ends_in_one_line(tiny_options, tmp
     assert two_processes(lambda: run_main(lambda: train_stage1.main(options))) == [2, -signal.SIGKILL]
     (line,) = own_lines(capfd)
     assert "process 0 of 2 has lost the others, of which one has ended" in line
-
-
-def test_a_process_of_a_pool_ends_with_its_parent_even_if_that_is_killed():
-    held, end = os.pipe()  # each process holds its end open for as long as it lives
-
-    def work():
-        end_with_parent()
-        os.write(end, b".")
-        time.sleep(600)
-
-    child = fork(lambda: (multiprocessing.get_context("fork").Process(target=work).start(), time.sleep(600)))
-    os.close(end)
-    assert os.read(held, 1) == b"."
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert select.select([held], [], [], 60)[0]
-    assert os.read(held, 1) == b""
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,7 @@ def mtcnn():
     try:
         return align.Mtcnn()
     except InputError:
-        pytest.skip("facenet-pytorch, whose weights MTCNN needs, is not installed")
+        pytest.skip("facenet-pytorch, whose networks MTCNN runs, is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +317,7 @@ def photos(tmp_path, astronaut) -> Path:
 
 def test_aligning_goes_on_where_it_stopped_and_compares_contents(tmp_path, capsys, photos):
     out, record = tmp_path / "out", tmp_path / "out" / align.RECORD
-    arguments = [str(photos), str(out), "--workers", "1"]
+    arguments = [str(photos), str(out)]
     assert align.main(arguments) == 0
     told = capsys.readouterr().out
     assert "no face in 1 (b/x.png)" in told
@@ -367,17 +366,6 @@ def test_photos_are_sorted_by_the_end_of_their_names(tmp_path, capsys):
     assert found == {"train/7/7_1.jpg", "test/7/7_2.jpg", "train/a_b/a_b_1.PNG"}
     assert "already exists" in error_of(capsys, sort.main, *arguments)
     assert "named <person>_1.jpg" in error_of(capsys, sort.main, tmp_path, tmp_path / "new")
-
-
-def test_alignment_says_so_when_one_of_its_processes_is_killed(tmp_path, capsys, monkeypatch):
-    people = write_people(tmp_path / "in", {"a": 2, "b": 2}, 48)
-
-    def lost(*arguments, **options):
-        raise BrokenProcessPool
-
-    monkeypatch.setattr(align.ProcessPoolExecutor, "map", lost)
-    line = error_of(capsys, align.main, people, tmp_path / "out", "--workers", "2")
-    assert "lower --workers" in line
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import ctypes
 import errno
 import io
 import logging
-import multiprocessing
 import os
 import signal
 import stat
@@ -107,15 +106,6 @@ def end_as_by_ctrl_c() -> None:
         for end in _ENDS:
             if signal.getsignal(end) == signal.SIG_DFL:
                 signal.signal(end, interrupt)
-
-
-def end_with_parent() -> None:
-    """In a process of a pool: leave Ctrl-C and SIGHUP to the parent, and end as soon as it has ended, killed or not."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: parent.join() or os._exit(1), daemon=True).start()  # type: ignore[func-returns-value]
 
 
 def is_out_of_memory(error: Exception) -> bool:
