@@ -14,14 +14,13 @@ import train_stage1
 from data.view import Augmentation
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import refuses
-from tests.fixtures import another_run, fork, repainted, save_parser
+from tests.fixtures import fork, repainted, save_parser
 from utils import checkpoint
 from utils.runtime import run_main
 
 TIMES = ("train_s", "val_s")
 RUN_FILES = {"best.pt", "last.pt", "config.json", "log.jsonl", "tensorboard"}
 THIN = ["--coarse-size", "32", "--coarse-channels", "4", "4", "4", "4"]
-DAMAGED, OTHER = "weights, epoch or best row are damaged", "optimizer state is damaged or of another model"
 
 
 def assert_same(one: Any, two: Any, where: str = "") -> None:
@@ -104,63 +103,30 @@ def test_a_run_that_a_signal_ends_in_its_second_epoch_resumes_bit_for_bit(
     assert_same_run(tmp_path / "run", Path(stage1[-1]))
 
 
-def test_a_second_run_in_a_folder_is_refused_while_the_first_one_lives(tiny_fit, tmp_path):
-    run_dir = tmp_path / "run"
-    tiny_fit(tmp_path / "whole")
-    with another_run(run_dir):
-        for resume in (False, True):
-            with refuses("--run-dir", "run is in use by another run: wait until it ends"):
-                tiny_fit(run_dir, resume=resume)
-        assert [path.name for path in run_dir.iterdir()] == [".lock"]
-    (run_dir / ".lock").touch()  # as a killed run leaves it: it locks nothing
-    tiny_fit(run_dir)
-    assert_same_run(run_dir, tmp_path / "whole")
-    assert {path.name for path in run_dir.iterdir()} == RUN_FILES
-
-
-def moment(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
-    """Changes what the optimizer holds of its first tensor; None: takes it away."""
-
-    def change(state: dict[str, Any]) -> dict[str, Any]:
-        held = {**state["optimizer"]["state"][0], key: value}
-        state["optimizer"]["state"][0] = {name: value for name, value in held.items() if value is not None}
-        return state
-
-    return change
-
-
-ABSURD: tuple[tuple[Any, str], ...] = (  # what is changed, or how; what is said
-    *(({"epoch": epoch}, DAMAGED) for epoch in ("2", -1, 7, float("nan"))),
-    *(({"best": best}, DAMAGED) for best in (None, {"epoch": 0}, {"epoch": 0, "miss": "low"})),
-    ({"modules": None}, DAMAGED),
-    ({"modules": {}}, "no state dict"),
-    ({"stage": "cropper"}, "comes from stage 'cropper'; needed here: stage1"),
-    ({"stage": torch.ones(2)}, "comes from stage a Tensor"),
-    ({"recipe": {"batch_size": torch.zeros(3), "epochs": 3}}, "trained with recipe.batch_size"),
-    ({"recipe": None}, "trained with recipe"),
-    *(({"optimizer": state}, OTHER) for state in (7, {"state": {}, "param_groups": []}, {"state": [1]})),
-    *((moment("exp_avg", value), OTHER) for value in (None, torch.zeros(5), torch.full((4, 3, 3, 3), float("nan")))),
-    (lambda state: {key: state[key] for key in state.keys() - {"optimizer"}}, "cannot be resumed: it lacks optimizer"),
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"modules": {}}, "no state dict"),
+        ({"modules": None}, "are of another model"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "are of another model"),
+        ({"recipe": None}, "trained with recipe"),
+        ({"optimizer": ...}, "cannot be resumed: it lacks optimizer"),
+    ],
 )
-
-
-@pytest.mark.parametrize(("change", "told"), ABSURD)
-def test_a_last_checkpoint_of_absurd_values_is_refused_in_one_line(change, told, tiny_run, tiny_fit):
+def test_a_last_checkpoint_of_another_kind_is_refused_in_one_line(changed, told, tiny_run, tiny_fit):
     path = tiny_run / "last.pt"
-    state = checkpoint.read_tensors(path)
-    torch.save(change(state) if callable(change) else {**state, **change}, path)
+    state = {**checkpoint.read_tensors(path), **changed}
+    torch.save({key: value for key, value in state.items() if value is not ...}, path)
     before = contents(tiny_run)
     with refuses(told):
         tiny_fit(tiny_run, resume=True)
     assert contents(tiny_run) == before
 
 
-@pytest.mark.parametrize(
-    "text", ["[]\n1\n", "\0\0\n\0\n", '{"epoch": "x"}\n\n', '{"epoch": 1e999}\n{}\n', '{"epoch": 0, "\udcff": 1}\n\n']
-)
+@pytest.mark.parametrize("text", ["[]\n1\n", '{"epoch": "x"}\n\n'])
 def test_a_damaged_log_is_refused_in_one_line(text, tiny_fit, tmp_path):
     fit_until("last.pt", lambda: tiny_fit(tmp_path))
-    (tmp_path / "log.jsonl").write_text(text, errors="surrogateescape")
+    (tmp_path / "log.jsonl").write_text(text)
     before = contents(tmp_path)
     with refuses("log.jsonl", "remove it"):
         tiny_fit(tmp_path, resume=True)

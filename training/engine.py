@@ -364,35 +364,20 @@ def _resume(task: Task, run: Run, optimizer: torch.optim.Optimizer) -> tuple[int
         new = f"start a new --run-dir{further}"
         raise InputError(f"{path} was trained with {changed}: repeat its options and data, or {new}")
     epoch, best = state["epoch"], state["best"]
-    sound = type(epoch) is int and 0 <= epoch < task.optimisation.epochs and isinstance(state["modules"], dict)
-    sound = sound and isinstance(best, dict) and {"epoch", task.score} <= best.keys()
-    if not (sound and all(isinstance(value, int | float) for value in best.values())):
-        raise InputError(f"{path} cannot be resumed: its weights, epoch or best row are damaged; start a new --run-dir")
-    for name, network in task.networks.items():
-        checkpoint.load_module(network, state["modules"].get(name), path, name)
-    if not _load_optimizer(optimizer, state["optimizer"]):
-        raise InputError(f"{path} cannot be resumed: its optimizer state is damaged or of another model")
+    try:
+        for name, network in task.networks.items():
+            checkpoint.load_module(network, state["modules"].get(name), path, name)
+        for group, own in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+            group["fused"] = own.get("fused")  # the device's matter, not the run's
+        optimizer.load_state_dict(state["optimizer"])
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} cannot be resumed: its weights or optimizer state are of another model") from error
     if distributed.rank() == 0:
         what = "finished already" if epoch + 1 == task.optimisation.epochs else "resumed"
         print(f"{task.stage}: {what}, {path}, epoch {epoch + 1}", flush=True)
     return epoch + 1, best
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> bool:
-    """Whether the state is of this optimizer and these networks, and finite; then it is loaded."""
-    kept = {torch.optim.Adagrad: {"step", "sum"}, torch.optim.SGD: {"momentum_buffer"}}
-    needed = kept.get(type(optimizer), {"step", "exp_avg", "exp_avg_sq"})
-    try:
-        for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
-            group["fused"] = own.get("fused")  # the device's matter, not the run's
-        optimizer.load_state_dict(state)
-        return all(
-            needed <= entry.keys()
-            and all(value.shape in (parameter.shape, ()) and bool(value.isfinite().all()) for value in entry.values())
-            for parameter, entry in optimizer.state.items()
-        )
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # whatever lies in the file
-        return False
 
 
 def _begin_log(task: Task, run: Run, first_epoch: int) -> SummaryWriter:
