@@ -20,6 +20,7 @@ import torch
 
 from data.labels import CELEBAMASK
 from models.deeplab import DeepLab, DeepLabConfig
+from models.loading import SHIPPED_WHOLE
 from retrieval.align import Cut
 from tests import damage, fixtures
 from tests.damage import BAD_PICTURES, BAD_VIDEOS, SPECIAL, little_room
@@ -126,6 +127,10 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"retrieval.search {SEARCH} --checkpoint w.pt", "not an identity embedding"),
     ("evaluate --crops none --checkpoint stage2.pt", "no coarse weights; give a checkpoint that holds coarse"),
     ("evaluate --crops truth --checkpoint stage1.pt", "no parts weights"),
+    ("evaluate --crops truth --checkpoint w19.pt", "crops truth: w19.pt holds deeplab, which has no crops"),
+    ("predict good.jpg --checkpoint w19.pt --windows --faces none --out out", "windows: deeplab has none to draw"),
+    ("evaluate --checkpoint w19.pt w19.pt", "w19.pt and w19.pt: give one checkpoint of deeplab"),
+    (f"evaluate --checkpoint w19.pt {SHIPPED_WHOLE}", "w19.pt holds deeplab and"),
     # options that are missing, out of range, or contradict each other
     (f"predict --out out {CPU}", "photos or videos (INPUT)"),
     ("predict good.jpg --windows --no-overlay", "--no-overlay"),
