@@ -300,12 +300,13 @@ RELEASE = "tools.release --checkpoint w.pt --out new.pt --overwrite"
 SCORES = f"evaluate {LABEL_MAPS} --out out --worst 1 --overwrite"
 CHECK = "tools.check --dataset synthetic --split test --max-images 1 --out out.png"
 REPORT = "experiments.report --results results"
-OLDER = {SCORES: "out/scores.csv", RELEASE: "new.pt"}
+PREDICT = f"predict good.jpg --checkpoint w.pt --faces none --out out --overwrite {CPU}"
+OLDER = {SCORES: "out/scores.csv", RELEASE: "new.pt", PREDICT: "out/good.png"}
 
 
 @pytest.mark.parametrize(
     "line",
-    [SCORES, STAGE2, IDENTITY_TRAINING, ALIGN, RAW, EDGES, RELEASE, CHECK, REPORT],
+    [SCORES, PREDICT, STAGE2, IDENTITY_TRAINING, ALIGN, RAW, EDGES, RELEASE, CHECK, REPORT],
     ids=lambda line: line.split()[0],
 )
 def test_a_full_disk_is_one_line_and_older_files_stay(line, here, capsys):
