@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,9 +26,7 @@ from data.images import read_labels, read_photo
 from data.labels import CELEBAMASK
 from faces import SceneParser
 from faces.detect import Detector
-from faces.results import Job
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
-from utils.errors import InputError
 from utils.runtime import pick_device, run_main
 
 REPOSITORY = Path(app.__file__).parent
@@ -59,42 +58,6 @@ def parse() -> SceneParser:
     return SceneParser(load_for_inference([SHIPPED_WEIGHTS], pick_device("cpu")), Detector(), amp="auto")
 
 
-@pytest.fixture(scope="module")
-def job(parse: SceneParser, photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    job, faces = app.label(parse, photo, tmp_path_factory.mktemp("results"))
-    assert len(faces) == 1
-    return job
-
-
-def test_parts_that_are_switched_off_are_not_painted(job, parse, tmp_path):
-    labels, picture = parse.parser.labels, read_photo(job.photo).astype(int)
-    labels_HW = read_labels(job.outputs["labels"])
-    nose = labels.names.index("nose")
-    changed = {}
-    for name, shown in {"all": range(len(labels)), "none": (), "nose": [nose]}.items():
-        (tmp_path / name).mkdir()
-        painted = read_photo(app.paint(job, shown, labels, tmp_path / name))
-        changed[name] = np.abs(painted - picture).max(2) > 60  # more than JPEG does
-    assert changed["all"][labels_HW > 0].mean() > 0.5
-    assert changed["none"].mean() < 1e-3
-    assert changed["nose"][labels_HW == nose].mean() > 0.5
-    assert changed["nose"][labels_HW != nose].mean() < 1e-3
-    assert (read_labels(job.outputs["labels"]) == labels_HW).all()
-
-
-def test_a_photo_that_was_removed_is_asked_for_again(job, parse, tmp_path):
-    gone = job._replace(photo=tmp_path / "gone.jpg")
-    with pytest.raises(InputError, match=r"gone\.jpg was removed after 60 minutes: drop it again"):
-        app.paint(gone, [1], parse.parser.labels, tmp_path)
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_video_is_told_where_it_is_parsed_and_defects_keep_their_traceback(parse, tmp_path):
-    assert app.message(ZeroDivisionError("a defect"), tmp_path) == ""
-    with pytest.raises(InputError, match=r"clip\.mp4 is a video, .* python predict\.py does"):
-        app.label(parse, tmp_path / "clip.mp4", tmp_path)
-
-
 def test_every_part_has_a_patch_of_its_colour(parse):
     labels = parse.parser.labels
     patches = re.findall(r"nth-of-type\((\d+)\) span::before \{ background: rgb(\(.*?\));", app.style(labels))
@@ -104,7 +67,7 @@ def test_every_part_has_a_patch_of_its_colour(parse):
 
 
 def test_a_dropped_photo_is_shown_and_saved_and_its_parts_are_switched(parse, photo, written, tmp_path):
-    gradio = MagicMock()
+    gradio, dropped = MagicMock(), Path(shutil.copy(photo, tmp_path))
     gradio.DownloadButton.side_effect = lambda label, **_: label.split()[0]
     app.build_page(gradio, parse, tmp_path)
     (drop, *_), (switch, *_) = (
@@ -112,17 +75,27 @@ def test_a_dropped_photo_is_shown_and_saved_and_its_parts_are_switched(parse, ph
         gradio.CheckboxGroup.return_value.input.call_args.args,
     )
     every = range(len(parse.parser.labels) - 1)
-    result = drop(str(photo), every)
+    result = drop(str(dropped), every)
     status, kept = gradio.HTML.return_value, gradio.State.return_value
     assert result[status] == '<p role="status"><b>photo.jpg</b>: 1 face found.</p>'
     assert [result[button].read_bytes() for button in ("Label", "Overlay", "Faces")] == [*written.values()]
-    less = switch(result[kept], [part for part in every if part != 4])["Overlay"]
-    assert less.read_bytes() != written["photo_overlay.jpg"]
+    shown = {part: read_photo(switch(result[kept], part)["Overlay"]).astype(int) for part in ((), (4,))}
+    nose_HW = read_labels(result["Label"]) == 5
+    painted_HW = np.abs(shown[4,] - shown[()]).max(2) > 60  # more than JPEG does
+    assert painted_HW[nose_HW].mean() > 0.5
+    assert painted_HW[~nose_HW].mean() < 1e-3
+    assert (np.abs(shown[()] - read_photo(photo)).max(2) > 60).mean() < 1e-3
     assert switch(result[kept], every)["Overlay"].read_bytes() == written["photo_overlay.jpg"]
+    dropped.unlink()
     (tmp_path / "a & b.txt").write_text("no photo")
-    failed = drop(str(tmp_path / "a & b.txt"), every)
-    assert '<span class="failed">cannot read image a &amp; b.txt: no JPEG, PNG' in failed[status]
-    assert failed["Label"] is None
+    for failed, said in (
+        (switch(result[kept], every), "photo.jpg was removed after 60 minutes: drop it again"),
+        (drop(str(tmp_path / "clip.mp4"), every), "clip.mp4 is a video, which this page does not parse: python"),
+        (drop(str(tmp_path / "a & b.txt"), every), "cannot read image a &amp; b.txt: no JPEG, PNG"),
+    ):
+        assert f'<span class="failed">{said}' in failed[status]
+        assert failed["Label"] is None
+    assert app.message(ZeroDivisionError("a defect"), photo) == ""  # which keeps its traceback
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -15,11 +14,10 @@ from data.labels import CELEBAMASK
 from models.deeplab import DeepLab, DeepLabV3Plus
 from models.loading import load_parser
 from scoring.metrics import challenge_files, challenge_scores, confusion_matrix
+from tests.damage import refuses
 from tests.formula import assert_golden, formula_image, formula_state, indices, wave
 from train_deeplab import seed_loss
 from training.engine import learning_rate_factor
-from training.losses import batch_dice_loss, focal_loss
-from utils.errors import InputError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_side.json").read_text())["deeplab"]
 
@@ -45,15 +43,12 @@ def test_a_network_of_the_original_s_weights_gives_its_numbers():
     network = DeepLabV3Plus(19).eval()
     assert {key: list(value.shape) for key, value in network.state_dict().items()} == GOLDEN["keys"]
     formula_weights(network)
-    for size, batch in (("512,512", 1), ("256,320", 1), ("65,97", 2)):
+    for size, batch in (("256,320", 1), ("65,97", 2)):
         assert_golden(network(formula_image(batch, 3, *map(int, size.split(",")))), GOLDEN[size]["logits"])
 
 
 def test_losses_are_those_of_the_original():
     logits, targets, golden = hinted_logits(), labels19(2, 24, 20), GOLDEN["loss"]
-    assert F.cross_entropy(logits, targets).item() == pytest.approx(golden["cross entropy"], rel=1e-5)
-    assert focal_loss(logits, targets).item() == pytest.approx(golden["focal"], rel=1e-5)
-    assert batch_dice_loss(logits, targets).item() == pytest.approx(golden["dice"], rel=1e-5)
     for epoch in (0, 20, 21):
         wanted = golden[f"combined at epoch {epoch}"]
         assert seed_loss(logits, targets, epoch).item() == pytest.approx(wanted, rel=1e-5)
@@ -85,21 +80,19 @@ def test_a_training_step_is_that_of_the_original(monkeypatch):
         assert_golden(buffers[name.removesuffix(" after the step")], golden[name])
 
 
-@pytest.mark.parametrize("wrap", ["bare", "module.", "model_state_dict"])
-def test_a_checkpoint_under_the_original_names_is_the_same_parser(tmp_path, wrap):
-    network = DeepLabV3Plus(19)
-    formula_weights(network)
-    state = {(wrap if wrap == "module." else "") + key: value for key, value in network.state_dict().items()}
-    path = tmp_path / "Deeplab_checkpoint_epoch_400.pt"
-    torch.save({wrap: state, "epoch": 400} if wrap == "model_state_dict" else state, path)
-    parser = load_parser([path])
-    assert isinstance(parser, DeepLab)
-    assert parser.labels is CELEBAMASK
-    assert parser.config.size == 512
-    torch.save(DeepLabV3Plus(11).state_dict(), tmp_path / "eleven.pt")
-    with pytest.raises(InputError, match="another class count"):
-        load_parser([tmp_path / "eleven.pt"])
-    assert all(torch.equal(value, network.state_dict()[key]) for key, value in parser.network.state_dict().items())
+def test_a_checkpoint_under_the_original_names_is_the_same_parser(tmp_path):
+    state, path = DeepLabV3Plus(19).state_dict(), tmp_path / "Deeplab_checkpoint_epoch_400.pt"
+    prefixed = {f"module.{key}": value for key, value in state.items()}
+    for saved in (state, prefixed, {"model_state_dict": state, "epoch": 400}):
+        torch.save(saved, path)
+        parser = load_parser([path])
+        assert isinstance(parser, DeepLab)
+        assert (parser.labels, parser.config.size) == (CELEBAMASK, 512)
+        assert all(torch.equal(value, state[key]) for key, value in parser.network.state_dict().items())
+    eleven = {key: value[:11] if value.shape[:1] == (19,) else value for key, value in state.items()}
+    torch.save(eleven, path)
+    with refuses("another class count"):
+        load_parser([path])
 
 
 def two_maps() -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 """Training: the loop, what it stops at, changes and leaves alone; losses worked by hand; batch normalisation."""
 
-import copy
 import json
 import math
 from collections.abc import Callable
@@ -211,20 +210,12 @@ def test_theta_loss_is_smooth_l1_of_the_free_entries_of_parts_that_are_there(bet
     assert theta_loss(theta, target, present, beta).item() == pytest.approx(expected / 4 / 6)
 
 
-def test_theta_loss_does_not_depend_on_how_a_batch_is_shared_out():
-    theta, target = torch.randn(4, 6, 2, 3), torch.randn(4, 6, 2, 3)
-    present = torch.tensor([[True] * 6, [True] * 6, [False] * 6, [True] + [False] * 5])
-    halves = [theta_loss(theta[s], target[s], present[s]) for s in (slice(0, 2), slice(2, 4))]
-    torch.testing.assert_close(theta_loss(theta, target, present), sum(halves) / 2)
-
-
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("channels", [1, 8, 9, 24])
 def test_output_gradients_and_running_statistics_are_those_of_torch_in_double_precision(channels, layout):
-    torch.manual_seed(0)
     ours, theirs = nn.Sequential(nn.BatchNorm2d(channels)), nn.BatchNorm2d(channels).double()
     batchnorm.prepare(ours, CPU)
     assert type(ours[0]) is batchnorm.BatchNorm2d
@@ -245,14 +236,7 @@ def test_output_gradients_and_running_statistics_are_those_of_torch_in_double_pr
     for single, double in pairs:
         torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=2e-5)
     assert ours[0].num_batches_tracked == 1
-
-
-def test_evaluation_uses_the_running_statistics():
-    ours = nn.BatchNorm2d(3)
-    theirs = copy.deepcopy(ours)
-    batchnorm.prepare(ours, CPU)
-    x_BCHW = torch.randn(2, 3, 4, 4)
-    assert torch.equal(ours.eval()(x_BCHW), theirs.eval()(x_BCHW))
+    torch.testing.assert_close(ours.eval()(one).double(), theirs.eval()(two), rtol=1e-4, atol=2e-5)
 
 
 def test_bfloat16_images_keep_their_dtype_under_autocast():

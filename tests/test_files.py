@@ -64,15 +64,6 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "new"
 
 
-def test_a_folder_that_is_missing_or_in_the_way_is_an_os_error(tmp_path):
-    with pytest.raises(OSError, match="No such file"):
-        write_text(tmp_path / "none" / "a.txt", "x")
-    (tmp_path / "a.txt").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        write_text(tmp_path / "a.txt", "x")
-    assert names(tmp_path) == ["a.txt"]
-
-
 def test_the_digest_is_that_of_the_bytes(tmp_path):
     content = bytes(range(256)) * 10_000  # more than one block
     (tmp_path / "a.bin").write_bytes(content)

@@ -84,13 +84,9 @@ def test_a_checkpoint_that_is_named_labels_as_predict_does(photo, tmp_path):
     assert np.array_equal(labels, predicted(photo, tmp_path / "out", "--checkpoint", path, "--mirror"))
 
 
-def test_a_wrong_file_is_an_input_error(photo, tmp_path):
+def test_a_wrong_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"none\.pt: no such checkpoint file"):
         load(str(tmp_path / "none.pt"))
-    with pytest.raises(InputError, match=r"portrait\.png: .* get it again"):
-        load(checkpoint=str(photo))
-    with pytest.raises(InputError, match=r"stage1\.pt: no localizer or parts weights"):
-        load(save_models(tmp_path)["stage1"])
 
 
 @pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="needs the weights that ship")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data.images import LONGEST, as_photo, list_files, read_labels, read_photo, read_size, shorten
-from tests.damage import BAD_PICTURES, SPECIAL, jpeg, png_of_size, refuses, saved, with_exif
+from tests.damage import BAD_PICTURES, SPECIAL, png_of_size, refuses, saved, with_exif
 from tests.fixtures import save_palette
 from utils.errors import InputError
 
@@ -80,16 +80,6 @@ def test_photos_of_these_formats_are_read_whatever_the_file_is_called_and_masks_
     if kind != "PNG":
         with refuses("cannot read image", path, "no PNG picture"):
             read_labels(path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [jpeg(progressive=True), jpeg(icc_profile=bytes(range(200))), jpeg() + bytes(1000)],
-    ids=["progressive", "a colour profile that is none", "bytes behind its end"],
-)
-def test_odd_pictures_that_are_whole_are_read(tmp_path, content):
-    (tmp_path / "a.jpg").write_bytes(content)
-    assert read_photo(tmp_path / "a.jpg").shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("kind", BAD_PICTURES)
