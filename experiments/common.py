@@ -1,4 +1,4 @@
-"""What the experiments share: options, loading, trainings, windows that miss, plots and files."""
+"""What the experiments share: options, loading, trainings, windows that miss, and files."""
 
 import argparse
 import json
@@ -8,14 +8,12 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,7 +32,6 @@ from utils.errors import InputError
 from utils.runtime import Machine
 
 CROPPERS = {"old cropper": "baseline", "STN": "predicted"}  # title -> where its windows come from
-COLOURS = ("tab:orange", "tab:blue")  # of the croppers
 BATCH_SIZE = 8  # faces at once
 HEADLINES = ("overall", "strict")
 FOLDERS = ("out", "runs", "pictures")  # options that name one
@@ -61,7 +58,7 @@ def add_out_option(cli: Parser) -> None:
         type=Path,
         default=Path("runs/experiments"),
         metavar="DIR",
-        help="folder for results and plot; use results/experiments to update the report",
+        help="folder for results; use results/experiments to update the report",
     )
 
 
@@ -244,37 +241,14 @@ def smoothed(photo_HW3: np.ndarray, scale: float) -> np.ndarray:
     return cv2.GaussianBlur(photo_HW3, (0, 0), 0.5 * (scale**-2 - 1) ** 0.5) if scale < 1 else photo_HW3
 
 
-def panels(count: int, height: float = 3.6) -> tuple[Figure, list[Any]]:
-    """A figure of so many plots in a row. height: inches."""
-    figure = Figure(figsize=(4.6 * count, height), layout="constrained")
-    axes = list(figure.subplots(1, count, squeeze=False)[0])
-    for ax in axes:
-        ax.grid(alpha=0.3)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """PNG or PDF by its name, without the date or version of what wrote it: the same numbers give the same bytes.
-    Raises OSError."""
-    kind = "pdf" if path.suffix.lower() == ".pdf" else "png"
-    metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-    files.write_whole(path, partial(figure.savefig, format=kind, dpi=110, metadata=metadata))
-
-
 def write(
     name: str,
     args: argparse.Namespace,
     argv: list[str] | None,
     numbers: Result,
     table: Callable[[Result], str],
-    draw: Callable[[Result], Figure] | None = None,
 ) -> int:
-    """Write NAME.json (command, split, numbers) and, with ``draw``, NAME.png into ``--out``; print the table.
-
-    Returns 0.
-    """
+    """Write NAME.json (command, split, numbers) into ``--out``; print the table. Returns 0."""
     result = {
         "command": f"python -m experiments.{name} {shlex.join(portable(sys.argv[1:] if argv is None else argv))}",
         "git": runtime.git_revision(),
@@ -282,10 +256,8 @@ def write(
         **({"split": args.split} if "split" in args else {}),
         **numbers,
     }
-    if draw:
-        save_figure(draw(result), args.out / f"{name}.png")
     files.write_text(args.out / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    print("\n" + table(result) + f"\nwritten: {args.out / name}.json{', .png' if draw else ''}")
+    print("\n" + table(result) + f"\nwritten: {args.out / name}.json")
     return 0
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -111,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     for (count, name), found in misses.items():
         summaries = {which: windows.summary() for which, windows in found.items()}
         rows.append({"hidden": count, "cropper": name, **summaries, "f1": tallies[count, name].f1()})
-    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table, draw)
+    return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table)
 
 
 def table(result: Result) -> str:
@@ -122,27 +121,6 @@ def table(result: Result) -> str:
     header = [f"{which}, {name}" for which in ("misses", *common.HEADLINES) for name in common.CROPPERS]
     rows = [[hidden, *chain(*zip(*group, strict=True))] for hidden, group in groups.items()]
     return markdown(["hidden", *header], rows, 3)
-
-
-def draw(result: Result) -> Figure:
-    """Miss rate, distance and F1 over the number of hidden parts, a curve for each cropper."""
-    figure, (rate, distance, f1) = common.panels(3)
-    for colour, name in zip(common.COLOURS, common.CROPPERS, strict=True):
-        rows = [row for row in result["rows"] if row["cropper"] == name]
-        for which, style, parts in (("all", "-o", "all parts"), ("hidden_only", "--", "the hidden ones")):
-            shown = [row for row in rows if row[which]]
-            k, how = [row["hidden"] for row in shown], {"color": colour, "label": f"{name}, {parts}", "ms": 4}
-            rate.plot(k, [row[which]["miss_rate"] for row in shown], style, **how)
-            distance.plot(k, [row[which]["share_mean"] for row in shown], style, **how)
-        known = [row for row in rows if row["f1"]["overall"] is not None]
-        f1.plot([row["hidden"] for row in known], [row["f1"]["overall"] for row in known], "-o", color=colour, ms=4)
-    rate.set(title="windows that miss", ylabel="share of windows")
-    distance.set(title="how far the centre is off", ylabel="sides of the window, mean")
-    f1.set(title="overall F1, hidden labels included", ylabel="F1")
-    for ax in (rate, distance, f1):
-        ax.set_xlabel("parts hidden")
-    rate.legend(fontsize=8)
-    return figure
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Write the tables and curves of the results again, from the files that the runs left behind.
+"""Write the tables of the results again, from the files that the runs left behind.
 
 Reads from --results what is there of: <run>/command.txt, <run>/<training>/{config.json,log.jsonl} and
 <run>/scores/<split>/<row>/scores.json, all as reproduce.py leaves them, and experiments/<experiment>.json.
-Writes there: README.md and <run>/curves.png.
+Writes there: README.md.
 
 For this repository's own results, the tables in README.md and docs/*.md are written too: each text between
 ``<!-- table: NAME -->`` and ``<!-- end -->`` becomes the table of that name. The names are
@@ -11,7 +11,6 @@ and 4, or 3, and ours), experiments/<experiment> and labels (the ids of every la
 in a suffix -seedN are one training with several seeds.
 """
 
-import math
 import os
 import re
 import sys
@@ -23,12 +22,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
-
 import reproduce
 from data.labels import LABEL_SETS, NINE
 from data.listing import SPLITS
-from experiments import common
 from experiments.common import Result
 from scoring.metrics import Scores, headline
 from scoring.published import OURS, PAPER, published_rows
@@ -83,25 +79,22 @@ def main(argv: list[str] | None = None) -> int:
     if not os.path.isdir(args.results):
         raise InputError(f"--results {args.results} is not a folder: choose the one that holds the runs")
     own = args.results.resolve() == HOME / "results"
-    texts, figures = report(args.results, [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))] if own else [])
+    texts = report(args.results, [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))] if own else [])
     for path, text in texts.items():
         files.write_text(path, text)
-    for path, figure in figures.items():
-        common.save_figure(figure, path)
     print(f"written: {', '.join(map(str, texts))}")
     return 0
 
 
-def report(results: Path, documents: Sequence[Path] = ()) -> tuple[dict[Path, str], dict[Path, Figure]]:
+def report(results: Path, documents: Sequence[Path] = ()) -> dict[Path, str]:
     """What the report writes: file -> text, of README.md in the folder ``results`` and of those documents (Markdown
-    files) whose marked tables change; and file -> figure.
+    files) whose marked tables change.
 
     Each experiment and table has one place: README.md leaves out those that a document shows. Raises InputError where
     there are no results, for damaged files, and for a mark that names no table.
     """
     runs = [run for folder in sorted(results.iterdir()) if folder.is_dir() and (run := read_run(folder))]
     tables: dict[str, str] = {}
-    figures: dict[Path, Figure] = {}
     for name in EXPERIMENTS:
         path = results / "experiments" / f"{name}.json"
         if path.exists():
@@ -113,17 +106,14 @@ def report(results: Path, documents: Sequence[Path] = ()) -> tuple[dict[Path, st
     for run in runs:
         with blamed(results / run.name):
             tables |= tables_of(run)
-            if run.stages:
-                figures[results / run.name / "curves.png"] = curves(run)
     texts = {path: files.read_text(path) for path in documents}
     shown = {name for text in texts.values() for _, name, _ in MARKED.findall(text)}
-    shown |= {name for text in texts.values() for name in re.findall(r"(experiments/\w+)\.png\)", text)}
     with blamed(results):
         tables |= shared_tables(runs)
         made = {path: new for path, text in texts.items() if (new := with_tables(text, tables, path)) != text}
         listed = {name: table for name, table in tables.items() if name not in shown}
         made[results / "README.md"] = overview(runs, listed, sorted(results.glob("*/benchmark.md")))
-    return made, figures
+    return made
 
 
 def shared_tables(runs: list[Run]) -> dict[str, str]:
@@ -280,24 +270,6 @@ def best_of(log: list[Result]) -> str | None:
     return None
 
 
-def curves(run: Run) -> Figure:
-    """A plot for each stage: the training loss (dashed, right) and the validation scores (left) over epochs."""
-    figure, axes = common.panels(len(run.stages), 3.2)
-    for ax, (name, (_, log)) in zip(axes, run.stages.items(), strict=True):
-        epochs = [row["epoch"] for row in log]
-        for key, colour in (("f1", "tab:blue"), ("strict", "tab:orange"), ("centre_px", "tab:blue")):
-            if log and key in log[0]:
-                ax.plot(epochs, [row[key] for row in log], "-o", ms=3, color=colour, label=key)
-        loss = ax.twinx()
-        loss.plot(epochs, [row.get("loss", math.nan) for row in log], "--", color="grey", lw=1)
-        loss.set_yscale("log")
-        loss.tick_params(axis="y", labelsize=7, colors="grey", which="both")
-        ax.set(title=name, xlabel="epoch (dashed: training loss)")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(fontsize=8)
-    return figure
-
-
 def overview(runs: list[Run], tables: dict[str, str], benchmarks: list[Path]) -> str:
     """The report's README.md. tables: that it may show. benchmarks: files to link to, each in a folder next to it."""
     parts = ["# Results", "Generated by `python -m experiments.report`: do not edit.", headlines(runs)]
@@ -306,7 +278,6 @@ def overview(runs: list[Run], tables: dict[str, str], benchmarks: list[Path]) ->
         commands = "\n".join(each.command for each in (run, *others) if each.command)
         parts += [f"## {name}", f"```bash\n{commands}\n```" if commands else ""]
         parts += [tables.get(f"{run.name}/trainings", "")]
-        parts += [f"![training curves]({run.name}/curves.png)"] if run.stages else []
         for split, rows in list(run.scores.items())[-1:]:  # the test split, if it was scored
             grouped = bool(next(iter(rows.values()))["paper"])
             table = tables.get(f"{run.name}/{split}/{'paper' if grouped else 'strict'}")

@@ -21,6 +21,6 @@ def test_the_demo_names_its_stages_and_ends_with_the_pictures_that_it_made(tmp_p
     assert list(demo.PURPOSES) == list(demo.TRAINING) == list(reproduce.STAGES)
     assert (tmp_path / "table_test.md").read_text().count("| STN-iCNN |") == 2
     pictures = [Path(line.partition(":")[0].strip()) for line in lines[lines.index("Pictures:") + 1 :]]
-    assert [path.name for path in pictures] == ["summary.png", "curves.png", "portrait_overlay.jpg"]
+    assert [path.name for path in pictures] == ["summary.png", "portrait_overlay.jpg"]
     for path in pictures:
         assert min(Image.open(path).size) > 200

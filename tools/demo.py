@@ -13,7 +13,6 @@ import reproduce
 from data.loaders import open_faces
 from data.source import FaceData
 from data.view import Augmentation
-from experiments import common, report
 from faces import load
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from scoring.pictures import encode, face_pictures, legend, overlay, tile
@@ -68,13 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     reproduce.score_rows(best, setup, "test", out)
     sheet = Image.fromarray(summary(best["end2end"], setup.data))
     files.write_whole(out / "summary.png", partial(sheet.save, format="PNG"))
-    run = report.read_run(out)
-    assert run is not None
-    common.save_figure(report.curves(run), out / "curves.png")
-    pictures = {
-        out / "summary.png": "test faces: photo, parsed, truth",
-        out / "curves.png": "training loss and validation scores of the four stages",
-    }
+    pictures = {out / "summary.png": "test faces: photo, parsed, truth"}
     if SHIPPED_WEIGHTS.is_file():
         pictures[parse_portrait(out)] = "a portrait, parsed with the weights of this repository"
     print("Pictures:")
