@@ -1,17 +1,20 @@
 """What a data set's folder holds for one split: names, files, what is wrong, and how one face is read."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data import images
-from data.labels import NO_ID, LabelSet
+from data.labels import NO_ID, PARTS, LabelSet, among
 from utils.errors import InputError
+from utils.files import read_text
 
 SPLITS = ("train", "val", "test")
-FACES_READ_FOR_SIDES = 32
+SIDES = (("brow1", "brow2"), ("eye1", "eye2"))  # parts, of which the first lies on the image's left
+LONGEST_NAME = 255  # bytes that file systems take
 
 
 class NoMasks(InputError):
@@ -65,10 +68,48 @@ class Source(NamedTuple):
     note: str = ""
 
 
-def a_few(samples: list[Sample]) -> list[Sample]:
-    """Up to 32 faces, evenly spread, that settle which side a data set calls left."""
-    step = max(1, len(samples) // FACES_READ_FOR_SIDES)
-    return samples[::step][:FACES_READ_FOR_SIDES]
+def side_steps(ids_HW: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """How many pixels the first part of each of ``SIDES`` lies to the right of the second, between their centroids:
+    float64 (2,), 0 where one of them is absent. ids_HW: ids of ``labels``."""
+    steps_2, part_ids = np.zeros(len(SIDES)), dict(zip(PARTS, labels.part_ids, strict=False))
+    for k, pair in enumerate(SIDES if part_ids else ()):
+        one, two = (np.nonzero(among(ids_HW, part_ids[name]))[1] for name in pair)
+        if len(one) and len(two):
+            steps_2[k] = one.mean() - two.mean()
+    return steps_2
+
+
+def list_lines(path: Path, what: str = "list") -> Iterator[tuple[str, str]]:
+    """The lines of a text that are not blank: (place, for messages; line). Raises InputError as ``read_text`` does."""
+    for number, line in enumerate(read_text(path, what).splitlines(), 1):
+        if line.strip():
+            yield f"{path} line {number}", line.strip()
+
+
+def is_inside(word: str) -> bool:
+    """Whether a listed path stays in its folder and is short enough for a file."""
+    parts = Path(word).parts
+    short = all(len(part.encode()) <= LONGEST_NAME for part in parts)
+    return short and bool(parts) and not word.startswith("/") and ".." not in parts and "\0" not in word
+
+
+def listed(path: Path, faces: Iterable[Sample]) -> tuple[list[Sample], list[str]]:
+    """The faces of a list that have all of their files, each once; and one line for the files that are missing and for
+    the names that come twice. Raises InputError for an empty list."""
+    found: dict[str, Sample] = {}
+    missing, twice = [], []
+    for face in faces:
+        if lost := [file for file in (face.photo, *face.masks) if not os.path.isfile(file)]:
+            missing.append(str(lost[0].relative_to(path.parent)))
+        elif face.name in found:
+            twice.append(face.name)
+        else:
+            found[face.name] = face
+    problems = [f"files of {path} that are not in {path.parent}: {images.shorten(missing)}"] if missing else []
+    problems += [f"names listed twice in {path}: {images.shorten(twice)}"] if twice else []
+    if not found and not problems:
+        raise InputError(f"list {path} is empty: write into it which faces the split has")
+    return list(found.values()), problems
 
 
 def pair(split: str, photos: dict[str, Path], masks: dict[str, tuple[Path, ...]]) -> tuple[list[Sample], list[str]]:
@@ -106,6 +147,11 @@ def id_problem(labels: LabelSet, sample: Sample, ids: np.ndarray) -> str | None:
     more = "; for pixels to ignore: --ignore-255" if unknown == [str(NO_ID)] else ""
     has = f"{labels.name} has 0 to {len(labels) - 1}{more}"
     return f"unknown ids in mask {sample.masks[0]}: {images.shorten(unknown)}; {has}"
+
+
+def read_map(sample: Sample) -> np.ndarray:
+    """The label map of a sample with one mask, uint8 (H, W)."""
+    return images.read_labels(sample.masks[0])
 
 
 def read_face(

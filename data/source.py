@@ -153,22 +153,6 @@ def _folder(data: FaceData, layout: str) -> Path:
     return root
 
 
-def _find_helen(data: FaceData, split: str) -> Listing:
-    return helen.find(_folder(data, helen.LAYOUT), split)
-
-
-def _find_celebamask(data: FaceData, split: str) -> Listing:
-    return celebamask.find(_folder(data, celebamask.LAYOUT), split, data.partition)
-
-
-def _find_lapa(data: FaceData, split: str) -> Listing:
-    return merged.find_lapa(_folder(data, merged.LAPA_LAYOUT), split)
-
-
-def _find_list(data: FaceData, split: str) -> Listing:
-    return merged.find_list(_folder(data, merged.LIST_LAYOUT), split, data.labels)
-
-
 def _find_synthetic(data: FaceData, split: str) -> Listing:
     if data.root is not None:
         raise InputError(
@@ -195,9 +179,13 @@ def _drawn_labels(draw: Read, sample: Sample) -> np.ndarray:
 
 
 DATASETS = {
-    "helen": Dataset(HELEN, _find_helen),
-    "celebamask": Dataset(CELEBAMASK, _find_celebamask, partitions=True),
-    "lapa": Dataset(LAPA, _find_lapa),
-    "list": Dataset(None, _find_list),
+    "helen": Dataset(HELEN, lambda data, split: helen.find(_folder(data, helen.LAYOUT), split)),
+    "celebamask": Dataset(
+        CELEBAMASK,
+        lambda data, split: celebamask.find(_folder(data, celebamask.LAYOUT), split, data.partition),
+        partitions=True,
+    ),
+    "lapa": Dataset(LAPA, lambda data, split: merged.find_lapa(_folder(data, merged.LAPA_LAYOUT), split)),
+    "list": Dataset(None, lambda data, split: merged.find_list(_folder(data, merged.LIST_LAYOUT), split, data.labels)),
     "synthetic": Dataset(HELEN, _find_synthetic),
 }

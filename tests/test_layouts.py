@@ -202,7 +202,7 @@ LISTS: tuple[tuple[str, str, str, str, tuple[bytes, ...]], ...] = (  # layout, s
     ),
     ("helen", "test", "testing.txt", "line 2: expected", (b"1 , 5\nfour\n",)),
     ("helen", "test", "testing.txt", "no text in UTF-8", (b"1 , caf\xe9\n",)),
-    ("helen", "test", "testing.txt", "2 (nobody, nothing)", (b"1 , nobody\n2 , nothing\n",)),
+    ("helen", "test", "testing.txt", "2 (images/nobody.jpg, images/nothing.jpg)", (b"1 , nobody\n2 , nothing\n",)),
     ("helen", "test", "testing.txt", "listed twice", (b"1 , 5\n2 , 5\n",)),
     ("helen", "test", "testing.txt", "names both in", (b"1 , 0\n",)),  # of another split
     ("official", "test", MAPPING, "line 1", (b"", b"0 1 000001.jpg\n")),
@@ -221,11 +221,11 @@ LISTS: tuple[tuple[str, str, str, str, tuple[bytes, ...]], ...] = (  # layout, s
 
 # layout, split, what is removed (a pattern, perhaps), what takes its place, what is said
 FAULTS: tuple[tuple[str, str, str, Any, tuple[str, ...]], ...] = (
-    ("helen", "train", "images/1.jpg", None, ("masks without photo", "1 (1)")),
-    ("helen", "val", "labels/3", None, ("photos without mask", "1 (3)")),
-    ("helen", "train", "labels/0/0_lbl07.png", None, ("without all of their 11 masks", "0_lbl07.png")),
+    ("helen", "train", "images/1.jpg", None, ("exemplars.txt that are not in", "1 (images/1.jpg)")),
+    ("helen", "val", "labels/3", None, ("that are not in", "1 (labels/3/3_lbl00.png)")),
+    ("helen", "train", "labels/0/0_lbl07.png", None, ("that are not in", "1 (labels/0/0_lbl07.png)")),
+    ("merged", "train", "labels/0.png", None, ("that are not in", "1 (labels/0.png)")),
     ("helen", "test", "testing.txt", None, ("testing.txt", "expected")),
-    ("helen", "train", "labels/*/*_lbl0[2-5].png", 0 * MAP, ("cannot tell left from right", "labels")),
     ("helen", "train", "images/0.jpg", WIDE, ("sizes differ", "images/0.jpg", "80×64", "0_lbl00.png", "64×64")),
     ("helen", "train", "labels/1/1_lbl05.png", MAP[:, :50], ("sizes differ", "1_lbl00.png", "1_lbl05.png")),
     ("challenge", "test", "test/test_mask", None, ("no masks for split test", "test/test_mask", "another split")),

@@ -23,8 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import images
-from data.labels import NO_ID, PARTS, LabelSet, among
-from data.listing import SPLITS, Listing, NoMasks, Sample, id_problem, size_problem
+from data.labels import NO_ID, PARTS, LabelSet
+from data.listing import SIDES, SPLITS, Listing, NoMasks, Sample, id_problem, side_steps, size_problem
 from data.source import FaceData, find, reader
 from faces.detect import Detector
 from faces.scene import SceneParser
@@ -45,7 +45,6 @@ FILLS_PART, FILLS = 0.5, 0.95  # share of the photo from which a part's label, a
 LISTED_SIZES, LISTED_ODD = 6, 12
 T = TypeVar("T")
 OFF_FACE = 0.45  # eye distances; those of a photo's own label map stay below 0.3, another photo's start at 0.6
-SIDES = (("brow1", "brow2"), ("eye1", "eye2"))  # the first of each pair lies on the image's left
 
 
 @dataclass
@@ -137,7 +136,8 @@ def check_face(labels: LabelSet, listing: Listing, scenes: SceneParser, sample: 
         return face
     own_size = (ids.shape[0], ids.shape[1])
     shares = np.bincount(ids.ravel(), minlength=256)[: len(labels)] / ids.size
-    face.present, face.swapped = np.append(shares > 0, (ids == NO_ID).any()), _swapped_pairs(ids, labels)
+    face.present = np.append(shares > 0, (ids == NO_ID).any())
+    face.swapped = tuple(pair for pair, step in zip(SIDES, side_steps(ids, labels), strict=True) if step > 0)
     unknown = id_problem(labels, sample, ids)
     differ = size_problem(sample, face.size, own_size, listing.shrink) if face.size else None
     face.problems += [problem for problem in (unknown, differ) if problem]
@@ -299,17 +299,6 @@ def _describe_sizes(sizes: Iterable[tuple[int, int]]) -> str:
     heights, widths = zip(*counts.elements(), strict=True)
     middle = f"{int(np.median(widths))}×{int(np.median(heights))}"
     return f"{len(counts)} sizes, {min(widths)}×{min(heights)} to {max(widths)}×{max(heights)}, median {middle}"
-
-
-def _swapped_pairs(ids: np.ndarray, labels: LabelSet) -> tuple[tuple[str, str], ...]:
-    """The pairs of a label map whose first part lies on the image's right of the second."""
-    part_of = dict(zip(PARTS, labels.part_ids, strict=True)) if labels.part_ids else {}
-    swapped = []
-    for one, two in SIDES if part_of else ():
-        left, right = (np.nonzero(among(ids, part_of[name]))[1] for name in (one, two))
-        if len(left) and len(right) and left.mean() > right.mean():
-            swapped.append((one, two))
-    return tuple(swapped)
 
 
 def _spread(items: list[T], most: int | None) -> list[T]:

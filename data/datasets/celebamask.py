@@ -10,9 +10,8 @@ import numpy as np
 
 from data import images
 from data.labels import CELEBAMASK
-from data.listing import Listing, NoMasks, Sample, pair
+from data.listing import Listing, NoMasks, Sample, list_lines, pair, read_map
 from utils.errors import InputError
-from utils.files import read_text
 
 PHOTO_FOLDER, PART_FOLDER = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
 MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
@@ -59,11 +58,7 @@ def _find_challenge(root: Path, split: str) -> Listing:
         problem = InputError if mask_folder.is_dir() or split != "test" else NoMasks
         raise problem(f"no masks for split {split}: looked for {mask_folder}/*.png{hint}")
     samples, problems = pair(split, photos, {name: (path,) for name, path in masks.items()})
-    return Listing(samples, problems, _read_challenge)
-
-
-def _read_challenge(sample: Sample) -> np.ndarray:
-    return images.read_labels(sample.masks[0])
+    return Listing(samples, problems, read_map)
 
 
 def _find_official(root: Path, split: str, partition: str | None) -> Listing:
@@ -147,22 +142,20 @@ def _choose_partition(root: Path, partition: str | None) -> tuple[tuple[int, int
 
 def _read_mapping(path: Path) -> dict[int, int]:
     """CelebA-HQ number -> CelebA number (``orig_idx``, from 0) of the mapping file."""
-    lines = read_text(path, "mapping file").splitlines()
-    columns = lines[0].split() if lines else []
+    lines = list_lines(path, "mapping file")
+    columns = next(lines, ("", ""))[1].split()
     if "idx" not in columns or "orig_idx" not in columns:
         raise InputError(f"{path} line 1: expected the columns idx, orig_idx, orig_file")
     own, original = columns.index("idx"), columns.index("orig_idx")
-    mapping = {}
-    for count, line in enumerate(lines[1:], 2):
+    mapping: dict[int, int] = {}
+    for place, line in lines:
         words = line.split()
-        if not words:
-            continue
         try:
             number, original_number = int(words[own]), int(words[original])
         except (ValueError, IndexError):
-            raise InputError(f"{path} line {count}: expected numbers under idx and orig_idx") from None
+            raise InputError(f"{place}: expected numbers under idx and orig_idx") from None
         if number in mapping:
-            raise InputError(f"{path} line {count}: face {number} is there for the second time; keep one line")
+            raise InputError(f"{place}: face {number} is there for the second time; keep one line")
         mapping[number] = original_number
     return mapping
 
