@@ -211,9 +211,7 @@ def test_written_commands_name_no_folder_of_this_machine():
 @pytest.mark.parametrize(
     ("script", "words", "message"),
     [
-        (ablation, ["--rows", "luck"], "invalid choice: 'luck'"),
         (ablation, ["--epochs", "0"], "--epochs 0: must be at least 1"),
-        (hidden_parts, ["--checkpoint", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
         (hidden_parts, ["--checkpoint", "TINY"], r"tiny.pt holds tiny, but .* compares windows of stn_icnn"),
         (coarse_size, ["--sizes", "8", "--batch-size", "2"], "--coarse-size 8: coarse size must lie between"),
         (class_imbalance, ["--out", "/proc/none"], "--out /proc/none cannot be made"),

@@ -138,17 +138,10 @@ def test_the_old_format_and_names_under_numpy_one_are_read(tmp_path):
     ("change", "said"),
     [
         (lambda c: c["model1"].pop("last_conv3.bias"), r"coarse weights .*lacks head\.2\.bias"),
-        (lambda c: c["model1"].update({"skip.weight": torch.zeros(1)}), r"has an unknown skip\.weight"),
-        (lambda c: c["model1"].update({"last_conv2.bias": torch.zeros(11)}), r"coarse\.head\.1\.bias is \(11,\)"),
-        (
-            lambda c: c["model1"].update({"last_conv3.bias": torch.zeros(9, dtype=torch.long)}),
-            r"coarse\.head\.2\.bias holds int64, this model needs float32",
-        ),
         (lambda c: c.update(model1={"a": 3}), "model1: not a state dict"),
         (lambda c: c.update(model3={}), "not a checkpoint of the STN-iCNN authors: entries model1, model3"),
         (lambda c: c.update(model=c.pop("model1")), "model: unknown keys input_conv"),
         (lambda c: c.update(select_net={"fc.weight": torch.zeros(1)}), "select_net: neither of the two"),
-        (lambda c: c.clear(), "entries none"),
     ],
 )
 def test_what_the_importer_does_not_know_it_refuses_by_name(tmp_path, change, said):

@@ -165,7 +165,6 @@ ASKED: tuple[tuple[str | None, tuple[Any, ...], str, tuple[str, ...]], ...] = ( 
     ("unmapped", ("celebamask", ".", "standard"), "train", (MAPPING, "partition paper")),
     (None, ("synthetic", "."), "train", ("root .", "synthetic")),
     (None, ("helen", None), "train", ("helen", "needs its folder")),
-    (None, ("celebamask", "absent"), "train", ("absent", "does not exist")),
     (None, ("celebamask", "file"), "train", ("file", "not a folder")),
     (None, ("celebamask", "empty"), "train", ("empty", "is empty", "expected")),
     *((None, (dataset, "."), "train", ("no ", "expected")) for dataset in ("helen", "celebamask")),
@@ -242,10 +241,8 @@ FAULTS: tuple[tuple[str, str, str, Any, tuple[str, ...]], ...] = (
     ("official", "train", f"{PARTS}/00000_snout.png", MAP, ("no known part", "0/00000_snout.png")),
     ("official", "train", f"{PARTS}/1_nose.png", MAP, ("two files for one part in", "00001_nose.png", "1_nose.png")),
     ("official", "train", "CelebAMask-HQ-mask-anno", None, ("CelebAMask-HQ-mask-anno", "official layout")),
-    ("lapa", "train", "train/labels", None, ("no folder",)),
     *((layout, split, at, text, (said,)) for layout, split, at, said, texts in LISTS for text in texts),
     *(("challenge", "train", at, SPECIAL["pipe"], ("faces",)) for at in (".", "train", "train/train_mask")),
-    ("lapa", "train", "train/images", SPECIAL["link to itself"], ("no folder",)),
     ("helen", "test", "exemplars.txt", SPECIAL["link to nothing"], ("exemplars.txt",)),
     ("official", "test", MAPPING, SPECIAL["folder"], (MAPPING,)),
 )
