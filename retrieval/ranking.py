@@ -14,7 +14,6 @@ from utils.errors import InputError
 
 FACES, ROWS = 32, 256  # at once: embedded, and compared
 NEAREST = 5
-Finder = Callable[[np.ndarray], np.ndarray]
 
 
 class Found(NamedTuple):
@@ -55,16 +54,13 @@ def directions(embeddings_NE: np.ndarray, mean_E: np.ndarray) -> np.ndarray:
     return centred_NE / np.maximum(np.linalg.norm(centred_NE, axis=1, keepdims=True), 1e-12).astype(centred_NE.dtype)
 
 
-def nearest(gallery_GE: np.ndarray, queries_QE: np.ndarray) -> Found:
-    """The five rows of the gallery that are nearest to each query: exact search. Both: ``directions``, five rows or
-    more."""
-    gallery = torch.from_numpy(gallery_GE)
-    chosen = [_best(gallery, torch.from_numpy(queries_QE[k : k + ROWS])) for k in range(0, len(queries_QE), ROWS)]
-    return ranked(gallery_GE, queries_QE, np.concatenate(chosen))
-
-
-def _best(gallery_GE: Tensor, queries_QE: Tensor) -> np.ndarray:
-    return (queries_QE @ gallery_GE.T).topk(NEAREST).indices.numpy()
+def search(gallery_GE: np.ndarray, queries_QE: np.ndarray, index: str = "exact", centred: bool = True) -> Found:
+    """The five nearest of five or more embeddings of length 1. index: one of ``INDEXES``. centred: compare
+    ``directions`` from the gallery's mean."""
+    if centred:
+        mean_E = gallery_GE.mean(0)
+        gallery_GE, queries_QE = directions(gallery_GE, mean_E), directions(queries_QE, mean_E)
+    return ranked(gallery_GE, queries_QE, INDEXES[index](gallery_GE, queries_QE))
 
 
 def ranked(gallery_GE: np.ndarray, queries_QE: np.ndarray, index_Q5: np.ndarray) -> Found:
@@ -83,14 +79,15 @@ def accuracy(found: Found, gallery: People, queries: People) -> Accuracy:
     return Accuracy(float(hits_Q5[:, 0].mean()), float(hits_Q5.any(1).mean()))
 
 
-def search(gallery_GE: np.ndarray, queries_QE: np.ndarray) -> Found:
-    """``nearest`` of embeddings, less the gallery's mean."""
-    mean_E = gallery_GE.mean(0)
-    return nearest(directions(gallery_GE, mean_E), directions(queries_QE, mean_E))
+def exact_rows(gallery_GE: np.ndarray, queries_QE: np.ndarray) -> np.ndarray:
+    """By all cosines."""
+    gallery, queries = torch.from_numpy(gallery_GE), torch.from_numpy(queries_QE)
+    found = [(part_RE @ gallery.T).topk(NEAREST).indices for part_RE in queries.split(ROWS)]
+    return torch.cat(found).numpy()
 
 
-def faiss_index(kind: str, gallery_GE: np.ndarray) -> Finder:
-    """A search of a large gallery by faiss. kind: what its ``index_factory`` takes."""
+def faiss_rows(kind: str, gallery_GE: np.ndarray, queries_QE: np.ndarray) -> np.ndarray:
+    """By faiss, in a large gallery. kind: what its ``index_factory`` takes. Raises InputError where it is missing."""
     try:
         import faiss
     except ImportError as error:
@@ -98,13 +95,13 @@ def faiss_index(kind: str, gallery_GE: np.ndarray) -> Finder:
     index = faiss.index_factory(gallery_GE.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     index.train(gallery_GE[:100_000])
     index.add(gallery_GE)
-    return lambda queries_QE: index.search(queries_QE, NEAREST)[1]
+    return index.search(queries_QE, NEAREST)[1]
 
 
-# each takes the gallery's directions and gives what finds the rows of the five nearest of each query, (Q, 5) int64,
-# nearest first. "faiss": all distances, the same five; "faiss-bytes": to vectors of one byte a number, nearly the same
-INDEXES: dict[str, Callable[[np.ndarray], Finder]] = {
-    "exact": lambda gallery_GE: lambda queries_QE: nearest(gallery_GE, queries_QE).index_Q5,
-    "faiss": partial(faiss_index, "Flat"),
-    "faiss-bytes": partial(faiss_index, "SQ8"),
+# each gives the rows of the gallery that are nearest to each query, (Q, 5) int64, nearest first. "faiss": all
+# distances, the same five; "faiss-bytes": to vectors of one byte a number, nearly the same
+INDEXES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "exact": exact_rows,
+    "faiss": partial(faiss_rows, "Flat"),
+    "faiss-bytes": partial(faiss_rows, "SQ8"),
 }

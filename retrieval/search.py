@@ -22,11 +22,12 @@ from PIL import Image
 from torch import nn
 
 from data.images import READ_SUFFIXES, natural_key, read_photo, shorten
+from retrieval import ranking
 from retrieval.align import Cut, cut_photo, read_cut
 from retrieval.dlib_resnet import SHA256, DlibResnet
 from retrieval.network import InceptionResnetV1, load_network, whiten
 from retrieval.people import INSIDE, People, list_people, middle, read_crops
-from retrieval.ranking import INDEXES, NEAREST, Accuracy, Found, accuracy, directions, embed, ranked
+from retrieval.ranking import INDEXES, NEAREST, Accuracy, Found, accuracy, embed
 from scoring import options
 from scoring.pictures import encode, tile
 from utils import files, locks
@@ -263,10 +264,8 @@ def search(args: argparse.Namespace, photos: list[Path] | None) -> tuple[Found, 
         if known_GE.shape[1] != asked_QE.shape[1]:
             sizes = f"{known_GE.shape[1]} and {asked_QE.shape[1]}"
             raise InputError(f"embeddings of {sizes} numbers do not compare: remove {args.out}, give folders of faces")
-        if key != SHA256:  # dlib's network was trained on plain distances, and finds more by them
-            mean_E = known_GE.mean(0)
-            known_GE, asked_QE = directions(known_GE, mean_E), directions(asked_QE, mean_E)
-        found = ranked(known_GE, asked_QE, INDEXES[args.index](known_GE)(asked_QE))
+        # dlib's network was trained on plain distances, and finds more by them
+        found = ranking.search(known_GE, asked_QE, args.index, centred=key != SHA256)
         if args.out:
             write_results(args, found, gallery, queries, key)
     return found, gallery, queries

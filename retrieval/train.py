@@ -30,6 +30,7 @@ from scoring import options
 from training import batchnorm
 from training.engine import Optimisation, Run, Scores, Task, fit, refuse_used
 from training.options import require_shares
+from training.recipes import Recipe
 from utils import checkpoint, distributed, files
 from utils.cli import Parser
 from utils.errors import InputError
@@ -39,19 +40,13 @@ EVERY = 4  # every fourth person with several photos has one in the validation s
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything a step is trained with.
+class IdentityRecipe(Recipe):
+    """steps: of an epoch; 0: one pass over the photos. scale, margin: of the cosine loss; scale 0: softmax over a
+    linear layer. centre, alpha: factor of the centre loss, and how much of a centre stays. penalty: factor of half the
+    weights' squares. dropout: before the last layer, and after it. moving: whether a frozen network's batch statistics
+    still move. model: of the network's configuration, from scratch."""
 
-    batch_size: over all processes. steps: of an epoch; 0: one pass over the photos. model: fields of the network's
-    configuration, from scratch. scale, margin: of the cosine loss; scale 0: softmax over a linear layer. centre, alpha:
-    factor of the centre loss, and how much of a centre stays. penalty: factor of half the weights' squares. dropout:
-    before the last layer, and after it. moving: whether a frozen network's batch statistics still move.
-    """
-
-    optimisation: Optimisation
-    batch_size: int
     steps: int = 0
-    model: dict[str, Any] = field(default_factory=dict)
     scale: float = 0.0
     margin: float = 0.0
     centre: float = 0.0
@@ -59,12 +54,11 @@ class Recipe:
     penalty: float = 0.0
     dropout: float = 0.5
     moving: bool = False
-    augmentation: Augmentation = NO_AUGMENTATION
 
 
 SEED = {  # the fine-tuning of the release that this follows; its 20 steps times 100 epochs
-    1: Recipe(
-        Optimisation(100, {"embedding": 0.0, "head": 0.1}, "adagrad", "fifths"),
+    1: IdentityRecipe(
+        Optimisation(100, {"embedding": 0.0, "head": 0.1}, "adagrad", "step 0.8 20"),
         batch_size=100,
         steps=20,
         centre=1.0,
@@ -72,8 +66,8 @@ SEED = {  # the fine-tuning of the release that this follows; its 20 steps times
         penalty=0.01,
         moving=True,
     ),
-    2: Recipe(
-        Optimisation(100, {"embedding": 0.01, "head": 0.01}, "adagrad", "fifths"),
+    2: IdentityRecipe(
+        Optimisation(100, {"embedding": 0.01, "head": 0.01}, "adagrad", "step 0.8 20"),
         batch_size=300,
         steps=20,
         centre=2.0,
@@ -82,7 +76,7 @@ SEED = {  # the fine-tuning of the release that this follows; its 20 steps times
     ),
 }
 COSINE = {
-    1: Recipe(
+    1: IdentityRecipe(
         Optimisation(20, {"embedding": 0.0, "head": 0.01}, "adamw", "onecycle", weight_decay=1e-2),
         batch_size=64,
         scale=16.0,
@@ -90,7 +84,7 @@ COSINE = {
         dropout=0.2,
         augmentation=Augmentation(mirror=0.5, tone=0.5),
     ),
-    2: Recipe(
+    2: IdentityRecipe(
         Optimisation(40, {"embedding": 1e-3, "head": 1e-2}, "adamw", "onecycle", weight_decay=5e-2, clip=5.0),
         batch_size=64,
         steps=70,
@@ -121,7 +115,7 @@ class Plan:
     """One training of one step. start: the networks' weights to start from; sources: the files that they are from."""
 
     people: People
-    recipe: Recipe
+    recipe: IdentityRecipe
     step: int
     config: EmbeddingConfig
     machine: Machine
@@ -258,7 +252,7 @@ def held_out(people: People) -> np.ndarray:
     return held_N
 
 
-def read_start(args: argparse.Namespace, recipe: Recipe, people: People) -> tuple[EmbeddingConfig, dict, dict]:
+def read_start(args: argparse.Namespace, recipe: IdentityRecipe, people: People) -> tuple[EmbeddingConfig, dict, dict]:
     """The network's configuration, the weights to start from, and where they are from. Raises InputError."""
     if args.pretrained and args.init_from:
         raise InputError("--pretrained and --init-from: give one of them")
@@ -282,7 +276,7 @@ def read_start(args: argparse.Namespace, recipe: Recipe, people: People) -> tupl
     return config, {name: modules[name] for name in names}, {"init_from": files.sha256(args.init_from)}
 
 
-def changed(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+def changed(recipe: IdentityRecipe, args: argparse.Namespace) -> IdentityRecipe:
     """The recipe with what the options set. Raises InputError for those out of range."""
     given = {name: value for name in RANGES if (value := getattr(args, name)) is not None}
     if wrong := [
@@ -291,20 +285,16 @@ def changed(recipe: Recipe, args: argparse.Namespace) -> Recipe:
         if not RANGES[name][0] <= value <= RANGES[name][1]
     ]:
         raise InputError("; ".join(wrong))
-    optimisation, values = recipe.optimisation, {}
-    rates = {name: rate for name in optimisation.lr if (rate := getattr(args, f"lr_{name}")) is not None}
-    optimisation = replace(optimisation, lr=optimisation.lr | rates, epochs=args.epochs or optimisation.epochs)
-    if "decay" in given or "decay_epochs" in given:
-        schedule = f"step {given.get('decay', 0.8)} {given.get('decay_epochs', 20)}"
-        optimisation = replace(optimisation, schedule=schedule)
-    if "weight_decay" in given and recipe.penalty:
-        values["penalty"] = given["weight_decay"]
-    elif "weight_decay" in given:
-        optimisation = replace(optimisation, weight_decay=given["weight_decay"])
+    values: dict[str, Any] = {name: given[name] for name in ("centre", "alpha") if name in given}
     if "keep" in given:
         values["dropout"] = 1 - given["keep"]
-    values |= {name: given[name] for name in ("centre", "alpha") if name in given}
-    return replace(recipe, optimisation=optimisation, batch_size=args.batch_size or recipe.batch_size, **values)
+    if "weight_decay" in given and recipe.penalty:
+        values["penalty"] = given.pop("weight_decay")
+    if "decay" in given or "decay_epochs" in given:
+        schedule = f"step {given.get('decay', 0.8)} {given.get('decay_epochs', 20)}"
+        values["optimisation"] = replace(recipe.optimisation, schedule=schedule)
+    rates = {name: rate for name in recipe.optimisation.lr if (rate := getattr(args, f"lr_{name}")) is not None}
+    return replace(recipe, **values).changed(args.epochs, args.batch_size, rates, given.get("weight_decay"))
 
 
 def plan(args: argparse.Namespace) -> Plan:

@@ -33,9 +33,8 @@ class Optimisation:
     lr: learning rate of each network; a network at 0 is frozen, batch statistics included. NETWORK.PATH: that of a
     module within a network, such as "parts.nets.brows", where it has its own.
     optimizer: "adam", "adamw", "sgd" (momentum 0.9) or "adagrad" (TensorFlow's: sums of squares start at 0.1).
-    schedule: "halve" (every five epochs, paper), "fifths" (a fifth less every twenty epochs, retrieval's seed), "step F
-    N" (times F every N epochs), "onecycle", "restarts" (cosine from epoch to epoch, anew after 10, 20, 40, … epochs),
-    "polynomial" (power 0.9) or "constant".
+    schedule: "halve" (every five epochs, paper), "step F N" (times F every N epochs), "onecycle", "restarts" (cosine
+    from epoch to epoch, anew after 10, 20, 40, … epochs), "polynomial" (power 0.9) or "constant".
     clip: largest gradient norm, 0 for no limit.
     """
 
@@ -119,8 +118,6 @@ def learning_rate_factor(schedule: str, progress: float, epochs: int) -> float:
     raises ValueError for another."""
     if schedule == "halve":
         return 0.5 ** (int(progress) // 5)
-    if schedule == "fifths":
-        return 0.8 ** (int(progress) // 20)
     if schedule.startswith("step "):
         _, factor, every = schedule.split()
         return float(factor) ** (int(progress) // int(every))

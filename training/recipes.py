@@ -1,11 +1,12 @@
 """What a stage is trained with."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from data.view import NO_AUGMENTATION, PAPER_AUGMENTATION, WIDE_AUGMENTATION, Augmentation
 from training.engine import Optimisation
 
+AnyRecipe = TypeVar("AnyRecipe", bound="Recipe")
 AUGMENTATIONS = {"none": NO_AUGMENTATION, "paper": PAPER_AUGMENTATION, "wide": WIDE_AUGMENTATION}
 
 
@@ -28,13 +29,13 @@ class Recipe:
     theta_weight: float = 0.0
 
     def changed(
-        self,
+        self: AnyRecipe,
         epochs: int | None = None,
         batch_size: int | None = None,
         lr: dict[str, float] | None = None,
         weight_decay: float | None = None,
         augmentation: str | None = None,
-    ) -> "Recipe":
+    ) -> AnyRecipe:
         """The recipe with these values in place of its own; None leaves one as it is. augmentation: one of
         ``AUGMENTATIONS``."""
         old = self.optimisation
