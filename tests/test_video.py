@@ -104,19 +104,13 @@ def shown_turned(path: Path, quarters: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_video_that_players_turn_is_parsed_upright(tmp_path):
+def test_a_video_that_players_turn_is_read_upright(tmp_path):
     frames = moving_face(2)
-    save_video(tmp_path / "0.mp4", frames)
     for quarters in (1, 2, 3):
         path = save_video(tmp_path / f"{quarters}.mp4", [np.rot90(frame, quarters) for frame in frames])
         shown_turned(path, quarters)
         _, shown = open_video(path)
         assert np.abs(np.array(shown, int) - frames).mean() < 8  # of 255: what the codec loses
-    assert call(tmp_path / "0.mp4", tmp_path / "1.mp4", "--frame-labels", "--out", tmp_path / "out") == 0
-    assert {frame.shape for frame in open_video(tmp_path / "out" / "1_overlay.mp4")[1]} == {(240, 320, 3)}
-    one, other = (read_labels(tmp_path / "out" / f"{name}_labels" / "000002.png") for name in "01")
-    assert set(np.unique(other)) >= {1, 2, 3, 4, 5}
-    assert (one != other).mean() < 0.01
 
 
 class FakeDetector:

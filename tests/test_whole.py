@@ -18,7 +18,6 @@ from torchvision.transforms.functional import center_crop
 
 import evaluate
 import predict
-import train_whole
 from data.batch import framed_batch
 from data.images import read_labels
 from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
@@ -64,22 +63,6 @@ def test_only_weights_of_the_same_layers_fit() -> None:
         imagenet_start(WholeParser(WholeConfig(size=64, encoder="resnet18"), HELEN).encoder, state)
     with pytest.raises(InputError, match="it has 2 tensors"):
         imagenet_start(parser.encoder, dict(list(state.items())[:2]))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--arch", "fnp"), "arch fnp: choose one of unet"),
-        (("--encoder", "tu-nothing"), "encoder tu-nothing: "),
-        (("--input-size", "65"), "--input-size 65.*multiple of 32"),
-        (("--balance", "2"), "--balance 2.0: must be between"),
-        (("--least-share", "nan"), "--least-share nan: must be between"),
-        (("--encoder-weights", "gone.pth"), "gone.pth"),
-    ],
-)
-def test_options_that_cannot_be_are_one_line(tmp_path: Path, options: tuple[str, ...], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        train_whole.main(["--encoder-weights", "none", "--run-dir", str(tmp_path / "run"), *options])
 
 
 def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
