@@ -134,13 +134,6 @@ BAD_VIDEOS: dict[str, Callable[[], bytes]] = {
 }
 
 
-JSON_BYTES: dict[str, bytes] = {
-    "truncated": b'{"a": [1, 2',
-    "not UTF-8": b'{"a": "\xe9\xff"}',
-    "a list": b"[]",
-}
-
-
 def refuses(*words: object) -> Any:
     """pytest.raises for one line of InputError that holds all words, in this order."""
     return pytest.raises(InputError, match="^.*" + ".*".join(re.escape(str(word)) for word in words) + ".*$")

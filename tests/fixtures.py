@@ -204,6 +204,11 @@ def batch_of(faces: Sequence[tuple[np.ndarray, np.ndarray]], labels: LabelSet = 
     )
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The files of a folder and of those in it."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def repainted(root: Path, folder: Path, *faces: str) -> Path:
     """A copy of HELEN's layout whose photos of these faces differ in some pixels and in nothing else, not in time."""
     shutil.copytree(root, folder)

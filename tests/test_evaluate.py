@@ -17,7 +17,6 @@ from scoring.evaluation import Request, score_model
 from scoring.files import save
 from tests.damage import refuses
 from tests.fixtures import TO_CELEBAMASK, draw_faces, lively, save_palette, save_parser, two_processes, write_challenge
-from tests.tiny_parser import TinyConfig, TinyParser
 from utils import files
 from utils.errors import InputError
 from utils.runtime import Machine
@@ -39,12 +38,6 @@ def save_models(folder):
     torch.manual_seed(0)
     model = lively(STNiCNN(CONFIG))
     return {stage: str(save_parser(folder / f"{stage}.pt", model, stage, names)) for stage, names in STAGES.items()}
-
-
-def save_tiny(path):
-    """A random parser of CelebAMask-HQ's 19 labels, with no windows, as a checkpoint."""
-    torch.manual_seed(0)
-    return str(save_parser(path, lively(TinyParser(TinyConfig(), CELEBAMASK)), "tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from faces.detect import Detector
 from faces.labelling import Labelling
 from models.loading import KINDS, SHIPPED_WEIGHTS
 from tests.damage import refuses
-from tests.fixtures import draw_face, save_photo
-from tests.test_evaluate import save_models, save_tiny
-from tests.tiny_parser import TinyParser
+from tests.fixtures import draw_face, lively, save_parser, save_photo
+from tests.test_evaluate import save_models
+from tests.tiny_parser import TinyConfig, TinyParser
 from utils.errors import InputError
 from utils.runtime import run_main
 
@@ -48,7 +48,7 @@ def run(weights, tmp_path, loading_once):
 def tiny(monkeypatch, tmp_path):
     """A checkpoint of a parser of 19 labels, which has no windows and no crops."""
     monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
-    return save_tiny(tmp_path / "tiny.pt")
+    return save_parser(tmp_path / "tiny.pt", lively(TinyParser(TinyConfig(), CELEBAMASK)), "tiny")
 
 
 @pytest.fixture

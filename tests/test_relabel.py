@@ -20,6 +20,7 @@ from models.loading import KINDS
 from tests.damage import refuses
 from tests.fixtures import (
     TO_CELEBAMASK,
+    contents,
     draw_faces,
     save_parser,
     write_celebamask_official,
@@ -51,10 +52,6 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[LabelSet]
         return save_parser(tmp_path / f"{labels.name}.pt", parser, "tiny")
 
     return write
-
-
-def snapshot(root: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def test_merged_labels_are_those_of_the_original():
@@ -96,7 +93,7 @@ def test_every_data_set_is_relabelled_into_a_folder_of_its_own_and_trained_on(la
     write, dataset, labels = LAYOUTS[layout]
     root, out, cache = tmp_path / "data", tmp_path / "new", tmp_path / "cache"
     write(root, FACES)
-    before = snapshot(root)
+    before = contents(root)
     line = f"--dataset {dataset} --data {root} --cache {cache} --device cpu --rare 0.02 --out {out}"
     more = " --labels celebamask" if layout == "list" else ""
     words = f"{line} --checkpoint {tiny(labels)}{more}".split()
@@ -106,7 +103,7 @@ def test_every_data_set_is_relabelled_into_a_folder_of_its_own_and_trained_on(la
         written.append({path: path.stat().st_mtime_ns for path in out.glob("*.png")})
     assert written[0] == written[1]
     assert "| nose |" in capsys.readouterr().out
-    assert snapshot(root) == before
+    assert contents(root) == before
     with refuses("threshold 0.95, not 0.9"):
         script.main([*words, "--threshold", "0.9"])
 
@@ -142,7 +139,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "data" / "train" / "train_mask")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "0.png").write_bytes(b"mine")
-    before = [snapshot(tmp_path / name) for name in ("data", "mine")]
+    before = [contents(tmp_path / name) for name in ("data", "mine")]
     with refuses("labels in helen, the data set in celebamask"):
         script.main([*words, "--checkpoint", str(tiny(HELEN)), "--out", str(tmp_path / "new")])
     for line, out, *more in (
@@ -156,7 +153,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny, tmp_path):
     ):
         with refuses(line):
             script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / out), *more])
-    assert [snapshot(tmp_path / name) for name in ("data", "mine")] == before
+    assert [contents(tmp_path / name) for name in ("data", "mine")] == before
     assert not (tmp_path / "new").exists()
 
 

@@ -12,7 +12,8 @@ import pytest
 import reproduce
 from data.labels import NINE
 from experiments import report
-from tests.damage import JSON_BYTES, refuses
+from tests.damage import refuses
+from tests.fixtures import contents
 
 HOME = report.HOME
 DOCUMENTS = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
@@ -81,17 +82,13 @@ def test_trainings_of_other_parsers_are_reported_by_the_names_of_their_folders(r
     assert text.index("| stage1 | 4 |") < text.index(line)
 
 
-def files_of(root: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 def test_runs_as_reproduce_leaves_them_make_tables(results):
     (results / "benchmark").mkdir()
     (results / "benchmark" / "benchmark.md").write_text("# Benchmark\n")
     assert report.main(["--results", str(results)]) == 0
-    written = files_of(results)
+    written = contents(results)
     assert report.main(["--results", str(results)]) == 0
-    assert files_of(results) == written  # a second report changes nothing
+    assert contents(results) == written  # a second report changes nothing
     text = (results / "README.md").read_text()
     assert "[benchmark](benchmark/benchmark.md)" in text
     first, second = list(reproduce.ROWS)[:2]
@@ -153,7 +150,7 @@ def anchors(path: Path) -> set[str]:
 
 
 WRONG: dict[str, tuple[str, tuple[str, ...], Any]] = {  # file, where in it, what is there
-    "a log that is truncated": ("mine-seed0/stage1/log.jsonl", (), JSON_BYTES["truncated"]),
+    "a log that is truncated": ("mine-seed0/stage1/log.jsonl", (), b'{"a": [1, 2'),
     "a learning rate that is a text": ("mine-seed0/stage1/config.json", ("optimisation", "lr"), {"coarse": "x"}),
     "a score that is a text": ("mine-seed1/scores/test/*/scores.json", ("paper", "overall"), "high"),
     "an experiment without rows": ("experiments/hidden_parts.json", ("rows",), None),
@@ -171,10 +168,10 @@ def test_files_that_hold_something_else_are_one_line_and_nothing_is_written(kind
         inner[keys[-1]] = value
         value = json.dumps(whole).encode()
     path.write_bytes(value)
-    before = files_of(results)
+    before = contents(results)
     with refuses(results):
         report.main(["--results", str(results)])
-    assert files_of(results) == before
+    assert contents(results) == before
 
 
 def test_folders_that_cannot_be_reported_are_refused(results, tmp_path):

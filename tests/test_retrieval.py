@@ -5,7 +5,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -461,13 +460,6 @@ def test_search_refuses_bad_input(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["top1"] == 1.0
 
 
-ARRAYS: dict[str, Any] = {
-    "another checkpoint": lambda held: {"checkpoint": np.array("f" * 64)},
-    "fewer faces": lambda held: {"embeddings": held["embeddings"][:2]},
-    "objects": lambda held: {"names": np.array([None, 3], object)},
-}
-
-
 @pytest.mark.filterwarnings("error")
 def test_embeddings_that_no_search_wrote_are_one_line(tmp_path):
     people = write_people(tmp_path / "people", {"a": 3, "b": 2})
@@ -477,8 +469,9 @@ def test_embeddings_that_no_search_wrote_are_one_line(tmp_path):
     good = path.read_bytes()
     with np.load(path) as stored:
         held = dict(stored)
-    for change in ARRAYS.values():
-        np.savez(path, **{**held, **change(held)})
+    objects, fewer = np.array([None, 3], object), held["embeddings"][:2]
+    for change in ({"checkpoint": np.array("f" * 64)}, {"names": objects}, {"embeddings": fewer}):
+        np.savez(path, **{**held, **change})
         with pytest.raises(InputError, match=r"^.*gallery\.npz (is no file of emb|holds embeddings of another).*$"):
             search.read_embeddings(path, "key")
     np.savez_compressed(path, **{**held, "embeddings": np.zeros((1000, 512), np.float32)})

@@ -23,6 +23,7 @@ from faces import camera, video
 from faces.detect import Detection
 from faces.scene import SceneParser, compose_scene
 from tests import damage
+from tests.fixtures import contents
 from utils.runtime import run_main
 
 pytestmark = pytest.mark.usefixtures("loading_once")
@@ -192,7 +193,7 @@ def test_ctrl_c_leaves_the_first_frames_beside_where_nothing_older_is(tmp_path, 
         raise KeyboardInterrupt
 
     for overwrite in ([], ["--overwrite"]):  # the second time, the older whole one stays
-        before = {path.name: path.read_bytes() for path in out.glob("*")}
+        before = contents(out)
         with monkeypatch.context() as patch:
             patch.setattr(video, "parse_frames", interrupted)
             assert call(tmp_path / "clip.mp4", "--out", out, *overwrite) == 130
@@ -203,7 +204,7 @@ def test_ctrl_c_leaves_the_first_frames_beside_where_nothing_older_is(tmp_path, 
             assert {path.name for path in out.iterdir()} == {"clip_overlay.mp4", "clip_frames.json"}
             assert len(open_video(out / "clip_overlay.mp4")[1]) == 5
         else:
-            assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+            assert contents(out) == before
 
 
 @pytest.mark.parametrize(
@@ -245,11 +246,11 @@ def test_a_new_run_removes_the_maps_of_a_longer_one_and_a_failed_one_nothing(tmp
         save_video(tmp_path / "clip.mp4", frames)
         assert call(tmp_path / "clip.mp4", "--out", out, "--frame-labels", "--overwrite") == 0
         assert len(list((out / "clip_labels").iterdir())) == len(frames)
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    before = contents(out)
     with damage.little_room(4000):
         assert call(tmp_path / "clip.mp4", "--out", out, "--frame-labels", "--overwrite") == 2
     assert "clip.mp4: its results could not be written (File too large)" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize(
