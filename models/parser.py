@@ -159,8 +159,8 @@ class FaceParser(nn.Module):
     def label_photos(self, photos: Sequence[str | PathLike | Image.Image | np.ndarray]) -> list[np.ndarray]:
         """Label photos of any sizes, see ``data.images.as_photo``: uint8 (H, W) of ``labels``' ids out.
 
-        On a GPU those of one size go together, and all label maps come back in one copy. Raises InputError for what is
-        no photo.
+        On a GPU those of one size go together, and the host waits once for all label maps. Raises InputError for what
+        is no photo.
         """
         device = next(self.parameters()).device
         arrays = [as_photo(photo, f"photos[{k}]") for k, photo in enumerate(photos)]
@@ -264,7 +264,7 @@ class WholeFaceParser(FaceParser):
 
 
 def on_host(patches: Iterable[tuple[Patch, np.ndarray]]) -> list[tuple[Patch, np.ndarray]]:
-    """``FaceParser.patches`` on the CPU: all of them leave the device in one copy."""
+    """``FaceParser.patches`` on the CPU, after one wait for all of them."""
     patches = list(patches)
     held = iter(to_host([value for patch, _ in patches for value in patch[2:] if value is not None]))
     return [

@@ -24,7 +24,6 @@ from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from models.parser import FaceParser
 from tests.tiny_parser import TinyConfig, TinyParser
 from utils.errors import InputError
-from utils.runtime import pack, unpack
 
 SIZE = torch.tensor([[70, 70]])
 TIES = 0.002  # share of pixels half way between two samples, of which either is the nearest
@@ -241,14 +240,6 @@ def test_a_group_photo_is_parsed_in_chunks_as_all_at_once(monkeypatch):
     assert len(scene.faces) == 12
     assert np.array_equal(scene.labels_HW, at_once.labels_HW)
     assert np.array_equal(scene.owners_HW, at_once.owners_HW)
-
-
-def test_tensors_of_several_types_come_back_from_one_copy():
-    sent = [torch.arange(5, dtype=torch.uint8), torch.rand(2, 3), torch.rand(3).double(), torch.zeros(0, 4)]
-    sent.append(torch.rand(4, 6).half().T)
-    for one, other in zip(sent, unpack(pack(sent), sent), strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
 
 
 def test_patches_that_touch_do_not_overlap():

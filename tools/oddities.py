@@ -14,13 +14,12 @@ from faces.detect import Detection
 FAR = 6.5  # distances from the usual place, in those of the typical face
 GREY, BITS = 32, 8  # sides of a small grey picture, and of the block of its cosine transform that is hashed
 DIFFERING_BITS = 12  # of 64, at most, between two copies of a face
-MARKED, MIRRORED = [2, 3, 4, 5], [3, 2, 4, 5]  # the parts that a detector marks, and with the eyes exchanged
 FACE_SIDE = 0.8  # of the square that is hashed, in sides of the face's frame
 ALIKE = 0.96  # least correlation of the squares of two copies, once one is warped to fit the other
 CHUNK = 1024  # faces that are compared with all others at once
 SMALL = 64  # side of the label maps of parts that are compared with one another
 KINDS = (1, 1, 2, 2, 3, 4)  # of the six parts: sides are judged elsewhere
-KNOWN = 0.75  # median agreement of photos that the parser knows how to parse; nothing is told of others
+KNOWN = 0.75  # median agreement of photos that the parser knows how to parse; of others, no single face is told
 POOR, BETTER = 0.6, 0.05  # a share of the median agreement, and by how much another photo's label map agrees better
 
 
@@ -38,25 +37,6 @@ def part_places(ids_HW: np.ndarray, labels: LabelSet) -> np.ndarray:
     return np.where(present_P[:, None], centres_P2 / ids_HW.shape[::-1], np.nan)
 
 
-def off_face(places_P2: np.ndarray, points_N52: np.ndarray, shape: tuple[int, int]) -> float:
-    """How far a label map lies from the nearest of a photo's N faces: the median distance of eyes, nose and mouth from
-    their points, in eye distances of that face; in profiles in distances of eyes and mouth. NaN
-    without two parts or a face.
-
-    places_P2: see ``part_places``. points_N52: as of ``faces.detect.Detection``, in shares of the photo's sides.
-    shape: height and width of the label map. Exchanged eyes are no distance.
-    """
-    scale_2 = np.array(shape[::-1])
-    marks_N42 = np.stack([*points_N52[:, :3].swapaxes(0, 1), points_N52[:, 3:].mean(1)], 1) * scale_2
-    across_N = np.linalg.norm(marks_N42[:, 0] - marks_N42[:, 1], axis=1)
-    down_N = np.linalg.norm(marks_N42[:, :2].mean(1) - marks_N42[:, 3], axis=1)
-    unit_N = np.maximum(across_N, 0.9 * down_N)
-    seen_2N4 = np.array([np.linalg.norm(places_P2[ids] * scale_2 - marks_N42, axis=2) for ids in (MARKED, MIRRORED)])
-    if np.isfinite(places_P2[MARKED, 0]).sum() < 2 or not len(points_N52):
-        return np.nan
-    return float((np.nanmedian(seen_2N4, 2) / unit_N).min())
-
-
 def small_parts(ids_HW: np.ndarray, labels: LabelSet) -> np.ndarray:
     """A label map in small, of brows, eyes, nose and mouth alone: uint8 (64, 64), 1 to 4. ids_HW: ids of ``labels``."""
     lut = np.zeros(256, np.uint8)
@@ -71,15 +51,16 @@ def agreement(one_SS: np.ndarray, others_NSS: np.ndarray) -> np.ndarray:
     return 2 * hits_N / np.maximum(1, (one_SS > 0).sum() + (others_NSS > 0).sum((1, 2)))
 
 
-def misfits(parsed_NSS: np.ndarray, own_NSS: np.ndarray) -> list[tuple[int, int | None]]:
-    """The faces whose label map is hardly theirs, and whose agrees better, if any does. parsed_NSS: what a parser sees
-    in each photo, own_NSS: the label maps, both as of ``small_parts``.
+def misfits(parsed_NSS: np.ndarray, own_NSS: np.ndarray) -> tuple[float, list[tuple[int, int | None]]]:
+    """The median agreement of a parser and the label maps, 0 to 1, NaN of none; and, unless it is below ``KNOWN``, the
+    faces whose label map is hardly theirs, and whose agrees better, if any does. parsed_NSS: what the parser sees in
+    each photo, own_NSS: the label maps, both as of ``small_parts``.
 
     Of 125 aligned faces of CelebAMask-HQ none is found while its label map is its own; of faces whose label maps are
     exchanged all are, and 92 % of those whose own label map is not among the others.
     """
     fits_N = np.array([agreement(*pair)[0] for pair in zip(parsed_NSS, own_NSS[:, None], strict=True)])
-    usual = np.median(fits_N) if len(fits_N) else 0
+    usual = float(np.median(fits_N)) if len(fits_N) else np.nan
     found: list[tuple[int, int | None]] = []
     for n in np.flatnonzero(fits_N < usual - BETTER) if usual >= KNOWN else ():
         others_N = agreement(parsed_NSS[n], own_NSS)
@@ -88,7 +69,7 @@ def misfits(parsed_NSS: np.ndarray, own_NSS: np.ndarray) -> list[tuple[int, int 
             found.append((int(n), best))
         elif fits_N[n] < POOR * usual:
             found.append((int(n), None))
-    return found
+    return usual, found
 
 
 def far_parts(places_NP2: np.ndarray) -> np.ndarray:

@@ -211,27 +211,11 @@ def uses_bf16(device: torch.device, amp: str) -> bool:
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of one device on the CPU: one copy and one wait for all of them."""
-    if not tensors or tensors[0].device.type == "cpu":
-        return list(tensors)
-    return unpack(pack(tensors).cpu(), tensors)
-
-
-def pack(tensors: Sequence[Tensor]) -> Tensor:
-    """The bytes of some tensors, uint8 (N), the widest numbers first, as ``unpack`` reads them."""
-    return torch.cat([tensors[k].contiguous().flatten().view(torch.uint8) for k in _widest_first(tensors)])
-
-
-def unpack(bytes_N: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """What ``pack`` has packed. like: tensors of the same shapes and types."""
-    order = _widest_first(like)
-    parts = bytes_N.split([like[k].nbytes for k in order])
-    found = {k: part.view(like[k].dtype).view(like[k].shape) for k, part in zip(order, parts, strict=True)}
-    return [found[k] for k in range(len(like))]
-
-
-def _widest_first(tensors: Sequence[Tensor]) -> list[int]:
-    return sorted(range(len(tensors)), key=lambda k: -tensors[k].itemsize)
+    """Tensors of one device on the CPU, of CUDA in page-locked memory: one wait for all of them."""
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if tensors and tensors[0].is_cuda:
+        torch.cuda.current_stream(tensors[0].device).synchronize()
+    return copies
 
 
 @dataclass(frozen=True)
