@@ -194,7 +194,7 @@ class Misses:
     """How far windows are from the true ones, over all windows that were added."""
 
     def __init__(self) -> None:
-        self.rows: list[np.ndarray] = []  # (N, 3) of each batch: see ``summary``
+        self.rows: list[np.ndarray] = []  # (N, 2) of each batch: see ``summary``
 
     def add(
         self, theta_BP23: Tensor, truth_BP23: Tensor, boxes_BP4: Tensor, sizes_B2: Tensor, counted_BP: Tensor
@@ -220,17 +220,15 @@ class Misses:
         pixels_BP = (centre_BP12 - true_centre_BP12).norm(dim=(-1, -2))
         share_BP = pixels_BP / (2 * true_half_BP12 + 1).mean((-1, -2))
         missed_BP = (true_holds_BP & ~holds_BP) | (share_BP > 0.25)
-        rows_BP3 = torch.stack([missed_BP.float(), pixels_BP, share_BP], -1)
-        self.rows.append(rows_BP3[counted_BP].cpu().numpy())
+        self.rows.append(torch.stack([missed_BP.float(), pixels_BP], -1)[counted_BP].cpu().numpy())
 
     def summary(self) -> dict[str, float] | None:
-        """Share of windows that miss, and mean distance of the centres, in pixels and in sides of the true window; None
-        where no window was counted."""
-        rows_N3 = np.concatenate(self.rows)
-        if not len(rows_N3):
+        """Share of windows that miss, and mean distance of the centres in pixels; None where no window was counted."""
+        rows_N2 = np.concatenate(self.rows)
+        if not len(rows_N2):
             return None
-        names = ("miss_rate", "pixels_mean", "share_mean")
-        return dict(zip(names, rows_N3.astype(np.float64).mean(0).round(5).tolist(), strict=True))
+        miss_rate, pixels = rows_N2.astype(np.float64).mean(0).round(5).tolist()
+        return {"miss_rate": miss_rate, "pixels_mean": pixels}
 
 
 # output

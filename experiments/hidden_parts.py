@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     args = common.parse(cli, argv)
     model, faces, machine = common.load(args, STNiCNN)
     keys = [(count, cropper) for count in range(NUM_PARTS + 1) for cropper in common.CROPPERS]
-    misses = {key: {"all": common.Misses(), "hidden_only": common.Misses()} for key in keys}
+    misses = {key: common.Misses() for key in keys}
     tallies = {key: common.Tally(model.labels) for key in keys}
     with common.inference(machine):
         for batch in common.batches(faces, machine, args.batch_size):
@@ -98,18 +98,15 @@ def main(argv: list[str] | None = None) -> int:
                 if args.pictures and count == 1 and 0 in batch.index_B:
                     drawn = Image.fromarray(picture(model, batch, covered, hidden_BP))
                     files.write_bytes(args.pictures / f"{NAME}.jpg", pictures.encode(drawn, "JPEG", quality=90))
-                counted = {"all": batch.present_BP, "hidden_only": torch.from_numpy(hidden_BP).to(machine.device)}
                 for name, crops in common.CROPPERS.items():
                     labels_BHW, theta_BP23 = model.parse(covered, crops)
                     assert theta_BP23 is not None  # both croppers make windows
-                    for which, counted_BP in counted.items():
-                        windows = theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2
-                        misses[count, name][which].add(*windows, counted_BP)
+                    misses[count, name].add(theta_BP23, truth_BP23, boxes_BP4, batch.sizes_B2, batch.present_BP)
                     tallies[count, name].add_batch(labels_BHW, batch.labels_BHW, batch.sizes_B2)
-    rows = []
-    for (count, name), found in misses.items():
-        summaries = {which: windows.summary() for which, windows in found.items()}
-        rows.append({"hidden": count, "cropper": name, **summaries, "f1": tallies[count, name].f1()})
+    rows = [
+        {"hidden": count, "cropper": name, "windows": misses[count, name].summary(), "f1": tallies[count, name].f1()}
+        for count, name in keys
+    ]
     return common.write(NAME, args, argv, {"faces": len(faces), "rows": rows}, table)
 
 
@@ -117,7 +114,7 @@ def table(result: Result) -> str:
     """Markdown: one line for each number of hidden parts."""
     groups: dict[int, list[list[object]]] = {}
     for row in result["rows"]:
-        groups.setdefault(row["hidden"], []).append([(row["all"] or {}).get("miss_rate"), *row["f1"].values()])
+        groups.setdefault(row["hidden"], []).append([(row["windows"] or {}).get("miss_rate"), *row["f1"].values()])
     header = [f"{which}, {name}" for which in ("misses", *common.HEADLINES) for name in common.CROPPERS]
     rows = [[hidden, *chain(*zip(*group, strict=True))] for hidden, group in groups.items()]
     return markdown(["hidden", *header], rows, 3)

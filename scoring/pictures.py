@@ -38,31 +38,12 @@ def overlay(photo: np.ndarray, label_map: np.ndarray, labels: LabelSet, alpha: f
     """Lay the labels' colours over the photo; background pixels stay as they are.
 
     photo: uint8 (H, W, 3). label_map: integer (H, W), ids of ``labels``. alpha: weight of the colour, 0 to 1.
-    Raises ValueError for sizes that differ, ids or alpha out of range.
+    Raises ValueError for ids out of range.
     """
-    if photo.shape[:2] != label_map.shape:
-        raise ValueError(f"photo {photo.shape[:2]} and labels {label_map.shape} differ in size")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha {alpha} is not within 0..1")
     picture, face = photo.copy(), label_map != 0
     blend = (1 - alpha) * photo[face] + alpha * colour(label_map[face], labels).astype(np.float32)
     picture[face] = np.rint(blend).astype(np.uint8)
     return picture
-
-
-def draw_windows(photo: np.ndarray, theta_P23: np.ndarray | Tensor, labels: LabelSet) -> np.ndarray:
-    """Draw the outlines of the six windows, each in its part's colour, on a copy of the photo.
-
-    photo: uint8 (H, W, 3). theta_P23: (6, 2, 3), maps crop coordinates [-1, 1]² to the photo's normalised ones,
-    align_corners = True: pixel x = (x_n + 1) / 2 · (W - 1). A part whose theta is not finite is not drawn.
-    Raises ValueError for another shape of theta, and for a label set that lacks a part.
-    """
-    theta = theta_P23.detach().cpu().double().numpy() if isinstance(theta_P23, Tensor) else np.asarray(theta_P23)
-    if theta.shape != (NUM_PARTS, 2, 3):
-        raise ValueError(f"theta has shape {theta.shape}, not {(NUM_PARTS, 2, 3)}")
-    if not labels.part_ids:
-        raise ValueError(f"label set {labels.name} lacks a part that has a window")
-    return draw_outlines(photo, window_corners(theta, photo.shape[:2]), labels)
 
 
 def draw_outlines(photo: np.ndarray, corners_N42: np.ndarray, labels: LabelSet) -> np.ndarray:
@@ -98,10 +79,8 @@ def tile(pictures: Sequence[np.ndarray], columns: int, size: int) -> np.ndarray:
     """Set pictures of any sizes, row by row, into a sheet of square cells of ``size`` pixels.
 
     Each is scaled to fit its cell and centred on black; the last row is filled up with black.
-    Returns uint8 (rows · size, columns · size, 3). Raises ValueError for no pictures, columns or size below 1.
+    Returns uint8 (rows · size, columns · size, 3).
     """
-    if not pictures or columns < 1 or size < 1:
-        raise ValueError(f"cannot tile {len(pictures)} pictures into {columns} columns of {size} pixels")
     cells = [_letterbox(picture, size) for picture in pictures]
     cells += [np.zeros((size, size, 3), np.uint8)] * (-len(cells) % columns)
     return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
@@ -150,7 +129,10 @@ def face_pictures(batch: Batch, labels_BHW: Tensor, theta_BP23: Tensor | None = 
     for b, (height, width) in enumerate(batch.sizes_B2.tolist()):
         photo = batch.photos_BHW3[b, :height, :width].cpu().numpy()
         picture = overlay(photo, labels_BHW[b, :height, :width].cpu().numpy(), batch.labels)
-        yield picture if theta_BP23 is None else draw_windows(picture, theta_BP23[b].float(), batch.labels)
+        if theta_BP23 is not None:
+            corners_P42 = window_corners(theta_BP23[b].double().cpu().numpy(), (height, width))
+            picture = draw_outlines(picture, corners_P42, batch.labels)
+        yield picture
 
 
 def progress_picture(batch: Batch, labels_BHW: Tensor, theta_BP23: Tensor | None = None) -> np.ndarray:

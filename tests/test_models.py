@@ -101,12 +101,9 @@ def test_a_config_refuses_what_it_cannot_mean(field, value):
         STNiCNNConfig(**{field: value})
 
 
-@pytest.mark.parametrize("wrong", [{"num_labels": 0}, {"channels": (8,)}, {"kernel": 4}, {"interlinks": 0}])
-def test_networks_refuse_what_they_cannot_be(wrong):
-    with pytest.raises(ValueError, match="odd" if "kernel" in wrong else "iCNN"):
-        ICNNConfig(**wrong)
-    with pytest.raises(ValueError, match="128 x 128"):
-        build_localizer("released", 64)
+def test_the_released_localizer_refuses_another_size_than_its_own():
+    with pytest.raises(ValueError, match="128 alone, not 64"):
+        STNiCNNConfig(coarse_size=64, localizer="released")
 
 
 def test_theta_keeps_its_digits_under_autocast():

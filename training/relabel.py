@@ -40,17 +40,10 @@ class Rule:
 
     threshold: where the most probable label's probability is above it, in [0, 1). rare: a label with a smaller share of
     the training pixels, in [0, 1], keeps its pixels whatever the parser says; 0: none does, as in the team's code.
-    Raises InputError for values out of range.
     """
 
     threshold: float = 0.95
     rare: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 1:
-            raise InputError(f"threshold {self.threshold}: must be at least 0 and below 1")
-        if not 0 <= self.rare <= 1:
-            raise InputError(f"rare {self.rare}: must be between 0 and 1")
 
     def keeps(self, pixels_K: np.ndarray) -> np.ndarray:
         """Which labels keep their pixels: bool (K,). pixels_K: how many of the training pixels have each."""

@@ -29,12 +29,6 @@ class ICNNConfig:
     head_kernel: int = 9
     interlinks: int = 3
 
-    def __post_init__(self) -> None:
-        if self.num_labels < 1 or len(self.channels) < 2 or min(self.channels) < 1 or self.interlinks < 1:
-            raise ValueError(f"an iCNN needs labels, at least two rows of channels and an interlink layer: {self}")
-        if self.kernel % 2 == 0 or self.head_kernel % 2 == 0:
-            raise ValueError(f"kernels must be odd, so that padding keeps the size: {self}")
-
 
 def conv_bn(inputs: int, outputs: int, kernel: int, activation: nn.Module) -> nn.Sequential:
     """Same-size convolution, batch normalisation, activation."""
