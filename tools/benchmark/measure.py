@@ -12,13 +12,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.benchmark import Timer
 
 from data.batch import photo_batch
-from data.datasets.synthetic import draw_face
-from data.labels import HELEN
-from data.source import FaceData
 from models.parser import FaceParser
 from tools.portrait import portrait
 from utils import files, runtime, tables
@@ -45,7 +41,7 @@ class Setup:
     batches: Sequence[int] = (1, 8)
     seconds: float = 6
     steps: int = 3
-    faces: int = 400
+    faces: int = 64
     face_size: int = 512
     quick: bool = False
 
@@ -74,25 +70,6 @@ def face_photos(count: int, height: int, width: int) -> list[np.ndarray]:
     margins = (above, height - short - above, before, width - short - before)
     photo = cv2.copyMakeBorder(face, *margins, cv2.BORDER_REPLICATE)
     return [np.roll(photo, -i * short // 512, 1) for i in range(count)]
-
-
-def drawn_faces(setup: Setup) -> FaceData:
-    """Drawn faces as files, a JPEG and a PNG each, ``setup.faces`` to train on; a few are there many times."""
-    root, few = setup.scratch / "faces", min(setup.faces, 16)
-    data = FaceData("list", root, cache=setup.scratch / "cache", label_set=HELEN)
-    if root.exists():
-        return data
-    root.mkdir()
-    for k in range(few):
-        photo, labels = draw_face(3, k, setup.face_size)
-        Image.fromarray(photo).save(root / f"{k}.jpg", quality=95)
-        Image.fromarray(labels).save(root / f"{k}.png")
-    for k in range(few, setup.faces):
-        for suffix in ("jpg", "png"):
-            os.link(root / f"{k % few}.{suffix}", root / f"{k}.{suffix}")
-    for split, count in (("train", setup.faces), ("val", 1), ("test", 1)):
-        (root / f"{split}_list.txt").write_text("".join(f"{k}.jpg {k}.png\n" for k in range(count)))
-    return data
 
 
 def clock(device: torch.device) -> float:

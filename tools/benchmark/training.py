@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from data.batch import Batch
 from data.loaders import Faces
 from data.source import FaceData
-from tools.benchmark.measure import Row, Setup, Table, clock, drawn_faces
+from tools.benchmark.measure import Row, Setup, Table, clock
 from training.engine import fit
 from training.task import ParserTask, Plan
 
@@ -104,7 +104,8 @@ def time_steps(task: ParserTask, steps: int) -> tuple[float, float]:
 
 def measure_training(setup: Setup, cases: Sequence[Case] = ()) -> list[Table]:
     """Faces a second of trainings, by default of the paper's four stages, whose whole schedule the note tells."""
-    data, device, rows = drawn_faces(setup), setup.device, []
+    data = FaceData(face_size=setup.face_size, max_images=setup.faces, cache=setup.scratch / "cache")
+    device, rows = setup.device, []
     for case in cases or [Case(stage, "paper", setup.machine.amp, 32) for stage in STAGES]:
         task = build_task(setup, case, data)
         if device.type == "cuda":
