@@ -20,6 +20,7 @@ from models.loading import KINDS, load_for_inference
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.fixtures import save_parser, write_helen
 from tests.tiny_parser import TinyConfig, TinyParser
+from tools import check
 from training.engine import Optimisation, Run, Scores, Task, fit
 
 SIZES = {"train": (72, 80, 96, 80), "val": (80, 72, 80), "test": (80,)}
@@ -81,8 +82,9 @@ _loaded = cache(load_for_inference)
 
 @pytest.fixture
 def loading_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``predict.main`` loads each checkpoint once in all tests: that takes longer than labelling a small photo."""
-    monkeypatch.setattr(predict, "load_for_inference", lambda paths, *more: _loaded((*paths,), *more))
+    """Scripts load each checkpoint once in all tests: that takes longer than labelling a small photo."""
+    for script in (predict, check):
+        monkeypatch.setattr(script, "load_for_inference", lambda paths, *more: _loaded((*paths,), *more))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from tools.check import main
 from utils.errors import InputError
 
 SIZE = 64
+pytestmark = pytest.mark.usefixtures("loading_once")
 WHOLE = (31, 10, 12, 17, 18, 19, 22, 25, 29, 30, 7, 33, 37, 40, 41)  # show all parts in their usual places
 
 

@@ -69,15 +69,6 @@ def test_the_crop_is_differentiable_in_theta_and_in_the_photo():
     assert theta.grad[0, 0, 0, 2].item() == pytest.approx(39 / 2, rel=1e-4)  # pixels per unit of t
 
 
-def test_half_precision_photos_are_cropped_at_the_same_points_and_under_autocast():
-    photo = torch.rand(1, 3, 300, 300)
-    theta = windows([(123, 201)], 41, 300, 300)
-    assert torch.equal(crop(photo.bfloat16(), theta, 41)[0, 0], sliced(photo.bfloat16()[0], (123, 201), 41))
-    with torch.autocast("cpu", torch.bfloat16):
-        moved = compose(canvas_to_image(sizes((300, 300)), 300), theta)
-        assert torch.equal(crop(photo, moved, 41)[0, 0], sliced(photo[0], (123, 201), 41))
-
-
 @pytest.mark.parametrize(("height", "width"), [(100, 80), (150, 60)])
 def test_cropping_through_the_padded_canvas_equals_cropping_the_photo(height, width):
     canvas = 128

@@ -161,25 +161,19 @@ def test_logits_of_eagrnet_on_cuda_are_those_of_the_cpu(
     assert off <= most
 
 
-def test_scores_on_cuda_are_those_of_the_cpu(tiny_options: list[str], tmp_path: Path) -> None:
-    data = [*tiny_options, "--split", "val", "--workers", "1"]
-    found = []
-    for device in ("cuda", "cpu"):
-        assert evaluate.main([*data, "--device", device, "--out", str(tmp_path / device)]) == 0
-        found.append(json.loads((tmp_path / device / "scores.json").read_text()))
-    assert found[0]["device"] == "cuda:0"
-    assert found[0]["strict"]["mean"] == pytest.approx(found[1]["strict"]["mean"], abs=1e-3)
-
-
-def test_photos_are_parsed_on_cuda_as_on_the_cpu(tmp_path: Path) -> None:
+def test_scripts_label_and_score_on_cuda_as_on_the_cpu(tiny_options: list[str], tmp_path: Path) -> None:
     Image.fromarray(portrait()).save(tmp_path / "photo.png")
-    maps = []
+    maps, scores = [], []
     for device in ("cuda", "cpu"):
-        out = ["--out", str(tmp_path / device), "--amp", "off", "--device", device]
+        out = ["--device", device, "--amp", "off", "--out", str(tmp_path / device)]
         assert predict.main([str(tmp_path / "photo.png"), *out]) == 0
-        maps.append(np.array(Image.open(next((tmp_path / device).glob("photo*.png")))))
+        assert evaluate.main([*tiny_options, "--split", "val", *out]) == 0
+        maps.append(np.array(Image.open(tmp_path / device / "photo.png")))
+        scores.append(json.loads((tmp_path / device / "scores.json").read_text()))
     assert len(np.unique(maps[1])) > 5
     assert (maps[0] == maps[1]).mean() >= 0.999
+    assert scores[0]["device"] == "cuda:0"
+    assert scores[0]["strict"]["mean"] == pytest.approx(scores[1]["strict"]["mean"], abs=1e-3)
 
 
 @pytest.mark.usefixtures("small")
