@@ -16,7 +16,6 @@ from utils import checkpoint, files
 from utils.errors import InputError
 
 EMBEDDING = 512
-PUBLISHED = "20180402-114759-vggface2.pt"  # facenet-pytorch's release v2.2.9: trained on VGGFace2
 KIND = "identity"  # what our checkpoints call it
 
 

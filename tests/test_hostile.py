@@ -36,6 +36,7 @@ TRAIN = f"{MACHINE} --epochs 1 --max-images 2 --run-dir run"
 FACES, LAPA = "--dataset celebamask --data faces", "--dataset lapa --data lapa"
 LIST, PEOPLE = "--dataset list --data list", f"--data people {CPU} --workers 0 --batch-size 2 --epochs 1 --run-dir run"
 SEARCH = f"people asked --out out {CPU} --workers 0"
+OF_PHOTOS = ("--probabilities", "--coloured colours", "--grey", "--owners", "--opacity 0.3")
 LABEL_MAPS = f"--predictions maps --truth maps {CPU}"
 
 
@@ -64,6 +65,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "results" / "experiments").mkdir()
     (root / "end2end.pt").rename(root / "w.pt")
     (root / "good.jpg").write_bytes(damage.jpeg())
+    (root / "clip.mp4").touch()
     (root / "bad.pt").write_bytes(b"These are no weights.\n")
     return root
 
@@ -120,6 +122,7 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"train_deeplab {LAPA} --input-size 32 --init-from w.pt {TRAIN}", "w.pt"),
     (f"retrieval.train {PEOPLE} --pretrained w.pt", "--init-from"),
     (f"retrieval.search {SEARCH} --checkpoint w.pt", "not an identity embedding"),
+    ("predict good.jpg --labels helen --checkpoint w.pt --out out", "labels nine; give a checkpoint of helen"),
     ("evaluate --crops truth --checkpoint w19.pt", "crops truth: w19.pt holds deeplab, which has no crops"),
     ("predict good.jpg --checkpoint w19.pt --windows --faces none --out out", "windows: deeplab has none to draw"),
     ("evaluate --checkpoint w19.pt w19.pt", "w19.pt and w19.pt: give one checkpoint of deeplab"),
@@ -127,6 +130,9 @@ LINES: tuple[tuple[str, str], ...] = (
     # options that are missing, out of range, or contradict each other
     (f"predict --out out {CPU}", "photos or videos (INPUT)"),
     ("predict good.jpg --windows --no-overlay", "--no-overlay"),
+    *((f"predict --checkpoint {word} good.jpg", word) for word in ("maps", "good.jpg", "*.pt")),
+    *((f"predict clip.mp4 {words}", "is for photos, and clip.mp4 is a video") for words in OF_PHOTOS),
+    ("predict clip.mp4 --faces none", "the faces of clip.mp4 have to be found"),
     ("predict good.jpg --opacity 1.5", "between 0 and 1"),
     ("predict good.jpg --owners --faces none", "leave out --faces none"),
     ("evaluate --predictions maps --truth maps --mirror --face-size 64", "so --mirror, --face-size has no effect"),

@@ -252,13 +252,3 @@ def test_the_new_labels_are_what_is_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr(relabel, "merge", all_skin)
     _train(tmp_path, "--run-dir", str(tmp_path / "run"))
     assert seen == [10, 10, 1, 1, 1, 1]  # hair, of the data set; then skin alone
-
-
-def test_a_run_that_cannot_distil_is_refused_before_it_begins(tmp_path):
-    for options, line in (
-        *((options, options) for options in ("--self-distill 3", "--self-distill 0", "--threshold 1.0")),
-        ("--labels nine", "leave out --labels"),
-    ):
-        with refuses(line):
-            _train(tmp_path, "--run-dir", str(tmp_path / "run"), *options.split())
-    assert not (tmp_path / "run").exists()

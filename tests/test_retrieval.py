@@ -18,7 +18,7 @@ from faces.detect import Detection
 from retrieval import align, dlib_resnet, search, sort, train
 from retrieval import network as embedding
 from retrieval.losses import Head, centre_loss, weight_penalty
-from retrieval.network import EmbeddingConfig, InceptionResnetV1, load_network, whiten
+from retrieval.network import InceptionResnetV1, load_network, whiten
 from retrieval.people import People, list_people, middle, read_crops
 from retrieval.ranking import INDEXES, accuracy
 from retrieval.ranking import search as search_rows
@@ -77,13 +77,6 @@ def test_dlibs_network_computes_what_dlib_computes():
         [-0.057918, 0.110292, 0.056393, 0.14825, 0.018293], abs=2e-6
     )  # of dlib 20.0.1, as the mean of the middle 150 x 150 pixels and their mirror image
     assert found.norm().item() == pytest.approx(1.258576, abs=1e-5)
-
-
-def test_a_smaller_network_shrinks_the_faces_first():
-    small = InceptionResnetV1(EmbeddingConfig(size=96)).eval()
-    assert small(torch.rand(2, 3, 160, 160)).shape == (2, 512)
-    with pytest.raises(ValueError, match="between 75 and 160"):
-        EmbeddingConfig(size=60)
 
 
 # MTCNN

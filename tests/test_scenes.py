@@ -41,16 +41,6 @@ def test_each_face_of_a_scene_lies_in_its_frame_with_its_labels():
         assert (upright[1][ids == 0] == owner).mean() < 0.2
 
 
-def test_scenes_are_the_same_for_the_same_seed_and_use_every_face_once(val_faces):
-    first, again, other = (list(scenes.scenes(val_faces, seed)) for seed in (0, 0, 1))
-    assert [len(scene.frames) for scene in first] == [1, 2]
-    assert sorted(name for scene in first for name in scene.names) == sorted(val_faces.names)
-    for one, two in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one.photo_HW3, two.photo_HW3)
-        np.testing.assert_array_equal(one.labels_HW, two.labels_HW)
-    assert (other[0].photo_HW3 != first[0].photo_HW3).any()
-
-
 def test_a_detection_can_be_made_of_any_frame():
     for degrees in (0, 40, -75, 180):
         axis_2 = 90 * np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])

@@ -253,16 +253,6 @@ def test_a_new_run_removes_the_maps_of_a_longer_one_and_a_failed_one_nothing(tmp
     assert contents(out) == before
 
 
-@pytest.mark.parametrize(
-    "options", ["--probabilities", "--coloured colours", "--grey", "--owners", "--opacity 0.3", "--faces none"]
-)
-def test_what_only_photos_have_is_refused_for_videos(tmp_path, options, capsys):
-    (clip := tmp_path / "clip.mp4").touch()
-    assert call(clip, *options.split()) == 2
-    told = f"the faces of {clip} have to be found" if "none" in options else f"is for photos, and {clip} is a video"
-    assert told in capsys.readouterr().err
-
-
 def test_photos_and_videos_of_one_name_each_get_their_results(tmp_path, faceless):
     save_video(tmp_path / "a.mp4", moving_face(1))
     save_video(tmp_path / "a.mov", moving_face(1))

@@ -194,12 +194,7 @@ def test_evaluate_takes_both_checkpoints(tmp_path, shipped):
     assert len(scores["confusion"]) == 19
 
 
-def test_labels_that_a_checkpoint_does_not_have_are_one_line(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="labels nine; give a checkpoint of helen"):
-        load_parser([SHIPPED_WEIGHTS], labels="helen")
-    save_parser(tmp_path / "lapa.pt", deeplab(HELEN), "deeplab")
-    with pytest.raises(InputError, match="labels helen; give a checkpoint of celebamask"):
-        load_parser([tmp_path / "lapa.pt"], labels="celebamask")
+def test_without_weights_of_the_whole_face_no_more_labels_are_given(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "SHIPPED_WHOLE", tmp_path / "none.pt")
     with pytest.raises(InputError, match="no weights of the whole face"):
         load_parser([SHIPPED_WEIGHTS], labels="celebamask")
