@@ -152,7 +152,7 @@ class Tally:
 
     def add_batch(self, predicted_BHW: Tensor, true_BHW: Tensor, sizes_B2: Tensor) -> None:
         """Count the pixels of padded label maps."""
-        counts_BKK, _ = confusion_matrices(predicted_BHW, true_BHW, sizes_B2, len(self.labels))
+        counts_BKK = confusion_matrices(predicted_BHW, true_BHW, sizes_B2, len(self.labels))
         self.matrix_KK += counts_BKK.sum(0).cpu().numpy()
 
     def f1(self) -> dict[str, float | None]:

@@ -82,13 +82,13 @@ def evaluate(
     index, matrices, invalid = [], [], []
     for batch in batches:
         batch = batch.to(device)
-        counts_BKK, invalid_B = confusion_matrices(label(batch), batch.labels_BHW, batch.sizes_B2, num_labels)
+        labels_BHW = label(batch)
         index.append(batch.index_B)
-        matrices.append(counts_BKK)
-        invalid.append(invalid_B)
+        matrices.append(confusion_matrices(labels_BHW, batch.labels_BHW, batch.sizes_B2, num_labels))
+        invalid.append((labels_BHW >= num_labels).sum())
     if not matrices:
         return torch.zeros(0, dtype=torch.long), torch.zeros(0, num_labels, num_labels, dtype=torch.long)
-    if wrong := int(torch.cat(invalid).sum()):
+    if wrong := int(torch.stack(invalid).sum()):
         raise ValueError(f"{wrong} pixels hold ids that are not 0..{num_labels - 1}")
     return torch.cat(index).cpu(), torch.cat(matrices).cpu()
 

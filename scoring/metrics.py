@@ -32,57 +32,28 @@ def confusion_matrix(pred: Array, truth: Array, num_labels: int) -> np.ndarray:
     pred, truth: integer label maps of one shape, any shape, ids 0 to num_labels - 1, NumPy or on the CPU; pixels whose
     true id is 255 are not counted.
     Returns int64 (num_labels, num_labels), rows = truth, columns = prediction.
-    Raises ValueError for shapes that differ, ids out of range, and maps that are not integers.
     """
     pred, truth = np.asarray(pred), np.asarray(truth)
-    if pred.shape != truth.shape:
-        raise ValueError(f"prediction {pred.shape} and truth {truth.shape} differ in shape")
     counted = truth != NO_ID
-    pred, truth = np.asarray(pred[counted]), np.asarray(truth[counted])
-    for name, ids in (("prediction", pred), ("truth", truth)):
-        if ids.dtype.kind not in "iub":
-            raise ValueError(f"{name} must hold integer ids, not {ids.dtype}")
-        if ids.size and (ids.min() < 0 or ids.max() >= num_labels):
-            raise ValueError(f"{name} holds ids {ids.min()}..{ids.max()}; the labels are 0..{num_labels - 1}")
-    pairs_N = truth.astype(np.int64).ravel() * num_labels + pred.astype(np.int64).ravel()
+    pairs_N = truth[counted].astype(np.int64) * num_labels + pred[counted]
     return np.bincount(pairs_N, minlength=num_labels**2).reshape(num_labels, num_labels)
 
 
-def confusion_matrices(pred_BHW: Tensor, truth_BHW: Tensor, sizes_B2: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
-    """Count the pixels of each (truth, prediction) pair in each photo of a padded batch; nothing leaves the device.
+def confusion_matrices(pred_BHW: Tensor, truth_BHW: Tensor, sizes_B2: Tensor, num_labels: int) -> Tensor:
+    """``confusion_matrix`` of each photo in a padded batch; nothing leaves the device.
 
-    pred_BHW, truth_BHW: integer label maps, ids 0 to num_labels - 1. sizes_B2: each photo's own (height, width), at
-    the top left; the rest is padding and is not counted, nor are pixels whose true id is 255.
-    Returns (counts_BKK, invalid_B), int64 on the device of ``pred_BHW``: rows = truth, columns = prediction, and how
-    many pixels of each photo hold an id out of range in either map. Those pixels are not in ``counts_BKK``. The caller
-    checks them, once for many batches: to read them makes the host wait for the device.
-    Raises ValueError for shapes that differ and maps that are not integers.
+    sizes_B2: each photo's own (height, width), at the top left; the rest is padding and is not counted.
+    Returns counts_BKK, int64 on the device of ``pred_BHW``: rows = truth, columns = prediction.
     """
-    if pred_BHW.shape != truth_BHW.shape or sizes_B2.shape != (len(pred_BHW), 2):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (pred_BHW, truth_BHW, sizes_B2))
-        raise ValueError(f"prediction, truth and sizes do not fit each other: {shapes}")
-    for name, ids_BHW in (("prediction", pred_BHW), ("truth", truth_BHW)):
-        if ids_BHW.is_floating_point() or ids_BHW.is_complex():
-            raise ValueError(f"{name} must hold integer ids, not {ids_BHW.dtype}")
     batch, height, width = pred_BHW.shape
-    own_BHW = torch.arange(height, device=pred_BHW.device)[:, None] < sizes_B2[:, 0, None, None]
-    own_BHW = own_BHW & (torch.arange(width, device=pred_BHW.device) < sizes_B2[:, 1, None, None])
-    own_BHW = own_BHW & (truth_BHW != NO_ID)
-    side = num_labels + 1  # the last row and column count the ids out of range
-    pairs_BHW = torch.add(_clamp(pred_BHW, num_labels), _clamp(truth_BHW, num_labels).long(), alpha=side)
-    cells_BC = torch.zeros(batch, side * side, dtype=torch.long, device=pred_BHW.device)
-    cells_BC.scatter_add_(1, pairs_BHW.flatten(1), own_BHW.flatten(1).long())
-    cells_BSS = cells_BC.view(batch, side, side)
-    counts_BKK = cells_BSS[:, :num_labels, :num_labels]
-    return counts_BKK, cells_BSS.sum((1, 2)) - counts_BKK.sum((1, 2))
-
-
-def _clamp(ids: Tensor, num_labels: int) -> Tensor:
-    """The ids, with ``num_labels`` in place of those out of range."""
-    if ids.dtype == torch.uint8 and num_labels < 256:
-        return ids.clamp(max=num_labels)  # much faster on the CPU than the general way
-    ids = ids.long()
-    return torch.where((ids < 0) | (ids >= num_labels), num_labels, ids)
+    counted_BHW = torch.arange(height, device=pred_BHW.device)[:, None] < sizes_B2[:, 0, None, None]
+    counted_BHW = counted_BHW & (torch.arange(width, device=pred_BHW.device) < sizes_B2[:, 1, None, None])
+    counted_BHW = counted_BHW & (truth_BHW != NO_ID)
+    known_BHW = truth_BHW.clamp(max=num_labels - 1).long()  # ignored pixels fall into some cell, and do not count
+    pairs_BHW = torch.add(pred_BHW, known_BHW, alpha=num_labels)
+    cells_BC = torch.zeros(batch, num_labels**2, dtype=torch.long, device=pred_BHW.device)
+    cells_BC.scatter_add_(1, pairs_BHW.flatten(1), counted_BHW.flatten(1).long())
+    return cells_BC.view(batch, num_labels, num_labels)
 
 
 MEASURES = ("strict", "iou", "precision", "recall")  # the first is F1

@@ -10,6 +10,7 @@ import torch
 from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
 from geometry.theta import window_corners
 from scoring import metrics
+from scoring.evaluation import evaluate
 from scoring.metrics import confusion_matrices, confusion_matrix, headline, scores, table, to_csv
 from scoring.pictures import colour, draw_outlines, face_pictures, legend, overlay, progress_picture, tile
 from tests.fixtures import batch_of
@@ -115,55 +116,30 @@ def test_the_faces_of_a_padded_batch_are_counted_as_each_alone(count, dtype):
     maps = random_maps(shape=(4, 20, 30), count=count)
     pred, truth = (torch.from_numpy(ids).to(dtype) for ids in maps)
     sizes = torch.tensor([[20, 30], [7, 30], [20, 1], [3, 4]])
-    counts, invalid = confusion_matrices(pred, truth, sizes, count)
-    assert counts.dtype == invalid.dtype == torch.int64
-    assert invalid.tolist() == [0, 0, 0, 0]
+    counts = confusion_matrices(pred, truth, sizes, count)
+    assert counts.dtype == torch.int64
     for b, (height, width) in enumerate(sizes.tolist()):
         want = confusion_matrix(pred[b, :height, :width], truth[b, :height, :width], count)
         assert np.array_equal(counts[b].numpy(), want)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
-def test_ids_out_of_range_are_counted_for_each_face_and_left_out_of_its_matrix(dtype):
-    low = 200 if dtype == torch.uint8 else -1
-    pred = torch.tensor([[[9, 1], [2, 3]], [[0, 0], [low, 9]], [[9, 9], [9, 9]]], dtype=dtype)
-    truth = torch.tensor([[[0, 1], [2, 3]], [[0, low], [low, 0]], [[0, 0], [0, 0]]], dtype=dtype)
-    counts, invalid = confusion_matrices(pred, truth, torch.tensor([[2, 2], [2, 2], [0, 2]]), 9)
-    assert invalid.tolist() == [1, 3, 0]
-    assert counts.sum((1, 2)).tolist() == [3, 1, 0]
-    assert counts[0].diagonal().tolist() == [0, 1, 1, 1, 0, 0, 0, 0, 0]
-
-
 def test_counting_a_batch_reads_nothing_back_from_the_device():
     maps = torch.zeros(2, 2, 5, 6, dtype=torch.uint8, device="meta")  # where reading a value raises
-    counts, invalid = confusion_matrices(*maps, torch.zeros(2, 2, dtype=torch.long, device="meta"), 9)
-    assert (counts.shape, invalid.shape) == ((2, 9, 9), (2,))
+    counts = confusion_matrices(*maps, torch.zeros(2, 2, dtype=torch.long, device="meta"), 9)
+    assert counts.shape == (2, 9, 9)
     with pytest.raises(RuntimeError):
-        int(invalid.sum())
-    none, _ = confusion_matrices(*torch.zeros(2, 0, 5, 6, dtype=torch.uint8), torch.zeros(0, 2), 9)
-    assert none.shape == (0, 9, 9)
+        int(counts.sum())
+    assert confusion_matrices(*torch.zeros(2, 0, 5, 6, dtype=torch.uint8), torch.zeros(0, 2), 9).shape == (0, 9, 9)
 
 
-def test_maps_and_batches_that_do_not_fit_each_other_and_fractional_ids_are_refused():
-    for pred, truth, told in (
-        (np.array([0, 9]), np.array([0, 0]), r"labels are 0\.\.8"),
-        (torch.tensor([0, 0]), torch.tensor([-1, 0]), r"labels are 0\.\.8"),
-        (np.zeros((2, 3), int), np.zeros((3, 2), int), "differ in shape"),
-        (np.zeros(3), np.zeros(3, int), "integer ids"),
-        (torch.zeros(3, dtype=torch.long), torch.zeros(3), "integer ids"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            nine_matrix(pred, truth)
+def test_labels_that_the_set_does_not_have_are_neither_scored_nor_painted():
+    batch = batch_of([(photo_of(4, 4), np.zeros((4, 4), np.uint8))] * 2, NINE)
+    with pytest.raises(ValueError, match=r"32 pixels hold ids that are not 0\.\.8"):
+        evaluate(lambda batch: batch.labels_BHW + 9, [batch], torch.device("cpu"), 9)
     with pytest.raises(ValueError, match="9 labels of nine"):
         scores(np.zeros((11, 11), np.int64), NINE)
-    maps, sizes = torch.zeros(2, 5, 6, dtype=torch.uint8), torch.full((2, 2), 5)
-    for other, own, told in (
-        (maps[:, :4], sizes, "do not fit"),
-        (maps, sizes[:1], "do not fit"),
-        (maps.float(), sizes, "integer ids"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            confusion_matrices(maps, other, own, 9)
+    with pytest.raises(ValueError, match=r"0\.\.8"):
+        colour(np.array([[0, 9]], np.uint8), NINE)
 
 
 COLOURS = np.array(NINE.colours, np.uint8)
@@ -236,11 +212,6 @@ def test_the_legend_shows_every_label_with_a_readable_name(labels):
         distance = np.abs(bar - rgb).sum(axis=2)
         assert (distance == 0).mean() > 0.6
         assert (distance > 200).sum() > 20
-
-
-def test_labels_that_the_set_does_not_have_are_not_painted():
-    with pytest.raises(ValueError, match=r"0\.\.8"):
-        colour(np.array([[0, 9]], np.uint8), NINE)
 
 
 def test_pictures_of_a_batch_show_faces_at_their_own_size_and_progress_predictions_above_the_truth():
