@@ -15,7 +15,7 @@ from PIL import Image
 import train_deeplab
 from data.labels import CELEBAMASK, HELEN, LabelSet
 from data.loaders import open_faces
-from data.source import FaceData, open_source
+from data.source import FaceData
 from models.loading import KINDS
 from tests.damage import refuses
 from tests.fixtures import (
@@ -176,9 +176,6 @@ def test_a_folder_of_labels_that_does_not_fit_is_refused_in_one_line(tmp_path):
         Image.fromarray(ids).save(folder / "1.png")
         with refuses(line):
             open_faces(data, "train", CELEBAMASK)
-    Image.fromarray(whole).save(folder / "1.png")
-    assert open_faces(data, "train", CELEBAMASK).ids(1).max() == 0
-    assert open_source(data, "val").samples[0].masks[0].parent.name == "val_mask"
 
 
 def _train(folder: Path, *more: str) -> int:

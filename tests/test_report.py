@@ -71,18 +71,10 @@ def test_marked_tables_are_written_again_and_the_rest_of_a_text_stays():
         report.with_tables(text, {"b": ""}, Path("README.md"))
 
 
-def test_trainings_of_other_parsers_are_reported_by_the_names_of_their_folders(results):
-    folder = results / "mine-seed0"
-    config = json.loads((folder / "stage1" / "config.json").read_text())
-    write_json(folder / "2-256px" / "config.json", {**config, "config": {"size": 256}})
-    shutil.copy(folder / "stage1" / "log.jsonl", folder / "2-256px")
-    assert report.main(["--results", str(results)]) == 0
-    text = (results / "README.md").read_text()
-    line = "| 2-256px | 4 | 2/2 | 2 | adam, 0.1, halve | whole photo, 256 pixels | f1 0.6000, epoch 2 |"
-    assert text.index("| stage1 | 4 |") < text.index(line)
-
-
-def test_runs_as_reproduce_leaves_them_make_tables(results):
+def test_runs_as_reproduce_leaves_them_and_trainings_of_other_parsers_make_tables(results):
+    other = shutil.copytree(results / "mine-seed0" / "stage1", results / "mine-seed0" / "2-256px")
+    config = json.loads((other / "config.json").read_text())
+    write_json(other / "config.json", {**config, "config": {"size": 256}})
     (results / "benchmark").mkdir()
     (results / "benchmark" / "benchmark.md").write_text("# Benchmark\n")
     assert report.main(["--results", str(results)]) == 0
@@ -99,6 +91,7 @@ def test_runs_as_reproduce_leaves_them_make_tables(results):
     assert "## mine\n\n```bash\npython reproduce.py --seed 0\npython reproduce.py --seed 1\n```" in text
     assert "## experiments/hidden_parts\n\n| hidden |" in text
     assert "| stage1 | 4 | 2/2 | 2 | adam, 0.1, halve | 81 pixels | f1 0.6000, epoch 2 | 2.0 |" in text
+    assert "| 2-256px | 4 | 2/2 | 2 | adam, 0.1, halve | whole photo, 256 pixels | f1 0.6000, epoch 2 | 2.0 |" in text
 
 
 def test_each_table_has_one_place(results, tmp_path):

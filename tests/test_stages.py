@@ -26,18 +26,13 @@ from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.whole import WholeConfig
 from tests.fixtures import draw_faces, save_parser, write_challenge
 from tests.test_eagrnet import THIN
+from tests.test_evaluate import STAGES as NETWORKS
 from tests.test_resume import log_of
 from utils import checkpoint, files
 from utils.errors import InputError
 from utils.runtime import run_main
 
 SCRIPTS = {"stage1": train_stage1, "cropper": train_cropper, "stage2": train_stage2, "end2end": train_end2end}
-NETWORKS = {
-    "stage1": {"coarse"},
-    "cropper": {"coarse", "localizer"},
-    "stage2": {"parts"},
-    "end2end": {"coarse", "localizer", "parts"},
-}
 COARSE_SIZES = {"stage1": 48, "cropper": 48, "stage2": 128, "end2end": 48}  # stage 2 has none of its own
 SMALL_CROPS = ["--crop-size", "17"]
 
@@ -81,7 +76,7 @@ def test_checkpoints_logs_and_folders_tell_what_was_trained_from_what(runs):
             state = checkpoint.load(run_dir / name, (stage,))
             assert (state["stage"], state["parser"], state["labels"]) == (stage, "stn_icnn", "nine")
             assert state["config"]["coarse_size"] == COARSE_SIZES[stage]
-            assert state["modules"].keys() == NETWORKS[stage]
+            assert state["modules"].keys() == {*NETWORKS[stage]}
             assert all(len(weights) > 10 for weights in state["modules"].values())
             assert ("optimizer" in state) == (name == "last.pt")
             assert state["started_from"] == sources.get(stage, {})

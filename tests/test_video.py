@@ -162,14 +162,8 @@ def test_a_camera_shows_its_newest_frame_and_drops_the_others(tmp_path, capsys, 
     monkeypatch.setattr(camera.cv2, "waitKey", lambda pause: ord("q") if len(shown) == 2 else -1)
     assert call("--camera", clip) == 0
     assert len(shown) == 2
-    for told, source, *more in (
-        ("already exists", clip, *out),
-        ("one of them", clip, "x.jpg"),
-        ("ha(s|ve) to", clip, "--faces", "none"),
-        ("no such camera", tmp_path / "none.mp4"),
-    ):
-        assert call("--camera", source, *more) == 2
-        assert re.search(told, capsys.readouterr().err)
+    assert call("--camera", clip, *out) == 2
+    assert "already exists" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -133,11 +133,6 @@ def deeplab(labels: LabelSet = CELEBAMASK) -> DeepLab:
     return lively(DeepLab(DeepLabConfig(64), labels))
 
 
-@pytest.fixture(scope="module")
-def astronaut() -> np.ndarray:
-    return skimage.data.astronaut()  # Eileen Collins, NASA, public domain
-
-
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Random weights in place of those of the whole face that ship."""
@@ -165,8 +160,8 @@ def test_the_background_of_the_parts_is_divided_as_the_whole_face_says():
     assert result[:, 0].sum().item() == pytest.approx(1)
 
 
-def test_predict_draws_the_parts_into_all_labels(tmp_path, astronaut):
-    save_photo(tmp_path / "photo.png", astronaut)
+def test_predict_draws_the_parts_into_all_labels(tmp_path):
+    save_photo(tmp_path / "photo.png", skimage.data.astronaut())  # Eileen Collins, NASA, public domain
     for out in ("nine", "all --labels celebamask"):
         assert predict.main(f"{tmp_path}/photo.png --device cpu --amp off --out {tmp_path}/{out}".split()) == 0
     nine, fused = (read_labels(tmp_path / folder / "photo.png") for folder in ("nine", "all"))
@@ -208,7 +203,8 @@ def test_with_mirroring_a_mirrored_photo_gets_the_mirrored_labels():
     torch.testing.assert_close(parser(photos.flip(2)), mirrored, rtol=1e-4, atol=1e-5)
 
 
-def test_all_labels_with_mirroring_average_both_parsers(shipped, astronaut):
+def test_all_labels_with_mirroring_average_both_parsers(shipped):
+    astronaut = skimage.data.astronaut()
     plain, mirrored = (load(device="cpu", labels="celebamask", mirror=mirror)(astronaut) for mirror in (False, True))
     parts = load(device="cpu", mirror=True)(astronaut)
     nose, nine = CELEBAMASK.names.index("nose"), NINE.names.index("nose")
