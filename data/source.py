@@ -2,10 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +15,6 @@ from data.labels import CELEBAMASK, HELEN, LAPA, LabelSet
 from data.listing import SPLITS, Listing, Read, Sample, Source, id_problem, read_face
 from data.relabelled import relabelled
 from utils.errors import InputError
-
-READ_AHEAD = 64  # label maps
 
 
 @dataclass(frozen=True)
@@ -85,25 +81,18 @@ def open_source(data: FaceData, split: str) -> Source:
     return relabelled(source, data.train_labels) if data.train_labels and split == "train" else source
 
 
-def label_maps(data: FaceData, split: str, threads: int = 2) -> Iterator[tuple[Sample, np.ndarray]]:
+def label_maps(data: FaceData, split: str) -> Iterator[tuple[Sample, np.ndarray]]:
     """Each face of a split with its own label map, uint8 (H, W) of ``data.labels``' ids, at its own size; photos are
-    not read. threads: that read masks.
+    not read.
 
     Raises InputError as ``open_source`` does, while it goes for damaged masks and unknown ids.
     """
-    listing, labels = _sound(data, split), data.labels
-
-    def read(sample: Sample) -> tuple[Sample, np.ndarray]:
+    listing = _sound(data, split)
+    for sample in tqdm(listing.samples, f"{split} masks", disable=None):
         ids = listing.read_labels(sample)
-        if problem := id_problem(labels, sample, ids):
+        if problem := id_problem(data.labels, sample, ids):
             raise InputError(problem)
-        return sample, ids
-
-    samples = listing.samples
-    with ThreadPoolExecutor(threads) as pool:
-        starts = range(0, len(samples), READ_AHEAD)  # not all at once: together they may not fit the memory
-        found = chain.from_iterable(pool.map(read, samples[start : start + READ_AHEAD]) for start in starts)
-        yield from tqdm(found, f"{split} masks", len(samples), disable=None)
+        yield sample, ids
 
 
 def _sound(data: FaceData, split: str) -> Listing:

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--figure", type=Path, metavar="FILE", help="also the shares as bars, .png or .pdf")
     args = common.parse(cli, argv)
     data = options.face_data(args)
-    maps = label_maps(data, args.split, options.machine(args).threads)
+    maps = label_maps(data, args.split)
     count = len(data.labels)
     pixels_NK = np.array([np.bincount(ids_HW.ravel(), minlength=count)[:count] for _, ids_HW in maps])
     pixels_K, faces_K = pixels_NK.sum(0), (pixels_NK > 0).mean(0)
