@@ -38,17 +38,18 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 class LabelSet:
     """The labels of a data set or of a parser; sets of equal name and names are equal.
 
-    name: what checkpoints and scores.json call it. names: position = id; 0 is background. colours: RGB, 0 to 255.
-    pairs: labels that change places once a photo is mirrored. groups: columns of the paper's F1 table, each with the
-    labels that it pools; empty for sets that the paper has no table for. shared: own name -> the name that other sets
-    have for the same label, where it differs. published: RGB of the labels in the pictures of the data set's own
-    authors; empty where there is no such palette. ignores: whether label maps may hold the id 255, whose pixels count
-    neither in losses nor in scores. Raises ValueError where these do not fit each other.
+    name: what checkpoints and scores.json call it. names: position = id; 0 is background. colours: RGB, 0 to 255; by
+    default those of the same labels in other sets, and hues far apart. pairs: labels that change places once a photo is
+    mirrored. groups: columns of the paper's F1 table, each with the labels that it pools; empty for sets that the paper
+    has no table for. shared: own name -> the name that other sets have for the same label, where it differs. published:
+    RGB of the labels in the pictures of the data set's own authors; empty where there is no such palette. ignores:
+    whether label maps may hold the id 255, whose pixels count neither in losses nor in scores. Raises ValueError where
+    these do not fit each other.
     """
 
     name: str
     names: tuple[str, ...]
-    colours: tuple[tuple[int, int, int], ...] = field(compare=False)
+    colours: tuple[tuple[int, int, int], ...] = field(default=(), compare=False)
     pairs: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
     shared: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -58,13 +59,15 @@ class LabelSet:
     def __post_init__(self) -> None:
         if not 2 <= len(self.names) <= NO_ID or len(set(self.names)) < len(self.names):
             raise ValueError(f"label set {self.name}: needs 2 to {NO_ID} different names")
-        if len(self.colours) != len(self.names):
-            raise ValueError(f"label set {self.name}: {len(self.names)} names, but {len(self.colours)} colours")
-        if self.published and len(self.published) != len(self.names):
-            raise ValueError(f"label set {self.name}: {len(self.names)} names, but {len(self.published)} colours")
+        for palette in (self.colours, self.published):
+            if palette and len(palette) != len(self.names):
+                raise ValueError(f"label set {self.name}: {len(self.names)} names, but {len(palette)} colours")
         used = {*sum(self.pairs, ()), *sum(self.groups.values(), ()), *self.shared}
         if unknown := used - set(self.names):
             raise ValueError(f"label set {self.name} has no {', '.join(sorted(unknown))}")
+        if not self.colours:
+            colours = (_colour(self.shared.get(name, name), number) for number, name in enumerate(self.names))
+            object.__setattr__(self, "colours", tuple(colours))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -166,11 +169,30 @@ _RGB = {
     "lower_lip": (190, 70, 255),
     "skin": (0, 150, 120),  # no colour that skin has, nor hair
     "hair": (220, 30, 30),
+    "eye_g": (120, 255, 255),
+    "l_ear": (140, 200, 0),
+    "r_ear": (90, 140, 0),
+    "hat": (130, 80, 30),
+    "ear_r": (255, 240, 150),
+    "neck_l": (255, 0, 255),
+    "neck": (180, 150, 200),
+    "cloth": (100, 110, 170),
+}
+_CELEBAMASK_SHARED = {
+    "r_brow": "brow1",
+    "l_brow": "brow2",
+    "r_eye": "eye1",
+    "l_eye": "eye2",
+    "u_lip": "upper_lip",
+    "mouth": "inner_mouth",
+    "l_lip": "lower_lip",
 }
 
 
-def _colours(names: Sequence[str], shared: Mapping[str, str], more: Mapping[str, tuple[int, int, int]]) -> tuple:
-    return tuple({**_RGB, **more}[shared.get(name, name)] for name in names)
+def _colour(name: str, number: int) -> tuple[int, ...]:
+    """RGB of a label: of the same name in the sets below, or hues far apart."""
+    hue = colorsys.hsv_to_rgb((number * 0.618) % 1, 0.8, 0.95)
+    return _RGB.get(_CELEBAMASK_SHARED.get(name, name)) or tuple(round(255 * value) for value in hue)
 
 
 _INNER = ("brow1", "brow2", "eye1", "eye2", "nose", "upper_lip", "inner_mouth", "lower_lip")
@@ -188,23 +210,17 @@ _NINE = ("background", *_INNER)
 
 # What STN-iCNN labels (paper section 3.1); skin and hair count as background. Confusions inside a group of the F1
 # table count as correct (see scoring.metrics).
-NINE = LabelSet(
-    "nine",
-    _NINE,
-    _colours(_NINE, {}, {}),
-    _BROWS_AND_EYES,
-    groups=_GROUPS,
-)
+NINE = LabelSet("nine", _NINE, pairs=_BROWS_AND_EYES, groups=_GROUPS)
 
 # HELEN (Smith et al. 2013), and the faces that are drawn here. Which side its files' "left" is, data.datasets.helen
 # settles by reading the masks.
 _HELEN = ("background", "skin", *_INNER, "hair")
-HELEN = LabelSet("helen", _HELEN, _colours(_HELEN, {}, {}), _BROWS_AND_EYES, _GROUPS)
+HELEN = LabelSet("helen", _HELEN, pairs=_BROWS_AND_EYES, groups=_GROUPS)
 
 # LaPa (Liu et al. 2020). Its list of labels says "left eyebrow, right eyebrow, left eye, right eye" for ids 2 to 5 and
 # means the image's left: FaRL's parser, trained on LaPa, calls the same ids right and left of the subject.
 # data.datasets.merged settles it by reading the maps all the same.
-LAPA = LabelSet("lapa", _HELEN, _colours(_HELEN, {}, {}), _BROWS_AND_EYES, _GROUPS)
+LAPA = LabelSet("lapa", _HELEN, pairs=_BROWS_AND_EYES, groups=_GROUPS)
 
 # CelebAMask-HQ (Lee et al. 2019), challenge numbering. l_ is the subject's left, hence the image's right.
 _CELEBAMASK = (
@@ -228,33 +244,10 @@ _CELEBAMASK = (
     "neck",
     "cloth",
 )
-_CELEBAMASK_SHARED = {
-    "r_brow": "brow1",
-    "l_brow": "brow2",
-    "r_eye": "eye1",
-    "l_eye": "eye2",
-    "u_lip": "upper_lip",
-    "mouth": "inner_mouth",
-    "l_lip": "lower_lip",
-}
 CELEBAMASK = LabelSet(
     "celebamask",
     _CELEBAMASK,
-    _colours(
-        _CELEBAMASK,
-        _CELEBAMASK_SHARED,
-        {
-            "eye_g": (120, 255, 255),
-            "l_ear": (140, 200, 0),
-            "r_ear": (90, 140, 0),
-            "hat": (130, 80, 30),
-            "ear_r": (255, 240, 150),
-            "neck_l": (255, 0, 255),
-            "neck": (180, 150, 200),
-            "cloth": (100, 110, 170),
-        },
-    ),
-    (("l_eye", "r_eye"), ("l_brow", "r_brow"), ("l_ear", "r_ear")),
+    pairs=(("l_eye", "r_eye"), ("l_brow", "r_brow"), ("l_ear", "r_ear")),
     shared=_CELEBAMASK_SHARED,
     published=(
         (0, 0, 0),
@@ -289,9 +282,7 @@ _BISENET = (
 ORDERS = {"bisenet": _BISENET}
 
 
-_KNOWN = {
-    name: colour for labels in LABEL_SETS.values() for name, colour in zip(labels.names, labels.colours, strict=True)
-}
+_KNOWN = [*dict.fromkeys(name for labels in LABEL_SETS.values() for name in labels.names)]
 
 
 def read_ids(text: str) -> LabelSet:
@@ -317,7 +308,7 @@ def read_ids(text: str) -> LabelSet:
         raise InputError(f"{text}: unknown labels {', '.join(unknown[:5])}: choose from {', '.join(_KNOWN)}")
     own = [name if name not in names[:number] else f"{name} {number}" for number, name in enumerate(names)]
     shared = {one: _CELEBAMASK_SHARED.get(name, name) for one, name in zip(own, names, strict=True)}
-    return LabelSet(text, tuple(own), tuple(_KNOWN[name] for name in names), shared=shared)
+    return LabelSet(text, tuple(own), shared=shared)
 
 
 def read_label_set(text: str) -> LabelSet:
@@ -350,9 +341,7 @@ def label_set(held: object) -> LabelSet:
         (name,), names = _texts([values.get("name")]), _texts(values.get("names"))
         groups, shared = dict(values["groups"]), dict(values["shared"])
         _texts([*groups, *shared, *shared.values()])
-        colours = [*map(tuple, values["colours"])] or [
-            _new_colour(shared.get(one, one), k) for k, one in enumerate(names)
-        ]
+        colours = [*map(tuple, values["colours"])]
         if not all(len(rgb) == 3 and {*rgb} <= {*range(256)} for rgb in colours):
             raise ValueError("its colours must be three numbers of 0 to 255 each")
         pairs = [_texts(pair) for pair in values["pairs"]]
@@ -370,9 +359,3 @@ def _texts(values: Any) -> tuple[str, ...]:
     if not short or not all(v.isprintable() for v in values):
         raise TypeError(f"expected a list of names, not {str(values)[:60]}")
     return tuple(values)
-
-
-def _new_colour(name: str, number: int) -> tuple[int, ...]:
-    """RGB of a label without one: that of the same name in the sets above, or hues far apart."""
-    hue = (number * 0.618) % 1
-    return _KNOWN.get(name) or tuple(round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.8, 0.95))
