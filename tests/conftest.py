@@ -27,6 +27,7 @@ SIZES = {"train": (72, 80, 96, 80), "val": (80, 72, 80), "test": (80,)}
 
 GPU = Path(__file__).parent / "gpu"
 
+KINDS[TinyParser.kind] = TinyParser  # among those that checkpoints may hold
 torch.set_num_threads(1)  # networks this small gain nothing from more, and lose much where cores are shared
 os.environ["OMP_NUM_THREADS"] = "1"  # the same for the processes that tests start
 
@@ -88,9 +89,8 @@ def loading_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def other_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def other_parser(tmp_path: Path) -> Path:
     """A checkpoint of a parser that has HELEN's labels and no windows."""
-    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
     return save_parser(tmp_path / "tiny.pt", TinyParser(TinyConfig(), HELEN), "tiny")
 
 

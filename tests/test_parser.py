@@ -1,7 +1,7 @@
 """What every parser keeps to, and a tiny one of 19 labels, written as one of your own would be."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import cv2
@@ -17,7 +17,7 @@ from faces.align import whole_photo
 from geometry import paste
 from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
-from models.loading import KINDS, cast_weights, load_for_inference, load_parser
+from models.loading import cast_weights, load_for_inference, load_parser
 from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from models.whole import WholeConfig, WholeParser
@@ -40,14 +40,6 @@ PARSERS["fused"] = lambda: FusedParser(PARSERS["tiny"](), PARSERS["stn_icnn"]())
 SIZES = ((120, 90), (80, 140), (300, 280))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_kind() -> Iterator[None]:
-    """The tiny parser among the kinds that checkpoints may hold."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(KINDS, TinyParser.kind, TinyParser)
-        yield
-
-
 @pytest.fixture(scope="module", params=PARSERS)
 def parser(request: pytest.FixtureRequest) -> FaceParser:
     torch.manual_seed(0)
@@ -58,11 +50,9 @@ def parser(request: pytest.FixtureRequest) -> FaceParser:
 def photos() -> list[np.ndarray]:
     """Of several sizes, six by six blocks of colour each."""
     rng = np.random.default_rng(0)
-    blocks = [rng.integers(0, 256, (6, 6, 3), dtype=np.uint8) for _ in SIZES]
-    return [
-        cv2.resize(block, size[::-1], interpolation=cv2.INTER_NEAREST)
-        for block, size in zip(blocks, SIZES, strict=True)
-    ]
+    blocks_N663 = rng.integers(0, 256, (len(SIZES), 6, 6, 3), dtype=np.uint8)
+    nearest = cv2.INTER_NEAREST
+    return [cv2.resize(block, size[::-1], None, 0, 0, nearest) for block, size in zip(blocks_N663, SIZES, strict=True)]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from data.labels import CELEBAMASK, NINE
 from faces import results
 from faces.detect import Detector
 from faces.labelling import Labelling
-from models.loading import KINDS, SHIPPED_WEIGHTS
+from models.loading import SHIPPED_WEIGHTS
 from tests.damage import refuses
 from tests.fixtures import draw_face, lively, save_parser, save_photo
 from tests.test_evaluate import save_models
@@ -42,13 +42,6 @@ def run(weights, tmp_path, loading_once):
         return predict.main([*map(str, argv), *more])
 
     return run
-
-
-@pytest.fixture
-def tiny(monkeypatch, tmp_path):
-    """A checkpoint of a parser of 19 labels, which has no windows and no crops."""
-    monkeypatch.setitem(KINDS, TinyParser.kind, TinyParser)
-    return save_parser(tmp_path / "tiny.pt", lively(TinyParser(TinyConfig(), CELEBAMASK)), "tiny")
 
 
 @pytest.fixture
@@ -142,7 +135,8 @@ def test_several_checkpoints_and_photos_go_together_in_every_order(words, tmp_pa
     assert [word for word in words.split() if word.startswith("in")] == args.inputs
 
 
-def test_a_parser_of_other_labels_writes_them_in_its_own_colours_and_the_authors(run, tiny, tmp_path):
+def test_a_parser_of_other_labels_writes_them_in_its_own_colours_and_the_authors(run, tmp_path):
+    tiny = save_parser(tmp_path / "tiny.pt", lively(TinyParser(TinyConfig(), CELEBAMASK)), "tiny")
     golden = json.loads((Path(__file__).parent / "golden_side.json").read_text())["deeplab"]["colours"]
     save_photo(tmp_path / "face.png", photo(48, 64))
     out, coloured = tmp_path / "out", tmp_path / "coloured"

@@ -16,7 +16,6 @@ import train_deeplab
 from data.labels import CELEBAMASK, HELEN, LabelSet
 from data.loaders import open_faces
 from data.source import FaceData
-from models.loading import KINDS
 from tests.damage import refuses
 from tests.fixtures import (
     TO_CELEBAMASK,
@@ -40,9 +39,8 @@ FACES = draw_faces(train=3, val=2, test=1)
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[LabelSet], Path]:
+def tiny(tmp_path: Path) -> Callable[[LabelSet], Path]:
     """Writes a checkpoint of the tiny parser that calls everything nose."""
-    monkeypatch.setitem(KINDS, "tiny", TinyParser)
 
     def write(labels: LabelSet) -> Path:
         torch.manual_seed(0)
