@@ -122,8 +122,8 @@ def not_written(photo: Path, error: Exception) -> str:
 def write(
     job: Job, photo: np.ndarray, scene: Scene, windows: bool = False, opacity: float = 0.5, grey: bool = False
 ) -> None:
-    """Write the job's files, all or none. windows: drawn into the overlay. opacity: of the overlay's colours. grey:
-    label maps without a palette. Raises OSError."""
+    """Write the job's files, which get their names once all are whole. windows: drawn into the overlay. opacity: of the
+    overlay's colours. grey: label maps without a palette. Raises OSError."""
     labels = scene.labels
     made: dict[str, bytes] = {}
     if "labels" in job.outputs:
@@ -145,7 +145,6 @@ def write(
         made["probabilities"] = archive.getvalue()
     if "owners" in job.outputs:
         made["owners"] = encode_grey(scene.owners_HW)
-    placed: list[Path] = []
     with ExitStack() as folders:
         parents = {job.outputs[kind].parent for kind in made}
         beside = {
@@ -154,11 +153,5 @@ def write(
         parts = {kind: Path(beside[job.outputs[kind].parent], kind) for kind in made}
         for kind, content in made.items():
             write_bytes(parts[kind], content)
-        try:
-            for kind in made:
-                os.replace(parts[kind], job.outputs[kind])
-                placed.append(job.outputs[kind])
-        except OSError:
-            for path in placed:
-                path.unlink(missing_ok=True)
-            raise
+        for kind in made:
+            os.replace(parts[kind], job.outputs[kind])
