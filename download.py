@@ -12,7 +12,6 @@ from typing import NamedTuple
 import pooch
 import requests
 import urllib3
-from tqdm import tqdm
 
 from utils.cli import Parser
 from utils.errors import InputError
@@ -37,15 +36,6 @@ class Entry(NamedTuple):
     holds: dict[str, str]
 
 
-class Progress(tqdm):
-    """A progress bar that ends a download of more bytes than it should have."""
-
-    def update(self, n: float | None = 1) -> bool | None:
-        if self.n > self.total:
-            raise ValueError("the server sends more bytes than the file has")
-        return super().update(n)
-
-
 def read_manifest() -> tuple[dict[str, Entry], str]:
     """The manifest's entries by name, and its licence note."""
     manifest = read_json(MANIFEST, "manifest")
@@ -66,7 +56,6 @@ def download(entry: Entry, out: Path, force: bool = False) -> tuple[Path, bool]:
         if not target.is_file() or not force:
             raise InputError(f"{target}: a different file of this name exists; --force replaces a regular file")
     logging.getLogger("pooch").setLevel(logging.ERROR)
-    bar = Progress(total=entry.bytes, unit="B", unit_scale=True, unit_divisor=1024, desc=entry.name, disable=None)
     registry = pooch.create(
         path=out,
         base_url="",
@@ -75,14 +64,12 @@ def download(entry: Entry, out: Path, force: bool = False) -> tuple[Path, bool]:
         retry_if_failed=RETRIES,
     )
     try:
-        registry.fetch(entry.file, downloader=pooch.HTTPDownloader(bar, BLOCK, timeout=TIMEOUT))
+        registry.fetch(entry.file, downloader=pooch.HTTPDownloader(sys.stderr.isatty(), BLOCK, timeout=TIMEOUT))
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{entry.url}: cannot be fetched ({reason}); try again later") from None
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another with --out") from None
-    finally:
-        bar.close()
     return target, True
 
 
