@@ -108,6 +108,7 @@ def report(results: Path, documents: Sequence[Path] = ()) -> dict[Path, str]:
             tables |= tables_of(run)
     texts = {path: files.read_text(path) for path in documents}
     shown = {name for text in texts.values() for _, name, _ in MARKED.findall(text)}
+    shown |= {name for text in texts.values() for name in re.findall(r"(experiments/\w+)\.json\)", text)}
     with blamed(results):
         tables |= shared_tables(runs)
         made = {path: new for path, text in texts.items() if (new := with_tables(text, tables, path)) != text}
