@@ -1,5 +1,6 @@
 """Videos: the faces of every frame, followed and smoothed over time, drawn into a video of the same size and times."""
 
+import errno
 import json
 import math
 import os
@@ -94,7 +95,7 @@ class Film:
     ``stack`` closes it."""
 
     def __init__(self, path: Path, source: Any, stack: ExitStack) -> None:
-        self.source, self.frames, self.ticks, self.heard = source, 0, -1, -math.inf
+        self.path, self.source, self.frames, self.ticks, self.heard = path, source, 0, -1, -math.inf
         self.file = stack.enter_context(open(path, "xb"))  # noqa: SIM115
         self.output = av.open(self.file, "w", format="mp4")
         stack.callback(self.close)
@@ -125,13 +126,18 @@ class Film:
         self._add_sound(frame.time + frame.duration)
 
     def finish(self, whole: bool) -> None:
-        """Write the rest, of the sound too if ``whole``, to the disk. Raises OSError."""
+        """Write the rest, of the sound too if ``whole``, and read the file back to its last frame. Raises OSError."""
         if whole:
             self._add_sound(math.inf)
         self.output.mux(self.stream.encode(None))
         self.output.close()
         self.file.flush()
         os.fsync(self.file.fileno())
+        with open(self.path, "rb") as file, av.open(file, format="mp4") as container:
+            times = [packet.pts for packet in container.demux(video=0) if packet.size]
+            container.seek(times[-1], stream=container.streams.video[0])
+            if len(times) < self.frames or times[-1] not in [frame.pts for frame in container.decode(video=0)]:
+                raise OSError(errno.EIO, "it cannot be read back")
 
     def close(self) -> None:
         with suppress(OSError, av.FFmpegError):  # where it is not finished: what went wrong before is reported
