@@ -14,8 +14,7 @@ in a suffix -seedN are one training with several seeds.
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
@@ -98,22 +97,19 @@ def report(results: Path, documents: Sequence[Path] = ()) -> dict[Path, str]:
     for name in EXPERIMENTS:
         path = results / "experiments" / f"{name}.json"
         if path.exists():
-            result = files.read_json(path, "results")
-            with blamed(path):
-                tables[f"experiments/{name}"] = import_module(f"experiments.{name}").table(result)
+            table = import_module(f"experiments.{name}").table
+            tables[f"experiments/{name}"] = table(files.read_json(path, "results"))
     if not runs and not tables:
         raise InputError(f"--results {results} holds neither runs nor experiments")
     for run in runs:
-        with blamed(results / run.name):
-            tables |= tables_of(run)
+        tables |= tables_of(run)
     texts = {path: files.read_text(path) for path in documents}
     shown = {name for text in texts.values() for _, name, _ in MARKED.findall(text)}
     shown |= {name for text in texts.values() for name in re.findall(r"(experiments/\w+)\.json\)", text)}
-    with blamed(results):
-        tables |= shared_tables(runs)
-        made = {path: new for path, text in texts.items() if (new := with_tables(text, tables, path)) != text}
-        listed = {name: table for name, table in tables.items() if name not in shown}
-        made[results / "README.md"] = overview(runs, listed, sorted(results.glob("*/benchmark.md")))
+    tables |= shared_tables(runs)
+    made = {path: new for path, text in texts.items() if (new := with_tables(text, tables, path)) != text}
+    listed = {name: table for name, table in tables.items() if name not in shown}
+    made[results / "README.md"] = overview(runs, listed, sorted(results.glob("*/benchmark.md")))
     return made
 
 
@@ -157,18 +153,6 @@ def with_tables(text: str, tables: dict[str, str], path: Path) -> str:
             f"{path}: no results for the tables {', '.join(sorted(unknown))}: there are {', '.join(sorted(tables))}"
         )
     return MARKED.sub(lambda match: f"{match[1]}{tables[match[2]]}{match[3]}", text)
-
-
-@contextmanager
-def blamed(path: Path) -> Iterator[None]:
-    """What is done inside trusts the values of a file or of a folder; where it fails, InputError names them."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{path} lacks values, or holds others than it should ({reason}): write it again") from error
 
 
 def read_run(folder: Path) -> Run | None:
