@@ -226,7 +226,7 @@ class View:
     def parts(self) -> Parts:
         """Where the parts are in this view, on the CPU."""
         batch, draw = self.batch.host, self.draw
-        if draw is None or not batch.labels.part_ids:
+        if draw is None:
             return Parts(batch.centres_BP2, batch.extents_BP2, batch.present_BP)
         middle_B12 = (self.host.sizes_B2.flip(-1).float() - 1).unsqueeze(1) / 2
         inverse_B33 = torch.linalg.inv(draw.affine_B33)

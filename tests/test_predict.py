@@ -44,12 +44,6 @@ def run(weights, tmp_path, loading_once):
     return run
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "in").mkdir()
-    return tmp_path / "in"
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -128,7 +122,8 @@ def test_photos_are_never_replaced_and_coloured_pictures_never_replace_label_map
         *("in --checkpoint ONE TWO", "--checkpoint ONE TWO -- in", "--checkpoint ONE --checkpoint TWO in"),
     ],
 )
-def test_several_checkpoints_and_photos_go_together_in_every_order(words, tmp_path, folder, monkeypatch):
+def test_several_checkpoints_and_photos_go_together_in_every_order(words, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
     monkeypatch.chdir(tmp_path)
     args = predict.parse(words.split())
     assert args.checkpoint == [Path("ONE"), Path("TWO")]
@@ -202,8 +197,8 @@ NO_MEMORY = (
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=str)
-def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monkeypatch, folder, error):
-    label = Labelling.label
+def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monkeypatch, error):
+    label, folder = Labelling.label, tmp_path / "in"
 
     def failing(how, photos, found):
         if len(photos) > 2 or any((photo == 255).all() for photo in photos):
@@ -211,6 +206,7 @@ def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monke
         return label(how, photos, found)
 
     monkeypatch.setattr(Labelling, "label", failing)
+    folder.mkdir()
     for number in range(4):
         save_photo(folder / f"{number}.png", np.full((32, 32, 3), 255, np.uint8) if number == 2 else photo(32))
     assert run(folder, "--no-overlay") == 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from data.batch import Batch
-from data.labels import NINE, LabelSet
+from data.labels import NINE
 from data.view import NO_AUGMENTATION, PAPER_AUGMENTATION, Augmentation, View
 from geometry.sampling import crop, crop_labels
 from geometry.theta import window_theta
@@ -324,13 +324,3 @@ def test_blur_is_torchvisions_and_leaves_half_of_the_faces_sharp():
     for b in (~sharp_B).nonzero().flatten().tolist():
         expected = gaussian_blur(crops_BP3SS[b], [9, 9], [float(blur_B[b])] * 2)
         torch.testing.assert_close(blurred_BP3SS[b, ..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4])
-
-
-def test_a_batch_of_a_label_set_without_the_six_parts_has_none_and_is_seen_all_the_same():
-    two = LabelSet("two", ("background", "face"), ((0, 0, 0), (255, 255, 255)))
-    batch = batch_of([(photo, (labels > 0).astype(np.uint8)) for photo, labels in [blob_face(*SIZES[0])] * 2], two)
-    assert batch.centres_BP2.shape == (2, 0, 2)
-    view = replace(ANY, mirror=1).view(batch)
-    assert view.photo(32).shape == (2, 3, 32, 32)
-    assert view.label_map(32).unique().tolist() == [0, 1]  # of this set's mirror
-    assert [tuple(values.shape) for values in view.parts()] == [(2, 0, 2), (2, 0, 2), (2, 0)]
