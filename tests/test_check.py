@@ -186,14 +186,14 @@ def test_a_file_that_shows_nothing_of_its_part_is_a_problem(tmp_path, capsys):
 def test_warped_copies_are_found_by_their_faces() -> None:
     turned = cv2.getRotationMatrix2D((64, 64), 7, 0.9) + [[0, 0, 5], [0, 0, -4]]
     faces = [draw_face(9, number, 128) for number in WHOLE[3:11]]
-    hashes: tuple[list, list] = ([], [])
+    squares: tuple[list, list] = ([], [])
     for photo, ids in faces:
         places = 128 * oddities.part_places(ids, HELEN)[[2, 3, 4, 5, 5]] + np.array([[0, 0]] * 3 + [[-9, 0], [9, 0]])
         for k, (seen, points) in enumerate(
             ((photo, places), (cv2.warpAffine(photo, turned, (128, 128)), places @ turned[:, :2].T + turned[:, 2]))
         ):
-            hashes[k].append(oddities.face_hash(seen, Detection((0, 0, 1, 1), points + 1.5 * k, 0.9)))
-    assert oddities.copies(*hashes) == [(k, k) for k in range(len(faces))]
+            squares[k].append(oddities.face_square(seen, Detection((0, 0, 1, 1), points + 1.5 * k, 0.9)))
+    assert oddities.copies(*squares) == [(k, k) for k in range(len(faces))]
 
 
 def test_label_maps_of_other_photos_do_not_fit_what_a_parser_sees() -> None:

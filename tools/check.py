@@ -32,7 +32,6 @@ from models.loading import SHIPPED_WEIGHTS, load_for_inference
 from scoring import pictures
 from scoring.options import add_data_options, check, refuse_existing
 from tools import oddities
-from tools.oddities import FaceHash
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.files import write_bytes
@@ -52,7 +51,7 @@ class Checked:
 
     size: (H, W) of the photo, of synthetic faces of the label map. present: bool (labels + 1,), the last of ignored
     pixels; None for unreadable masks. swapped: pairs of ``SIDES`` that lie the wrong way round. faceless: whether no
-    face is found in the photo. face_hash (of the largest face), places_P2: see ``tools.oddities``. parsed_SS, own_SS:
+    face is found in the photo. square_SS (of the largest face), places_P2: see ``tools.oddities``. parsed_SS, own_SS:
     what the parser sees and what the label map shows, see ``small_parts`` there.
     """
 
@@ -62,7 +61,7 @@ class Checked:
     present: np.ndarray | None = None
     swapped: tuple[tuple[str, str], ...] = ()
     faceless: bool = False
-    face_hash: FaceHash | None = None
+    square_SS: np.ndarray | None = None
     places_P2: np.ndarray | None = None
     parsed_SS: np.ndarray | None = None
     own_SS: np.ndarray | None = None
@@ -127,7 +126,7 @@ def check_face(labels: LabelSet, listing: Listing, scenes: SceneParser, sample: 
         face.size, image_256 = (photo.shape[0], photo.shape[1]), images.make_image_256(photo)
         for picture in (image_256, photo):
             if found := scenes.detector.find(picture):
-                face.face_hash = oddities.face_hash(picture, found[0])
+                face.square_SS = oddities.face_square(picture, found[0])
                 break
         face.faceless = not found
     if ids is None:
@@ -257,7 +256,7 @@ def _copies(checked: dict[str, list[Checked]], odd: set[Sample]) -> list[str]:
     """A problem for each two splits that show nearly the same photo. odd: such faces are added."""
     problems = []
     for one, two in combinations(checked, 2):
-        (ones, mine), (others, theirs) = (_hashed(checked[split]) for split in (one, two))
+        (ones, mine), (others, theirs) = (_seen(checked[split]) for split in (one, two))
         same = [(ones[i], others[j]) for i, j in oddities.copies(mine, theirs)]
         odd.update(sample for pair in same for sample in pair)
         if same:
@@ -266,10 +265,10 @@ def _copies(checked: dict[str, list[Checked]], odd: set[Sample]) -> list[str]:
     return problems
 
 
-def _hashed(faces: list[Checked]) -> tuple[list[Sample], list[FaceHash]]:
-    """The faces that were found in their photos, and their hashes."""
-    hashes = {face.sample: face.face_hash for face in faces if face.face_hash}
-    return list(hashes), list(hashes.values())
+def _seen(faces: list[Checked]) -> tuple[list[Sample], list[np.ndarray]]:
+    """The faces that were found in their photos, and their squares."""
+    squares = {face.sample: face.square_SS for face in faces if face.square_SS is not None}
+    return list(squares), list(squares.values())
 
 
 def _empty_or_full(labels: LabelSet, listing: Listing, sample: Sample, shares: np.ndarray) -> list[str]:
