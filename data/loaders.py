@@ -99,8 +99,7 @@ class Faces(Dataset):
 
     def count_labelled(self) -> int:
         """How many pixels of all faces have a label other than the background."""
-        foreground = np.flatnonzero(self.lut[: len(self.data_labels)])
-        return int(self.records["count"][:, foreground].sum())
+        return int(self._counts_NK[:, 1:].sum())
 
     def _read(self, name: str, index: int) -> np.ndarray:
         # pread rather than a memory map: mapped pages would count as this process's memory as the epoch continues
