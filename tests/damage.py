@@ -95,6 +95,11 @@ def truncated(content: bytes, share: float) -> bytes:
     return content[: int(len(content) * share)]
 
 
+def flipped(content: bytes, at: int) -> bytes:
+    """The bytes with one of them changed."""
+    return content[:at] + bytes([content[at] ^ 0x5A]) + content[at + 1 :]
+
+
 BAD_PICTURES: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
     "noise": lambda: random.Random(1).randbytes(1000),

@@ -18,7 +18,7 @@ from data.labels import NINE
 from data.source import FaceData
 from models.loading import load_parser, read_weights
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
-from tests.damage import Runs, line_of, little_room, refuses
+from tests.damage import Runs, flipped, line_of, little_room, refuses
 from tests.fixtures import save_parser, state_of
 from tests.test_resume import assert_same_run, fit_until
 from training.task import Plan
@@ -72,13 +72,6 @@ def repacked(good: bytes, name: str, change: Callable[[bytes], bytes], how: int 
     return zipped({entry: change(data) if entry.endswith(name) else data for entry, data in entries.items()}, how)
 
 
-def flipped(good: bytes, at: float) -> bytes:
-    """The bytes with one of them changed; at: where, as a share of the file."""
-    changed = bytearray(good)
-    changed[int(at * (len(good) - 1))] ^= 0x5A
-    return bytes(changed)
-
-
 CODE = "holds objects other than weights, which are not run"
 OTHER = "damaged or not a checkpoint: give one that training wrote"
 ZIP, FAR = zipfile.ZIP_DEFLATED, "far more than its size promises"
@@ -104,8 +97,8 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a storage too short": (lambda good: repacked(good, "/data/0", lambda _: b"1234"), OTHER),
     "archive that unpacks to far more": (lambda good: repacked(good, "/data/0", lambda _: bytes(40 << 20), ZIP), FAR),
     "cut in the middle": (lambda good: good[: len(good) // 2], OTHER),
-    "a bit turned over in its middle": (lambda good: flipped(good, 0.5), OTHER),
-    "a bit turned over in its table": (lambda good: flipped(good, 0.9999), OTHER),
+    "a bit turned over in its middle": (lambda good: flipped(good, len(good) // 2), OTHER),
+    "a bit turned over in its table": (lambda good: flipped(good, len(good) * 9999 // 10_000), OTHER),
 }
 
 

@@ -1,6 +1,5 @@
 """Training: the loop, what it stops at, changes and leaves alone; losses worked by hand; batch normalisation."""
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from data.labels import NINE
 from models.stn_icnn.icnn import ICNN, ICNNConfig
 from tests.conftest import small
+from tests.test_resume import log_of
 from training import batchnorm
 from training.casts import cast_together
 from training.engine import Optimisation, Scores, learning_rate_factor
@@ -39,10 +39,6 @@ def test_one_cycle_warms_up_peaks_and_ends_near_zero():
     assert np.array_equal(np.diff(rates) > 0, np.arange(len(rates) - 1) < peak)
     assert 0 < rates[-1] < 1e-3
     assert learning_rate_factor("constant", 17.3, 20) == 1
-
-
-def log_of(folder: Path) -> list[Scores]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_networks_and_modules_within_learn_at_their_own_rates_of_the_schedule_and_at_rate_zero_keep_every_value(

@@ -22,7 +22,7 @@ from data.images import make_image_256
 from data.labels import CELEBAMASK, HELEN, NINE
 from data.loaders import Faces, evaluation_batches, open_faces, training_batches
 from data.source import FaceData, open_source
-from tests.damage import little_room, refuses
+from tests.damage import flipped, little_room, refuses
 from tests.fixtures import draw_face, draw_faces, write_helen
 from utils import locks
 from utils.errors import InputError
@@ -80,11 +80,6 @@ def assert_holds_the_files(faces: Faces, root: Path) -> None:
         files = [photo, make_image_256(photo), labels, merge[labels], *geometry_of(merge[labels])]
         for one, other in zip([*held, *(part[k] for part in faces.parts())], files, strict=True):
             np.testing.assert_array_equal(one, other)
-
-
-def flipped(content: bytes, offset: int) -> bytes:
-    """The bytes with one of them changed."""
-    return content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :]
 
 
 @pytest.mark.parametrize(
