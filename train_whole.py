@@ -46,7 +46,7 @@ class TrainWhole(ParserTask):
 
     stage = "whole"
     model: WholeParser
-    costs_K: Tensor | None = None
+    costs_K: Tensor | None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, size = self.plan.recipe, self.model.config.size
@@ -78,8 +78,9 @@ def build(plan: Plan, download: bool = False) -> TrainWhole:
     assert isinstance(plan.recipe, WholeRecipe)
     if plan.recipe.balance:
         task.often_N = task.train_faces.balance(plan.recipe.balance)
-    if plan.recipe.least_share:
-        task.costs_K = torch.from_numpy(task.train_faces.pixel_costs(plan.recipe.least_share)).to(plan.machine.device)
+    share = plan.recipe.least_share
+    costs_K = torch.from_numpy(task.train_faces.pixel_costs(share)) if share else None
+    task.register_buffer("costs_K", costs_K, persistent=False)
     return task
 
 
