@@ -144,7 +144,6 @@ TRACED = {
 
 @pytest.mark.parametrize("kind", TRACED)
 def test_other_parsers_are_traced_too(kind):
-    torch.manual_seed(0)
     model = lively(TRACED[kind]())
     model.fold()
     labeller = export.Labeller(model)

@@ -209,7 +209,6 @@ def opened(cut: int = 0, close: bool = False) -> Image.Image:
     ("photo", "words"),
     [
         (np.dstack([COLOUR, COLOUR[..., :1]]), "must be a path.*uint8 \\(6, 9, 4\\)"),
-        (COLOUR.transpose(2, 0, 1), "must be .*uint8 \\(3, 6, 9\\)"),
         (COLOUR.astype(np.uint16), "must be .*uint16"),
         (COLOUR.astype(float), "floats outside 0-1"),
         (np.full((4, 4, 3), np.nan), "floats outside 0-1"),
