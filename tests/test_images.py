@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data.images import LONGEST, as_photo, list_files, read_labels, read_photo, read_size, shorten
-from tests.damage import BAD_PICTURES, SPECIAL, refuses, saved, with_exif
+from tests.damage import BAD_PICTURES, SPECIAL, png_of_size, refuses, saved, with_exif
 from tests.fixtures import save_palette
 from utils.errors import InputError
 
@@ -95,6 +95,13 @@ def test_files_that_are_no_whole_picture_are_refused_by_path(tmp_path, kind):
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path, reader, kind):
     SPECIAL[kind](tmp_path / "a.png")
     with refuses(tmp_path / "a.png"):
+        reader(tmp_path / "a.png")
+
+
+@READERS
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path, reader):
+    (tmp_path / "a.png").write_bytes(png_of_size(13_400, 13_400))
+    with refuses(tmp_path / "a.png", "more than 179 million pixels", "save it smaller"):
         reader(tmp_path / "a.png")
 
 
