@@ -123,6 +123,7 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"retrieval.train {PEOPLE} --pretrained w.pt", "--init-from"),
     (f"retrieval.search {SEARCH} --checkpoint w.pt", "not an identity embedding"),
     ("predict good.jpg --labels helen --checkpoint w.pt --out out", "labels nine; give a checkpoint of helen"),
+    ("evaluate --crops none --checkpoint stage2.pt", "no coarse weights; give a checkpoint that holds coarse"),
     ("evaluate --crops truth --checkpoint w19.pt", "crops truth: w19.pt holds deeplab, which has no crops"),
     ("predict good.jpg --checkpoint w19.pt --windows --faces none --out out", "windows: deeplab has none to draw"),
     ("evaluate --checkpoint w19.pt w19.pt", "w19.pt and w19.pt: give one checkpoint of deeplab"),
