@@ -146,7 +146,8 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
                 names_P, paths_N = (stored[name].astype(str) for name in ("names", "paths"))
                 labels_N, rows_NE = stored["labels"], stored["embeddings"]
                 cut = json.loads(str(stored["cut"])) if "cut" in stored else None  # older files lack it
-            sound = rows_NE.shape[:1] == labels_N.shape == paths_N.shape
+            sound = rows_NE.shape[:1] == labels_N.shape == paths_N.shape and {*labels_N} <= {*range(len(names_P))}
+            sound = sound and bool(np.abs(rows_NE).max() < 1.01)  # of length 1; false for NaN
             people = People(tuple(names_P.tolist()), tuple(map(Path, paths_N.tolist())), labels_N)
             held_rows = Embeddings(people, rows_NE, photos, Cut(**cut) if cut else None)
         except Exception:  # NumPy and zipfile raise many kinds for damaged bytes
