@@ -71,15 +71,6 @@ def test_the_frame_by_hand_which_turns_with_the_face():
     assert np.linalg.det(frame_of(np.full((5, 2), 7.0)).matrix_23[:, :2]) > 0  # of points that coincide
 
 
-@pytest.mark.parametrize("shape", [(512, 512), (1024, 1024), (300, 400)])
-def test_the_small_image_of_the_whole_photo_is_that_of_a_face(shape):
-    photo = cv2.resize(draw_face(1, 0, 192)[0], shape[::-1], interpolation=cv2.INTER_CUBIC)
-    found = warp_frame(photo, whole_photo(*shape).matrix_23).astype(int)
-    difference = np.abs(found - make_image_256(photo))[4:-4, 4:-4]
-    assert difference.max() <= (1 if shape[0] in (512, 1024) else 40)
-    assert difference.mean() < 2
-
-
 @pytest.mark.parametrize("degrees", [35, 180])
 def test_a_turned_face_is_seen_upright(face, degrees):
     photo, frame = turned_in(face, degrees, 900, 1000, (480, 430))

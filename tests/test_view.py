@@ -115,13 +115,6 @@ def test_drawing_nothing_shows_the_face_as_evaluation_sees_it_and_small_photos_c
     assert torch.equal(plain.crops(theta_BP23, 20), crop(batch.photos_BHW3, theta_BP23, 20, batch.sizes_B2))
 
 
-def test_whole_labels_are_those_of_the_nearest_pixels():
-    batch = make_batch()
-    for labels_SS, whole_HW, (height, width) in zip(View(batch).label_map(50), batch.labels_BHW, SIZES, strict=True):
-        ys, xs = (((np.arange(50) + 0.5) * length / 50 - 0.5).round().astype(int) for length in (height, width))
-        assert (labels_SS == whole_HW[ys][:, xs]).float().mean() > 0.98  # half-way pixels may go either way
-
-
 def test_parts_are_where_the_augmented_photo_shows_them():
     batch, size = make_batch(20), 256
     view = ANY.view(batch)

@@ -4,6 +4,6 @@ Labels are HELEN's eleven. A pixel that is hidden by glasses or another thing is
 it); ears, neck and clothes are background, a beard is skin, and a shut eye or mouth has no eye or inner mouth.
 """
 
-from data.datasets.synthetic.faces import COUNTS, SIZE, SIZES, draw_face, draw_named, sample_names
+from data.datasets.synthetic.faces import COUNTS, SIZE, draw_face, draw_named, sample_names
 
-__all__ = ["COUNTS", "SIZE", "SIZES", "draw_face", "draw_named", "sample_names"]
+__all__ = ["COUNTS", "SIZE", "draw_face", "draw_named", "sample_names"]
