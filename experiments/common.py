@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 from tqdm import tqdm
 
 import reproduce
 from data.batch import Batch
-from data.labels import NINE, LabelSet, among
+from data.labels import NINE, NUM_PARTS, LabelSet, among
 from data.loaders import Faces, evaluation_batches, open_faces
 from models.loading import load_for_inference
 from models.parser import FaceParser
@@ -176,18 +177,12 @@ def part_boxes(labels_BHW: Tensor) -> Tensor:
 
     Returns boxes_BP4 as (left, top, right, bottom), the outermost pixels that are the part; NaN where it is missing.
     """
-    boxes = []
-    for ids in NINE.part_ids:
+    boxes_BP4 = torch.full((len(labels_BHW), NUM_PARTS, 4), torch.nan, device=labels_BHW.device)
+    for part, ids in enumerate(NINE.part_ids):
         part_BHW = among(labels_BHW, ids)
-        lows, highs = [], []
-        for axis in (1, 2):  # a column that holds the part gives an x, a row a y
-            hit_BN = part_BHW.any(axis)
-            ticks_N = torch.arange(hit_BN.shape[1], dtype=torch.float32, device=labels_BHW.device)
-            lows.append(torch.where(hit_BN, ticks_N, torch.inf).amin(1))
-            highs.append(torch.where(hit_BN, ticks_N, -torch.inf).amax(1))
-        boxes.append(torch.stack(lows + highs, 1))
-    boxes_BP4 = torch.stack(boxes, 1)
-    return torch.where(boxes_BP4.isfinite(), boxes_BP4, torch.nan)
+        there_B = part_BHW.any((1, 2))
+        boxes_BP4[there_B, part] = masks_to_boxes(part_BHW[there_B])
+    return boxes_BP4
 
 
 class Misses:

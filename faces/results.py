@@ -4,10 +4,8 @@ import errno
 import io
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Collection
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -122,7 +120,7 @@ def not_written(photo: Path, error: Exception) -> str:
 def write(
     job: Job, photo: np.ndarray, scene: Scene, windows: bool = False, opacity: float = 0.5, grey: bool = False
 ) -> None:
-    """Write the job's files, which get their names once all are whole. windows: drawn into the overlay. opacity: of the
+    """Write the job's files, each of them whole or not at all. windows: drawn into the overlay. opacity: of the
     overlay's colours. grey: label maps without a palette. Raises OSError."""
     labels = scene.labels
     made: dict[str, bytes] = {}
@@ -145,13 +143,5 @@ def write(
         made["probabilities"] = archive.getvalue()
     if "owners" in job.outputs:
         made["owners"] = encode_grey(scene.owners_HW)
-    with ExitStack() as folders:
-        parents = {job.outputs[kind].parent for kind in made}
-        beside = {
-            parent: folders.enter_context(tempfile.TemporaryDirectory(prefix=".", dir=parent)) for parent in parents
-        }
-        parts = {kind: Path(beside[job.outputs[kind].parent], kind) for kind in made}
-        for kind, content in made.items():
-            write_bytes(parts[kind], content)
-        for kind in made:
-            os.replace(parts[kind], job.outputs[kind])
+    for kind, content in made.items():
+        write_bytes(job.outputs[kind], content)

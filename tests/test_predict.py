@@ -172,18 +172,20 @@ def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed(run, tmp_path
     assert str(tmp_path / "out" / result) in line
 
 
-def test_a_result_that_cannot_be_written_leaves_no_half_of_its_photo(run, tmp_path, capsys, monkeypatch):
+def test_a_result_too_large_for_the_memory_is_told_and_the_same_command_adds_it(run, tmp_path, capsys, monkeypatch):
     def failing(path, content, works=results.write_bytes):
-        if path.name == "probabilities":
+        if path.suffix == ".npz":
             raise MemoryError
         works(path, content)
 
     save_photo(tmp_path / "1.jpg", photo(32))
-    monkeypatch.setattr(results, "write_bytes", failing)
-    assert run(tmp_path / "1.jpg", "--probabilities") == 2
-    assert names(tmp_path / "out") == []
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_bytes", failing)
+        assert run(tmp_path / "1.jpg", "--probabilities") == 2
     line = f"failed: {tmp_path / '1.jpg'}: its results could not be written (too little memory)"
     assert failures(capsys.readouterr()) == [line]
+    assert run(tmp_path / "1.jpg", "--probabilities") == 0
+    assert names(tmp_path / "out") == ["1.npz", "1.png", "1_overlay.jpg"]
 
 
 NO_MEMORY = (
