@@ -154,16 +154,6 @@ def stretch(photos_BHW3: Tensor, sizes_B2: Tensor, side: int, full: bool | None 
     return torch.cat(images)
 
 
-def stretch_alike(photos_BHW3: Tensor, side: int) -> Tensor:
-    """``stretch`` of photos of one size, all at once; fit to be exported for any size."""
-    counts = photos_BHW3.shape[1:3]
-    lengths_2 = torch.tensor(counts, device=photos_BHW3.device)
-    rows_SH, columns_SW = (
-        stretch_weights(count, length, side, length >= side) for count, length in zip(counts, lengths_2, strict=True)
-    )
-    return stretch_by(photos_BHW3, rows_SH, columns_SW)
-
-
 def stretch_by(photos_BHW3: Tensor, rows_SH: Tensor, columns_SW: Tensor) -> Tensor:
     """Two products with each axis' weights (see ``stretch_weights``): (B, 3, S, S), float32."""
     with torch.autocast(photos_BHW3.device.type, enabled=False):

@@ -20,7 +20,7 @@ from data.images import IMAGE_SIDE, as_photo
 from data.labels import LabelSet
 from data.view import View, framed_images
 from geometry.paste import Patch, paste_any, paste_turned
-from geometry.sampling import enlarge, enlarged_labels, stretch_alike, stretch_by, stretch_weights
+from geometry.sampling import enlarge, enlarged_labels, stretch_by, stretch_weights
 from geometry.theta import compose, enlarged, frame_to_photo
 from models.mirror import Mirrored
 from utils import checkpoint
@@ -323,14 +323,13 @@ def stretched(photos_BHW3: Tensor, size: int) -> Tensor:
     """
     check_range(photos_BHW3)
     white = 255 if photos_BHW3.dtype == torch.uint8 else 1
-    if View.needs_photos(size):
-        return stretch_alike(photos_BHW3, size) / white
     counts = photos_BHW3.shape[1:3]
     lengths_2 = torch.tensor(counts, device=photos_BHW3.device)
-    shrinks = (lengths_2 >= IMAGE_SIDE).all()
-    pool_ST = F.adaptive_avg_pool1d(torch.eye(IMAGE_SIDE, device=photos_BHW3.device), size).T
-    rows_SH, columns_SW = (
-        pool_ST @ stretch_weights(count, length, IMAGE_SIDE, shrinks)
-        for count, length in zip(counts, lengths_2, strict=True)
-    )
-    return stretch_by(photos_BHW3, rows_SH, columns_SW) / white
+    axes = list(zip(counts, lengths_2, strict=True))
+    if View.needs_photos(size):
+        weights = [stretch_weights(count, length, size, length >= size) for count, length in axes]
+    else:
+        shrinks = (lengths_2 >= IMAGE_SIDE).all()
+        pool_ST = F.adaptive_avg_pool1d(torch.eye(IMAGE_SIDE, device=photos_BHW3.device), size).T
+        weights = [pool_ST @ stretch_weights(count, length, IMAGE_SIDE, shrinks) for count, length in axes]
+    return stretch_by(photos_BHW3, *weights) / white

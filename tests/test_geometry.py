@@ -10,8 +10,8 @@ from torch import Tensor
 from data.labels import NINE
 from geometry import sampling
 from geometry.paste import paste
-from geometry.sampling import crop_labels, enlarge, enlarged_labels, stretch, stretch_alike
-from geometry.theta import canvas_to_image, compose, image_to_padded, window_theta
+from geometry.sampling import crop_labels, enlarge, enlarged_labels, stretch
+from geometry.theta import canvas_to_image, compose, window_theta
 
 
 def sizes(*height_width: tuple[int, int]) -> Tensor:
@@ -78,17 +78,6 @@ def test_cropping_through_the_padded_canvas_equals_cropping_the_photo(height, wi
     on_canvas = windows([(64, 60), (50, 71)], 21, canvas, canvas)
     on_photo = compose(canvas_to_image(sizes((height, width)), canvas), on_canvas)
     torch.testing.assert_close(crop(padded, on_canvas, 21), crop(photo, on_photo, 21), rtol=0, atol=1e-6)
-
-
-def test_photos_padded_into_a_batch_give_the_same_crops_as_alone():
-    photos = [torch.rand(1, 3, 90, 70), torch.rand(1, 3, 60, 110)]
-    thetas = [windows([(40, 31), (68, 50)], 25, *photo.shape[-2:]) for photo in photos]
-    batch = torch.cat([F.pad(photo, (0, 110 - photo.shape[-1], 0, 90 - photo.shape[-2])) for photo in photos])
-    sizes_B2 = sizes((90, 70), (60, 110))
-    alone = torch.cat([crop(photo, theta, 25) for photo, theta in zip(photos, thetas, strict=True)])
-    assert torch.equal(crop(batch, torch.cat(thetas), 25, sizes_B2), alone)
-    in_batch = compose(image_to_padded(sizes_B2, 90, 110), torch.cat(thetas))
-    assert torch.equal(crop(batch, in_batch, 25), alone)
 
 
 def test_torch_s_grid_sample_which_gpus_use_gives_the_same_crops_and_labels():
@@ -186,13 +175,3 @@ def test_photos_that_shrink_are_stretched_by_areas_and_those_that_grow_bilinearl
         target = (single.shape[1], 150) if axis == 0 else (150, single.shape[0])
         single = cv2.resize(single, target, interpolation=how)
     torch.testing.assert_close(shown_3SS.permute(1, 2, 0), torch.from_numpy(single), rtol=0, atol=2e-2)
-
-
-def test_a_padded_photo_is_stretched_as_it_is_alone_and_photos_of_one_size_all_at_once():
-    photos = [torch.randint(256, (1, *size, 3), dtype=torch.uint8) for size in ((90, 40), (60, 110))]
-    padded = [F.pad(photo, (0, 0, 0, 110 - photo.shape[2], 0, 90 - photo.shape[1])) for photo in photos]
-    together = stretch(torch.cat(padded), sizes((90, 40), (60, 110)), 50)
-    alone = torch.cat([stretch_alike(photo, 50) for photo in photos])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-3)
-    same = torch.randint(256, (3, 70, 80, 3), dtype=torch.uint8)
-    torch.testing.assert_close(stretch_alike(same, 50), stretch(same, sizes(*[(70, 80)] * 3), 50), rtol=0, atol=1e-3)
