@@ -204,6 +204,13 @@ def make_image_256(photo: np.ndarray) -> np.ndarray:
     return cv2.resize(photo, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
+def frame_pixels(matrix_23: np.ndarray, width: int, height: int) -> np.ndarray:
+    """From pixels (x, y) of a picture that shows a frame, and nothing else, to those of the photo: (2, 3). matrix_23:
+    see ``warp_frame``."""
+    size_2 = np.array([width, height])
+    return np.column_stack([matrix_23[:, :2] * 2 / size_2, matrix_23[:, :2] @ (1 / size_2 - 1) + matrix_23[:, 2]])
+
+
 def warp_frame(photo: np.ndarray, matrix_23: np.ndarray, side: int = IMAGE_SIDE) -> np.ndarray:
     """A square of the photo, turned or not, as side x side pixels, antialiased, black outside: uint8.
 
@@ -221,9 +228,9 @@ def warp_frame(photo: np.ndarray, matrix_23: np.ndarray, side: int = IMAGE_SIDE)
         ratio_2 = (high_2 - low_2) / size_2
         part = cv2.resize(part, size_2.tolist(), interpolation=cv2.INTER_AREA)
     # pixel i of the result lies at (2 i + 1) / side - 1; of the part, at (i + 0.5) ratio - 0.5 + low
-    linear_22 = matrix_23[:, :2] * 2 / side
-    shift_2 = matrix_23[:, :2] @ np.full(2, 1 / side - 1) + matrix_23[:, 2]
-    to_part_23 = np.column_stack([linear_22, shift_2 - low_2 + 0.5]) / ratio_2[:, None]
+    to_part_23 = frame_pixels(matrix_23, side, side)
+    to_part_23[:, 2] = to_part_23[:, 2] - low_2 + 0.5
+    to_part_23 /= ratio_2[:, None]
     to_part_23[:, 2] -= 0.5
     return cv2.warpAffine(part, to_part_23, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 

@@ -13,6 +13,7 @@ import numpy as np
 import skimage.data
 from tqdm import tqdm
 
+from data.images import frame_pixels
 from data.loaders import Faces
 from experiments import common
 from experiments.common import Result
@@ -75,7 +76,7 @@ def compose(
         reach = side / np.sqrt(2)  # the farthest corner from the middle
         middle_2 = CELL * np.array(divmod(int(quarter), 2)) + rng.uniform(reach, CELL - reach, 2)
         frames.append(turned_square(middle_2, side / 2, degrees))
-        matrix_23 = _to_scene(frames[-1], labels.shape)
+        matrix_23 = frame_pixels(frames[-1].matrix_23, *labels.shape[::-1])
         photo = common.smoothed(photo, side / max(labels.shape))
         cover_HW1 = cv2.warpAffine(_cover(shown), matrix_23, size)[..., None]
         warped_HW3 = cv2.warpAffine(photo, matrix_23, size, borderMode=cv2.BORDER_REPLICATE)
@@ -84,13 +85,6 @@ def compose(
         labels_HW[covered_HW] = cv2.warpAffine(labels, matrix_23, size, flags=cv2.INTER_NEAREST)[covered_HW]
         owners_HW[covered_HW] = k
     return Scene(np.rint(scene_HW3).astype(np.uint8), labels_HW, owners_HW, frames, [face[0] for face in faces])
-
-
-def _to_scene(frame: Frame, shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels of a photo of this shape to those of the scene in which the frame holds it: (2, 3)."""
-    height, width = shape
-    to_frame_33 = np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
-    return frame.matrix_23 @ to_frame_33
 
 
 def _cover(shown_HW: np.ndarray) -> np.ndarray:

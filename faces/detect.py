@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from data.images import warp_frame
+from data.images import frame_pixels, warp_frame
 from faces.align import frame_of, turned_square
 from utils.files import packaged
 
@@ -106,7 +106,7 @@ class Detector:
         to_photo_23 = turned_square((np.array([width, height]) - 1) / 2, length / 2, degrees).matrix_23
         side = round(min(length, FIRST_SIDE))
         seen = warp_frame(photo_HW3, to_photo_23, side)
-        return [_moved(face, _pixels_of(to_photo_23, side)) for face in self._look(seen, side)]
+        return [_moved(face, frame_pixels(to_photo_23, side, side)) for face in self._look(seen, side)]
 
     @property
     def _net(self) -> cv2.FaceDetectorYN:
@@ -165,7 +165,7 @@ class Detector:
         if not near:
             return None
         surest = max(near, key=lambda one: one.score)
-        return _moved(surest, _pixels_of(to_photo_23, CLOSE_SIDE)), surest.degrees
+        return _moved(surest, frame_pixels(to_photo_23, CLOSE_SIDE, CLOSE_SIDE)), surest.degrees
 
 
 def _detection(row_15: np.ndarray, ratio_2: np.ndarray) -> Detection:
@@ -173,12 +173,6 @@ def _detection(row_15: np.ndarray, ratio_2: np.ndarray) -> Detection:
     corner_2, size_2 = row_15[:2] * ratio_2 - 0.5, row_15[2:4] * ratio_2
     points_52 = row_15[4:14].reshape(5, 2) * ratio_2 - 0.5
     return Detection((*corner_2.tolist(), *size_2.tolist()), points_52, float(row_15[14]))
-
-
-def _pixels_of(matrix_23: np.ndarray, side: int) -> np.ndarray:
-    """From pixels of a square that was made by ``warp_frame`` to those of the photo: (2, 3)."""
-    shift_2 = matrix_23[:, :2] @ np.full(2, 1 / side - 1) + matrix_23[:, 2]
-    return np.column_stack([matrix_23[:, :2] * 2 / side, shift_2])
 
 
 def _apart(faces: Sequence[Detection]) -> list[Detection]:

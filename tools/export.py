@@ -25,6 +25,7 @@ from torch.export import Dim, ExportedProgram
 
 from data.batch import framed_batch
 from data.datasets.synthetic import draw_face
+from data.images import frame_pixels
 from models.loading import load_parser
 from models.parser import FaceParser
 from scoring import options
@@ -100,11 +101,10 @@ def turned_faces(degrees: Sequence[float], height: int, width: int) -> tuple[np.
         turn_22 = half * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         centre_2 = np.array([width / len(degrees) * (index + 0.5), height / 2])
         face = draw_face(0, index, 2 * round(half))[0]
-        to_photo_23 = np.column_stack([turn_22, centre_2 + turn_22 @ np.full(2, 1 / len(face) - 1)])
-        to_photo_23[:, :2] *= 2 / len(face)  # from pixels of the face
+        frames.append(np.column_stack([turn_22, centre_2]))
+        to_photo_23 = frame_pixels(frames[-1], len(face), len(face))
         how = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_TRANSPARENT}
         cv2.warpAffine(face, to_photo_23, (width, height), dst=photo, **how)
-        frames.append(np.column_stack([turn_22, centre_2]))
     return photo, frames
 
 
