@@ -25,7 +25,6 @@ from models.parser import FaceParser
 from tests.tiny_parser import TinyConfig, TinyParser
 from utils.errors import InputError
 
-SIZE = torch.tensor([[70, 70]])
 TIES = 0.002  # share of pixels half way between two samples, of which either is the nearest
 
 
@@ -180,35 +179,21 @@ def test_a_parser_without_frames_says_so():
 
 
 def test_where_faces_overlap_the_nearest_decides_and_areas_are_those_of_its_own_pixels():
-    rng = np.random.default_rng(0)
     patches = []
-    for _ in range(12):  # many of them overlap
-        centre, side = rng.integers(5, 60, 2), int(rng.integers(5, 15)) * 2 + 1
-        theta = window_theta(torch.tensor([[centre.tolist()]]).float(), torch.tensor([[[side * 1.0]]]), SIZE)[0]
-        top, left = np.maximum(centre[::-1] - side // 2, 0).tolist()
-        ids_YX = torch.from_numpy(rng.integers(0, 9, (min(side, 70 - top), min(side, 70 - left)), np.uint8))
-        confidence_YX = torch.full(ids_YX.shape, 0.75)
-        patches.append((Patch(top, left, ids_YX, confidence_YX, None), theta.double().numpy()))
-    faces = [square(np.zeros(2), np.ones(2))] * 12
-    scene = compose_scene(NINE, (70, 70), patches, faces, [None] * 12)
-    assert len(np.unique(scene.owners_HW)) > 9
-    nearest_HW, owners_HW, labels_HW = np.full((70, 70), np.inf), np.zeros((70, 70)), np.zeros((70, 70))
-    for owner, (patch, theta) in enumerate(patches, 1):
-        high, wide = patch.labels_YX.shape
-        ids_HW = np.zeros((70, 70))
-        ids_HW[patch.top : patch.top + high, patch.left : patch.left + wide] = patch.labels_YX
-        there_HW = np.zeros((70, 70), bool)
-        there_HW[patch.top : patch.top + high, patch.left : patch.left + wide] = True
-        distance_HW = window_distance(theta, (70, 70), 0, 0, (70, 70))
-        wins_HW = there_HW & (distance_HW < nearest_HW)
-        nearest_HW[wins_HW], labels_HW[wins_HW] = distance_HW[wins_HW], ids_HW[wins_HW]
-        owners_HW[wins_HW] = owner * (ids_HW[wins_HW] > 0)
-    assert np.array_equal(scene.labels_HW, labels_HW)
+    for owner, x in ((1, 3), (2, 5)):
+        theta = window_theta(torch.tensor([[[x, 4.0]]]), torch.tensor([[[5.0]]]), torch.tensor([[9, 9]]))[0]
+        ids_YX, confidence_YX = torch.full((5, 5), owner + 2, dtype=torch.uint8), torch.full((5, 5), owner / 4)
+        patches.append((Patch(2, x - 2, ids_YX, confidence_YX, None), theta.double().numpy()))
+    patches[0][0].labels_YX[2, 2] = 0
+    scene = compose_scene(NINE, (9, 9), patches, [square(np.zeros(2), np.ones(2))] * 2, [None] * 2)
+    owners_HW = np.zeros((9, 9), np.uint8)
+    owners_HW[2:7, 1:5], owners_HW[2:7, 5:8] = 1, 2  # half way between both centres the first face's
+    owners_HW[4, 3] = 0  # the first face's own background, where the other one has a label
     assert np.array_equal(scene.owners_HW, owners_HW)
+    assert np.array_equal(scene.labels_HW, np.where(owners_HW > 0, owners_HW + 2, 0))
     for owner, face in enumerate(scene.faces, 1):
-        counts = np.bincount(scene.labels_HW[scene.owners_HW == owner], minlength=9)
-        assert face.areas == {NINE.names[k]: counts[k] for k in range(1, 9) if counts[k]}
-        assert face.confidences == pytest.approx(dict.fromkeys(face.areas, 0.75))
+        assert face.areas == {NINE.names[owner + 2]: (owners_HW == owner).sum()}
+        assert face.confidences == {NINE.names[owner + 2]: owner / 4}
 
 
 def test_a_group_photo_is_parsed_in_chunks_as_all_at_once(monkeypatch):
