@@ -168,7 +168,7 @@ def write_celebamask_official(root: Path, faces: Faces, mapping: bool = True) ->
     photos, parts = root / "CelebA-HQ-img", root / "CelebAMask-HQ-mask-anno" / "0"
     photos.mkdir(parents=True)
     parts.mkdir(parents=True)
-    lines = ["idx         orig_idx      orig_file\n"]
+    originals: dict[int, int] = {}
     everybody = [(split, *face[1:]) for split, group in faces.items() for face in group]
     for number, (split, photo, labels) in enumerate(everybody):
         save_photo(photos / f"{number}.jpg", photo.repeat(2, axis=0).repeat(2, axis=1))
@@ -176,10 +176,17 @@ def write_celebamask_official(root: Path, faces: Faces, mapping: bool = True) ->
             if (labels == label).any():
                 mask = ((labels == label) * np.uint8(255))[:, :, None].repeat(3, axis=2)
                 Image.fromarray(mask).save(parts / f"{number:05d}_{CELEBAMASK_NAMES[part]}.png")
-        original = ORIGINAL_NUMBERS[split] + number
-        lines.append(f"{number}           {original}        {original + 1:06d}.jpg\n")
+        originals[number] = ORIGINAL_NUMBERS[split] + number
     if mapping:
-        (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text("".join(lines))
+        write_mapping(root, originals)
+
+
+def write_mapping(root: Path, originals: dict[int, int]) -> None:
+    """CelebAMask-HQ's file of the photos' numbers in CelebA."""
+    rows = "".join(
+        f"{number}           {original}        {original + 1:06d}.jpg\n" for number, original in originals.items()
+    )
+    (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text("idx         orig_idx      orig_file\n" + rows)
 
 
 def batch_of(faces: Sequence[tuple[np.ndarray, np.ndarray]], labels: LabelSet = NINE, first: int = 0) -> Batch:
