@@ -144,15 +144,6 @@ def refuses(*words: object) -> Any:
     return pytest.raises(InputError, match="^.*" + ".*".join(re.escape(str(word)) for word in words) + ".*$")
 
 
-def line_of(call: Callable[[], object]) -> str:
-    """The line that a call is refused with; empty where it is not."""
-    try:
-        call()
-    except InputError as error:
-        return str(error)
-    return ""
-
-
 @contextmanager
 def little_room(size: int) -> Iterator[None]:
     """Lets this process write files of so many bytes at most, as a disk that fills up does."""
