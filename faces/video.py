@@ -145,9 +145,8 @@ class Film:
 
     def _add_sound(self, until: float) -> None:
         while self.waiting is not None and self.waiting.dts * self.waiting.time_base < until:
-            if (
-                self.waiting.dts > self.heard
-            ):  # a clock that goes back, as where files were joined, is an error in an mp4
+            # a clock that goes back, as where files were joined, is an error in an mp4
+            if self.waiting.dts > self.heard:
                 self.heard = self.waiting.dts
                 self.output.mux(self.waiting)
             self.waiting = next(self.sound, None)
