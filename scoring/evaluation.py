@@ -83,9 +83,10 @@ def evaluate(
     for batch in batches:
         batch = batch.to(device)
         labels_BHW = label(batch)
+        known_BHW = labels_BHW.clamp(max=num_labels - 1)  # others would index out of bounds: an error below
         index.append(batch.index_B)
-        matrices.append(confusion_matrices(labels_BHW, batch.labels_BHW, batch.sizes_B2, num_labels))
-        invalid.append((labels_BHW >= num_labels).sum())
+        matrices.append(confusion_matrices(known_BHW, batch.labels_BHW, batch.sizes_B2, num_labels))
+        invalid.append((labels_BHW != known_BHW).sum())
     if not matrices:
         return torch.zeros(0, dtype=torch.long), torch.zeros(0, num_labels, num_labels, dtype=torch.long)
     if wrong := int(torch.stack(invalid).sum()):
