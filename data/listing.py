@@ -71,7 +71,8 @@ class Source(NamedTuple):
 def side_steps(ids_HW: np.ndarray, labels: LabelSet) -> np.ndarray:
     """How many pixels the first part of each of ``SIDES`` lies to the right of the second, between their centroids:
     float64 (2,), 0 where one of them is absent. ids_HW: ids of ``labels``."""
-    steps_2, part_ids = np.zeros(len(SIDES)), dict(zip(PARTS, labels.part_ids, strict=False))
+    steps_2 = np.zeros(len(SIDES))
+    part_ids = dict(zip(PARTS, labels.part_ids, strict=True)) if labels.part_ids else {}
     for k, pair in enumerate(SIDES if part_ids else ()):
         one, two = (np.nonzero(among(ids_HW, part_ids[name]))[1] for name in pair)
         if len(one) and len(two):
