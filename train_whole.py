@@ -26,7 +26,7 @@ from utils.runtime import run_main
 @dataclass(frozen=True)
 class WholeRecipe(Recipe):
     """balance: labels that fewer than this share of the faces have are drawn more often, see ``Faces.balance``; 0: each
-    face once an epoch. least_share: see ``Faces.pixel_costs``; 0: all pixels cost the same."""
+    face once an epoch. least_share: see ``Faces.class_weights``; 0: no weights."""
 
     balance: float = 0.25
     least_share: float = 0.002
@@ -46,14 +46,14 @@ class TrainWhole(ParserTask):
 
     stage = "whole"
     model: WholeParser
-    costs_K: Tensor | None
+    class_weights_K: Tensor | None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, size = self.plan.recipe, self.model.config.size
         grid = size // 2  # the logits of most decoders are as coarse or coarser, and this is a third of a step's time
         view = recipe.augmentation.view(batch)
         logits_BKGG = F.interpolate(self.model.logits(view.photo(size)), (grid, grid), mode="bilinear")
-        return {"segmentation": segmentation_loss(logits_BKGG, view.label_map(grid), recipe.dice, self.costs_K)}
+        return {"segmentation": segmentation_loss(logits_BKGG, view.label_map(grid), recipe.dice, self.class_weights_K)}
 
 
 def build(plan: Plan, download: bool = False) -> TrainWhole:
@@ -79,8 +79,8 @@ def build(plan: Plan, download: bool = False) -> TrainWhole:
     if plan.recipe.balance:
         task.often_N = task.train_faces.balance(plan.recipe.balance)
     share = plan.recipe.least_share
-    costs_K = torch.from_numpy(task.train_faces.pixel_costs(share)) if share else None
-    task.register_buffer("costs_K", costs_K, persistent=False)
+    class_weights_K = torch.from_numpy(task.train_faces.class_weights(share)) if share else None
+    task.register_buffer("class_weights_K", class_weights_K, persistent=False)
     return task
 
 
@@ -115,8 +115,8 @@ def main(argv: list[str] | None = None) -> int:
         "--least-share",
         type=float,
         metavar="SHARE",
-        help="pixels of labels with less than this share of all cost more, as if they had it; 0: all the same; "
-        "default: .002",
+        help="class weights for labels with less than this share of all pixels, so that they count as if they had it; "
+        "0: none; default: .002",
     )
     args = parser.parse_args(argv)
     shares = {name: getattr(args, name) for name in ("balance", "least_share") if getattr(args, name) is not None}

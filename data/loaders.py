@@ -138,9 +138,9 @@ class Faces(Dataset):
         often_N = np.where(held_NK, rarity_K, 1).max(1)
         return often_N / often_N.sum()
 
-    def pixel_costs(self, share: float) -> np.ndarray:
-        """What a pixel of each label costs so that labels with less than ``share`` of all pixels count as if they had
-        it, others 1: float32 (K,)."""
+    def class_weights(self, share: float) -> np.ndarray:
+        """Weights with which labels that have less than ``share`` of all pixels count as if they had it, 1 for the
+        others and for absent ones: float32 (K,)."""
         count_K = self._counts_NK.sum(0)
         return np.where(count_K > 0, (share * count_K.sum() / np.maximum(count_K, 1)).clip(1), 1).astype(np.float32)
 

@@ -120,11 +120,11 @@ def test_pixels_of_rare_labels_cost_more() -> None:
     faces.data_labels, faces.labels, faces.lut = HELEN, HELEN, HELEN.map_to(HELEN)
     counts = np.array([[60, 1] + [0] * 9, [37, 1, 1] + [0] * 8])
     faces.records = np.rec.fromarrays([counts], names="count")
-    costs_K = faces.pixel_costs(0.04)
-    assert costs_K.tolist() == pytest.approx([1, 2, 4] + [1] * 8)
+    class_weights_K = faces.class_weights(0.04)
+    assert class_weights_K.tolist() == pytest.approx([1, 2, 4] + [1] * 8)
     logits_BKHW, targets_BHW = torch.randn(2, 11, 3, 3), torch.randint(0, 3, (2, 3, 3))
     each_BHW = F.cross_entropy(logits_BKHW, targets_BHW, reduction="none") * torch.tensor([1.0, 2, 4])[targets_BHW]
-    assert segmentation_loss(logits_BKHW, targets_BHW, 0, torch.from_numpy(costs_K)).allclose(each_BHW.mean())
+    assert segmentation_loss(logits_BKHW, targets_BHW, 0, torch.from_numpy(class_weights_K)).allclose(each_BHW.mean())
 
 
 def deeplab(labels: LabelSet = CELEBAMASK) -> DeepLab:

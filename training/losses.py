@@ -9,19 +9,21 @@ from utils.distributed import sum_over_processes, world_size
 
 
 def segmentation_loss(
-    logits_BKHW: Tensor, targets_BHW: Tensor, dice: float = 0.0, costs_K: Tensor | None = None
+    logits_BKHW: Tensor, targets_BHW: Tensor, dice: float = 0.0, class_weights_K: Tensor | None = None
 ) -> Tensor:
     """Softmax cross-entropy, averaged over all pixels, plus ``dice`` times one minus the soft Dice of the foreground.
 
     The released code uses this cross-entropy; the paper writes an averaged binary one. The Dice is averaged over the
     foreground classes that a photo holds, then over the photos.
     logits_BKHW: float, any precision; the loss is computed in float32. targets_BHW: integer classes below K; pixels of
-    ``IGNORED`` (255) do not count. costs_K: float32, what the cross-entropy of a pixel of each class is multiplied by.
+    ``IGNORED`` (255) do not count. class_weights_K: float32, factors of the cross-entropy.
     Returns a float32 scalar.
     """
     logits_BKHW = logits_BKHW.float()
     targets_BHW = targets_BHW.long()
-    loss = _mean(F.cross_entropy(logits_BKHW, targets_BHW, costs_K, ignore_index=IGNORED, reduction="sum"), targets_BHW)
+    loss = _mean(
+        F.cross_entropy(logits_BKHW, targets_BHW, class_weights_K, ignore_index=IGNORED, reduction="sum"), targets_BHW
+    )
     if dice > 0:
         counted_B1N = (targets_BHW != IGNORED).flatten(1)[:, None]
         probs_BKN = logits_BKHW.softmax(1).flatten(2)[:, 1:] * counted_B1N
