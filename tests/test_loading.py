@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -118,17 +119,19 @@ def test_a_face_that_was_damaged_on_the_disk_is_told_in_one_line(file, workers, 
         list(evaluation_batches(faces, 2, machine=Machine(CPU, workers)))
 
 
-def test_a_second_process_waits_for_the_cache_and_says_so(root, monkeypatch, capfd):
+def test_a_second_process_says_that_it_waits_for_the_cache(root, monkeypatch):
+    messages: Queue[str] = Queue()
     folder = open_train(root).folder
     monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    monkeypatch.setattr(locks, "print", lambda text, **_: messages.put(text), raising=False)
     waiting = threading.Thread(target=open_train, args=(root,))
     with FileLock(folder / "lock"):
         waiting.start()
-        waiting.join(0.3)
+        message = messages.get(timeout=60)
         assert waiting.is_alive()
     waiting.join(60)
     assert not waiting.is_alive()
-    assert capfd.readouterr().err == f"the cache {folder} is in use by another process: waiting until it ends\n"
+    assert message == f"the cache {folder} is in use by another process: waiting until it ends"
 
 
 def no_room(*_: object) -> None:
