@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from skimage.transform import estimate_transform
 from tqdm import tqdm
 
 from data.images import read_photo, shorten, warp_frame
@@ -41,10 +42,6 @@ OLD_ZOOM = 1.08  # of the faces that older versions cut out for dlib's network; 
 # where a face's points (see ``Detection``) lie in the square for dlib's network, -1 to 1 from edge to edge: the medians
 # in dlib's own squares with five pixels around, enlarged by ``OLD_ZOOM``
 DLIB_POINTS_52 = np.array([(-0.372, -0.408), (0.372, -0.408), (0, 0.046), (-0.329, 0.367), (0.329, 0.367)])
-
-
-class Finder(Protocol):
-    def find(self, photo_HW3: np.ndarray) -> list[Detection]: ...
 
 
 @dataclass(frozen=True)
@@ -83,11 +80,7 @@ def rectangle(box: tuple[float, float, float, float], margin: int, height: int, 
 def fitted_square(points_52: np.ndarray, zoom: float) -> np.ndarray:
     """matrix_23 (see ``faces.align.Frame``) of the square where the points lie nearest to those of dlib's own squares,
     in least squares. zoom: how much larger the face is than there."""
-    wanted_5, seen_5 = (points @ (1, 1j) for points in (DLIB_POINTS_52 * (zoom / OLD_ZOOM), points_52))
-    around_5 = wanted_5 - wanted_5.mean()
-    turn = np.vdot(around_5, seen_5) / np.vdot(around_5, around_5)
-    shift = seen_5.mean() - turn * wanted_5.mean()
-    return np.array([(turn.real, -turn.imag, shift.real), (turn.imag, turn.real, shift.imag)])
+    return estimate_transform("similarity", DLIB_POINTS_52 * (zoom / OLD_ZOOM), points_52).params[:2]
 
 
 def cut_out(photo_HW3: np.ndarray, face: Detection, cut: Cut) -> np.ndarray:
@@ -104,7 +97,7 @@ def cut_out(photo_HW3: np.ndarray, face: Detection, cut: Cut) -> np.ndarray:
 
 
 @cache
-def _finder(name: str) -> Finder:
+def _finder(name: str) -> Detector | Mtcnn:
     """The one detector of its name, which threads share."""
     return DETECTORS[name]()
 
@@ -116,11 +109,15 @@ def cut_photo(photo_HW3: np.ndarray, cut: Cut) -> tuple[np.ndarray, Detection | 
     return (photo_HW3 if face is None else cut_out(photo_HW3, face, cut)), face, len(faces)
 
 
-def align_photo(path: Path, target: Path, cut: Cut) -> dict[str, Any]:
-    """Write the face of a photo, or the photo itself where there is none; returns its row of the record."""
+def align_photo(path: Path, target: Path, cut: Cut, old: dict[str, Any]) -> dict[str, Any]:
+    """Write the face of a photo, or the photo itself where there is none; returns its row of the record, which is the
+    old one where both files are still as it says."""
     row: dict[str, Any] = {"photo": _name(path)}
     try:
         row["photo_sha256"] = files.sha256(path)
+        same = target.is_file() and old.get("photo_sha256") == row["photo_sha256"]
+        if same and old.get("face_sha256") == files.sha256(target):
+            return old
         picture, face, count = cut_photo(read_photo(path), cut)
     except InputError as error:
         return {**row, "failed": str(error)}
@@ -139,13 +136,6 @@ def _name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _sha256(path: Path) -> str:
-    """Of a file's bytes; empty for one that cannot be read."""
-    with suppress(InputError, OSError):
-        return files.sha256(path)
-    return ""
-
-
 def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any]]:
     """Align all photos; returns the rows of the record in order. Raises InputError."""
     people = list_people(source)
@@ -155,31 +145,27 @@ def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any
         _settle(out, {"source": os.path.realpath(source), **asdict(cut)})
         if files_there := [name for name in people.names if os.path.lexists(out / name) and not (out / name).is_dir()]:
             raise InputError(f"{out / files_there[0]} is a file, where a person's faces belong: remove it")
-        done = _done(out)
-        names = [_name(path) for path in people.files]
+        done, rows = _done(out), []
         targets = {path: out / path.parent.name / f"{path.stem}.png" for path in people.files}
-        todo = []
-        for path, target in targets.items():
-            row = done.get(_name(path), {})
-            if not row or (row.get("photo_sha256"), row.get("face_sha256")) != (_sha256(path), _sha256(target)):
-                todo.append(path)
-        gone = {out / Path(name).with_suffix(".png") for name in done.keys() - set(names)} - set(targets.values())
-        gone |= {targets[path] for path in todo if done.pop(_name(path), None)}  # the photo may have become unreadable
-        for face in gone.intersection(out.glob("*/*.png")):
+        gone = done.keys() - {_name(path) for path in people.files}
+        stale = {out / Path(name).with_suffix(".png") for name in gone} - {*targets.values()}
+        for face in stale.intersection(out.glob("*/*.png")):
             face.unlink()
-            with suppress(OSError):  # others are left
-                face.parent.rmdir()
         _write_record(out, done.values())
         with open(out / RECORD, "a") as record, ThreadPoolExecutor(max(1, workers)) as pool:
-            made = pool.map(lambda path: align_photo(path, targets[path], cut), todo)
-            for row in tqdm(made, "align", len(todo), disable=None, leave=False):
-                if "failed" not in row:
-                    done[row["photo"]] = row
-                    record.write(json.dumps(row) + "\n")
-                    record.flush()
-                else:
+            made = pool.map(lambda path: align_photo(path, targets[path], cut, done.get(_name(path), {})), targets)
+            bar = tqdm(made, "align", len(targets), disable=None, leave=False)
+            for target, row in zip(targets.values(), bar, strict=True):
+                if "failed" in row:
                     print(f"failed: {printable(row['failed'])}", file=sys.stderr)
-        rows = [done[name] for name in names if name in done]
+                    target.unlink(missing_ok=True)  # of the photo as it was
+                    continue
+                rows.append(row)
+                record.write(json.dumps(row) + "\n")
+                record.flush()
+        for folder in out.iterdir():
+            with suppress(OSError):  # files, and folders with faces
+                folder.rmdir()
         _write_record(out, rows)
     return rows
 

@@ -29,6 +29,11 @@ class People:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def names_N(self) -> np.ndarray:
+        """Whose photo each file is, by name."""
+        return np.array(self.names)[self.labels_N]
+
     def keep(self, chosen_N: np.ndarray) -> "People":
         """The chosen photos (bool, or indices) of the same people."""
         index = np.arange(len(self))[chosen_N]

@@ -24,7 +24,8 @@ class Found(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """Shares of the queries whose person is the nearest, or among the five nearest."""
+    """Shares of the queries whose person is the nearest, or among the five nearest; of those whose person the gallery
+    has."""
 
     top1: float
     top5: float
@@ -72,11 +73,12 @@ def ranked(gallery_GE: np.ndarray, queries_QE: np.ndarray, index_Q5: np.ndarray)
     return Found(np.take_along_axis(index_Q5, order_Q5, 1), np.take_along_axis(distances_Q5, order_Q5, 1))
 
 
-def accuracy(found: Found, gallery: People, queries: People) -> Accuracy:
-    """Top-1 and top-5 by name: the release compares the label of a query with the index of a photo."""
-    names_G, names_Q = np.array(gallery.names)[gallery.labels_N], np.array(queries.names)[queries.labels_N]
-    hits_Q5 = names_G[found.index_Q5] == names_Q[:, None]
-    return Accuracy(float(hits_Q5[:, 0].mean()), float(hits_Q5.any(1).mean()))
+def accuracy(found: Found, gallery: People, queries: People) -> Accuracy | None:
+    """Top-1 and top-5 by name: the release compares the label of a query with the index of a photo. None where the
+    gallery has none of the people."""
+    known_Q = np.isin(queries.names_N, gallery.names_N)
+    hits_Q5 = (gallery.names_N[found.index_Q5] == queries.names_N[:, None])[known_Q]
+    return Accuracy(float(hits_Q5[:, 0].mean()), float(hits_Q5.any(1).mean())) if len(hits_Q5) else None
 
 
 def exact_rows(gallery_GE: np.ndarray, queries_QE: np.ndarray) -> np.ndarray:

@@ -164,12 +164,10 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
 def predictions(found: Found, gallery: People, queries: People, scores: Accuracy | None) -> str:
     """The text of predictions.txt, in the form of the release: a line a query, then both shares, ended CR LF."""
     lines = []
-    for k in range(len(queries)):
-        near = (
-            f"[{_shown(gallery.names[gallery.labels_N[row]])}, dist: {distance:.5f}]"
-            for row, distance in zip(found.index_Q5[k], found.distances_Q5[k], strict=True)
-        )
-        name = queries.names[queries.labels_N[k]]
+    for name, names, distances in zip(
+        queries.names_N, gallery.names_N[found.index_Q5], found.distances_Q5, strict=True
+    ):
+        near = [f"[{_shown(other)}, dist: {distance:.5f}]" for other, distance in zip(names, distances, strict=True)]
         lines.append(f"{_shown(name) if name in gallery.names else name} {' '.join(near)}")
     if scores:
         lines += [f"Top1 accuracy: {scores.top1:.6f} ", f"Top5 accuracy: {scores.top5:.6f} "]
@@ -180,23 +178,11 @@ def _shown(name: str) -> str:
     return name.replace("_", " ")
 
 
-def in_gallery(gallery: People, queries: People) -> np.ndarray:
-    """Whose people the gallery has: bool (Q,)."""
-    return np.isin(np.array(queries.names)[queries.labels_N], gallery.names)
-
-
-def known_scores(found: Found, gallery: People, queries: People) -> Accuracy | None:
-    """The accuracy over the queries whose people the gallery has; None where it has none of them."""
-    if not (known_Q := in_gallery(gallery, queries)).any():
-        return None
-    return accuracy(Found(found.index_Q5[known_Q], found.distances_Q5[known_Q]), gallery, queries.keep(known_Q))
-
-
 def sheet(found: Found, gallery: People, queries: People) -> np.ndarray:
     """Hits, misses, then people whom the gallery lacks: the query and its five nearest, framed green where the person
     is right, red where another one is known to be. uint8 (H, W, 3)."""
-    names_G, names_Q = (np.array(people.names)[people.labels_N] for people in (gallery, queries))
-    known_Q, right_Q5 = in_gallery(gallery, queries), names_G[found.index_Q5] == names_Q[:, None]
+    known_Q = np.isin(queries.names_N, gallery.names_N)
+    right_Q5 = gallery.names_N[found.index_Q5] == queries.names_N[:, None]
     groups = (right_Q5[:, 0], known_Q & ~right_Q5[:, 0], ~known_Q)
     pictures = []
     for k in [row for group in groups for row in _spread(np.flatnonzero(group))]:
@@ -217,7 +203,7 @@ def _spread(rows: np.ndarray) -> list[int]:
 
 def write_results(args: argparse.Namespace, found: Found, gallery: People, queries: People, key: str) -> None:
     """The files of --out. Raises InputError where photos have gone."""
-    scores = known_scores(found, gallery, queries)
+    scores = accuracy(found, gallery, queries)
     picture = Image.fromarray(sheet(found, gallery, queries))  # before anything is written
     files.write_bytes(args.out / args.predictions, predictions(found, gallery, queries, scores).encode())
     files.write_bytes(args.out / "sheet.jpg", encode(picture, "JPEG", quality=90))
@@ -297,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"{args.out} already holds {there[0]}: choose another --out, or add --overwrite")
     photos = photos_in(args.queries)
     found, gallery, queries = search(args, photos)
-    scores, count = known_scores(found, gallery, queries), len(queries)
+    scores, count = accuracy(found, gallery, queries), len(queries)
     if photos is not None or scores is None:
         print("\n".join(map(printable, predictions(found, gallery, queries, scores).split("\r\n")[:-1])))
         return int(photos is not None and count < len(photos))

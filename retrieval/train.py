@@ -206,6 +206,7 @@ class Identity(Task):
             features(self.embedding, self.asked_crops, device),
         )
         found = accuracy(search(known_NE, F.normalize(asked_NE, eps=1e-5).numpy()), self.known, self.asked)
+        assert found  # everyone who is asked for has further photos
         labels_N = torch.from_numpy(self.asked.labels_N)
         named_N = self.head(asked_NE.to(device), labels_N.to(device)).argmax(1).cpu()
         return {"top1": found.top1, "top5": found.top5, "head_top1": float((named_N == labels_N).float().mean())}
