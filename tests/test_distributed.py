@@ -15,6 +15,7 @@ from torch import nn
 
 import evaluate
 import train_stage1
+from tests.damage import refuses
 from tests.fixtures import repainted, two_processes
 from tests.test_resume import save_model
 from tests.test_stages import SCRIPTS
@@ -178,6 +179,12 @@ def test_processes_with_other_faces_of_equal_count_are_refused(
     name, digest = "data.train" if training else "data", "[0-9a-f]{64}"
     assert re.match(f"error: process 1 has {name} {digest}, not {digest} as process 0: start all with the same", line)
     assert [path.name for path in tmp_path.iterdir()] == ["faces"]
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tiny_options, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with refuses("--batch-size 3: must be a multiple of the 2 processes"):
+        train_stage1.main([*tiny_options, *SMALL, str(tmp_path / "run"), "--batch-size", "3"])
 
 
 def test_when_one_process_is_killed_the_other_ends_in_one_line(tiny_options, tmp_path, capfd, monkeypatch):

@@ -158,14 +158,6 @@ def test_weights_that_are_cast_together_learn_what_autocast_lets_them_learn():
     assert all(value.dtype == torch.float32 for value in network.parameters())
 
 
-def test_cross_entropy_is_the_mean_over_pixels():
-    logits = torch.zeros(1, 2, 1, 2)
-    logits[0, 1, 0, 0] = math.log(3)  # class 1 has probability 3/4 there, 1/2 beside
-    targets = torch.tensor([[[1, 0]]], dtype=torch.uint8)
-    expected = -(math.log(0.75) + math.log(0.5)) / 2
-    assert segmentation_loss(logits, targets).item() == pytest.approx(expected)
-
-
 def test_dice_is_averaged_over_the_classes_that_a_face_holds():
     logits = torch.full((3, 3, 1, 2), -50.0)
     logits[0, 1, 0, 0] = logits[0, 0, 0, 1] = 50  # face 0: class 1, then background

@@ -34,6 +34,7 @@ CPU = "--device cpu --amp off"
 MACHINE = f"{CPU} --workers 0 --cache cache --batch-size 2"
 TRAIN = f"{MACHINE} --epochs 1 --max-images 2 --run-dir run"
 FACES, LAPA = "--dataset celebamask --data faces", "--dataset lapa --data lapa"
+CHAIN = f"--dataset helen --data helen {MACHINE} --out run"
 LIST, PEOPLE = "--dataset list --data list", f"--data people {CPU} --workers 0 --batch-size 2 --epochs 1 --run-dir run"
 SEARCH = f"people asked --out out {CPU} --workers 0"
 OF_PHOTOS = ("--probabilities", "--coloured colours", "--grey", "--owners", "--opacity 0.3")
@@ -42,7 +43,7 @@ LABEL_MAPS = f"--predictions maps --truth maps {CPU}"
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of good files, and two that are none: bad.pt, bad.jpg."""
+    """A folder of good files, but for bad.pt, the photo of helen/ to test, and the blank label maps of blank/."""
     root = tmp_path_factory.mktemp("kit") / "case"
     root.mkdir()
     (root.parent / "outside.txt").write_text("not yours\n")
@@ -51,6 +52,10 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fixtures.write_lapa(root / "lapa", faces)
     fixtures.write_list(root / "list", faces)
     fixtures.write_helen_merged(root / "helen", faces)
+    (root / "helen" / "images" / "3.jpg").write_bytes(b"no picture")
+    for _, _, labels in faces["train"]:
+        labels[:] = 0
+    fixtures.write_challenge(root / "blank", faces)
     save_models(root)
     save_parser(root / "w19.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), "deeplab")
     write_people(root / "people", {"ann": 3, "bob": 3})
@@ -116,6 +121,43 @@ def refused(line: str, capture: pytest.CaptureFixture) -> str:
     return told
 
 
+STAGES = ("train_stage1", "train_cropper", "train_stage2", "train_end2end")
+BOTH = "start from --init-from-cropper, with --init-from-stage2 or with random part networks, or from --init-from"
+ALL_AT_ONCE = ("--lr-localizer -2", "--epochs 0", "--workers 999", "--init-from is needed")
+TRAININGS: tuple[tuple[str, str, str], ...] = (  # script, options, message
+    *(("train_stage1", f"--max-images={value}", f"--max-images {value}: must be ") for value in (0, -3)),
+    *(("train_stage1", f"--workers={value}", f"--workers {value}: must be ") for value in (-1, 257)),
+    *(("train_stage1", f"--batch-size={value}", f"--batch-size {value}: must be ") for value in (0, -2, 65537)),
+    *(("train_stage1", f"--seed={value}", f"--seed {value}: must be ") for value in (-1, 2**63)),
+    *(("train_stage1", f"--epochs={value}", f"--epochs {value}: must be ") for value in (0, -1)),
+    ("train_stage1", f"--epochs {'9' * 5000}", "--epochs"),
+    *(("train_stage1", f"--lr={value}", f"--lr {value}: must be ") for value in (-0.1, "100.0", "inf", "nan")),
+    *(("train_stage1", f"--coarse-size={value}", f"--coarse-size {value}") for value in (0, -5, 15, 1025)),
+    *(("train_stage2", f"--crop-size={value}", f"--crop-size {value}") for value in (0, -5, 7, 1025)),
+    *(("train_stage1", f"--face-size={value}", f"--face-size {value}") for value in (15, 2049)),
+    *(("train_stage1", f"--{words}", f"--{words.split()[0]}") for words in ("epochs many", "recipe secret", "speed 9")),
+    ("train_stage1", "stray", "stray"),
+    ("train_stage1", "--lr 0", "every learning rate is 0"),
+    ("train_stage1", "--dataset helen --data helen --partition paper", "--partition paper: --dataset"),
+    ("train_stage1", "--dataset synthetic --data .", "--dataset is missing (synthetic faces need no folder)"),
+    ("train_stage1", "--data blank", "the 2 faces to train on have no label but background in label set nine"),
+    *(("train_stage1", f"--device={name}", f"device {name}") for name in ("gpu", "cuda:x", "", "meta", "cpu:99")),
+    *((script, "--init-from none.pt", "none.pt: no such checkpoint file") for script in STAGES),
+    *(("train_end2end", words, BOTH) for words in ("", "--init-from-stage2 a", "--init-from a --init-from-cropper b")),
+    *(("train_cropper", "--lr-localizer=-2 --epochs 0 --workers 999", problem) for problem in ALL_AT_ONCE),
+    *(("train_deeplab", f"{words} --epochs 3", words) for words in ("--self-distill 3", "--self-distill 0")),
+    ("train_deeplab", "--self-distill 1 --epochs 3 --threshold 1.0", "threshold 1.0"),
+    ("train_deeplab", "--self-distill 1 --epochs 3 --labels nine", "leave out --labels"),
+    *(("train_deeplab", words, "the range above 0") for words in ("--mirror-probability 2", "--scale-range 1 0.5")),
+    ("train_whole", "--encoder-weights none --arch fnp", "arch fnp: choose one of unet"),
+    ("train_whole", "--encoder-weights none --encoder tu-nothing", "encoder tu-nothing: "),
+    ("train_whole", "--encoder-weights none --input-size 65", "multiple of 32"),
+    ("train_whole", "--encoder-weights none --balance 2", "--balance 2.0: must be between"),
+    ("train_whole", "--encoder-weights gone.pth", "gone.pth"),
+    *(("train_stage2", f"--{name}=-1", f"--{name} -1.0: must be ") for name in ("weight-decay", "lr-brows", "lr")),
+    ("train_stage2", "--lr-brows 0 --lr-eyes 0 --lr-nose 0 --lr-mouth 0", "every learning rate is 0"),
+    *(("train_stage2", f"--part-channels {words}", "--part-channels") for words in ("8 16 24", "8 16 24 0")),
+)
 LINES: tuple[tuple[str, str], ...] = (
     # no checkpoint
     (f"predict good.jpg --checkpoint bad.pt --out out {CPU}", "bad.pt"),
@@ -148,7 +190,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("evaluate --dataset helen", "--data is needed"),
     (f"evaluate --worst 2 --checkpoint w.pt {FACES}", "--worst"),
     (f"evaluate {LIST} --checkpoint w.pt", "needs --labels"),
-    (f"train_stage1 --run-dir run --epochs {'9' * 5000}", "--epochs"),
+    *((f"{script} {FACES} {TRAIN} {options}", said) for script, options, said in TRAININGS),
     (f"train_stage1 --labels lapa {LAPA} {TRAIN}", "--labels lapa"),
     (f"train_deeplab --dataset helen --data helen --labels celebamask {TRAIN}", "--labels celebamask"),
     (f"train_deeplab {LAPA} {TRAIN} --input-size 31", "--input-size"),
@@ -163,6 +205,17 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"retrieval.train {PEOPLE} --keep 0", "--keep 0.0"),
     (f"retrieval.train {PEOPLE} --pretrained w.pt --init-from w.pt", "give one"),
     (f"retrieval.search {SEARCH} --checkpoint raw --predictions ../a.txt", "--predictions"),
+    # the chain, before its first stage trains
+    (f"reproduce {CHAIN} --crop-size 7", "--crop-size 7: coarse size must lie"),
+    (f"reproduce {CHAIN} --coarse-size 2000", "--coarse-size 2000: coarse size must lie"),
+    (f"reproduce {CHAIN} --batch-size 50", "batch size 50 is larger than the 10 faces of an epoch"),
+    (f"reproduce {CHAIN} --partition paper", "--partition paper: --dataset helen has only one split"),
+    (f"reproduce {CHAIN}", "images/3.jpg"),
+    # experiments
+    (f"experiments.ablation {FACES} {MACHINE} --runs out --out out --epochs 0", "--epochs 0: must be at least 1"),
+    (f"experiments.hidden_parts {FACES} {CPU} --checkpoint w19.pt --out out", "w19.pt holds deeplab, but"),
+    (f"experiments.coarse_size {FACES} {MACHINE} --runs out --out out --sizes 8", "--coarse-size 8: coarse size must"),
+    (f"experiments.class_imbalance {FACES} --out /proc/none", "--out /proc/none cannot be made"),
     # people
     ("retrieval.align people people/ann/out", "whose folders"),
     ("retrieval.align people .", "holds other files"),
@@ -180,6 +233,7 @@ LINES: tuple[tuple[str, str], ...] = (
 @pytest.mark.parametrize(("line", "said"), LINES, ids=[f"{line[:60]} {k}" for k, (line, _) in enumerate(LINES)])
 def test_a_call_that_cannot_be_right_is_one_line(line, said, here, capfd):
     assert said in refused(line, capfd)
+    assert not (here / "run").exists()
 
 
 ODD_NAMES = (

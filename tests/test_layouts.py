@@ -301,18 +301,6 @@ def test_a_face_is_the_same_at_two_sizes(faces):
     assert (both / either).min() > 0.85
 
 
-def test_the_photo_shows_the_parts_where_the_labels_are(faces):
-    """Sharp evidence of alignment: edges of the photo are stronger on label borders than elsewhere on the face."""
-    on, off = [], []
-    for photo, labels in faces:
-        steps = np.abs(np.diff(photo.astype(np.float32).mean(2), axis=0))
-        parts = np.isin(labels, (4, 5, 7, 9))  # eyes and lips
-        border = parts[1:] != parts[:-1]
-        on.append(steps[border])
-        off.append(steps[(labels[1:] == 1) & ~border])
-    assert np.concatenate(on).mean() > 2 * np.concatenate(off).mean()
-
-
 def test_splits_share_no_face():
     names = {split: sample_names(split, 10) for split in COUNTS}
     drawn = [draw_named(name, 0, 32)[0].tobytes() for each in names.values() for name in each]

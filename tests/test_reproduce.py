@@ -142,23 +142,3 @@ def test_scores_of_other_faces_do_not_pass_for_those_asked_for(chain, helen_root
     (tmp_path / "scores.json").write_bytes(b'{"a": [1, 2')
     with refuses("scores.json"):
         reproduce.is_scored(tmp_path / "scores.json", request)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--crop-size 7", "--crop-size 7: coarse size must lie"),
-        ("--coarse-size 2000", "--coarse-size 2000: coarse size must lie"),
-        ("--batch-size 50", "batch size 50 is larger than the 2 faces of an epoch"),
-        ("--partition paper", "--partition paper: --dataset helen has only one split"),
-        ("--data DAMAGED", "test0.jpg"),
-    ],
-)
-def test_what_a_later_stage_cannot_have_is_refused_before_the_first_stage_trains(
-    options, message, small, helen_root, tmp_path
-):
-    faces = shutil.copytree(helen_root, tmp_path / "faces")
-    (faces / "images" / "test0.jpg").write_bytes(b"no picture")
-    with refuses(message):
-        reproduce.main([*small, *options.replace("DAMAGED", str(faces)).split(), "--out", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()
