@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     cli.set_defaults(split="train")
     cli.add_argument("--figure", type=Path, metavar="FILE", help="also the shares as bars, .png or .pdf")
     args = common.parse(cli, argv)
+    if args.figure:
+        files.make_folder(args.figure.parent, "--figure")
     data = options.face_data(args)
     maps = label_maps(data, args.split)
     count = len(data.labels)

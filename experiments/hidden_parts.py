@@ -44,11 +44,11 @@ def hide(batch: Batch, boxes_BP4: Tensor, hidden_BP: np.ndarray) -> Batch:
 
     boxes_BP4: see ``experiments.common.part_boxes``.
     """
-    photos_BHW3, images_256_BSS3 = batch.photos_BHW3.cpu().numpy().copy(), batch.images_256_BSS3.cpu().numpy().copy()
-    sizes, boxes_BP4 = batch.sizes_B2.tolist(), boxes_BP4.cpu()
+    host, boxes_BP4 = batch.host, boxes_BP4.cpu()
+    photos_BHW3, images_256_BSS3 = host.photos_BHW3.clone(), host.images_256_BSS3.clone()
     for b in np.flatnonzero(hidden_BP.any(1)):
-        height, width = sizes[b]
-        photo = photos_BHW3[b, :height, :width]
+        height, width = host.sizes_B2[b].tolist()
+        photo = photos_BHW3[b, :height, :width].numpy()
         mean = photo.mean((0, 1)).round()
         for part in np.flatnonzero(hidden_BP[b]):
             left, top, right, bottom = boxes_BP4[b, part].tolist()
@@ -56,13 +56,9 @@ def hide(batch: Batch, boxes_BP4: Tensor, hidden_BP: np.ndarray) -> Batch:
             rows = slice(max(0, round(top - grow_y)), round(bottom + grow_y) + 1)
             columns = slice(max(0, round(left - grow_x)), round(right + grow_x) + 1)
             photo[rows, columns] = mean
-        images_256_BSS3[b] = make_image_256(photo)
-    device = batch.photos_BHW3.device
-    return replace(
-        batch,
-        photos_BHW3=torch.from_numpy(photos_BHW3).to(device),
-        images_256_BSS3=torch.from_numpy(images_256_BSS3).to(device),
-    )
+        images_256_BSS3[b] = torch.from_numpy(make_image_256(photo))
+    covered = replace(host, photos_BHW3=photos_BHW3, images_256_BSS3=images_256_BSS3)
+    return covered.to(batch.photos_BHW3.device)
 
 
 def picture(model: STNiCNN, batch: Batch, covered: Batch, hidden_BP: np.ndarray) -> np.ndarray:

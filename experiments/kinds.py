@@ -16,6 +16,7 @@ from experiments.common import Result
 from models.parser import FaceParser
 from scoring.evaluation import score_faces
 from scoring.metrics import headline, scores
+from utils.errors import InputError
 from utils.runtime import run_main
 from utils.tables import markdown
 
@@ -39,8 +40,11 @@ class Traits(NamedTuple):
 
 
 def measure(faces: Faces) -> Traits:
-    """The traits of every face."""
+    """The traits of every face. Raises InputError for label sets that lack a part."""
     names = faces.data_labels.names
+    if not faces.labels.part_ids:
+        raise InputError(f"label set {faces.labels.name} lacks some of the six parts: choose another --checkpoint")
+    skin = [label for label, name in enumerate(names) if name == "skin"]
     present_NP, centres_NP2, _ = faces.parts()
     centres_NP2 = centres_NP2.astype(np.float64)
     eyes_N = present_NP[:, EYE1] & present_NP[:, EYE2]
@@ -53,7 +57,7 @@ def measure(faces: Faces) -> Traits:
     for k in tqdm(range(len(faces)), disable=None, leave=False):
         ids_HW = faces.ids(k)
         labels_NK[k] = np.bincount(ids_HW.ravel(), minlength=len(names)) > 0
-        skin_N3 = faces.photo(k)[ids_HW == names.index("skin")]
+        skin_N3 = faces.photo(k)[np.isin(ids_HW, skin)]
         if len(skin_N3):
             brightness_N[k] = (skin_N3 @ LUMA_3).mean() / 255
     return Traits(labels_NK, present_NP, np.where(present_NP[:, NOSE], turn_N, np.nan), brightness_N)
@@ -85,9 +89,10 @@ def kinds(traits: Traits, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 def main(argv: list[str] | None = None) -> int:
     args = common.parse(common.checkpoint_parser(__doc__), argv)
     model, faces, machine = common.load(args, FaceParser)
+    found = kinds(measure(faces), faces.data_labels.names)
     matrices_NKK = score_faces(model, faces, machine, args.batch_size)
     rows = []
-    for kind, chosen_N in kinds(measure(faces), faces.data_labels.names).items():
+    for kind, chosen_N in found.items():
         result = scores(matrices_NKK[chosen_N].sum(0), model.labels)
         rows.append({"kind": kind, "faces": int(chosen_N.sum()), "f1": headline(result)})
     rows = [row for row in rows if row["faces"]]

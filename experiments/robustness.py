@@ -4,6 +4,7 @@ with the photo taken as the face, and behind the detector."""
 import sys
 from collections.abc import Callable
 from functools import partial, reduce
+from typing import Any
 
 import cv2
 import numpy as np
@@ -54,20 +55,15 @@ def small(face: LabelledFace, rng: np.random.Generator, side: int) -> LabelledFa
     return resize_photo(photo, height, width), resize_labels(labels, height, width)
 
 
-def toned(face: LabelledFace, rng: np.random.Generator, gain: float, gamma: float) -> LabelledFace:
+def pixels(change: Callable[..., np.ndarray], *values: Any) -> Change:
+    """``change(photo, *values)``, after which the labels are the same."""
+    return lambda face, rng: (change(face[0], *values), face[1])
+
+
+def toned(photo: np.ndarray, gain: float, gamma: float) -> np.ndarray:
     """gain * photo ** gamma, photo in [0, 1]."""
     table = np.clip(gain * (np.arange(256) / 255) ** gamma * 255, 0, 255).round().astype(np.uint8)
-    return table[face[0]], face[1]
-
-
-def blurred(face: LabelledFace, rng: np.random.Generator, sigma: float) -> LabelledFace:
-    """Gaussian blur. sigma: standard deviation, pixels."""
-    return cv2.GaussianBlur(face[0], (0, 0), sigma), face[1]
-
-
-def compressed(face: LabelledFace, rng: np.random.Generator, quality: int) -> LabelledFace:
-    """Saved as a JPEG of this quality, and read again."""
-    return jpeg(face[0], quality), face[1]
+    return table[photo]
 
 
 def grainy(face: LabelledFace, rng: np.random.Generator, sigma: float) -> LabelledFace:
@@ -76,8 +72,8 @@ def grainy(face: LabelledFace, rng: np.random.Generator, sigma: float) -> Labell
     return np.clip(photo, 0, 255).round().astype(np.uint8), face[1]
 
 
-def grey(face: LabelledFace, rng: np.random.Generator) -> LabelledFace:
-    return cv2.cvtColor(cv2.cvtColor(face[0], cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), face[1]
+def grey(photo: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 CONDITIONS: dict[str, list[Change]] = {  # one after the other
@@ -91,17 +87,17 @@ CONDITIONS: dict[str, list[Change]] = {  # one after the other
     "4:3": [partial(cut, height=0.75)],
     "128 pixels": [partial(small, side=128)],
     "64 pixels": [partial(small, side=64)],
-    "dark": [partial(toned, gain=0.5, gamma=1.6)],
-    "bright": [partial(toned, gain=1.3, gamma=0.6)],
-    "blurred, σ 4 pixels": [partial(blurred, sigma=4)],
-    "128 pixels, blurred, σ 1.5 pixels": [partial(small, side=128), partial(blurred, sigma=1.5)],
-    "128 pixels, JPEG of quality 10": [partial(small, side=128), partial(compressed, quality=10)],
+    "dark": [pixels(toned, 0.5, 1.6)],
+    "bright": [pixels(toned, 1.3, 0.6)],
+    "blurred, σ 4 pixels": [pixels(cv2.GaussianBlur, (0, 0), 4)],
+    "128 pixels, blurred, σ 1.5 pixels": [partial(small, side=128), pixels(cv2.GaussianBlur, (0, 0), 1.5)],
+    "128 pixels, JPEG of quality 10": [partial(small, side=128), pixels(jpeg, 10)],
     "noise, σ 0.1": [partial(grainy, sigma=0.1)],
-    "grey": [grey],
+    "grey": [pixels(grey)],
     "rotated, shifted, small, dark": [
         partial(moved, degrees=20, shift=0.1, scale=0.75),
         partial(small, side=160),
-        partial(toned, gain=0.6, gamma=1.4),
+        pixels(toned, 0.6, 1.4),
     ],
 }
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import reproduce
 import train_stage2
-from data.labels import HELEN
+from data.labels import HELEN, LabelSet
 from data.source import FaceData, open_source
 from experiments import (
     ablation,
@@ -25,6 +25,7 @@ from experiments import (
 )
 from geometry.theta import window_theta
 from models.stn_icnn.model import STNiCNN
+from tests.damage import refuses
 from training.task import Plan
 
 SIZES_B2 = torch.tensor([[101, 201]])
@@ -185,6 +186,12 @@ def test_turned_heads_are_measured_by_eyes_and_nose(val_faces, monkeypatch):
     np.testing.assert_allclose(traits.turn_N, [0, 0.5, np.nan], atol=1e-6)
     skin = faces.photo(0)[faces.ids(0) == 1].astype(float)
     assert traits.brightness_N[0] == pytest.approx((skin @ [0.299, 0.587, 0.114]).mean() / 255)
+    skinless = tuple(name.replace("skin", "rest") for name in HELEN.names)
+    monkeypatch.setattr(faces, "data_labels", replace(HELEN, names=skinless))
+    assert np.isnan(kinds.measure(faces).brightness_N).all()
+    monkeypatch.setattr(faces, "labels", LabelSet("two", ("background", "skin")))
+    with refuses("two lacks some of the six parts"):
+        kinds.measure(faces)
 
 
 def test_the_ablation_trains_what_a_change_touches(run, trained, tmp_path):

@@ -216,6 +216,7 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"experiments.hidden_parts {FACES} {CPU} --checkpoint w19.pt --out out", "w19.pt holds deeplab, but"),
     (f"experiments.coarse_size {FACES} {MACHINE} --runs out --out out --sizes 8", "--coarse-size 8: coarse size must"),
     (f"experiments.class_imbalance {FACES} --out /proc/none", "--out /proc/none cannot be made"),
+    (f"experiments.class_imbalance {FACES} --out out --figure /proc/none/x.pdf", "--figure /proc/none cannot be made"),
     # people
     ("retrieval.align people people/ann/out", "whose folders"),
     ("retrieval.align people .", "holds other files"),
