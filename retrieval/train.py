@@ -258,7 +258,7 @@ def read_start(args: argparse.Namespace, recipe: IdentityRecipe, people: People)
     if args.pretrained and args.init_from:
         raise InputError("--pretrained and --init-from: give one of them")
     if args.pretrained:
-        weights = {"embedding": load_published(args.pretrained)}
+        weights = {"embedding": load_published(args.pretrained).state_dict()}
         return EmbeddingConfig(), weights, {"pretrained": files.sha256(args.pretrained)}
     if not args.init_from:
         if args.step == 1:

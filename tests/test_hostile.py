@@ -198,6 +198,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("train_eagrnet --run-dir run --init-from a.pt --imagenet b.pth", "give one of them"),
     (f"train_eagrnet {LAPA} {TRAIN} --input-size 63", "--input-size"),
     ("tools.check --dataset synthetic --max-images 1 --out sheet.txt", "--out"),
+    ("tools.check --dataset synthetic --max-images 1 --out /proc/none/a.png", "--out /proc/none cannot be made"),
     ("tools.export --checkpoint w.pt", "--program"),
     ("tools.export --checkpoint w.pt --program w.pt", "w.pt"),
     ("tools.release --checkpoint w.pt --out . --overwrite", "--out . is a folder"),

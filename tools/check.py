@@ -34,7 +34,7 @@ from scoring.options import add_data_options, check, refuse_existing
 from tools import oddities
 from utils.cli import Parser
 from utils.errors import InputError
-from utils.files import write_bytes
+from utils.files import make_folder, write_bytes
 from utils.runtime import printable, run_main
 
 SHEET_FACES, SHEET_COLUMNS, SHEET_CELL = 24, 6, 224
@@ -107,7 +107,7 @@ def check_faces(
     samples = _spread(listing.samples, most)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         faces = pool.map(lambda sample: check_face(labels, listing, scenes, sample), samples)
-        return list(tqdm(faces, title, len(samples), disable=not sys.stderr.isatty()))
+        return list(tqdm(faces, title, len(samples), disable=None))
 
 
 def check_face(labels: LabelSet, listing: Listing, scenes: SceneParser, sample: Sample) -> Checked:
@@ -168,6 +168,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--out {options.out}: must end in .png or .jpg")
     if options.out:
         refuse_existing("--out", options.out, options.overwrite)
+        make_folder(options.out.parent, "--out")
     return options
 
 
@@ -321,7 +322,6 @@ def _draw_sheet(data: FaceData, checked: list[tuple[Listing, list[Checked]]], od
         print("\nno contact sheet: no face can be drawn")
         return
     sheet = pictures.tile(shown, SHEET_COLUMNS, SHEET_CELL)
-    path.parent.mkdir(parents=True, exist_ok=True)
     kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
     write_bytes(path, pictures.encode(Image.fromarray(sheet), kind))
     print(f"\ncontact sheet of {len(shown)} faces: {printable(str(path))}")

@@ -27,19 +27,12 @@ FACE_SIZE, FACES, SHOWN = 128, 800, 8
 SIZES = {"coarse_size": 48, "crop_size": 25}
 BATCH_SIZE = 8
 AUGMENTATION = Augmentation(mirror=0.5)  # no more: in so few steps, turned and dimmed faces are learned too slowly
-# Epochs and peak learning rates: a quarter to a half of the recipe's rates, which are for larger batches.
-TRAINING = {
-    "stage1": (5, {"coarse": 1e-3}),
-    "cropper": (3, {"localizer": 1.5e-3}),
-    "stage2": (2, {"parts": 2.5e-3}),
-    "end2end": (1, {"coarse": 5e-5, "localizer": 5e-5, "parts": 5e-4}),
-}
-
-PURPOSES = {
-    "stage1": "the coarse network learns a rough mask of the whole face",
-    "cropper": "the localizer learns to place six windows by the rough mask",
-    "stage2": "four part networks learn to label the crops of brows, eyes, nose and mouth",
-    "end2end": "all networks learn together, through the crop",
+# Stage -> purpose, epochs, peak learning rates: a quarter to a half of the recipe's, which are for larger batches.
+STAGES = {
+    "stage1": ("the coarse network learns a rough mask of the whole face", 5, {"coarse": 1e-3}),
+    "cropper": ("the localizer learns to place six windows by the rough mask", 3, {"localizer": 1.5e-3}),
+    "stage2": ("four part networks learn to label the crops of brows, eyes, nose and mouth", 2, {"parts": 2.5e-3}),
+    "end2end": ("all networks learn together, through the crop", 1, {"coarse": 5e-5, "localizer": 5e-5, "parts": 5e-4}),
 }
 
 
@@ -48,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where everything goes")
     out = cli.parse_args(argv).out
     print(
-        f"This draws {FACES} faces, trains STN-iCNN on them in {len(PURPOSES)} stages at a small size, scores the\n"
+        f"This draws {FACES} faces, trains STN-iCNN on them in {len(STAGES)} stages at a small size, scores the\n"
         f"rows of the paper's table on other synthetic faces, and makes pictures: {DURATION}.\n"
         f"Everything goes into {out}.",
         flush=True,
@@ -56,9 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     machine = Machine(runtime.pick_device("auto"))
     setup = reproduce.Setup(FaceData(face_size=FACE_SIZE, max_images=FACES, cache=out / "cache"), machine, sizes=SIZES)
     best: dict[str, Path] = {}
-    for number, (name, purpose) in enumerate(PURPOSES.items(), 1):
-        print(f"\nStage {number} of {len(PURPOSES)}: {purpose}", flush=True)
-        epochs, lr = TRAINING[name]
+    for number, (name, (purpose, epochs, lr)) in enumerate(STAGES.items(), 1):
+        print(f"\nStage {number} of {len(STAGES)}: {purpose}", flush=True)
         recipe = reproduce.STAGES[name].script.RECIPES.best.changed(epochs, BATCH_SIZE, lr)
         recipe = replace(recipe, augmentation=AUGMENTATION)
         plan = reproduce.plan_stage(name, recipe, setup, out / name, best)
