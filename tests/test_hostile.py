@@ -66,6 +66,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("named/faces.jsonl", "coded/\udce9"):  # a file of ours, and no UTF-8
         write_people(root / Path(name).parent, {Path(name).name: 1})
     (root / "maps").mkdir()
+    (root / "folder.pt2").mkdir()
     for name in "ab":
         fixtures.save_palette(root / "maps" / f"{name}.png", np.minimum(fixtures.draw_face(64)[1], 8))
     write_run(root / "results" / "mine", 0, 0.9)
@@ -181,6 +182,10 @@ LINES: tuple[tuple[str, str], ...] = (
     ("predict --camera 0 --faces none", "have to be found"),
     ("predict --camera 0 good.jpg", "one of them"),
     ("predict --camera none.mp4", "no such camera"),
+    ("predict maps/a.png --out maps --overwrite", "is an input, which its results would replace: choose another"),
+    ("predict maps/a.png --out out --coloured maps", "is an input, which its results would replace"),
+    ("predict maps/a.png --out out --coloured out", "choose another than --out"),
+    ("predict maps/a.png --out out --coloured good.jpg", "is a file; give a folder"),
     ("predict good.jpg --opacity 1.5", "between 0 and 1"),
     ("predict good.jpg --owners --faces none", "leave out --faces none"),
     ("evaluate --predictions maps --truth maps --mirror --face-size 64", "so --mirror, --face-size has no effect"),
@@ -201,6 +206,8 @@ LINES: tuple[tuple[str, str], ...] = (
     ("tools.check --dataset synthetic --max-images 1 --out /proc/none/a.png", "--out /proc/none cannot be made"),
     ("tools.export --checkpoint w.pt", "--program"),
     ("tools.export --checkpoint w.pt --program w.pt", "w.pt"),
+    ("tools.export --program folder.pt2 --overwrite", "folder.pt2 is a folder"),
+    (f"tools.export --program {'a' * 256}/faces.pt2", "there is no folder a"),
     ("tools.release --checkpoint w.pt --out . --overwrite", "--out . is a folder"),
     (f"tools.edges --split train --out lapa/train/labels {LAPA}", "has other content"),
     (f"retrieval.train {PEOPLE} --keep 0", "--keep 0.0"),
@@ -218,6 +225,9 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"experiments.coarse_size {FACES} {MACHINE} --runs out --out out --sizes 8", "--coarse-size 8: coarse size must"),
     (f"experiments.class_imbalance {FACES} --out /proc/none", "--out /proc/none cannot be made"),
     (f"experiments.class_imbalance {FACES} --out out --figure /proc/none/x.pdf", "--figure /proc/none cannot be made"),
+    ("experiments.report --results maps", "maps holds neither runs nor experiments"),
+    ("experiments.report --results nowhere", "nowhere is not a folder"),
+    ("download nobody", "no checkpoint is called 'nobody'; choose one of "),
     # people
     ("retrieval.align people people/ann/out", "whose folders"),
     ("retrieval.align people .", "holds other files"),

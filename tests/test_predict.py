@@ -20,7 +20,6 @@ from faces import results
 from faces.detect import Detector
 from faces.labelling import Labelling
 from models.loading import SHIPPED_WEIGHTS
-from tests.damage import refuses
 from tests.fixtures import draw_face, lively, save_parser, save_photo
 from tests.test_evaluate import save_models
 from tests.tiny_parser import TinyConfig, TinyParser
@@ -63,7 +62,9 @@ def test_a_photo_gives_a_palette_label_map_and_an_overlay_of_its_size_perhaps_wi
     np.testing.assert_array_equal(np.array(picture.convert("RGB")), np.array(NINE.colours)[labels])
     assert Image.open(tmp_path / "out" / "face_overlay.jpg").size == (64, 48)
     assert re.match(r"1 photo labelled in .* photos/s\)\n", capsys.readouterr().out)
-    assert run(tmp_path / "face.jpg", "--windows", out="windows") == 0
+    assert run(tmp_path / "face.jpg", "--windows", "--coloured", tmp_path / "coloured", out="windows") == 0
+    coloured = np.array(Image.open(tmp_path / "coloured" / "face.png"))
+    np.testing.assert_array_equal(coloured, np.array(NINE.colours)[labels])  # nobody has published others
     plain, windows = (read_photo(tmp_path / name / "face_overlay.jpg").astype(int) for name in ("out", "windows"))
     assert (abs(plain - windows) > 60).any()
 
@@ -93,26 +94,6 @@ def test_photos_of_one_stem_keep_results_apart_and_those_of_one_whole_name_are_n
     assert run(tmp_path / "a.png", tmp_path / "y", tmp_path / "a.png", "--no-overlay", out="same") == 1
     assert names(tmp_path / "same") == ["a.png.png"]
     assert f"failed: {tmp_path / 'y' / 'a.png'}: its results would be named like" in capsys.readouterr().err
-
-
-def test_photos_are_never_replaced_and_coloured_pictures_never_replace_label_maps(run, tmp_path):
-    path = tmp_path / "a.png"
-    save_photo(path, photo(32))
-    before = path.read_bytes()
-    for said, out, *options in (
-        ("is an input, which its results would replace: choose another", ".", "--overwrite"),
-        ("choose another than --out", "out", "--coloured", tmp_path / "out"),
-        ("its results would replace", "out", "--coloured", tmp_path),
-        ("is a file; give a folder", "out", "--coloured", path),
-    ):
-        with refuses(said):
-            run(path, *options, out=out)
-        assert path.read_bytes() == before
-    assert run(path, "--coloured", tmp_path / "new") == 0
-    np.testing.assert_array_equal(  # labels that nobody has published colours of: their own
-        np.array(Image.open(tmp_path / "new" / "a.png")),
-        np.array(NINE.colours)[read_labels(tmp_path / "out" / "a.png")],
-    )
 
 
 @pytest.mark.parametrize(
