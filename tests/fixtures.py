@@ -211,6 +211,11 @@ def batch_of(faces: Sequence[tuple[np.ndarray, np.ndarray]], labels: LabelSet = 
     )
 
 
+def names(folder: Path) -> list[str]:
+    """What a folder holds, in order."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     """The files of a folder and of those in it."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -227,9 +232,11 @@ def repainted(root: Path, folder: Path, *faces: str) -> Path:
     return folder
 
 
-def save_parser(path: Path, parser: FaceParser, stage: str = "end2end", networks: Sequence[str] = ()) -> Path:
-    """A parser's networks, or some of them, as a checkpoint of a stage."""
-    checkpoint.save(path, state_of(parser, stage, *networks))
+def save_parser(
+    path: Path, parser: FaceParser, stage: str = "end2end", networks: Sequence[str] = (), **more: Any
+) -> Path:
+    """A parser's networks, or some of them, as a checkpoint of a stage. more: entries beside or in place of its own."""
+    checkpoint.save(path, state_of(parser, stage, *networks, **more))
     return path
 
 

@@ -27,6 +27,7 @@ from data.labels import CELEBAMASK
 from faces import SceneParser
 from faces.detect import Detector
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
+from tests.fixtures import names
 from utils.runtime import pick_device, run_main
 
 REPOSITORY = Path(app.__file__).parent
@@ -197,7 +198,7 @@ def test_the_page_listens_to_this_machine_alone_and_leaves_nothing_behind(tmp_pa
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 130
         assert not folder.exists()
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "temporary"]
+        assert names(tmp_path) == ["log", "temporary"]
         assert log.read_text().splitlines()[1:] == [app.STOPPED]
     finally:
         process.kill()

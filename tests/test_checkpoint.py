@@ -19,7 +19,7 @@ from data.source import FaceData
 from models.loading import load_parser, read_weights
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import Runs, flipped, little_room, refuses
-from tests.fixtures import save_parser, state_of
+from tests.fixtures import names, save_parser, state_of
 from tests.test_resume import assert_same_run, fit_until
 from training.task import Plan
 from utils import checkpoint, distributed
@@ -107,12 +107,11 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 @pytest.mark.parametrize("kind", BYTES)
 def test_damaged_and_foreign_files_are_refused_in_one_line_and_never_run(kind, model, tmp_path, monkeypatch):
     change, said = BYTES[kind]
-    path = tmp_path / "some.pt"
-    checkpoint.save(path, state_of(model, "stage1", "coarse"))
+    path = save_parser(tmp_path / "some.pt", model, "stage1", ("coarse",))
     path.write_bytes(change(path.read_bytes()))
     monkeypatch.chdir(tmp_path)  # where the code in it would make a folder
     assert said in refused(path)
-    assert [path.name for path in tmp_path.iterdir()] == ["some.pt"]
+    assert names(tmp_path) == ["some.pt"]
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):
@@ -210,10 +209,9 @@ def test_a_checkpoint_of_absurd_values_is_refused_in_one_line(kind, model, tmp_p
 
 
 def test_without_a_localizer_the_part_networks_decide_about_the_windows(model, tmp_path):
-    coarse, parts = tmp_path / "stage1.pt", tmp_path / "stage2.pt"
     following = replace(model.config, window_margin=1.6, window_aspect=0.5)
-    checkpoint.save(coarse, state_of(model, "stage1", "coarse"))
-    checkpoint.save(parts, {**state_of(model, "stage2", "parts"), "config": asdict(following)})
+    coarse = save_parser(tmp_path / "stage1.pt", model, "stage1", ("coarse",))
+    parts = save(tmp_path / "stage2.pt", model, following, "parts")
     for paths in ([coarse, parts], [parts, coarse]):
         assert load_parser(paths, "baseline").config.windows == following.windows
 
@@ -260,7 +258,7 @@ def test_a_checkpoint_that_cannot_be_saved_is_one_line_and_the_old_one_stays_who
     for name, why in (("none/last.pt", "No such file or directory"), ("folder.pt", "Is a directory")):
         with refuses(f"{name} could not be saved ({why})"):
             checkpoint.save(folder / name, {"stage": "stage1"})
-    assert sorted(path.name for path in folder.iterdir()) == ["folder.pt", "whole.pt"]
+    assert names(folder) == ["folder.pt", "whole.pt"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("DataLoader worker (pid 7) is killed")])
@@ -318,9 +316,7 @@ def cropper_config(helen_root, tmp_path_factory) -> Callable[..., STNiCNNConfig]
 
 def save(path: Path, model: STNiCNN, config: STNiCNNConfig, *networks: str) -> Path:
     """The model's networks, as if they had been trained with this config."""
-    state = state_of(model, "cropper", *(networks or ("coarse", "localizer")))
-    checkpoint.save(path, {**state, "config": asdict(config)})
-    return path
+    return save_parser(path, model, "cropper", networks or ("coarse", "localizer"), config=asdict(config))
 
 
 FURTHER = {

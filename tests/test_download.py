@@ -13,6 +13,7 @@ import pytest
 
 import download
 from tests.damage import little_room
+from tests.fixtures import contents
 from utils.errors import InputError
 from utils.runtime import run_main
 
@@ -77,15 +78,11 @@ def write_manifest(url: str) -> None:
     download.MANIFEST.write_text(json.dumps({"licence": "the authors'", "files": [{**ENTRY, "url": url}]}))
 
 
-def held(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_a_file_is_fetched_checked_named_and_not_fetched_twice(get, tmp_path, server, capsys):
     for said in ("downloaded", "already there"):
         assert get() == 0
         assert f"{said}, SHA-256 is right" in capsys.readouterr().out
-        assert held(tmp_path / "out") == {"w.bin": CONTENT}
+        assert contents(tmp_path / "out") == {Path("w.bin"): CONTENT}
     assert server.count == 1
 
 
@@ -100,10 +97,10 @@ def test_a_different_file_is_replaced_only_when_forced_and_by_the_right_one(name
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be fetched" in line
     assert len(line) < 500
-    assert held(tmp_path / "out") == {"w.bin": b"mine"}
+    assert contents(tmp_path / "out") == {Path("w.bin"): b"mine"}
     server.answer = GOOD
     assert get("--force") == 0
-    assert held(tmp_path / "out") == {"w.bin": CONTENT}
+    assert contents(tmp_path / "out") == {Path("w.bin"): CONTENT}
 
 
 def test_a_failed_download_is_tried_again(get, server, monkeypatch):
@@ -117,7 +114,7 @@ def test_a_failed_download_is_tried_again(get, server, monkeypatch):
 def test_without_a_network_with_a_full_disk_and_with_no_folder_to_write_to_it_is_one_line(get, tmp_path, server):
     with little_room(300_000), pytest.raises(InputError, match=r"out: cannot be written \(File too large"):
         get()
-    assert held(tmp_path / "out") == {}
+    assert contents(tmp_path / "out") == {}
     os.mkfifo(tmp_path / "out" / "w.bin")
     with pytest.raises(InputError, match=r"w\.bin: a different file"):
         get("--force")

@@ -23,7 +23,7 @@ from models.loading import load_parser
 from models.stn_icnn.icnn import ICNNConfig
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import refuses
-from tests.fixtures import lively, save_parser
+from tests.fixtures import lively, names, save_parser
 from tests.tiny_parser import TinyConfig, TinyParser
 from tools import export
 from tools.benchmark import __main__ as benchmark
@@ -59,7 +59,7 @@ def export_of(folder: Path, model: STNiCNN, *options: str) -> Exported:
         patch.setattr(export, "load_program", lambda path: torch.export.load(path, extra_files=held).module())
         patch.setattr(export, "agreement", lambda *args: functions.append(args[0]) or agreement(*args))
         assert export.main([*options, "--checkpoint", str(weights), *files]) == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["faces.onnx", "faces.pt2", "model.pt"]
+    assert names(folder) == ["faces.onnx", "faces.pt2", "model.pt"]
     return Exported(folder, functions, json.loads(held["metadata.json"]))
 
 

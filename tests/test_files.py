@@ -7,12 +7,9 @@ import stat
 import pytest
 
 from tests.damage import SPECIAL, refuses
+from tests.fixtures import names
 from utils.files import open_regular, read_bytes, read_json, read_json_lines, sha256, write_text, write_whole
 from utils.tables import markdown
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_file_is_written_and_nothing_else_stays_in_its_folder_as_readable_as_others(tmp_path):

@@ -20,7 +20,7 @@ from faces import results
 from faces.detect import Detector
 from faces.labelling import Labelling
 from models.loading import SHIPPED_WEIGHTS
-from tests.fixtures import draw_face, lively, save_parser, save_photo
+from tests.fixtures import draw_face, lively, names, save_parser, save_photo
 from tests.test_evaluate import save_models
 from tests.tiny_parser import TinyConfig, TinyParser
 from utils.errors import InputError
@@ -41,10 +41,6 @@ def run(weights, tmp_path, loading_once):
         return predict.main([*map(str, argv), *more])
 
     return run
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def photo(size=64, width=None):

@@ -9,27 +9,21 @@ import torch
 from data.labels import CELEBAMASK
 from models.deeplab import DeepLab, DeepLabConfig
 from models.loading import load_parser
-from models.parser import FaceParser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import refuses
-from tests.fixtures import state_of
+from tests.fixtures import save_parser
 from tools import release
 from utils import checkpoint
 
-ABOUT = {"dataset": "synthetic", "images": 4, "seed": 0, "recipe": {"batch_size": 2}, "epoch": 0, "best": {"f1": 0.5}}
-
-
-def save(path: Path, model: FaceParser, stage: str) -> Path:
-    """A checkpoint as training leaves it."""
-    checkpoint.save(path, state_of(model, stage, **ABOUT, optimizer={}))
-    return path
+# what training leaves in a checkpoint, beside weights
+TRAINED = {"dataset": "synthetic", "images": 4, "seed": 0, "recipe": {"batch_size": 2}, "epoch": 0, "optimizer": {}}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("trained") / "best.pt"
-    return save(path, STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17)), "end2end")
+    return save_parser(path, STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=17)), **TRAINED)
 
 
 @pytest.fixture
@@ -103,8 +97,8 @@ def test_the_average_of_trainings_is_the_mean_of_weights_and_statistics(trained,
 
 
 def test_only_trainings_of_one_parser_are_averaged_or_released_as_one(trained, ship, tmp_path):
-    other = save(tmp_path / "other.pt", STNiCNN(STNiCNNConfig(coarse_size=64, crop_size=17)), "end2end")
-    whole = save(tmp_path / "whole.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), "deeplab")
+    other = save_parser(tmp_path / "other.pt", STNiCNN(STNiCNNConfig(coarse_size=64, crop_size=17)), **TRAINED)
+    whole = save_parser(tmp_path / "whole.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), "deeplab", **TRAINED)
     state = checkpoint.load(trained)
     checkpoint.save(tmp_path / "part.pt", {**state, "modules": {"coarse": state["modules"]["coarse"]}})
     for said, average, *more in (
