@@ -11,6 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import skimage.data
+from skimage.color import gray2rgb
+from skimage.util import img_as_ubyte
 from tqdm import tqdm
 
 from data.images import frame_pixels
@@ -98,10 +100,8 @@ def _cover(shown_HW: np.ndarray) -> np.ndarray:
 
 def picture(name: str) -> np.ndarray:
     """One of ``PICTURES`` as uint8 (H, W, 3), RGB."""
-    pixels = getattr(skimage.data, name)()
-    if pixels.dtype != np.uint8:  # 0 to 1, as truth values or floats
-        pixels = np.rint(255 * pixels.astype(np.float64)).astype(np.uint8)
-    return np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., :3])
+    pixels = img_as_ubyte(getattr(skimage.data, name)())
+    return gray2rgb(pixels) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., :3])
 
 
 def detection_of(frame: Frame) -> Detection:

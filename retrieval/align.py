@@ -139,12 +139,8 @@ def _name(path: Path) -> str:
 def align(source: Path, out: Path, cut: Cut, workers: int) -> list[dict[str, Any]]:
     """Align all photos; returns the rows of the record in order. Raises InputError."""
     people = list_people(source)
-    if taken := sorted({RECORD, SETTINGS} & set(people.names)):
-        raise InputError(f"{source / taken[0]} has the name of a file in OUT: rename that folder")
     with locks.one_run(out, "OUT"):
         _settle(out, {"source": os.path.realpath(source), **asdict(cut)})
-        if files_there := [name for name in people.names if os.path.lexists(out / name) and not (out / name).is_dir()]:
-            raise InputError(f"{out / files_there[0]} is a file, where a person's faces belong: remove it")
         done, rows = _done(out), []
         targets = {path: out / path.parent.name / f"{path.stem}.png" for path in people.files}
         gone = done.keys() - {_name(path) for path in people.files}

@@ -7,7 +7,7 @@ release's: counted from 1, both ends inside.
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from faces.detect import Detection
 from utils.errors import InputError
@@ -36,28 +36,22 @@ class Mtcnn:
 
         The corners of a box are the release's numbers as they are: pixels counted from 1.
         """
-        boxes_N5, points_N52 = self.boxes(photo_HW3)
-        corners_N4 = boxes_N5[:, :4].tolist()
-        return [
-            Detection((x1, y1, x2 - x1, y2 - y1), points_52, float(score))
-            for (x1, y1, x2, y2), points_52, score in zip(corners_N4, points_N52, boxes_N5[:, 4], strict=True)
-        ]
-
-    def boxes(self, photo_HW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (N, 5: x1, y1, x2, y2, probability) and points (N, 5, 2: x, y) of a photo, float64 pixels."""
-        boxes_N5 = self.refine(photo_HW3, self.propose(photo_HW3))
+        boxes_N5 = self.propose(photo_HW3)
+        if len(boxes_N5):
+            boxes_N5, offsets_N4 = _likely(self.rnet, photo_HW3, boxes_N5, 24, THRESHOLDS[1])
+            order = suppress(boxes_N5, 0.7)
+            boxes_N5 = _squares(_moved(boxes_N5[order], offsets_N4[order], 1))
         if not len(boxes_N5):
-            return np.zeros((0, 5)), np.zeros((0, 5, 2))
-        boxes_N5[:, :4] = np.fix(boxes_N5[:, :4])
-        offsets_N4, points_N10, scores_N2 = self.onet(_input(_crops(photo_HW3, boxes_N5, 48)))
-        kept_N = scores_N2[:, 1].numpy() > THRESHOLDS[2]
-        boxes_N5 = _rescored(boxes_N5, scores_N2)[kept_N]
+            return []
+        boxes_N5, offsets_N4, points_N10 = _likely(self.onet, photo_HW3, boxes_N5, 48, THRESHOLDS[2])
         low_N2, side_N2 = boxes_N5[:, :2], boxes_N5[:, 2:4] - boxes_N5[:, :2] + 1
-        points_N52 = points_N10.double().numpy()[kept_N].reshape(-1, 2, 5).transpose(0, 2, 1)
-        points_N52 = points_N52 * side_N2[:, None] + low_N2[:, None] - 1
-        boxes_N5 = _moved(boxes_N5, offsets_N4.double().numpy()[kept_N], 1)
+        points_N52 = points_N10.reshape(-1, 2, 5).transpose(0, 2, 1) * side_N2[:, None] + low_N2[:, None] - 1
+        boxes_N5 = _moved(boxes_N5, offsets_N4, 1)
         order = suppress(boxes_N5, 0.7, smaller=True)
-        return boxes_N5[order], points_N52[order]
+        return [
+            Detection((x1, y1, x2 - x1, y2 - y1), points_52, score)
+            for (x1, y1, x2, y2, score), points_52 in zip(boxes_N5[order].tolist(), points_N52[order], strict=True)
+        ]
 
     def propose(self, photo_HW3: np.ndarray) -> np.ndarray:
         """The first network over a pyramid of sizes: squares (N, 5) for the second."""
@@ -72,17 +66,6 @@ class Mtcnn:
         boxes_N9 = np.concatenate(found)
         boxes_N9 = boxes_N9[suppress(boxes_N9, 0.7)]
         return _squares(_moved(boxes_N9[:, :5], boxes_N9[:, 5:], 0))
-
-    def refine(self, photo_HW3: np.ndarray, boxes_N5: np.ndarray) -> np.ndarray:
-        """The second network: the squares (N, 5) that are left for the third."""
-        if not len(boxes_N5):
-            return boxes_N5
-        boxes_N5[:, :4] = np.fix(boxes_N5[:, :4])
-        moves_N4, scores_N2 = self.rnet(_input(_crops(photo_HW3, boxes_N5, 24)))
-        kept_N = scores_N2[:, 1].numpy() > THRESHOLDS[1]
-        boxes_N5, offsets_N4 = _rescored(boxes_N5, scores_N2)[kept_N], moves_N4.double().numpy()[kept_N]
-        order = suppress(boxes_N5, 0.7)
-        return _squares(_moved(boxes_N5[order], offsets_N4[order], 1))
 
 
 def _input(photos_NHW3: np.ndarray) -> Tensor:
@@ -137,20 +120,27 @@ def _moved(boxes_N5: np.ndarray, offsets_N4: np.ndarray, plus: int) -> np.ndarra
 def _squares(boxes_N5: np.ndarray) -> np.ndarray:
     """Squares of the longer side about the same middles."""
     side_N2 = boxes_N5[:, 2:4] - boxes_N5[:, :2]
-    longer_N1 = side_N2.max(1, keepdims=True) if len(side_N2) else np.zeros((0, 1))
+    longer_N1 = side_N2.max(1, keepdims=True)
     low_N2 = boxes_N5[:, :2] + side_N2 / 2 - longer_N1 / 2
     return np.concatenate([low_N2, low_N2 + longer_N1, boxes_N5[:, 4:5]], 1)
 
 
-def _rescored(boxes_N5: np.ndarray, scores_N2: Tensor) -> np.ndarray:
-    return np.concatenate([boxes_N5[:, :4], scores_N2[:, 1:].double().numpy()], 1)
+def _likely(
+    network: nn.Module, photo_HW3: np.ndarray, boxes_N5: np.ndarray, side: int, least: float
+) -> list[np.ndarray]:
+    """What a network makes of the boxes, of which there are some: [those that are more probable than ``least``, with
+    that probability; their offsets; further values], float64. side: of what it sees, pixels."""
+    boxes_N4 = np.fix(boxes_N5[:, :4])
+    *values, scores_N2 = (value.double().numpy() for value in network(_input(_crops(photo_HW3, boxes_N4, side))))
+    kept_N = scores_N2[:, 1] > least
+    return [value[kept_N] for value in (np.concatenate([boxes_N4, scores_N2[:, 1:]], 1), *values)]
 
 
-def _crops(photo_HW3: np.ndarray, boxes_N5: np.ndarray, side: int) -> np.ndarray:
+def _crops(photo_HW3: np.ndarray, boxes_N4: np.ndarray, side: int) -> np.ndarray:
     """The boxes (whole numbers) cut out, black outside the photo, shrunk to the side: float32 (N, side, side, 3)."""
     height, width = photo_HW3.shape[:2]
     crops = []
-    for x1, y1, x2, y2 in boxes_N5[:, :4].astype(int):
+    for x1, y1, x2, y2 in boxes_N4.astype(int):
         cut = np.zeros((max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1), 3), np.float32)
         top, left, bottom, right = max(y1, 1), max(x1, 1), min(y2, height), min(x2, width)
         if top <= bottom and left <= right:

@@ -180,7 +180,7 @@ class Identity(Task):
         return DataLoader(steps_places, None, collate_fn=photos, num_workers=workers, pin_memory=cuda)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        recipe, labels_B = self.plan.recipe, self.labels(batch)
+        recipe, labels_B = self.plan.recipe, self.labels_N[batch.index_B]
         if recipe.moving:
             self.embedding.train()
         view = View(batch) if recipe.augmentation == NO_AUGMENTATION else recipe.augmentation.view(batch)
@@ -192,10 +192,6 @@ class Identity(Task):
             if recipe.penalty:
                 losses["penalty"] = recipe.penalty * weight_penalty(self)
         return losses
-
-    def labels(self, batch: Batch) -> Tensor:
-        """Whose photos they are: (B,)."""
-        return self.labels_N[batch.index_B]
 
     def validate(self) -> Scores:
         """Top-1 and top-5 of the photos that were left out, among all others. Each process does it all: minutes of

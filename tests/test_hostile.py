@@ -232,7 +232,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("retrieval.align people people/ann/out", "whose folders"),
     ("retrieval.align people .", "holds other files"),
     ("retrieval.align people/ann out", "holds no people"),
-    ("retrieval.align named out", "rename that"),
+    ("retrieval.align named out", "out/faces.jsonl could not be read or written: File exists"),
     ("retrieval.align coded out", "rename them"),
     ("retrieval.align faceless out --workers 1", "no face in any"),
     ("retrieval.align empty out --workers 1", "without photos: 1 (c)"),

@@ -99,13 +99,13 @@ def astronaut() -> np.ndarray:
 
 
 def test_mtcnn_finds_the_released_boxes_and_points(mtcnn, astronaut):
-    boxes_N5, points_N52 = mtcnn.boxes(astronaut)
-    assert len(boxes_N5) == 1
+    (face,) = mtcnn.find(astronaut)
+    x, y, wide, high = face.box
     golden = expected("mtcnn detection on scikit-image astronaut")
-    assert boxes_N5[0].tolist() == pytest.approx(golden, abs=1e-4)
-    assert points_N52[0].T.flatten().tolist() == pytest.approx(
-        expected("mtcnn detection on astronaut -> points"), abs=1e-3
-    )
+    assert [x, y, x + wide, y + high, face.score] == pytest.approx(golden, abs=1e-4)
+    golden = expected("mtcnn detection on astronaut -> points")
+    assert face.points_52.T.flatten().tolist() == pytest.approx(golden, abs=1e-3)
+    assert mtcnn.find(np.zeros((100, 80, 3), np.uint8)) == []
 
 
 def test_the_crop_of_the_chosen_face_is_the_released_one(mtcnn, astronaut):
