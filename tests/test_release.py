@@ -16,7 +16,7 @@ from tools import release
 from utils import checkpoint
 
 # what training leaves in a checkpoint, beside weights
-TRAINED = {"dataset": "synthetic", "images": 4, "seed": 0, "recipe": {"batch_size": 2}, "epoch": 0, "optimizer": {}}
+TRAINED = dict(dataset="synthetic", images=4, seed=0, recipe={"batch_size": 2}, epoch=0, best={"f1": 0.5}, optimizer={})
 
 
 @pytest.fixture(scope="module")
