@@ -37,8 +37,7 @@ def centre_loss(features_BE: Tensor, labels_B: Tensor, centres_KE: Tensor, alpha
     """Mean over photos and dimensions of (feature - its person's centre)^2; then moves the centres, in place.
 
     Each photo moves its person's centre by (1 - alpha) of the difference, and several add up, over all processes. The
-    loss knows the centres from before; no gradient reaches them (Wen et al., ECCV 2016, as
-    FaceNet's release computes it).
+    loss knows the centres from before; no gradient reaches them (Wen et al., ECCV 2016, as FaceNet's release has it).
     """
     chosen_BE = centres_KE[labels_B]
     loss = (features_BE - chosen_BE).square().mean()

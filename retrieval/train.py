@@ -112,7 +112,8 @@ RANGES = {  # of the options that change a recipe: least, greatest, help
 
 @dataclass(frozen=True)
 class Plan:
-    """One training of one step. start: the networks' weights to start from; sources: the files that they are from."""
+    """One training of one step. start: name of an option -> the file to start from; weights: those of the networks in
+    it."""
 
     people: People
     recipe: IdentityRecipe
@@ -122,8 +123,8 @@ class Plan:
     folder: Path
     seed: int = 0
     resume: bool = False
-    start: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
+    start: dict[str, Path] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
     save_every: int = 1
     validate_every: int = 1
 
@@ -143,8 +144,9 @@ class Identity(Task):
         self.embedding, self.head = embedding, head
         if recipe.moving:
             batchnorm.prepare(embedding, plan.machine.device)
-        for name, weights in plan.start.items():
-            self.networks[name].load_state_dict(weights)
+        for path in plan.start.values():  # one at most
+            for name, weights in plan.weights.items():
+                checkpoint.load_module(self.networks[name], weights, path, name)
         head.centres.zero_()
         self.known, self.asked = known, asked
         self.labels_N: Tensor
@@ -163,7 +165,7 @@ class Identity(Task):
             "photos": plan.people.fingerprint(),
             "seed": plan.seed,
             "recipe": asdict(plan.recipe),
-            "started_from": plan.sources,
+            "started_from": {name: files.sha256(path) for name, path in plan.start.items()},
         }
         every = plan.save_every, plan.validate_every
         return Run(plan.folder, plan.resume, plan.machine.device, plan.machine.amp, description, *every)
@@ -249,28 +251,23 @@ def held_out(people: People) -> np.ndarray:
     return held_N
 
 
-def read_start(args: argparse.Namespace, recipe: IdentityRecipe, people: People) -> tuple[EmbeddingConfig, dict, dict]:
-    """The network's configuration, the weights to start from, and where they are from. Raises InputError."""
-    if args.pretrained and args.init_from:
+def read_start(
+    start: dict[str, Path], step: int, recipe: IdentityRecipe, people: People
+) -> tuple[EmbeddingConfig, dict[str, Any]]:
+    """The network's configuration, and the weights to start from, see ``Plan``. Raises InputError."""
+    if len(start) > 1:
         raise InputError("--pretrained and --init-from: give one of them")
-    if args.pretrained:
-        weights = {"embedding": load_published(args.pretrained).state_dict()}
-        return EmbeddingConfig(), weights, {"pretrained": files.sha256(args.pretrained)}
-    if not args.init_from:
-        if args.step == 1:
+    if path := start.get("pretrained"):
+        return EmbeddingConfig(), {"embedding": load_published(path).state_dict()}
+    if not (path := start.get("init_from")):
+        if step == 1:
             raise InputError("--step 1 trains on a given network: name it with --pretrained or --init-from")
-        return EmbeddingConfig(**recipe.model), {}, {}
-    state = checkpoint.read_tensors(args.init_from)
-    config, modules = read_checkpoint(state, args.init_from)
-    names = ["embedding"]
-    checkpoint.load_module(InceptionResnetV1(config), modules.get("embedding", {}), args.init_from, "embedding")
-    if args.step == 2:
-        if state.get("names") != people.names_digest():
-            raise InputError(f"--init-from {args.init_from} knows other people than --data: begin with --step 1")
-        head = Head(len(people.names), recipe.scale, recipe.margin, recipe.dropout)
-        checkpoint.load_module(head, modules.get("head", {}), args.init_from, "head")
-        names.append("head")
-    return config, {name: modules[name] for name in names}, {"init_from": files.sha256(args.init_from)}
+        return EmbeddingConfig(**recipe.model), {}
+    state = checkpoint.read_tensors(path)
+    config, modules = read_checkpoint(state, path)
+    if step == 2 and state.get("names") != people.names_digest():
+        raise InputError(f"--init-from {path} knows other people than --data: begin with --step 1")
+    return config, {name: modules.get(name) for name in ("embedding", "head")[:step]}
 
 
 def changed(recipe: IdentityRecipe, args: argparse.Namespace) -> IdentityRecipe:
@@ -306,10 +303,11 @@ def plan(args: argparse.Namespace) -> Plan:
     where = options.machine(args)
     people = list_people(args.data)
     torch.manual_seed(args.seed)
-    config, start, sources = read_start(args, recipe, people)
+    start = {name: path for name in ("pretrained", "init_from") if (path := getattr(args, name))}
+    config, weights = read_start(start, args.step, recipe, people)
     distributed.start_processes(where.device)
     every = args.save_every or 1, args.validate_every or 1
-    return Plan(people, recipe, args.step, config, where, args.run_dir, args.seed, args.resume, start, sources, *every)
+    return Plan(people, recipe, args.step, config, where, args.run_dir, args.seed, args.resume, start, weights, *every)
 
 
 def main(argv: list[str] | None = None) -> int:

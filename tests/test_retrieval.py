@@ -390,6 +390,12 @@ def test_training_in_two_steps_resumes_bit_for_bit_and_searches(tmp_path, small,
     assert one["head"]["centres"].abs().sum() > 0
     line = error_of(capsys, train.main, *data, "--step", 1, "--run-dir", runs / "x")
     assert "--step 1 trains on a given network" in line
+    train.main([*data, *start, "--epochs", "1", "--lr-head", "0", "--run-dir", str(runs / "two")])
+    whole, two = (checkpoint.load(runs / run / "best.pt")["modules"]["head"] for run in ("whole", "two"))
+    assert torch.equal(whole["weight"], two["weight"])
+    others = write_people(tmp_path / "others", {name: 2 for name in "abd"})
+    line = error_of(capsys, train.main, "--data", others, *CPU, *start, "--run-dir", runs / "x")
+    assert "knows other people than --data" in line
 
     found = tmp_path / "found"
     asked = write_people(tmp_path / "asked", {name: 1 for name in "abc"})
