@@ -9,11 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from av import FFmpegError
 from PIL import Image
 
 from data.labels import LABEL_SETS
-from faces import camera, video
 from faces.detect import Detector
 from faces.inputs import SUFFIXES, find_photos, is_video
 from faces.labelling import Labelling, label_photos
@@ -108,6 +106,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def live(args: argparse.Namespace, machine: Machine) -> int:
     """Parse what a camera sees. Raises InputError."""
+    from av import FFmpegError  # photos need no PyAV
+
+    from faces import camera
+
     target = args.out and args.out / "camera_overlay.mp4"
     if target:
         options.refuse_existing("--out", target, args.overwrite)
@@ -225,6 +227,10 @@ def is_input(word: str) -> bool:
 
 def show(job: Job, scenes: SceneParser, windows: bool) -> None:
     """Parse a video. Raises InputError."""
+    from av import FFmpegError
+
+    from faces import video
+
     try:
         found = video.parse_video(scenes, job.photo, job.outputs, windows)
     except Exception as error:

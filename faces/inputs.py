@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from data.images import READ_SUFFIXES, natural_key, shorten
-from faces import video
 from utils.runtime import printable
 
-SUFFIXES = (*READ_SUFFIXES, *video.SUFFIXES)  # looked for in folders and globs
+VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+SUFFIXES = (*READ_SUFFIXES, *VIDEOS)  # looked for in folders and globs
 
 
 def find_photos(inputs: list[str], recursive: bool = False) -> tuple[list[Path], list[str]]:
@@ -69,4 +69,4 @@ def is_photo(path: Path) -> bool:
 
 
 def is_video(path: Path) -> bool:
-    return path.suffix.lower() in video.SUFFIXES
+    return path.suffix.lower() in VIDEOS

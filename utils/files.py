@@ -147,9 +147,9 @@ def packaged(package: str, file: str, digest: str, what: str, install: str) -> P
     InputError where the file is missing or another one.
     """
     spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+    path = Path(spec.submodule_search_locations[0], file) if spec and spec.submodule_search_locations else None
+    if path is None or not path.is_file():
         raise InputError(f"{what} are missing: pip install {install}")
-    path = Path(spec.submodule_search_locations[0], file)
     if sha256(path) != digest:
         raise InputError(f"{path} is not the file that is expected: pip install {install}")
     return path

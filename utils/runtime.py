@@ -79,6 +79,8 @@ def explain(error: Exception) -> str:
     """The line to tell of an error that input or machine have caused; empty for a defect of ours."""
     if isinstance(error, InputError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is missing: pip install -r requirements.txt"
     if is_out_of_memory(error):
         return f"too little memory{first_line(error)}: take smaller batches or faces, or a machine that has more"
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
