@@ -18,7 +18,7 @@ import pytest
 
 from data.labels import CELEBAMASK
 from models.deeplab import DeepLab, DeepLabConfig
-from models.loading import SHIPPED_WHOLE
+from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE
 from retrieval.align import Cut
 from tests import damage, fixtures
 from tests.damage import BAD_PICTURES, BAD_VIDEOS, SPECIAL, little_room
@@ -37,6 +37,7 @@ FACES, LAPA = "--dataset celebamask --data faces", "--dataset lapa --data lapa"
 CHAIN = f"--dataset helen --data helen {MACHINE} --out run"
 LIST, PEOPLE = "--dataset list --data list", f"--data people {CPU} --workers 0 --batch-size 2 --epochs 1 --run-dir run"
 SEARCH = f"people asked --out out {CPU} --workers 0"
+RELABEL = f"tools.relabel {FACES} --cache cache --device cpu --checkpoint w19.pt"
 OF_PHOTOS = ("--probabilities", "--coloured colours", "--grey", "--owners", "--opacity 0.3")
 LABEL_MAPS = f"--predictions maps --truth maps {CPU}"
 
@@ -67,6 +68,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_people(root / Path(name).parent, {Path(name).name: 1})
     (root / "maps").mkdir()
     (root / "folder.pt2").mkdir()
+    (root / "link").symlink_to("faces/train/train_mask")
     for name in "ab":
         fixtures.save_palette(root / "maps" / f"{name}.png", np.minimum(fixtures.draw_face(64)[1], 8))
     write_run(root / "results" / "mine", 0, 0.9)
@@ -208,7 +210,17 @@ LINES: tuple[tuple[str, str], ...] = (
     ("tools.export --checkpoint w.pt --program w.pt", "w.pt"),
     ("tools.export --program folder.pt2 --overwrite", "folder.pt2 is a folder"),
     (f"tools.export --program {'a' * 256}/faces.pt2", "there is no folder a"),
+    ("tools.release --checkpoint w.pt --out w19.pt", "w19.pt already exists"),
+    ("tools.release --average --checkpoint w.pt --out new.pt", "two checkpoints or more"),
+    ("tools.release --average --checkpoint w.pt stage1.pt --out new.pt", "stage1.pt"),
+    (f"tools.release --average --checkpoint w.pt {SHIPPED_WEIGHTS} --out new.pt", "holds another parser"),
+    ("tools.release --checkpoint w.pt w19.pt --out new.pt", "are of two parsers"),
     ("tools.release --checkpoint w.pt --out . --overwrite", "--out . is a folder"),
+    (f"tools.relabel {FACES} --checkpoint w.pt --out out", "labels in nine, the data set in celebamask"),
+    *((f"{RELABEL} --out out --threshold={value}", "threshold") for value in (-0.1, 1, "nan")),
+    (f"{RELABEL} --out out --rare 2", "rare"),
+    *((f"{RELABEL} --out {place}", "which is never written to") for place in ("faces", "faces/train/new", "link")),
+    (f"{RELABEL} --out maps", "not empty"),
     (f"tools.edges --split train --out lapa/train/labels {LAPA}", "has other content"),
     (f"retrieval.train {PEOPLE} --keep 0", "--keep 0.0"),
     (f"retrieval.train {PEOPLE} --pretrained w.pt --init-from w.pt", "give one"),
@@ -246,6 +258,7 @@ LINES: tuple[tuple[str, str], ...] = (
 def test_a_call_that_cannot_be_right_is_one_line(line, said, here, capfd):
     assert said in refused(line, capfd)
     assert not (here / "run").exists()
+    assert not (here / "new.pt").exists()
 
 
 ODD_NAMES = (

@@ -126,35 +126,6 @@ def test_every_data_set_is_relabelled_into_a_folder_of_its_own_and_trained_on(la
     assert np.array_equal(open_faces(own, "val", labels).ids(0), open_faces(data, "val", labels).ids(0))
 
 
-def challenge(tmp_path: Path) -> list[str]:
-    write_challenge(tmp_path / "data", FACES)
-    folders = ["--data", str(tmp_path / "data"), "--cache", str(tmp_path / "cache")]
-    return ["--dataset", "celebamask", *folders, "--device", "cpu"]
-
-
-def test_what_does_not_fit_is_refused_and_nothing_is_written(tiny, tmp_path):
-    words, weights = challenge(tmp_path), tiny(CELEBAMASK)
-    (tmp_path / "link").symlink_to(tmp_path / "data" / "train" / "train_mask")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "0.png").write_bytes(b"mine")
-    before = [contents(tmp_path / name) for name in ("data", "mine")]
-    with refuses("labels in helen, the data set in celebamask"):
-        script.main([*words, "--checkpoint", str(tiny(HELEN)), "--out", str(tmp_path / "new")])
-    for line, out, *more in (
-        *(("threshold", "new", f"--threshold={value}") for value in (-0.1, 1, "nan")),
-        ("rare", "new", "--rare", "2"),
-        *(
-            ("which is never written to", place)
-            for place in ("data/train/train_mask", "data/train/new", "data", "link")
-        ),
-        ("not empty", "mine"),
-    ):
-        with refuses(line):
-            script.main([*words, "--checkpoint", str(weights), "--out", str(tmp_path / out), *more])
-    assert [contents(tmp_path / name) for name in ("data", "mine")] == before
-    assert not (tmp_path / "new").exists()
-
-
 def test_a_folder_of_labels_that_does_not_fit_is_refused_in_one_line(tmp_path):
     write_challenge(tmp_path / "data", FACES)
     folder, whole = tmp_path / "new", np.zeros((64, 64), np.uint8)

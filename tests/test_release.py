@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.labels import CELEBAMASK
-from models.deeplab import DeepLab, DeepLabConfig
 from models.loading import load_parser
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import refuses
@@ -62,13 +60,6 @@ def test_modules_of_a_later_checkpoint_win(trained, ship, tmp_path):
     assert shipped["seed"] == 7
 
 
-def test_a_file_that_is_there_is_not_replaced_unasked(trained, ship, tmp_path):
-    (tmp_path / "mine.pt").write_text("mine")
-    with refuses("already exists"):
-        ship(trained, out="mine.pt")
-    assert (tmp_path / "mine.pt").read_text() == "mine"
-
-
 def test_weights_that_are_not_finite_or_beyond_half_precision_do_not_ship(trained, ship, tmp_path):
     state = checkpoint.load(trained)
     for value, line in ((torch.nan, "holds NaN or infinity"), (1e6, "does not fit")):
@@ -94,19 +85,3 @@ def test_the_average_of_trainings_is_the_mean_of_weights_and_statistics(trained,
         for key, value in weights.items():
             mean = 4 * value if value.is_floating_point() else value
             torch.testing.assert_close(shipped["modules"][name][key].to(value.dtype), mean, rtol=1e-3, atol=1e-4)
-
-
-def test_only_trainings_of_one_parser_are_averaged_or_released_as_one(trained, ship, tmp_path):
-    other = save_parser(tmp_path / "other.pt", STNiCNN(STNiCNNConfig(coarse_size=64, crop_size=17)), **TRAINED)
-    whole = save_parser(tmp_path / "whole.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), "deeplab", **TRAINED)
-    state = checkpoint.load(trained)
-    checkpoint.save(tmp_path / "part.pt", {**state, "modules": {"coarse": state["modules"]["coarse"]}})
-    for said, average, *more in (
-        ("two checkpoints or more", True),
-        (f"{other} holds another parser", True, other),
-        ("part.pt", True, tmp_path / "part.pt"),
-        ("are of two parsers", False, whole),
-    ):
-        with refuses(said):
-            ship(trained, *more, average=average)
-    assert not (tmp_path / "shipped.pt").exists()
