@@ -9,6 +9,7 @@ import reproduce
 import train_stage2
 from experiments import common
 from experiments.common import Result
+from scoring.evaluation import Request
 from scoring.metrics import headline
 from training.recipes import Recipe
 from utils.runtime import run_main
@@ -67,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         folder = args.runs / NAME / "stage2" / change
         plan = reproduce.plan_stage("stage2", recipe, setup, folder / "stage2", {})
         best = reproduce.train_stage("stage2", plan)
-        result = common.score(setup, [best], "truth", folder, args.split, title)
+        request = Request([best], setup.data, setup.machine, args.split, "truth")
+        result = reproduce.score(request, folder / "scores" / args.split, title)
         rows.append({"change": change, "f1": headline(result), "strict": result["strict"]})
     return common.write(NAME, args, argv, {"rows": rows}, table)
 

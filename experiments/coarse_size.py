@@ -12,6 +12,7 @@ from experiments import common
 from experiments.common import Result
 from models.loading import read_weights
 from models.stn_icnn.model import STNiCNN
+from scoring.evaluation import Request
 from scoring.metrics import headline
 from training.options import add_recipe_option
 from training.task import Plan
@@ -44,7 +45,8 @@ def score_size(size: int, plans: dict[str, Plan], setup: reproduce.Setup, args: 
     """Train both stages, or what is left of them, for photos resized to ``size``, and score them on the split."""
     root = args.runs / NAME / str(size)
     best = {stage: reproduce.train_stage(stage, plan) for stage, plan in plans.items()}
-    result = common.score(setup, [best["stage1"]], "none", root, args.split, f"coarse input {size} x {size}")
+    request = Request([best["stage1"]], setup.data, setup.machine, args.split, "none")
+    result = reproduce.score(request, root / "scores" / args.split, f"coarse input {size} x {size}")
     weights = read_weights(best["cropper"])
     model = STNiCNN(weights.config)
     model.load(weights, ("coarse", "localizer"))

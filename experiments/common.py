@@ -25,7 +25,6 @@ from data.loaders import Faces, evaluation_batches, open_faces
 from models.loading import load_for_inference
 from models.parser import FaceParser
 from scoring import options
-from scoring.evaluation import Request
 from scoring.metrics import Array, confusion_matrices, confusion_matrix, headline, scores
 from utils import distributed, files, runtime
 from utils.cli import Parser
@@ -141,6 +140,11 @@ def inference(machine: Machine) -> Iterator[None]:
         yield
 
 
+def smoothed(photo_HW3: np.ndarray, scale: float) -> np.ndarray:
+    """A photo before it is resized: blurred as far as it shrinks, since what is left out would show as false edges."""
+    return cv2.GaussianBlur(photo_HW3, (0, 0), 0.5 * (scale**-2 - 1) ** 0.5) if scale < 1 else photo_HW3
+
+
 class Tally:
     """The confusion matrix of a label set, which grows: matrix_KK, int64, rows: truth."""
 
@@ -159,14 +163,6 @@ class Tally:
     def f1(self) -> dict[str, float | None]:
         """Both headline scores."""
         return headline(scores(self.matrix_KK, self.labels))
-
-
-def score(
-    setup: reproduce.Setup, checkpoints: list[Path], crops: str, folder: Path, split: str, title: str
-) -> dict[str, Any]:
-    """The scores of trained checkpoints, kept in a folder. crops: where their windows come from."""
-    request = Request(checkpoints, setup.data, setup.machine, split, crops)
-    return reproduce.score(request, folder / "scores" / split, title)
 
 
 # windows that miss
@@ -227,11 +223,6 @@ class Misses:
 
 
 # output
-
-
-def smoothed(photo_HW3: np.ndarray, scale: float) -> np.ndarray:
-    """A photo before it is resized: blurred as far as it shrinks, since what is left out would show as false edges."""
-    return cv2.GaussianBlur(photo_HW3, (0, 0), 0.5 * (scale**-2 - 1) ** 0.5) if scale < 1 else photo_HW3
 
 
 def write(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.images import READ_SUFFIXES, list_files, read_photo, shorten
 from utils.errors import InputError
-from utils.files import read_bytes
+from utils.files import sha256
 
 CROP = 160  # side of an aligned face, pixels
 INSIDE = "whose folders are people"  # why nothing may be written into a folder of people
@@ -47,8 +47,7 @@ class People:
         """SHA-256 of the names of people and photos and of the photos' bytes. Raises InputError for unreadable ones."""
         digest = hashlib.sha256()
         for file in self.files:
-            content = hashlib.sha256(read_bytes(file, "picture")).hexdigest()
-            digest.update(os.fsencode(f"{file.parent.name}/{file.name} {content}\n"))
+            digest.update(os.fsencode(f"{file.parent.name}/{file.name} {sha256(file)}\n"))
         return digest.hexdigest()
 
 

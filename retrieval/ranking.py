@@ -56,16 +56,12 @@ def directions(embeddings_NE: np.ndarray, mean_E: np.ndarray) -> np.ndarray:
 
 
 def search(gallery_GE: np.ndarray, queries_QE: np.ndarray, index: str = "exact", centred: bool = True) -> Found:
-    """The five nearest of five or more embeddings of length 1. index: one of ``INDEXES``. centred: compare
-    ``directions`` from the gallery's mean."""
+    """The five nearest of five or more embeddings of length 1, by arccos(cosine) / pi in double precision. index: one
+    of ``INDEXES``, which finds them. centred: compare ``directions`` from the gallery's mean."""
     if centred:
         mean_E = gallery_GE.mean(0)
         gallery_GE, queries_QE = directions(gallery_GE, mean_E), directions(queries_QE, mean_E)
-    return ranked(gallery_GE, queries_QE, INDEXES[index](gallery_GE, queries_QE))
-
-
-def ranked(gallery_GE: np.ndarray, queries_QE: np.ndarray, index_Q5: np.ndarray) -> Found:
-    """These rows with their distances arccos(cosine) / pi, in double precision, nearest first."""
+    index_Q5 = INDEXES[index](gallery_GE, queries_QE)
     chosen_Q5E = gallery_GE[index_Q5].astype(np.float64)
     cosines_Q5 = np.einsum("qke,qe->qk", chosen_Q5E, queries_QE.astype(np.float64))
     distances_Q5 = np.arccos(cosines_Q5.clip(-1, 1)) / np.pi  # rounding reaches beyond 1 for equal pictures

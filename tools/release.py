@@ -86,12 +86,10 @@ def averaged(checkpoints: list[Path]) -> FaceParser:
 
 def halved(modules: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """State dicts with float16 instead of float32; loading turns them back. Raises InputError for what overflows."""
-    half = {
-        name: {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
-        for name, weights in modules.items()
-    }
-    for name, weights in half.items():
-        for key, value in weights.items():
+    half = {}
+    for name, weights in modules.items():
+        half[name] = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+        for key, value in half[name].items():
             if not torch.isfinite(value).all():
                 raise InputError(f"{name}.{key} does not fit into half precision: ship the checkpoint itself")
     return half
