@@ -148,7 +148,7 @@ def test_epochs_between_are_neither_validated_nor_saved(tiny_fit, tmp_path):
 
 def test_weights_that_are_cast_together_learn_what_autocast_lets_them_learn():
     network, photos, grads = ICNN(ICNNConfig(3, (8, 12), 5, 5, 1)), torch.rand(2, 3, 24, 24), []
-    for how in (nullcontext(), cast_together([network])):
+    for how in (nullcontext(), cast_together([network, nn.Linear(2, 2)])):  # also a network without convolutions
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16), how:
             loss = network(photos).float().square().mean()

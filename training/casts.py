@@ -22,7 +22,8 @@ class _Cast(torch.autograd.Function):
 
 def _together(values: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
     made = [torch.empty_like(value, dtype=dtype) for value in values]
-    torch._foreach_copy_(made, list(values))
+    if made:  # a network may have no convolution
+        torch._foreach_copy_(made, list(values))
     return tuple(made)
 
 
