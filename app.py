@@ -144,7 +144,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     cli.add_argument(
         "--labels",
         choices=tuple(LABEL_SETS),
-        help="what to label; celebamask: all 19 classes; default: the checkpoint's",
+        help="label set to predict; celebamask: all 19 classes; default: the checkpoint's",
     )
     options.add_device_option(cli)
     cli.add_argument(

@@ -75,8 +75,8 @@ def download(entry: Entry, out: Path, force: bool = False) -> tuple[Path, bool]:
 
 def main(argv: list[str] | None = None) -> int:
     cli = Parser("Download a checkpoint that the STN-iCNN authors published.")
-    cli.add_argument("name", nargs="?", metavar="NAME", help="which checkpoint; --list shows the names")
-    cli.add_argument("--list", action="store_true", help="show names, sizes and contents, and download nothing")
+    cli.add_argument("name", nargs="?", metavar="NAME", help="name of the checkpoint, see --list")
+    cli.add_argument("--list", action="store_true", help="only list names, sizes and contents")
     cli.add_argument("--out", type=Path, default=CHECKPOINTS, metavar="DIR", help="folder to write to")
     cli.add_argument("--force", action="store_true", help="replace a different file of the same name")
     args = cli.parse_args(argv)

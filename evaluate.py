@@ -56,13 +56,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=CROPS,
         default="predicted",
         help="for STN-iCNN: windows from the localizer, from the old cropper, or around the true parts; "
-        "none: the enlarged rough mask",
+        "none: the upsampled rough mask",
     )
     options.add_mirror_option(group)
     group.add_argument(
         "--predictions", type=Path, metavar="DIR", help="score these label PNGs of any parser instead of a checkpoint"
     )
-    group.add_argument("--truth", type=Path, metavar="DIR", help="true label PNGs with the same stems and sizes")
+    group.add_argument("--truth", type=Path, metavar="DIR", help="ground-truth label PNGs of the same names and sizes")
     group.add_argument(
         "--ids",
         metavar="IDS",

@@ -1,5 +1,5 @@
-"""Find the faces of photos and videos and parse them: for each photo a label map, an overlay and a list of its faces,
-for each video one that shows the labels, and a list of each frame's faces."""
+"""Detects and parses the faces in photos and videos. Writes a label map, an overlay and a list of faces for each photo,
+an overlay video and a list of the faces in each frame for each video."""
 
 import argparse
 import glob
@@ -137,23 +137,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     cli.add_argument(
         "--camera",
         metavar="N",
-        help="instead: parse what camera N sees (0 is the first; or a URL) in a window, or into --out DIR as a video",
+        help="parse camera N (0 is the first; or a URL) instead: in a window, or as a video in --out DIR",
     )
-    cli.add_argument(
-        "--recursive", action="store_true", help="also the folders in folders, into the same ones in --out"
-    )
+    cli.add_argument("--recursive", action="store_true", help="also search subfolders; --out gets the same subfolders")
     options.add_checkpoint_option(cli)
     cli.add_argument(
         "--labels",
         choices=tuple(LABEL_SETS),
-        help="what to label; celebamask: all 19 classes, for STN-iCNN with the parser of the whole face that ships; "
-        "default: the labels of the checkpoint",
+        help="label set to predict; celebamask: all 19 classes, for STN-iCNN with the shipped whole-face parser; "
+        "default: that of the checkpoint",
     )
     cli.add_argument(
         "--faces",
         choices=FACES,
         default="all",
-        help="which faces of a photo to find and parse; none: the photo is itself one upright face that fills it",
+        help="which faces to detect and parse; none: no detection, the photo is one upright face that fills it",
     )
     cli.add_argument(
         "--crops",
@@ -164,25 +162,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_mirror_option(cli)
     group = cli.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="DIR", help=f"folder for the results; default: {OUT}")
-    group.add_argument("--overwrite", action="store_true", help="replace results that exist already")
+    group.add_argument("--overwrite", action="store_true", help="replace existing results")
     group.add_argument(
-        "--probabilities", action="store_true", help="also save them: float16 (labels, height, width) in .npz"
+        "--probabilities", action="store_true", help="also save probabilities: float16 (labels, height, width) in .npz"
     )
     group.add_argument("--windows", action="store_true", help="draw the parser's windows into the overlay")
     group.add_argument(
         "--coloured",
         type=Path,
         metavar="DIR",
-        help="another folder, for the label maps as pictures in the colours of the data set's authors",
+        help="also save label maps in the colours of the data set's authors, into this other folder",
     )
     group.add_argument(
-        "--opacity", type=float, default=OPACITY, metavar="X", help="of the colours in a photo's overlay, 0-1"
+        "--opacity", type=float, default=OPACITY, metavar="X", help="opacity of the colours in photo overlays, 0-1"
     )
-    group.add_argument("--legend", type=Path, metavar="FILE.png", help="also draw which colour each label has")
-    group.add_argument("--grey", action="store_true", help="label maps of photos as 8-bit grey PNGs, without a palette")
-    group.add_argument("--owners", action="store_true", help="also save which face a pixel belongs to, a 16-bit PNG")
+    group.add_argument("--legend", type=Path, metavar="FILE.png", help="also write a legend of the labels' colours")
+    group.add_argument("--grey", action="store_true", help="write label maps as 8-bit grey PNGs, without a palette")
+    group.add_argument("--owners", action="store_true", help="also save the face number of each pixel, as a 16-bit PNG")
     group.add_argument("--no-overlay", action="store_true", help="write no overlay")
-    group.add_argument("--frame-labels", action="store_true", help="also write a label map for each frame of a video")
+    group.add_argument("--frame-labels", action="store_true", help="also write a label map for each video frame")
     options.add_machine_options(cli, batch_size=8)
     args = cli.parse_args(inputs_first(sys.argv[1:] if argv is None else argv))
     options.check(args)

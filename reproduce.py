@@ -1,6 +1,6 @@
-"""The whole chain for one data set: four stages, then every row of the F1 table. What is finished is skipped.
+"""Trains the four stages on one data set, then scores every row of the F1 table. Finished stages are skipped.
 
---seeds trains it several times, seed N into OUT-seedN. --hybrid is the paper's section 3.1: the chain on HELEN, into
+--seeds trains once per seed, seed N into OUT-seedN. --hybrid is the paper's section 3.1: the four stages on HELEN, into
 OUT-helen, then end to end on 2,000 faces of CelebAMask-HQ.
 """
 
@@ -143,8 +143,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the resized photo, pixels")
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples")
     add_network_options(cli, "coarse", "part")
-    cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and scores go")
-    cli.add_argument("--seeds", type=int, nargs="+", metavar="N", help="train with each of them, into OUT-seedN")
+    cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for runs and scores")
+    cli.add_argument("--seeds", type=int, nargs="+", metavar="N", help="train once per seed, into OUT-seedN")
     cli.add_argument(
         "--hybrid",
         type=Path,

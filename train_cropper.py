@@ -109,12 +109,12 @@ def _kept_windows(plan: Plan, cropper: Weights) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> int:
     starts = {
-        "--init-from": "checkpoint of stage 1 (its coarse network); a localizer in it is fine-tuned",
+        "--init-from": "stage 1's checkpoint (coarse network); a localizer in it is fine-tuned",
         "--init-from-cropper": "checkpoint whose localizer is fine-tuned; keeps its window settings",
     }
     cli = options.training_parser(__doc__, ["coarse", "localizer"], starts)
     cli.add_argument(
-        "--localizer", choices=KINDS, help="its architecture; default: that of the one to fine-tune, else paper"
+        "--localizer", choices=KINDS, help="architecture; default: that of a localizer to fine-tune, else paper"
     )
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = cli.parse_args(argv)

@@ -1,4 +1,4 @@
-"""DeepLabV3+ with a thinned MobileNetV2: stretched photo -> all labels of the data set, or those of --labels.
+"""DeepLabV3+ with a thinned MobileNetV2: resized photo -> all labels of the data set, or those of --labels.
 
 With --self-distill N, confident predictions after N epochs replace training labels. The new maps are written to the run
 folder; the data set is not changed.
@@ -152,7 +152,7 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
 
 
 def main(argv: list[str] | None = None) -> int:
-    starts = {"--init-from": "a checkpoint of DeepLab to start from"}
+    starts = {"--init-from": "DeepLab checkpoint to start from"}
     cli = options.training_parser(__doc__, ["network"], starts, whole_face=True)
     cli.add_argument(
         "--input-size",
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         "--self-distill",
         type=int,
         metavar="N",
-        help="after N epochs, let the labels of which the network is sure replace those of the training data",
+        help="after N epochs, replace training labels by confident predictions",
     )
     add_rule_options(group)
     args = cli.parse_args(argv)

@@ -1,4 +1,4 @@
-"""EAGRNet: stretched photo -> all labels of the data set, or those of --labels, and the edges between them."""
+"""EAGRNet: resized photo -> all labels of the data set, or those of --labels, and the edges between them."""
 
 import sys
 from dataclasses import dataclass
@@ -106,8 +106,8 @@ def build(plan: Plan) -> TrainEAGRNet:
 
 def main(argv: list[str] | None = None) -> int:
     starts = {
-        "--init-from": "a checkpoint of EAGRNet to start from",
-        "--imagenet": "a ResNet-101 with a stem of three 3x3 layers, trained on ImageNet, as the authors start from",
+        "--init-from": "EAGRNet checkpoint to start from",
+        "--imagenet": "ResNet-101 pre-trained on ImageNet, with a stem of three 3x3 layers as the authors'",
     }
     cli = options.training_parser(__doc__, ["network"], starts, whole_face=True)
     cli.add_argument("--input-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 473")

@@ -84,7 +84,7 @@ def build(plan: Plan) -> EndToEnd:
 def main(argv: list[str] | None = None) -> int:
     starts = {
         "--init-from-cropper": "the cropper stage's checkpoint (coarse network and localizer)",
-        "--init-from-stage2": "stage 2's checkpoint (part networks); without it they start with random weights",
+        "--init-from-stage2": "stage 2's checkpoint (part networks); without it, they are initialised randomly",
         "--init-from": "end-to-end checkpoint to fine-tune, instead of the two above",
     }
     cli = options.training_parser(__doc__, ["coarse", "localizer", "parts"], starts)

@@ -1,4 +1,4 @@
-"""Stage 1: the coarse iCNN, stretched photo -> rough mask of nine labels (paper section 2.2)."""
+"""Stage 1: the coarse iCNN, resized photo -> rough mask of nine labels (paper section 2.2)."""
 
 import sys
 
@@ -52,7 +52,7 @@ def build(plan: Plan) -> Stage1:
 
 
 def main(argv: list[str] | None = None) -> int:
-    starts = {"--init-from": "a checkpoint whose coarse network to start from"}
+    starts = {"--init-from": "checkpoint to initialise the coarse network from"}
     cli = options.training_parser(__doc__, ["coarse"], starts)
     cli.add_argument("--coarse-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 128")
     options.add_network_options(cli, "coarse")

@@ -53,7 +53,7 @@ def build(plan: Plan) -> Stage2:
 
 
 def main(argv: list[str] | None = None) -> int:
-    starts = {"--init-from": "a checkpoint whose part networks to start from"}
+    starts = {"--init-from": "checkpoint to initialise the part networks from"}
     cli = options.training_parser(__doc__, ["parts"], starts)
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     options.add_network_options(cli, "part")

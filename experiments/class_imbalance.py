@@ -24,7 +24,7 @@ NAME = "class_imbalance"
 def main(argv: list[str] | None = None) -> int:
     cli = common.parser(__doc__)
     cli.set_defaults(split="train")
-    cli.add_argument("--figure", type=Path, metavar="FILE", help="also the shares as bars, .png or .pdf")
+    cli.add_argument("--figure", type=Path, metavar="FILE", help="also draw the shares as bars, .png or .pdf")
     args = common.parse(cli, argv)
     if args.figure:
         files.make_folder(args.figure.parent, "--figure")

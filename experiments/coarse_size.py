@@ -1,6 +1,6 @@
-"""How large must the photo be that the coarse network sees: 64 x 64 pixels, or 128 x 128 (paper Fig. 6)?
+"""Input size of the coarse network: 64 x 64 or 128 x 128 pixels (paper Fig. 6).
 
-For each size: F1 of the enlarged rough mask, and how far the windows of the old cropper and of the localizer miss.
+For each size: F1 of the upsampled rough mask, and how far the windows of the old cropper and of the localizer miss.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     add_recipe_option(cli)
     common.add_training_options(cli, "stage 1 and of the cropper", 2)
     cli.add_argument(
-        "--sizes", type=int, nargs="+", default=[64, 128], metavar="N", help="sides of the resized photo, pixels"
+        "--sizes", type=int, nargs="+", default=[64, 128], metavar="N", help="sizes of the resized photo, pixels"
     )
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = common.parse(cli, argv)

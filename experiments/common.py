@@ -75,7 +75,7 @@ def checkpoint_parser(description: str | None, random: bool = False) -> Parser:
 def add_training_options(cli: Parser, stages: str, nargs: int | None) -> None:
     """``--seed``, ``--epochs`` of ``stages``, and ``--runs``, the folder of the trainings."""
     options.add_seed_option(cli)
-    cli.add_argument("--epochs", type=int, nargs=nargs, metavar="N", help=f"of {stages}; default: the recipe's")
+    cli.add_argument("--epochs", type=int, nargs=nargs, metavar="N", help=f"epochs of {stages}; default: the recipe's")
     cli.add_argument(
         "--runs",
         type=Path,

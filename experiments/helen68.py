@@ -116,7 +116,7 @@ def lost_eyes(labels_HW: np.ndarray, truth_HW: np.ndarray) -> int:
 def main(argv: list[str] | None = None) -> int:
     cli = Parser(__doc__)
     cli.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of photos and landmarks")
-    cli.add_argument("--max-images", type=int, metavar="N", help="the first N photos, for a quick look")
+    cli.add_argument("--max-images", type=int, metavar="N", help="use the first N photos")
     options.add_machine_options(cli, common.BATCH_SIZE)
     options.add_checkpoint_option(cli)
     options.add_mirror_option(cli)

@@ -1,7 +1,7 @@
-"""Parts hidden in the photo, the old cropper against the STN: how often and how far the windows miss (paper Fig. 5).
+"""Hidden parts, the old cropper against the STN: how often and how far the windows miss (paper Fig. 5).
 
-Each face's parts are hidden one after the other, in an order drawn from the seed, under a patch of the photo's mean
-colour; the coarse network, both croppers and the part networks see nothing else. Labels under a patch still count.
+Each face's parts are covered one by one, in random order, with a patch of the photo's mean colour; all networks and
+both croppers see only the covered photo. Labels under a patch still count.
 """
 
 import sys
@@ -77,7 +77,7 @@ def picture(model: STNiCNN, batch: Batch, covered: Batch, hidden_BP: np.ndarray)
 
 def main(argv: list[str] | None = None) -> int:
     cli = common.checkpoint_parser(__doc__, random=True)
-    cli.add_argument("--pictures", type=Path, metavar="DIR", help="also draw the first faces, as in Fig. 5")
+    cli.add_argument("--pictures", type=Path, metavar="DIR", help="also save pictures of the first faces, as in Fig. 5")
     args = common.parse(cli, argv)
     model, faces, machine = common.load(args, STNiCNN)
     keys = [(count, cropper) for count in range(NUM_PARTS + 1) for cropper in common.CROPPERS]

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         default=HOME / "results",
         metavar="DIR",
-        help="folder of the runs; the report goes there",
+        help="folder of the runs, into which the report is written",
     )
     args = cli.parse_args(argv)
     if not os.path.isdir(args.results):

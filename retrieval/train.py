@@ -1,4 +1,4 @@
-"""Trains the identity embedding on aligned faces, one folder a person, in two steps.
+"""Trains the identity embedding on aligned faces, one folder per person, in two steps.
 
 Step 1 trains only the classifier on a given network, step 2 everything; training from scratch begins with step 2.
 Validation: the last photo of every fourth person with several photos is searched among all others; top-1 decides the
@@ -99,14 +99,14 @@ COSINE = {
 }
 RECIPES = {"seed": SEED, "cosine": COSINE}
 RANGES = {  # of the options that change a recipe: least, greatest, help
-    "decay": (0.0, 1.0, "factor of the learning rates every --decay-epochs, instead of the recipe's schedule"),
-    "decay_epochs": (1, 10**6, "default: 20, times 0.8"),
-    "weight_decay": (0.0, 100.0, "factor of half the weights' squares"),
-    "keep": (0.01, 1.0, "share of the embedding that dropout keeps"),
-    "centre": (0.0, 1000.0, "factor of the centre loss"),
-    "alpha": (0.0, 1.0, "how much of a centre stays"),
-    "save_every": (1, 10**6, "epochs from one last.pt to the next; default: 1"),
-    "validate_every": (1, 10**6, "epochs from one validation to the next; default: 1"),
+    "decay": (0.0, 1.0, "multiply learning rates by X every --decay-epochs, instead of the recipe's schedule"),
+    "decay_epochs": (1, 10**6, "epochs between decays; default: 20, by 0.8"),
+    "weight_decay": (0.0, 100.0, "L2 penalty, or AdamW's weight decay"),
+    "keep": (0.01, 1.0, "keep probability of the embedding's dropout"),
+    "centre": (0.0, 1000.0, "weight of the centre loss"),
+    "alpha": (0.0, 1.0, "momentum of the centres"),
+    "save_every": (1, 10**6, "save last.pt every N epochs; default: 1"),
+    "validate_every": (1, 10**6, "validate every N epochs; default: 1"),
 }
 
 
@@ -312,18 +312,20 @@ def plan(args: argparse.Namespace) -> Plan:
 
 def main(argv: list[str] | None = None) -> int:
     cli = Parser(__doc__)
-    cli.add_argument("--data", type=Path, required=True, metavar="DIR", help="aligned faces, one folder a person")
-    cli.add_argument("--recipe", choices=tuple(RECIPES), default="cosine", help="the release's, or ours")
-    cli.add_argument("--step", type=int, choices=(1, 2), default=2, help="1: only the classifier; 2: everything")
-    cli.add_argument("--pretrained", type=Path, metavar="FILE", help="facenet-pytorch's file for VGGFace2")
-    cli.add_argument("--init-from", type=Path, metavar="FILE", help="a checkpoint of another run of this script")
+    cli.add_argument("--data", type=Path, required=True, metavar="DIR", help="aligned faces, one folder per person")
+    cli.add_argument("--recipe", choices=tuple(RECIPES), default="cosine", help="seed: the release's; cosine: ours")
+    cli.add_argument(
+        "--step", type=int, choices=(1, 2), default=2, help="train the classifier alone (1) or everything (2)"
+    )
+    cli.add_argument("--pretrained", type=Path, metavar="FILE", help="facenet-pytorch's weights for VGGFace2")
+    cli.add_argument("--init-from", type=Path, metavar="FILE", help="checkpoint of another run of this script")
     cli.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's, as for all options below")
     cli.add_argument("--lr-embedding", type=float, metavar="X", help="learning rate of the network")
     cli.add_argument("--lr-head", type=float, metavar="X", help="learning rate of the classifier")
     for name, (low, _, what) in RANGES.items():
         kind = type(low)
         cli.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=what)
-    cli.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
+    cli.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder for checkpoints and logs")
     cli.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
     options.add_seed_option(cli)
     options.add_machine_options(cli)

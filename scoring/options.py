@@ -29,17 +29,17 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
         "--face-size",
         type=int,
         metavar="N",
-        help="longer side of the faces, pixels; default: 192 for synthetic faces, the size of the file for photos",
+        help="longer side of resized photos and label maps, pixels; default: unresized; synthetic faces: 192",
     )
-    group.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help="folder for decoded faces")
+    group.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help="cache of decoded faces")
     group.add_argument(
         "--max-images",
         type=int,
         metavar="N",
-        help="use the first N faces of each split; with synthetic faces, draw N for training",
+        help="use the first N faces of each split; synthetic faces: generate N for training",
     )
     if splits:
-        group.add_argument("--split", choices=SPLITS, default="test", help="which part of the data set")
+        group.add_argument("--split", choices=SPLITS, default="test", help="split of the data set")
     add_machine_options(cli, batch_size)
     return cli
 
@@ -48,18 +48,18 @@ def add_data_options(cli: argparse._ActionsContainer, required: bool = False) ->
     """``--dataset``, ``--data``, ``--partition``, ``--labels`` and ``--ignore-255``. required: a data set has to be
     named."""
     default = None if required else "synthetic"
-    cli.add_argument("--dataset", choices=tuple(DATASETS), required=required, default=default, help="which data set")
+    cli.add_argument("--dataset", choices=tuple(DATASETS), required=required, default=default, help="data set")
     cli.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set (not needed for synthetic)")
     cli.add_argument("--partition", choices=PARTITIONS, help="how to split CelebAMask-HQ's official layout")
     cli.add_argument(
         "--labels",
         type=_read_label_set,
         metavar="SET",
-        help=f"{', '.join(LABEL_SETS)}, or a .json file of your own labels; with --dataset list: label set of the "
-        "files; parsers of the whole face: labels to train on (default: all of the data set); evaluate.py "
-        "--predictions: label set for the comparison",
+        help=f"label set: {', '.join(LABEL_SETS)}, or a .json file with your own; with --dataset list: that of the "
+        "files; whole-face parsers: labels to train on (default: those of the data set); evaluate.py --predictions: "
+        "labels to compare",
     )
-    cli.add_argument("--ignore-255", action="store_true", help="leave pixels of id 255 out of losses and scores")
+    cli.add_argument("--ignore-255", action="store_true", help="leave pixels with id 255 out of losses and scores")
 
 
 def _read_label_set(text: str) -> LabelSet:
@@ -100,7 +100,7 @@ def add_device_option(cli: argparse._ActionsContainer) -> None:
 
 
 def add_seed_option(cli: argparse._ActionsContainer) -> None:
-    cli.add_argument("--seed", type=int, default=0, help="of all that is random")
+    cli.add_argument("--seed", type=int, default=0, help="random seed")
 
 
 def add_machine_options(cli: argparse.ArgumentParser, batch_size: int | None = None) -> None:
@@ -117,13 +117,13 @@ def add_machine_options(cli: argparse.ArgumentParser, batch_size: int | None = N
         type=int,
         default=batch_size,
         metavar="N",
-        help="faces at once, over all processes" + ("; default: the recipe's" if batch_size is None else ""),
+        help="batch size in faces, over all processes" + ("; default: the recipe's" if batch_size is None else ""),
     )
     group.add_argument(
         "--amp",
         choices=("auto", "off", "bf16"),
         default="auto",
-        help="bfloat16 autocast; auto: if the hardware is fast at it, but never for the paper's recipes",
+        help="bfloat16 autocast; auto: where the hardware is fast at it, except for the paper's recipes",
     )
 
 

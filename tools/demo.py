@@ -1,4 +1,4 @@
-"""The whole method in minutes, without any download: synthetic faces, small sizes, four stages, tables and pictures."""
+"""Trains and scores the four stages in minutes on small synthetic faces, without downloads: tables and pictures."""
 
 import sys
 from dataclasses import replace
@@ -38,7 +38,7 @@ STAGES = {
 
 def main(argv: list[str] | None = None) -> int:
     cli = Parser(__doc__)
-    cli.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where everything goes")
+    cli.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="output folder")
     out = cli.parse_args(argv).out
     print(
         f"This draws {FACES} faces, trains STN-iCNN on them in {len(STAGES)} stages at a small size, scores the\n"

@@ -1,8 +1,8 @@
-"""Write a parser, from decoded photos to label maps, as an ONNX graph and as a torch.export program, and check them.
+"""Exports a parser, from decoded photos to label maps, as an ONNX graph and a torch.export program, and checks them.
 
 Both take photos (B, H, W, 3), uint8 RGB, B of one size at once, any B, H and W, and give labels (B, H, W), uint8.
-With --framed they take photos (1, H, W, 3) and the frames (F, 2, 3), float32, of its F faces, and give labels
-(F, H, W): a detector of your own finds the faces.
+With --framed they take one photo (1, H, W, 3) and the frames (F, 2, 3), float32, of its F faces, found by your own
+detector, and give labels (F, H, W).
 """
 
 import argparse
@@ -133,10 +133,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked. Raises InputError."""
     cli = Parser(__doc__)
     options.add_checkpoint_option(cli)
-    cli.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="where the ONNX graph goes")
-    cli.add_argument("--program", type=Path, metavar="FILE.pt2", help="where the torch.export program goes")
-    cli.add_argument("--framed", action="store_true", help="for photos with faces anywhere, whose frames are an input")
-    cli.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    cli.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="ONNX graph to write")
+    cli.add_argument("--program", type=Path, metavar="FILE.pt2", help="torch.export program to write")
+    cli.add_argument("--framed", action="store_true", help="for faces anywhere in a photo: their frames are an input")
+    cli.add_argument("--overwrite", action="store_true", help="replace existing files")
     args = cli.parse_args(argv)
     if not (args.onnx or args.program):
         raise InputError("nothing to write: name --onnx FILE.onnx, --program FILE.pt2, or both")

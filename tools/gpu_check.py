@@ -1,8 +1,8 @@
-"""Prove a GPU: the tests of tests/gpu, and the speed of all that trains and labels.
+"""Tests a GPU with tests/gpu, and measures the speed of training and inference.
 
-Writes benchmark.md and benchmark.json into results/gpu-NAME. What matters most comes first; what no time is left for is
-left out. A part that fails is reported in the tables, and the others continue. Exit status: 1 where a test or a part
-failed (labels, golden numbers or a resumed run that differ by more than the tests allow); 2 without a CUDA device.
+Writes benchmark.md and benchmark.json into results/gpu-NAME. The most important parts run first; parts for which no
+time is left are skipped. A part that fails is reported in the tables, and the others continue. Exit status: 1 if a test
+or a part failed (labels, golden numbers or a resumed run differ by more than the tests allow); 2 without a CUDA device.
 """
 
 import argparse
@@ -92,9 +92,9 @@ def parts() -> dict[str, Callable[[Setup], list[Table]]]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     cli = Parser(__doc__)
-    cli.add_argument("--minutes", type=at_least_1, default=5, metavar="N", help="nothing is begun after so many")
+    cli.add_argument("--minutes", type=at_least_1, default=5, metavar="N", help="start no further part after N minutes")
     cli.add_argument("--device", default="cuda", help="cuda or cuda:N")
-    cli.add_argument("--out", type=Path, metavar="DIR", help="default: results/gpu-NAME, by the name of the card")
+    cli.add_argument("--out", type=Path, metavar="DIR", help="default: results/gpu-NAME, by the name of the GPU")
     cli.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)  # for the tests, on the CPU
     return cli.parse_args(argv)
 

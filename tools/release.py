@@ -1,4 +1,4 @@
-"""Make weights to publish: all networks of a parser in half precision, without what only training needs."""
+"""Writes a parser's weights for publication: all networks in half precision, without training state."""
 
 import sys
 from dataclasses import asdict
@@ -29,15 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         required=True,
         nargs="+",
         metavar="FILE",
-        help="best.pt of a training, or several that together hold all networks (the last one wins)",
+        help="best.pt of a run, or several that together hold all networks (the last one wins)",
     )
     cli.add_argument(
         "--average",
         action="store_true",
-        help="release the mean of the weights of several trainings that started from the same weights",
+        help="average the weights of several runs that started from the same weights",
     )
-    cli.add_argument("--out", type=Path, default=SHIPPED_WEIGHTS, metavar="FILE", help="what to write")
-    cli.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    cli.add_argument("--out", type=Path, default=SHIPPED_WEIGHTS, metavar="FILE", help="file to write")
+    cli.add_argument("--overwrite", action="store_true", help="replace an existing file")
     args = cli.parse_args(argv)
     refuse_existing("--out", args.out, args.overwrite)
     release(args.checkpoint, args.out, args.average)

@@ -21,8 +21,8 @@ def add_recipe_option(cli: argparse._ActionsContainer) -> None:
         "--recipe",
         choices=RECIPE_NAMES,
         default="paper",
-        help="paper: the paper's hyperparameters; paper-short: in few steps, for a CPU (use --face-size 320); best: "
-        "ours; wide: ours with stronger augmentation",
+        help="paper: the paper's hyperparameters; paper-short: on a short schedule, for a CPU (use --face-size 320); "
+        "best: ours; wide: best with stronger augmentation",
     )
 
 
@@ -44,21 +44,21 @@ def training_parser(
     group = cli.add_argument_group("training")
     cli.set_defaults(recipe="best")
     if recipes and whole_face:
-        what = "the authors' hyperparameters, or ours"
+        what = "best: our hyperparameters; seed: the authors'"
         group.add_argument("--recipe", choices=WHOLE_FACE_RECIPE_NAMES, default="best", help=what)
     elif recipes:
         add_recipe_option(group)
     add_seed_option(group)
-    group.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's")
+    group.add_argument("--epochs", type=int, metavar="N", help="training epochs; default: the recipe's")
     for name in trained:
         flag = "--lr" if len(trained) == 1 else f"--lr-{name}"
-        group.add_argument(flag, type=float, metavar="X", help=f"learning rate of {name}; default: the recipe's")
+        group.add_argument(flag, type=float, metavar="X", help=f"learning rate ({name}); default: the recipe's")
     for name in NETWORKS if "parts" in trained else ():
-        dest, what = f"lr_parts.nets.{name}", f"learning rate of the part network {name}; default: that of parts"
+        dest, what = f"lr_parts.nets.{name}", f"learning rate of the {name} network; default: that of the parts"
         group.add_argument(f"--lr-{name}", type=float, dest=dest, metavar="X", help=what)
-    group.add_argument("--weight-decay", type=float, metavar="X", help="default: the recipe's")
+    group.add_argument("--weight-decay", type=float, metavar="X", help="weight decay; default: the recipe's")
     group.add_argument(
-        "--augmentation", choices=AUGMENTATIONS, help="how training faces are changed; default: the recipe's"
+        "--augmentation", choices=AUGMENTATIONS, help="augmentation of the training faces; default: the recipe's"
     )
     group.add_argument(
         "--train-labels",
@@ -69,18 +69,18 @@ def training_parser(
     )
     if whole_face:
         group.add_argument(
-            "--mirror-probability", type=float, metavar="P", help="of a training face; default: the recipe's"
+            "--mirror-probability", type=float, metavar="P", help="probability of mirroring; default: the recipe's"
         )
         group.add_argument(
             "--scale-range",
             type=float,
             nargs=2,
             metavar=("LOW", "HIGH"),
-            help="of the sizes that training faces are scaled to, 1: unchanged; default: the recipe's",
+            help="range of random scaling, 1: unchanged; default: the recipe's",
         )
     for flag, what in needs.items():
         group.add_argument(flag, type=Path, metavar="FILE", help=what)
-    group.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
+    group.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder for checkpoints and logs")
     group.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
     return cli
 
@@ -88,9 +88,9 @@ def training_parser(
 def add_network_options(cli: argparse._ActionsContainer, *networks: str) -> None:
     """``--coarse-channels``, ``--part-channels`` and ``--kernel``. networks: "coarse", "part"."""
     for network in networks:
-        what = f"widths of each {network} network's rows, finest first; default: 8 16 24 32, or those of the checkpoint"
+        what = f"channels of each {network} network's four rows, finest first; default: 8 16 24 32, or the checkpoint's"
         cli.add_argument(f"--{network}-channels", type=int, nargs=4, metavar="N", help=what)
-    cli.add_argument("--kernel", type=int, metavar="N", help="of the convolutions, 3 or 5 (default)")
+    cli.add_argument("--kernel", type=int, metavar="N", help="kernel size of the convolutions: 3 or 5 (default)")
 
 
 def plan(

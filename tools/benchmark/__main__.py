@@ -1,4 +1,4 @@
-"""Speed and memory, compared with a plain implementation of the paper's release: tables and JSON."""
+"""Measures speed and memory, beside a plain implementation of the paper's release: tables and JSON."""
 
 import argparse
 import sys
@@ -51,14 +51,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     cli = Parser(__doc__)
     cli.add_argument("--out", type=Path, default=Path("runs/benchmark"), metavar="DIR", help="folder for the results")
     cli.add_argument("--only", nargs="+", choices=tuple(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
-    cli.add_argument("--quick", action="store_true", help="tiny sizes and one round: does everything work?")
+    cli.add_argument("--quick", action="store_true", help="smoke test: tiny sizes, one round")
     options.add_checkpoint_option(cli)
     group = cli.add_argument_group("what is measured")
-    sizes = "photos; one number for squares (default: 256 512 1024 2000x3000)"
+    sizes = "photo sizes; one number for squares (default: 256 512 1024 2000x3000)"
     group.add_argument("--sizes", nargs="+", type=read_size, metavar="HxW", help=sizes)
-    group.add_argument("--batches", nargs="+", type=at_least_1, metavar="N", help="photos at once (default: 1 8)")
+    group.add_argument("--batches", nargs="+", type=at_least_1, metavar="N", help="batch sizes (default: 1 8)")
     group.add_argument("--steps", type=at_least_1, metavar="N", help="training steps (default: 3)")
-    group.add_argument("--seconds", type=at_least_1, metavar="S", help="about how long each timing lasts (default: 6)")
+    group.add_argument("--seconds", type=at_least_1, metavar="S", help="approximate length of each timing (default: 6)")
     options.add_machine_options(cli)
     args = cli.parse_args(argv)
     options.check(args)
