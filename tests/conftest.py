@@ -69,7 +69,7 @@ def tiny_options(helen_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An end-to-end checkpoint of STN-iCNN that has learnt nothing."""
+    """An end-to-end checkpoint of STN-iCNN with random weights."""
     torch.manual_seed(0)
     model = STNiCNN(STNiCNNConfig(coarse_size=32, crop_size=33, window_margin=1.6))
     return save_parser(tmp_path_factory.mktemp("weights") / "best.pt", model)

@@ -1,4 +1,4 @@
-"""Damaged files: pictures, videos, JSON, and what is no regular file. Each table: name -> a maker."""
+"""Damaged pictures and videos, and what is no regular file. Each table: name -> a function that makes it."""
 
 import io
 import os
@@ -25,7 +25,7 @@ from utils.errors import InputError
 
 
 class Runs:
-    """Would make a file if it were ever unpickled."""
+    """Makes a folder where it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("code_ran",)

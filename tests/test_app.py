@@ -89,18 +89,18 @@ def test_a_dropped_photo_is_shown_and_saved_and_its_parts_are_switched(parse, ph
     assert switch(result[kept], every)["Overlay"].read_bytes() == written["photo_overlay.jpg"]
     dropped.unlink()
     (tmp_path / "a & b.txt").write_text("no photo")
-    for failed, said in (
+    for failed, message in (
         (switch(result[kept], every), "photo.jpg was removed after 60 minutes: drop it again"),
         (drop(str(tmp_path / "clip.mp4"), every), "clip.mp4 is a video, which this page does not parse: python"),
         (drop(str(tmp_path / "a & b.txt"), every), "cannot read image a &amp; b.txt: no JPEG, PNG"),
     ):
-        assert f'<span class="failed">{said}' in failed[status]
+        assert f'<span class="failed">{message}' in failed[status]
         assert failed["Label"] is None
     assert app.message(ZeroDivisionError("a defect"), photo) == ""  # which keeps its traceback
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("", "the page needs gradio ("),
         ("--port 0", "--port 0: must be between 1 and 65535"),
@@ -109,7 +109,7 @@ def test_a_dropped_photo_is_shown_and_saved_and_its_parts_are_switched(parse, ph
         ("--checkpoint missing.pt", "missing.pt"),
     ],
 )
-def test_wrong_options_and_a_missing_package_are_one_line(words, told, monkeypatch, capsys):
+def test_wrong_options_and_a_missing_package_are_one_line(words, message, monkeypatch, capsys):
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "no_proxy"):
         monkeypatch.setenv(name, "as it was")  # and again after the test
     if words:
@@ -121,7 +121,7 @@ def test_wrong_options_and_a_missing_package_are_one_line(words, told, monkeypat
         port = str(taken.getsockname()[1])
         assert run_main(lambda: app.main(words.replace("TAKEN", port).split())) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {told.replace('TAKEN', port)}")
+    assert line.startswith(f"error: {message.replace('TAKEN', port)}")
 
 
 def answers(address: str, path: str, headers: dict[str, str], folder: Path) -> list[int]:

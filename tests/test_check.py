@@ -21,7 +21,7 @@ WHOLE = (31, 10, 12, 17, 18, 19, 22, 25, 29, 30, 7, 33, 37, 40, 41)  # show all 
 
 
 def draw_faces(train: int = 3, val: int = 2, test: int = 1) -> fixtures.Faces:
-    """The names of ``fixtures.draw_faces``, each with a photo of its own that shows a face, and its label map."""
+    """``fixtures.draw_faces`` with a drawn face of its own under each name, in place of blocks."""
     blocks = fixtures.draw_faces(train, val, test)
     return {
         split: [(name, *draw_face(9, WHOLE[int(name)], SIZE)) for name, _, _ in faces]
@@ -51,9 +51,9 @@ def test_sound_data_passes_and_gets_a_contact_sheet(tmp_path, capsys, layout, re
     write(root, draw_faces())
     labels = ["--labels", "helen"] if layout == "list" else []
     assert main(["--dataset", dataset, "--data", str(root), "--out", str(sheet), *labels]) == 0
-    told = capsys.readouterr().out
-    assert "no problems in 6 faces" in told
-    assert "64×64: 3" in told or "128×128: 3" in told
+    printed = capsys.readouterr().out
+    assert "no problems in 6 faces" in printed
+    assert "64×64: 3" in printed or "128×128: 3" in printed
     with Image.open(sheet) as picture:
         pixels = np.asarray(picture)
     assert pixels.shape[2] == 3
@@ -84,7 +84,7 @@ def test_every_problem_is_listed_not_just_the_first(tmp_path, capsys):
     fixtures.save_palette(masks / "8.png", fixtures.TO_CELEBAMASK[swapped])
     sheet = tmp_path / "sheet.jpg"
     assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--out", str(sheet)]) == 1
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
     expected = (
         "no masks for split test",
         f"masks without photo in split train: 1 (0) in {masks}",
@@ -101,8 +101,8 @@ def test_every_problem_is_listed_not_just_the_first(tmp_path, capsys):
         "photos in which no face is found in split train: 1 (4)",
     )
     for words in expected:
-        assert sum(words in line for line in told) == 1, words
-    assert len(told) == len(expected), told
+        assert sum(words in line for line in problems) == 1, words
+    assert len(problems) == len(expected), problems
     assert sheet.exists()
 
 
@@ -131,7 +131,7 @@ def nearly_the_same(faces: fixtures.Faces) -> None:
     faces["test"][0] = ("5", brighter, faces["train"][1][2])
 
 
-ODD = {  # what is odd, how many faces each split has, what is told
+ODD = {  # what is odd, how many faces each split has, the problems
     "no face has a nose": (without_noses, (10, 0, 0), ("no face of split train has part nose",)),
     "whole masks": (
         lambda faces: change(faces, {0: 0, 1: 10, 2: 6}),
@@ -152,7 +152,7 @@ ODD = {  # what is odd, how many faces each split has, what is told
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("case", ODD)
-def test_what_is_odd_is_a_problem_or_a_note_and_nothing_else_is(case, tmp_path, capsys, monkeypatch):
+def test_each_oddity_is_a_problem_or_a_note_and_nothing_else_is(case, tmp_path, capsys, monkeypatch):
     make, counts, lines = ODD[case]
     faces = draw_faces(*counts)
     make(faces)
@@ -160,16 +160,16 @@ def test_what_is_odd_is_a_problem_or_a_note_and_nothing_else_is(case, tmp_path, 
     argv = ["--dataset", "celebamask", "--data", str(tmp_path), *([] if counts[2] else ["--split", "train"])]
     assert main(argv) == 1
     text = capsys.readouterr().out
-    told = [line for line in text.splitlines() if line.startswith("problem: ")]
-    assert len(told) == len(lines), told
+    problems = [line for line in text.splitlines() if line.startswith("problem: ")]
+    assert len(problems) == len(lines), problems
     assert (["mouth", "4", "60.0%"] in [line.split() for line in text.splitlines()]) == (make is without_noses)
     for line in lines:
-        assert any(line.format(masks=tmp_path / "train" / "train_mask") in words for words in told), line
+        assert any(line.format(masks=tmp_path / "train" / "train_mask") in words for words in problems), line
     if case == "strange places":
         monkeypatch.setattr(check, "FEW", 0.2)
         assert main(argv) == 0
-        noted = capsys.readouterr().out
-        assert all(f"note: {line}" in noted for line in lines)
+        again = capsys.readouterr().out
+        assert all(f"note: {line}" in again for line in lines)
 
 
 @pytest.mark.usefixtures("untrained")
@@ -178,9 +178,9 @@ def test_a_file_that_shows_nothing_of_its_part_is_a_problem(tmp_path, capsys):
     nose = tmp_path / "CelebAMask-HQ-mask-anno" / "0" / "00001_nose.png"
     Image.new("L", (SIZE, SIZE)).save(nose)
     assert main(["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train"]) == 1
-    told = capsys.readouterr().out
-    assert f"problem: empty mask {nose}" in told
-    assert told.rstrip().endswith("1 problem in 3 faces")
+    printed = capsys.readouterr().out
+    assert f"problem: empty mask {nose}" in printed
+    assert printed.rstrip().endswith("1 problem in 3 faces")
 
 
 def test_warped_copies_are_found_by_their_faces() -> None:
@@ -196,7 +196,7 @@ def test_warped_copies_are_found_by_their_faces() -> None:
     assert oddities.copies(*squares) == [(k, k) for k in range(len(faces))]
 
 
-def test_label_maps_of_another_photo_and_shifted_ones_are_told(tmp_path, capsys):
+def test_label_maps_of_another_photo_and_shifted_ones_are_found(tmp_path, capsys):
     photos, maps = (list(each) for each in zip(*(draw_face(9, number, 128) for number in WHOLE[:8]), strict=True))
     sheet = tmp_path / "sheet.png"
     argv = ["--dataset", "celebamask", "--data", str(tmp_path), "--split", "train", "--out", str(sheet)]
@@ -213,8 +213,8 @@ def test_label_maps_of_another_photo_and_shifted_ones_are_told(tmp_path, capsys)
     maps[0], maps[2], maps[6] = maps[2], maps[0], np.roll(maps[6], 20, 1)
     with pytest.raises(InputError, match="add --overwrite"):
         main(argv)
-    told = checked("--overwrite")
-    assert "in split train: 3 (0 looks like 2's, 2 looks like 0's, 6)" in told
-    assert told.rstrip().endswith("1 problem in 8 faces")
+    printed = checked("--overwrite")
+    assert "in split train: 3 (0 looks like 2's, 2 looks like 0's, 6)" in printed
+    assert printed.rstrip().endswith("1 problem in 8 faces")
     with Image.open(sheet) as picture:
         assert picture.format == "PNG"

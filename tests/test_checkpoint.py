@@ -106,11 +106,11 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 @pytest.mark.parametrize("kind", BYTES)
 def test_damaged_and_foreign_files_are_refused_in_one_line_and_never_run(kind, model, tmp_path, monkeypatch):
-    change, said = BYTES[kind]
+    change, message = BYTES[kind]
     path = save_parser(tmp_path / "some.pt", model, "stage1", ("coarse",))
     path.write_bytes(change(path.read_bytes()))
     monkeypatch.chdir(tmp_path)  # where the code in it would make a folder
-    assert said in refused(path)
+    assert message in refused(path)
     assert names(tmp_path) == ["some.pt"]
 
 
@@ -139,14 +139,14 @@ def coarse(change: Callable[[Any], Any], key: str = "head.2.weight") -> Callable
     return apply
 
 
-def changed(said: str, inner: str = "", **values: Any) -> dict[str, tuple[Callable[[State], Any], str]]:
+def changed(message: str, inner: str = "", **values: Any) -> dict[str, tuple[Callable[[State], Any], str]]:
     """A case for each value that an entry may be changed to. inner: the entry is one of this entry's."""
 
     def change(key: str, value: Any) -> Callable[[State], State]:
         return lambda state: {**state, inner: {**state[inner], key: value}} if inner else {**state, key: value}
 
     cases = [(key, value) for key, several in values.items() for value in several]
-    return {f"{key} {n}: {said}": (change(key, value), said) for n, (key, value) in enumerate(cases)}
+    return {f"{key} {n}: {message}": (change(key, value), message) for n, (key, value) in enumerate(cases)}
 
 
 NAN, ONES = float("nan"), torch.ones(2)
@@ -195,12 +195,12 @@ STATES: dict[str, tuple[Callable[[State], Any], str]] = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", STATES)
 def test_a_checkpoint_of_absurd_values_is_refused_in_one_line(kind, model, tmp_path):
-    change, said = STATES[kind]
+    change, message = STATES[kind]
     path = tmp_path / "odd.pt"
     state = {"format": 2, **state_of(model, "stage1", "coarse")}
     torch.save(change(state), path)
     before = {key: value.clone() for key, value in model.coarse.state_dict().items()}
-    with pytest.raises(InputError, match=rf"^\S*odd\.pt.*{re.escape(said)}.*$") as caught:
+    with pytest.raises(InputError, match=rf"^\S*odd\.pt.*{re.escape(message)}.*$") as caught:
         model.load(read_weights(path), ("coarse",))
     line = str(caught.value)
     assert line.isprintable()
@@ -262,7 +262,7 @@ def test_a_checkpoint_that_cannot_be_saved_is_one_line_and_the_old_one_stays_who
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("DataLoader worker (pid 7) is killed")])
-def test_what_ends_a_run_while_it_saves_is_not_told_as_a_full_disk(error, monkeypatch, tmp_path):
+def test_what_ends_a_run_while_it_saves_is_not_reported_as_a_full_disk(error, monkeypatch, tmp_path):
     class Failing(io.BytesIO):
         def write(self, data: Any) -> int:
             if self.tell():

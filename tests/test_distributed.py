@@ -203,7 +203,7 @@ def test_when_one_process_is_killed_the_other_ends_in_one_line(tiny_options, tmp
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (dist.DistBackendError("NCCL error"), "has lost the others"),
         (dist.DistNetworkError("The client socket has timed out"), "has lost the others"),
@@ -212,8 +212,8 @@ def test_when_one_process_is_killed_the_other_ends_in_one_line(tiny_options, tmp
         (RuntimeError("shapes differ"), "shapes differ"),  # keeps its traceback
     ],
 )
-def test_the_end_of_another_process_is_told_in_one_line(error, told):
-    with pytest.raises(RuntimeError if "shapes" in told else InputError, match=told), distributed.explain_lost():
+def test_the_end_of_another_process_is_reported_in_one_line(error, message):
+    with pytest.raises(RuntimeError if "shapes" in message else InputError, match=message), distributed.explain_lost():
         raise error
 
 

@@ -79,9 +79,9 @@ def write_manifest(url: str) -> None:
 
 
 def test_a_file_is_fetched_checked_named_and_not_fetched_twice(get, tmp_path, server, capsys):
-    for said in ("downloaded", "already there"):
+    for done in ("downloaded", "already there"):
         assert get() == 0
-        assert f"{said}, SHA-256 is right" in capsys.readouterr().out
+        assert f"{done}, SHA-256 is right" in capsys.readouterr().out
         assert contents(tmp_path / "out") == {Path("w.bin"): CONTENT}
     assert server.count == 1
 

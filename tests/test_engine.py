@@ -41,7 +41,7 @@ def test_one_cycle_warms_up_peaks_and_ends_near_zero():
     assert learning_rate_factor("constant", 17.3, 20) == 1
 
 
-def test_networks_and_modules_within_learn_at_their_own_rates_of_the_schedule_and_at_rate_zero_keep_every_value(
+def test_networks_and_modules_in_them_learn_at_their_own_rates_and_at_rate_zero_keep_every_value(
     tiny_fit: Fit, tmp_path: Path
 ) -> None:
     networks = {"body": nn.Sequential(small(), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)), "frozen": small()}
@@ -146,7 +146,7 @@ def test_epochs_between_are_neither_validated_nor_saved(tiny_fit, tmp_path):
     assert load(tmp_path / "last.pt")["epoch"] == 4
 
 
-def test_weights_that_are_cast_together_learn_what_autocast_lets_them_learn():
+def test_weights_that_are_cast_together_get_the_gradients_of_autocast():
     network, photos, grads = ICNN(ICNNConfig(3, (8, 12), 5, 5, 1)), torch.rand(2, 3, 24, 24), []
     for how in (nullcontext(), cast_together([network, nn.Linear(2, 2)])):  # also a network without convolutions
         network.zero_grad()
@@ -176,7 +176,7 @@ def test_a_perfect_mask_costs_nothing_and_half_precision_is_raised_first():
     assert loss.item() == pytest.approx(0, abs=1e-5)
 
 
-def test_the_parts_are_summed():
+def test_the_loss_of_the_parts_is_their_sum():
     logits = [torch.zeros(2, 1 + len(labels), 3, 3) for labels in NINE.part_ids]
     targets = [torch.zeros(2, 3, 3, dtype=torch.long)] * 6
     assert parts_loss(logits, targets).item() == pytest.approx(5 * math.log(2) + math.log(4))
@@ -198,7 +198,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("channels", [1, 8, 9, 24])
-def test_output_gradients_and_running_statistics_are_those_of_torch_in_double_precision(channels, layout):
+def test_batch_normalisation_equals_that_of_torch_in_double_precision(channels, layout):
     ours, theirs = nn.Sequential(nn.BatchNorm2d(channels)), nn.BatchNorm2d(channels).double()
     batchnorm.prepare(ours, CPU)
     assert type(ours[0]) is batchnorm.BatchNorm2d
@@ -222,7 +222,7 @@ def test_output_gradients_and_running_statistics_are_those_of_torch_in_double_pr
     torch.testing.assert_close(ours.eval()(one).double(), theirs.eval()(two), rtol=1e-4, atol=2e-5)
 
 
-def test_bfloat16_images_keep_their_dtype_under_autocast():
+def test_batch_normalisation_keeps_bfloat16_under_autocast():
     layer = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     batchnorm.prepare(layer, CPU)
     x_BCHW = torch.randn(2, 3, 9, 9, requires_grad=True)

@@ -167,9 +167,9 @@ def test_label_maps_in_other_orders_and_with_other_sides_are_scored_right(tmp_pa
         out = tmp_path / "out" / Path(order).name
         assert evaluate.main([*argv, "--ids", order, "--truth-ids", "celebamask", "--out", str(out)]) == 0
         mean = json.loads((out / "scores.json").read_text())["strict"]["mean"]
-        told = "note: labels are exchanged (brow2 -> nose" in capsys.readouterr().out
-        assert (mean == 1) != told
-        assert told == (order == "celebamask")
+        noted = "note: labels are exchanged (brow2 -> nose" in capsys.readouterr().out
+        assert (mean == 1) != noted
+        assert noted == (order == "celebamask")
     helen = np.arange(11)[None]
     (tmp_path / "sides").mkdir()
     argv = write_folders(tmp_path / "sides", {"a": np.array(HELEN.mirror)[helen]}, {"a": helen})
@@ -180,7 +180,7 @@ def test_label_maps_in_other_orders_and_with_other_sides_are_scored_right(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('["background", "noze"]', "unknown labels noze: choose from background, brow1"),
         ('{"0": "background", "2": "nose"}', "name every id from 0 on"),
@@ -188,9 +188,9 @@ def test_label_maps_in_other_orders_and_with_other_sides_are_scored_right(tmp_pa
         ("[", "is damaged"),
     ],
 )
-def test_orders_that_cannot_be_used_are_one_line(tmp_path, text, told):
+def test_orders_that_cannot_be_used_are_one_line(tmp_path, text, message):
     (tmp_path / "ids.json").write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_ids(str(tmp_path / "ids.json"))
     with pytest.raises(InputError, match=r"choose from nine, .*bisenet, or give a file\.json"):
         read_ids("bisenett")

@@ -91,7 +91,7 @@ def test_what_is_no_regular_file_is_refused_at_once(kind, tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_name_that_can_be_none_and_a_file_that_may_not_be_read_are_refused(tmp_path, monkeypatch):
+def test_names_that_no_file_can_have_and_unreadable_files_are_refused(tmp_path, monkeypatch):
     def refuse(*args):
         raise PermissionError(13, "Permission denied")
 
@@ -105,7 +105,7 @@ def test_a_name_that_can_be_none_and_a_file_that_may_not_be_read_are_refused(tmp
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "it is empty"),
         (b'{"f1": 0.', "Expecting"),
@@ -118,9 +118,9 @@ def test_a_name_that_can_be_none_and_a_file_that_may_not_be_read_are_refused(tmp
         ('{"f1": 1}'.encode("utf-16"), "is no text in UTF-8"),
     ],
 )
-def test_json_that_is_damaged_is_one_line(content, said, tmp_path):
+def test_json_that_is_damaged_is_one_line(content, message, tmp_path):
     (tmp_path / "scores.json").write_bytes(content)
-    with refuses(tmp_path / "scores.json", said, "again, or remove it"):
+    with refuses(tmp_path / "scores.json", message, "again, or remove it"):
         read_json(tmp_path / "scores.json", "scores")
 
 

@@ -135,7 +135,7 @@ def test_the_old_format_and_names_under_numpy_one_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda c: c["model1"].pop("last_conv3.bias"), r"coarse weights .*lacks head\.2\.bias"),
         (lambda c: c.update(model1={"a": 3}), "model1: not a state dict"),
@@ -144,9 +144,9 @@ def test_the_old_format_and_names_under_numpy_one_are_read(tmp_path):
         (lambda c: c.update(select_net={"fc.weight": torch.zeros(1)}), "select_net: neither of the two"),
     ],
 )
-def test_what_the_importer_does_not_know_it_refuses_by_name(tmp_path, change, said):
+def test_what_the_importer_does_not_know_is_refused_by_name(tmp_path, change, message):
     checkpoint = {"model1": blank("model1"), "epoch": 3}
     change(checkpoint)
     torch.save(checkpoint, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=rf"^{tmp_path}/x\.pth.*{said}.*$"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/x\.pth.*{message}.*$"):
         load_parser([tmp_path / "x.pth"], "none")

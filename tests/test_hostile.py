@@ -29,7 +29,7 @@ from tests.test_retrieval import write_people
 from utils.runtime import printable, run_main
 
 SECONDS = 120  # after which a call hangs
-RESULTS = ("cache", "run", "out", "edges", "new.pt")  # what a call may leave, besides nothing
+RESULTS = ("cache", "run", "out", "edges", "new.pt")  # what a call may leave behind
 CPU = "--device cpu --amp off"
 MACHINE = f"{CPU} --workers 0 --cache cache --batch-size 2"
 TRAIN = f"{MACHINE} --epochs 1 --max-images 2 --run-dir run"
@@ -117,11 +117,11 @@ def refused(line: str, capture: pytest.CaptureFixture) -> str:
     """The one line on stderr with which a call ends."""
     capture.readouterr()
     assert call(line) == 2
-    told = capture.readouterr().err
-    assert told.startswith("error: ")
-    assert told[:-1].isprintable()  # no second line, no escape sequences
-    assert len(told) < 600
-    return told
+    message = capture.readouterr().err
+    assert message.startswith("error: ")
+    assert message[:-1].isprintable()  # no second line, no escape sequences
+    assert len(message) < 600
+    return message
 
 
 STAGES = ("train_stage1", "train_cropper", "train_stage2", "train_end2end")
@@ -197,7 +197,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("evaluate --dataset helen", "--data is needed"),
     (f"evaluate --worst 2 --checkpoint w.pt {FACES}", "--worst"),
     (f"evaluate {LIST} --checkpoint w.pt", "needs --labels"),
-    *((f"{script} {FACES} {TRAIN} {options}", said) for script, options, said in TRAININGS),
+    *((f"{script} {FACES} {TRAIN} {options}", message) for script, options, message in TRAININGS),
     (f"train_stage1 --labels lapa {LAPA} {TRAIN}", "--labels lapa"),
     (f"train_deeplab --dataset helen --data helen --labels celebamask {TRAIN}", "--labels celebamask"),
     (f"train_deeplab {LAPA} {TRAIN} --input-size 31", "--input-size"),
@@ -254,9 +254,9 @@ LINES: tuple[tuple[str, str], ...] = (
 )
 
 
-@pytest.mark.parametrize(("line", "said"), LINES, ids=[f"{line[:60]} {k}" for k, (line, _) in enumerate(LINES)])
-def test_a_call_that_cannot_be_right_is_one_line(line, said, here, capfd):
-    assert said in refused(line, capfd)
+@pytest.mark.parametrize(("line", "message"), LINES, ids=[f"{line[:60]} {k}" for k, (line, _) in enumerate(LINES)])
+def test_a_wrong_call_is_refused_in_one_line(line, message, here, capfd):
+    assert message in refused(line, capfd)
     assert not (here / "run").exists()
     assert not (here / "new.pt").exists()
 
@@ -294,13 +294,13 @@ def test_predict_names_every_bad_file_on_a_line_of_its_own_and_labels_the_others
     arguments += ["none.jpg", "*.xyz", "good.jpg/x.jpg"]
     line = shlex.join(["predict", *arguments, "--checkpoint", "w.pt", "--out", "out/maps", *CPU.split()])
     assert call(line) == 1
-    out, told = (text.splitlines() for text in capfd.readouterr())
-    told = [row for row in told if not row.startswith("[")]  # FFmpeg's own words, where the file was loaded early
-    assert all(row.startswith("failed: ") and len(row) < 900 for row in told), told
-    assert all(row.isprintable() for row in (*told, *out)), told
-    named = [sum(printable(str(bad / name)) in row for row in told) for name in makers]
-    assert 0 not in named, told
-    assert len(told) <= len(makers) + 3 + 3  # good photos whose results have too long a name
+    out, errors = (text.splitlines() for text in capfd.readouterr())
+    errors = [row for row in errors if not row.startswith("[")]  # FFmpeg's own words, where the file was loaded early
+    assert all(row.startswith("failed: ") and len(row) < 900 for row in errors), errors
+    assert all(row.isprintable() for row in (*errors, *out)), errors
+    named = [sum(printable(str(bad / name)) in row for row in errors) for name in makers]
+    assert 0 not in named, errors
+    assert len(errors) <= len(makers) + 3 + 3  # good photos whose results have too long a name
     maps = {path.name for path in (here / "out" / "maps").iterdir()}
     assert {"last.png", "last_overlay.jpg", "é漢字🙂.png", "[a-z]*.png"} <= maps
     assert not [name for name in maps if name.endswith(".part")]
@@ -323,7 +323,7 @@ IN_PLACE: tuple[tuple[str, str], ...] = (
 
 
 @pytest.mark.parametrize(("line", "name"), IN_PLACE, ids=[f"{line.split()[0]} {name}" for line, name in IN_PLACE])
-def test_what_is_no_folder_in_the_place_of_one_is_left_alone_and_so_is_another_run_s(line, name, here, capfd):
+def test_a_pipe_in_place_of_a_folder_is_left_alone_and_so_is_the_folder_of_another_run(line, name, here, capfd):
     for kind in ("pipe", "empty device", "link to itself"):
         SPECIAL[kind](here / name)
         about = os.lstat(here / name)
@@ -364,7 +364,7 @@ def test_a_full_disk_is_one_line_and_older_files_stay(line, here, capsys):
         (here / older).write_bytes(b"mine")
     with little_room(0):
         assert call(line) == 2
-    told = [row for row in capsys.readouterr().err.splitlines() if not row.startswith("failed: ")]
-    assert [row[:7] for row in told] == ["error: "]
+    errors = [row for row in capsys.readouterr().err.splitlines() if not row.startswith("failed: ")]
+    assert [row[:7] for row in errors] == ["error: "]
     assert not older or (here / older).read_bytes() == b"mine"
     assert not list(here.rglob(".*.part"))

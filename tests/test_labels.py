@@ -62,7 +62,7 @@ def test_own_labels_are_trained_scored_and_predicted_without_their_file(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"name": "helen"}, "its own name none of nine"),
         ({"names": ["background"]}, "needs 2 to 255 different names"),
@@ -76,10 +76,10 @@ def test_own_labels_are_trained_scored_and_predicted_without_their_file(tmp_path
         ({"colors": []}, "a label set has no colors"),
     ],
 )
-def test_own_labels_that_cannot_be_are_one_line(tmp_path: Path, change: dict, told: str) -> None:
+def test_a_wrong_label_set_is_refused_in_one_line(tmp_path: Path, change: dict, message: str) -> None:
     own = tmp_path / "own.json"
     own.write_text(json.dumps({**json.loads(IBUGMASK.read_text()), **change}))
-    with pytest.raises(InputError, match=f"own.json: .*{told}"):
+    with pytest.raises(InputError, match=f"own.json: .*{message}"):
         read_label_set(str(own))
 
 
@@ -116,7 +116,7 @@ def test_ignored_pixels_cost_nothing_and_count_nowhere() -> None:
     assert all((target == 255).all() for target in part_targets(crops))
 
 
-def test_a_map_with_255_is_read_where_that_is_wanted_alone(tmp_path: Path) -> None:
+def test_label_maps_with_255_are_read_only_where_that_is_asked_for(tmp_path: Path) -> None:
     faces = draw_faces()
     faces["train"][0][2][:5] = 255
     write_list(tmp_path, faces)
@@ -133,6 +133,6 @@ def test_the_challenge_as_it_is_published_passes_the_check(tmp_path: Path, capsy
     (tmp_path / "test" / "test_image").rename(tmp_path / "test_image")
     shutil.rmtree(tmp_path / "test")
     check.main(["--dataset", "celebamask", "--data", str(tmp_path)])
-    told = capsys.readouterr().out
-    assert "note: no masks for split test: looked for" in told
-    assert "problem: no" not in told
+    printed = capsys.readouterr().out
+    assert "note: no masks for split test: looked for" in printed
+    assert "problem: no" not in printed

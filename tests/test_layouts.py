@@ -151,7 +151,8 @@ def test_lists_of_pairs_hold_any_label_set_each_in_a_cache_of_its_own(tmp_path):
 
 # Refused
 
-ASKED: tuple[tuple[str | None, tuple[Any, ...], str, tuple[str, ...]], ...] = (  # layout, FaceData's, split, said
+# layout, arguments of FaceData, split, words of the message
+ASKED: tuple[tuple[str | None, tuple[Any, ...], str, tuple[str, ...]], ...] = (
     (None, ("mine", "."), "train", ("unknown data set mine", "helen")),
     (None, ("helen", "."), "valid", ("unknown split valid", "train, val, test")),
     ("challenge", ("celebamask", ".", "paper"), "train", ("partition paper", "challenge layout")),
@@ -168,8 +169,8 @@ ASKED: tuple[tuple[str | None, tuple[Any, ...], str, tuple[str, ...]], ...] = ( 
 )
 
 
-@pytest.mark.parametrize(("layout", "asked", "split", "said"), ASKED, ids=[f"{row[1]} {row[2]}" for row in ASKED])
-def test_what_cannot_be_asked_of_a_folder_is_refused(tmp_path, monkeypatch, layout, asked, split, said):
+@pytest.mark.parametrize(("layout", "asked", "split", "words"), ASKED, ids=[f"{row[1]} {row[2]}" for row in ASKED])
+def test_what_cannot_be_asked_of_a_folder_is_refused(tmp_path, monkeypatch, layout, asked, split, words):
     monkeypatch.chdir(tmp_path)
     if layout is None:
         (tmp_path / "empty").mkdir()
@@ -178,13 +179,13 @@ def test_what_cannot_be_asked_of_a_folder_is_refused(tmp_path, monkeypatch, layo
         writer = LAYOUTS["official" if layout == "unmapped" else layout][1]
         writer(tmp_path, draw_faces(), **{"mapping": False} if layout == "unmapped" else {})
     dataset, root, partition, labels = (*asked, None, None, None)[:4]
-    with refuses(*said):
+    with refuses(*words):
         open_source(FaceData(dataset, root and Path(root), partition, label_set=labels), split)
 
 
 HEAD, GOOD, MAP = b"idx orig_idx orig_file\n", b"images/0.jpg labels/0.png\n", np.ones((64, 64), np.uint8)
 WIDE = np.zeros((64, 80, 3), np.uint8)
-LISTS: tuple[tuple[str, str, str, str, tuple[bytes, ...]], ...] = (  # layout, split, list, what is said of its texts
+LISTS: tuple[tuple[str, str, str, str, tuple[bytes, ...]], ...] = (  # layout, split, list, message, texts of the list
     ("helen", "test", "testing.txt", "is empty", (b"",)),
     (
         *("helen", "test", "testing.txt", "line 1: expected"),
@@ -208,7 +209,7 @@ LISTS: tuple[tuple[str, str, str, str, tuple[bytes, ...]], ...] = (  # layout, s
     ("list", "train", "train_list.txt", "1.jpg", (b"labels/1.png images/1.jpg", b"images/1.jpg images/1.jpg")),
 )
 
-# layout, split, what is removed (a pattern, perhaps), what takes its place, what is said
+# layout, split, what is removed (a pattern, perhaps), what takes its place, words of the message
 FAULTS: tuple[tuple[str, str, str, Any, tuple[str, ...]], ...] = (
     ("helen", "val", "labels/3", None, ("tuning.txt that are not in", "1 (labels/3/3_lbl00.png)")),
     ("helen", "train", "labels/0/0_lbl07.png", None, ("that are not in", "1 (labels/0/0_lbl07.png)")),
@@ -230,7 +231,7 @@ FAULTS: tuple[tuple[str, str, str, Any, tuple[str, ...]], ...] = (
     ("official", "train", f"{PARTS}/00000_snout.png", MAP, ("no known part", "0/00000_snout.png")),
     ("official", "train", f"{PARTS}/1_nose.png", MAP, ("two files for one part in", "00001_nose.png", "1_nose.png")),
     ("official", "train", "CelebAMask-HQ-mask-anno", None, ("CelebAMask-HQ-mask-anno", "official layout")),
-    *((layout, split, at, text, (said,)) for layout, split, at, said, texts in LISTS for text in texts),
+    *((layout, split, at, text, (message,)) for layout, split, at, message, texts in LISTS for text in texts),
     *(("challenge", "train", at, SPECIAL["pipe"], ("faces",)) for at in (".", "train", "train/train_mask")),
     ("helen", "test", "exemplars.txt", SPECIAL["link to nothing"], ("exemplars.txt",)),
     ("official", "test", MAPPING, SPECIAL["folder"], (MAPPING,)),
@@ -239,7 +240,7 @@ FAULTS: tuple[tuple[str, str, str, Any, tuple[str, ...]], ...] = (
 
 @pytest.mark.parametrize("row", FAULTS, ids=[f"{row[0]} {row[2]} {row[4][0]}" for row in FAULTS])
 def test_a_wrong_file_or_folder_is_one_line(tmp_path, row):
-    layout, split, at, fault, said = row
+    layout, split, at, fault, words = row
     data = write(layout, tmp_path / "faces")
     for path in list(data.root.glob(at)) if "*" in at or "[" in at else [data.root / at]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -249,7 +250,7 @@ def test_a_wrong_file_or_folder_is_one_line(tmp_path, row):
             path.write_bytes(fault)
         elif fault:
             fault(path)
-    with refuses(*said) as caught:
+    with refuses(*words) as caught:
         read_all(data, split)
     assert str(tmp_path) in str(caught.value)
 

@@ -112,7 +112,7 @@ def failing_loaders(monkeypatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("failing_loaders")
 @pytest.mark.parametrize(("file", "workers"), [("photos.bin", 0), ("labels.bin", 1), ("images_256.bin", 0)])
-def test_a_face_that_was_damaged_on_the_disk_is_told_in_one_line(file, workers, root):
+def test_a_face_that_was_damaged_on_the_disk_is_reported_in_one_line(file, workers, root):
     faces = open_train(root)
     (faces.folder / file).write_bytes(flipped((faces.folder / file).read_bytes(), 100))
     with pytest.raises(InputError, match=r"^the cache \S+ is damaged at face0: remove the folder$"):
@@ -146,7 +146,7 @@ def no_room(*_: object) -> None:
         (Faces, "collate", lambda *_: os.kill(os.getpid(), 9), "loads faces was killed, .* take fewer --workers"),
     ],
 )
-def test_a_loading_process_that_fails_is_told_in_one_line(owner, name, fail, line, root, monkeypatch):
+def test_a_loading_process_that_fails_is_reported_in_one_line(owner, name, fail, line, root, monkeypatch):
     monkeypatch.setattr(owner, name, fail)
     with pytest.raises(RuntimeError) as caught:
         list(evaluation_batches(open_train(root), 2, machine=Machine(CPU, 1)))
@@ -188,7 +188,7 @@ def test_the_cache_is_built_again_from_the_first_file_that_changes_on(root, read
         np.testing.assert_array_equal(faces.photo(k), photo)  # those that were open can still be read
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_cache_goes_on_later(root, reads):
+def test_a_full_disk_is_reported_in_one_line_and_the_cache_goes_on_later(root, reads):
     room = 2 * 256 * 256 * 3 + 1000  # two stretched photos and a bit
     with little_room(room), refuses("cache", "could not be written", "another folder for it"):
         open_train(root)
@@ -320,7 +320,7 @@ def detail(photo: np.ndarray) -> float:
     return float(np.abs(np.diff(photo.astype(float), axis=1)).mean())
 
 
-def test_a_key_settles_the_photo_which_keeps_its_size_and_loses_detail():
+def test_a_degraded_photo_follows_from_its_key_keeps_its_size_and_loses_detail():
     photo = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
     shown = [degraded(photo, (0, 0, k)) for k in range(40)]
     assert np.array_equal(shown[3], degraded(photo, (0, 0, 3)))
@@ -331,7 +331,7 @@ def test_a_key_settles_the_photo_which_keeps_its_size_and_loses_detail():
     assert not any(is_degraded((0, 0, k), 0.0) for k in range(40))
 
 
-def test_both_looks_of_a_face_are_soft_and_its_labels_stay(tmp_path):
+def test_photo_and_small_image_of_a_face_are_degraded_alike_and_its_labels_stay(tmp_path):
     data = FaceData("synthetic", None, None, 64, 8, tmp_path, None, None)
     clean = next(iter(training_batches(open_faces(data, "train", NINE), 8, 0, 0)))
     soft = next(iter(training_batches(open_faces(data, "train", NINE, camera=0.5), 8, 0, 0)))

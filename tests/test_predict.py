@@ -149,7 +149,7 @@ def test_a_photo_whose_result_has_a_folder_in_its_place_has_failed(run, tmp_path
     assert str(tmp_path / "out" / result) in line
 
 
-def test_a_result_too_large_for_the_memory_is_told_and_the_same_command_adds_it(run, tmp_path, capsys, monkeypatch):
+def test_a_result_too_large_for_the_memory_is_reported_and_the_same_command_adds_it(run, tmp_path, capsys, monkeypatch):
     def failing(path, content, works=results.write_bytes):
         if path.suffix == ".npz":
             raise MemoryError
@@ -194,7 +194,7 @@ def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (
             RuntimeError("CUDA error: an illegal access\nKernel ..."),
@@ -207,13 +207,13 @@ def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monke
         (InputError(f"label {'x' * 10**6}: no such label"), "error: label xxx"),
     ],
 )
-def test_what_ends_a_script_is_told_in_one_line(capsys, error, told):
+def test_what_ends_a_script_is_reported_in_one_line(capsys, error, message):
     def main():
         raise error
 
     assert run_main(main) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith(told)
+    assert shown.startswith(message)
     assert shown.count("\n") == 1
     assert len(shown) < 2100
     error = RuntimeError("shape mismatch")  # a defect of ours keeps its traceback
@@ -248,9 +248,9 @@ def test_folders_in_folders_and_pictures_that_are_not_read(run, tmp_path, capsys
         Image.fromarray(photo()).save(tmp_path / "in" / name, kind)
     (tmp_path / "in" / "a" / "drawing.svg").write_text("<svg/>")
     assert run(tmp_path / "in", tmp_path / "*.jpg") == 2
-    told = capsys.readouterr().err
-    assert "in this folder, but 1 (a) in it: add --recursive" in told
-    assert "no photos match" in told
+    printed = capsys.readouterr().err
+    assert "in this folder, but 1 (a) in it: add --recursive" in printed
+    assert "no photos match" in printed
     assert not (tmp_path / "out").exists()
     for _ in range(2):
         assert run(tmp_path / "in", "--recursive", "--no-overlay", out="in/out") == 0
@@ -350,7 +350,7 @@ def test_every_face_is_found_from_every_side(one_face, kind):
         assert [(degrees + 180) % 360 - 180 for degrees in found] == pytest.approx(upright, abs=12)
 
 
-def test_photos_and_strips_without_a_face_get_an_empty_map_and_are_told(run_shipped, tmp_path, capsys):
+def test_photos_and_strips_without_a_face_get_an_empty_map_and_are_counted(run_shipped, tmp_path, capsys):
     pictures = {"coffee": skimage.data.coffee()}
     pictures["noise"] = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     for shape in ((1, 300), (300, 1), (1, 1), (9, 2000)):

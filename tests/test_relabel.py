@@ -69,7 +69,7 @@ def test_merged_labels_are_those_of_the_original():
     assert_golden(merged.double(), golden["merged map"])
 
 
-def test_pixels_of_rare_labels_keep_them_others_may_become_rare_and_the_threshold_is_not_above_itself():
+def test_pixels_of_rare_labels_are_kept_and_others_change_where_a_label_is_above_the_threshold():
     kept = torch.from_numpy(Rule(rare=0.1).keeps(np.array([80, 9, 11])))
     assert kept.tolist() == [False, True, False]
     probabilities = torch.tensor([[0.25, 0.75, 0], [1, 0, 0], [0.75, 0, 0.25]]).T.reshape(1, 3, 1, 3)

@@ -1,4 +1,4 @@
-"""Half the size, the same labels."""
+"""Released weights: half the size, the same labels; averages of trainings."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -85,16 +85,16 @@ def test_a_run_that_a_signal_ends_in_its_second_epoch_resumes_bit_for_bit(
         patch.setattr(Augmentation, "view", view_or_stop)
         child = fork(lambda: run_main(lambda: train_stage1.main(options)))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
-    said = capfd.readouterr().err
-    assert "Traceback" not in said
-    assert ("interrupted (a training run continues" in said) == (status == 130)
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    assert ("interrupted (a training run continues" in printed) == (status == 130)
     assert len(log_of(tmp_path / "run")) == 1
     assert train_stage1.main([*options, "--resume"]) == 0
     assert_same_run(tmp_path / "run", Path(stage1[-1]))
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"modules": {}}, "no state dict"),
         ({"modules": None}, "are of another model"),
@@ -103,12 +103,12 @@ def test_a_run_that_a_signal_ends_in_its_second_epoch_resumes_bit_for_bit(
         ({"optimizer": ...}, "cannot be resumed: it lacks optimizer"),
     ],
 )
-def test_a_last_checkpoint_of_another_kind_is_refused_in_one_line(changed, told, tiny_run, tiny_fit):
+def test_a_last_checkpoint_of_another_kind_is_refused_in_one_line(changed, message, tiny_run, tiny_fit):
     path = tiny_run / "last.pt"
     state = {**checkpoint.read_tensors(path), **changed}
     torch.save({key: value for key, value in state.items() if value is not ...}, path)
     before = contents(tiny_run)
-    with refuses(told):
+    with refuses(message):
         tiny_fit(tiny_run, resume=True)
     assert contents(tiny_run) == before
 
@@ -172,7 +172,7 @@ def test_a_finished_run_resumes_to_nothing_and_none_at_all_from_the_beginning(ti
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ("--seed 1", "seed 0, not 1"),
         ("--max-images 3", "images 4, not 3"),
@@ -182,10 +182,10 @@ def test_a_finished_run_resumes_to_nothing_and_none_at_all_from_the_beginning(ti
         ("--data {other}", "data.train "),  # of equal count
     ],
 )
-def test_a_run_resumed_with_other_options_or_faces_is_refused_in_one_line(changed, told, stage1, helen_root, tmp_path):
+def test_a_run_resumed_with_other_options_or_faces_is_refused(changed, message, stage1, helen_root, tmp_path):
     other, run_dir = repainted(helen_root, tmp_path / "faces", "train0"), Path(stage1[-1])
     before = contents(run_dir)
-    with refuses(f"{run_dir / 'last.pt'} was trained with ", told):
+    with refuses(f"{run_dir / 'last.pt'} was trained with ", message):
         train_stage1.main([*stage1, "--resume", *changed.format(other=other).split()])
     assert contents(run_dir) == before
 

@@ -151,12 +151,12 @@ def test_a_camera_shows_its_newest_frame_and_drops_the_others(tmp_path, capsys, 
     assert next(frames).time > first.time
     assert 2 + len([*frames]) < device.seen == 10
     assert call("--camera", clip, *out) == 0
-    told = re.fullmatch(
+    counts = re.fullmatch(
         r".*camera_overlay.mp4: (\d+) frames, \1 with faces .*, (\d+) dropped\n", capsys.readouterr().out
     )
-    assert told
-    assert int(told[1]) + int(told[2]) == 10
-    assert len(open_video(tmp_path / "out" / "camera_overlay.mp4")[0]) == int(told[1])
+    assert counts
+    assert int(counts[1]) + int(counts[2]) == 10
+    assert len(open_video(tmp_path / "out" / "camera_overlay.mp4")[0]) == int(counts[1])
     shown: list[np.ndarray] = []
     monkeypatch.setattr(camera.cv2, "imshow", lambda title, image: shown.append(image))
     monkeypatch.setattr(camera.cv2, "waitKey", lambda pause: ord("q") if len(shown) == 2 else -1)

@@ -97,7 +97,7 @@ def test_a_draw_shows_area_averages_of_the_augmented_photo_without_alias(size, f
         assert (resized(rendered, size, cv2.INTER_NEAREST) - expected_SS3).abs().mean() > 0.12  # what alias does
 
 
-def test_drawing_nothing_shows_the_face_as_evaluation_sees_it_and_small_photos_come_from_the_cache(fine):
+def test_no_augmentation_shows_faces_as_evaluation_does_and_small_photos_come_from_the_cache(fine):
     for size in (129, 640):
         torch.testing.assert_close(NO_AUGMENTATION.view(fine).photo(size), View(fine).photo(size), rtol=0, atol=5e-4)
     batch = make_batch()

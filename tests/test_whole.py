@@ -105,7 +105,7 @@ def test_photos_go_on_around_with_hair_but_without_faces() -> None:
     assert black.label_map(64)[0, 32].tolist() == [0] * 16 + [nose] * 20 + [hair] * 12 + [0] * 16
 
 
-def test_faces_with_rare_labels_are_drawn_more_often() -> None:
+def test_faces_with_rare_labels_are_sampled_more_often() -> None:
     faces = object.__new__(Faces)
     faces.names, faces.data_labels, faces.labels = list("abcdefgh"), HELEN, HELEN
     faces.lut = HELEN.map_to(HELEN)
