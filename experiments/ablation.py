@@ -58,9 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     common.add_training_options(cli, "stage 2", None)
     changes = [change for change in CHANGES if change != BASE]
     cli.add_argument("--rows", nargs="+", choices=changes, default=changes, metavar="CHANGE", help="changes to test")
-    cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = common.parse(cli, argv)
-    setup, recipes = common.setup(args, crop_size=args.crop_size), train_stage2.RECIPES
+    setup, recipes = common.setup(args), train_stage2.RECIPES
     rows: list[dict[str, Any]] = []
     for change in (BASE, *args.rows):
         title, fields = CHANGES[change]

@@ -30,9 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument(
         "--sizes", type=int, nargs="+", default=[64, 128], metavar="N", help="sizes of the resized photo, pixels"
     )
-    cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     args = common.parse(cli, argv)
-    setups = {size: common.setup(args, coarse_size=size, crop_size=args.crop_size) for size in args.sizes}
+    setups = {size: common.setup(args, coarse_size=size) for size in args.sizes}
     plans = {  # all of them, before the first one takes an hour
         size: reproduce.plan_stages(reproduce.recipes_of(args, setup.data, STAGES), setup, args.runs / NAME / str(size))
         for size, setup in setups.items()

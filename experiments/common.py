@@ -73,9 +73,10 @@ def checkpoint_parser(description: str | None, random: bool = False) -> Parser:
 
 
 def add_training_options(cli: Parser, stages: str, nargs: int | None) -> None:
-    """``--seed``, ``--epochs`` of ``stages``, and ``--runs``, the folder of the trainings."""
+    """``--seed``, ``--epochs`` of ``stages``, ``--crop-size``, and ``--runs``, the folder of the trainings."""
     options.add_seed_option(cli)
     cli.add_argument("--epochs", type=int, nargs=nargs, metavar="N", help=f"epochs of {stages}; default: the recipe's")
+    cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
     cli.add_argument(
         "--runs",
         type=Path,
@@ -100,7 +101,8 @@ def parse(cli: Parser, argv: list[str] | None) -> argparse.Namespace:
 
 
 def setup(args: argparse.Namespace, **sizes: int | None) -> reproduce.Setup:
-    """What the trainings of an experiment share. sizes: see ``reproduce.Setup``."""
+    """What the trainings of an experiment share. sizes: further ones, see ``reproduce.Setup``."""
+    sizes = {"crop_size": args.crop_size, **sizes}
     return reproduce.Setup(options.face_data(args), options.machine(args), args.seed, sizes)
 
 

@@ -19,8 +19,7 @@ class Head(nn.Module):
         super().__init__()
         self.scale, self.margin, self.dropout = scale, margin, nn.Dropout(dropout)
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(people, EMBEDDING)))
-        self.bias: nn.Parameter | None
-        self.register_parameter("bias", None if scale else nn.Parameter(torch.zeros(people)))
+        self.bias = None if scale else nn.Parameter(torch.zeros(people))
         self.centres: Tensor
         self.register_buffer("centres", torch.zeros(people, EMBEDDING))
 

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.images import READ_SUFFIXES, natural_key, read_photo, shorten
+from data.images import read_photo, shorten
+from faces.inputs import is_video, list_folder
 from retrieval import ranking
 from retrieval.align import Cut, cut_photo, read_cut
 from retrieval.dlib_resnet import SHA256, DlibResnet
@@ -90,13 +91,14 @@ def embeddings_of(path: Path, cached: Path | None, network: nn.Module, key: str,
     rows_NE = embed(network, read_crops(people.files), device)
     if cached:
         content: dict[str, Any] = {
-            "names": np.array(people.names),
-            "paths": np.array([str(file.resolve()) for file in people.files]),
+            "names": people.names,
+            "paths": [str(file.resolve()) for file in people.files],
             "labels": people.labels_N,
             "embeddings": rows_NE,
-            "cut": np.array(json.dumps(asdict(cut) if cut else None)),
+            "cut": json.dumps(asdict(cut) if cut else None),
+            "checkpoint": key,
+            "photos": photos,
         }
-        content |= {"checkpoint": np.array(key), "photos": np.array(photos)}
         files.write_whole(cached, lambda file: np.savez(file, **content))
     return Embeddings(people, rows_NE, photos, cut)
 
@@ -107,8 +109,7 @@ def photos_in(path: Path) -> list[Path] | None:
         return [path]
     if not path.is_dir() or any(entry.is_dir() for entry in path.iterdir() if not entry.name.startswith(".")):
         return None
-    names = (entry.name for entry in path.iterdir() if entry.suffix.lower() in READ_SUFFIXES)
-    return [path / name for name in sorted(names, key=natural_key) if not name.startswith(".")]
+    return [file for file in list_folder(path)[0] if not is_video(file)]
 
 
 def cut_photos(photos: list[Path], cut: Cut) -> tuple[People, np.ndarray]:

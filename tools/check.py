@@ -256,20 +256,15 @@ def _foreign(faces: list[Checked]) -> tuple[float, list[tuple[Sample, str]]]:
 def _copies(checked: dict[str, list[Checked]], odd: set[Sample]) -> list[str]:
     """A problem for each two splits that show nearly the same photo. odd: such faces are added."""
     problems = []
-    for one, two in combinations(checked, 2):
-        (ones, mine), (others, theirs) = (_seen(checked[split]) for split in (one, two))
-        same = [(ones[i], others[j]) for i, j in oddities.copies(mine, theirs)]
+    seen = {split: [face for face in faces if face.square_SS is not None] for split, faces in checked.items()}
+    for (one, ones), (two, others) in combinations(seen.items(), 2):
+        squares = (np.array([face.square_SS for face in faces]) for faces in (ones, others))
+        same = [(ones[i].sample, others[j].sample) for i, j in oddities.copies(*squares)]
         odd.update(sample for pair in same for sample in pair)
         if same:
             names = images.shorten(f"{a.name} and {b.name}" for a, b in same)
             problems.append(f"nearly the same photo in the splits {one} and {two}: {names}")
     return problems
-
-
-def _seen(faces: list[Checked]) -> tuple[list[Sample], list[np.ndarray]]:
-    """The faces that were found in their photos, and their squares."""
-    squares = {face.sample: face.square_SS for face in faces if face.square_SS is not None}
-    return list(squares), list(squares.values())
 
 
 def _empty_or_full(labels: LabelSet, listing: Listing, sample: Sample, shares: np.ndarray) -> list[str]:
