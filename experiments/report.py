@@ -177,9 +177,6 @@ def read_run(folder: Path) -> Run | None:
     command = folder / "command.txt"
     if not stages and not scores:
         return None
-    for name in [folder.name, *stages, *(name for rows in scores.values() for name in rows)]:
-        if not name.isprintable():
-            raise InputError(f"{str(folder)!r}: {name!r} cannot be shown in a table; rename the folder")
     return Run(folder.name, stages, scores, files.read_text(command).strip() if command.exists() else "")
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,6 @@ from experiments import (
 from geometry.theta import window_theta
 from models.stn_icnn.model import STNiCNN
 from tests.damage import refuses
-from training.task import Plan
 
 SIZES_B2 = torch.tensor([[101, 201]])
 
@@ -77,27 +77,20 @@ def run(tiny_options, tmp_path):
     return run
 
 
-class Trained(list[tuple[str, Plan]]):
-    """The stages that an experiment trains. scored: folders of the checkpoints that it scores, and their crops."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scored: list[tuple[str, ...]] = []
-
-
 @pytest.fixture
-def trained(monkeypatch, weights) -> Trained:
-    """No training takes any time here; each raises the strict score by 0.01."""
-    trained = Trained()
+def trained(monkeypatch, weights) -> SimpleNamespace:
+    """No training takes any time here; each raises the strict score by 0.01. stages: that an experiment trains, and
+    their plans. scored: folders of the checkpoints that it scores, and their crops."""
+    trained = SimpleNamespace(stages=[], scored=[])
 
     def train_stage(stage, plan):
-        trained.append((stage, plan))
+        trained.stages.append((stage, plan))
         plan.folder.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(weights, plan.folder / "best.pt"))
 
     def score(request, *_):
         trained.scored.append((*(path.parent.name for path in request.checkpoints), request.crops))
-        return {"paper": {"overall": 0.5}, "strict": {"mean": 0.4 + 0.01 * len(trained)}}
+        return {"paper": {"overall": 0.5}, "strict": {"mean": 0.4 + 0.01 * len(trained.stages)}}
 
     monkeypatch.setattr(reproduce, "train_stage", train_stage)
     monkeypatch.setattr(reproduce, "score", score)
@@ -150,12 +143,12 @@ def test_coarse_sizes_are_compared_by_mask_and_windows(run, trained, tmp_path):
     assert (first["size"], second["size"]) == (64, 128)
     assert all(first["windows"][name]["pixels_mean"] > 0 for name in common.CROPPERS)
     assert first["f1"] != second["f1"]
-    assert [(stage, plan.folder.parent.name) for stage, plan in trained] == [
+    assert [(stage, plan.folder.parent.name) for stage, plan in trained.stages] == [
         (stage, size) for size in ("64", "128") for stage in ("stage1", "cropper")
     ]
     assert trained.scored == 2 * [("stage1", "none")]
-    assert [plan.recipe.optimisation.epochs for _, plan in trained] == [1, 2, 1, 2]
-    assert [plan.config(STNiCNN).coarse_size for stage, plan in trained if stage == "stage1"] == [64, 128]
+    assert [plan.recipe.optimisation.epochs for _, plan in trained.stages] == [1, 2, 1, 2]
+    assert [plan.config(STNiCNN).coarse_size for stage, plan in trained.stages if stage == "stage1"] == [64, 128]
     assert "STN off by, pixels" in coarse_size.table(result)
 
 
@@ -198,7 +191,7 @@ def test_the_ablation_trains_what_a_change_touches(run, trained, tmp_path):
     small = ["--epochs", 3, "--batch-size", 2, "--max-images", 2, "--crop-size", 33, "--runs", tmp_path]
     result = run(ablation, *small, "--rows", "jitter", "all")
     assert [row["change"] for row in result["rows"]] == ["paper-short", "jitter", "all"]
-    recipes = [plan.recipe for _, plan in trained]
+    recipes = [plan.recipe for _, plan in trained.stages]
     assert [recipe.jitter for recipe in recipes] == [0, *[train_stage2.RECIPES.best.jitter] * 2]
     assert [recipe.dice > 0 for recipe in recipes] == [False, False, True]
     assert {recipe.optimisation.epochs for recipe in recipes} == {3}
