@@ -130,7 +130,7 @@ def cut_photos(photos: list[Path], cut: Cut) -> tuple[People, np.ndarray]:
         crops.append(middle(picture))
     if not kept:
         raise InputError("no face in QUERIES: give a photo, a folder of photos, or a folder of one folder a person")
-    return People(tuple(path.name for path in kept), tuple(kept), np.arange(len(kept))), np.stack(crops)
+    return People(tuple(printable(path.name) for path in kept), tuple(kept), np.arange(len(kept))), np.stack(crops)
 
 
 def read_embeddings(path: Path, key: str) -> Embeddings:
