@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import evaluate
@@ -16,6 +15,7 @@ from models.loading import load_parser
 from scoring.metrics import challenge_files, challenge_scores, confusion_matrix
 from tests.damage import refuses
 from tests.formula import assert_golden, formula_image, formula_state, indices
+from tests.test_evaluate import write_folders
 from train_deeplab import seed_loss
 from training.engine import learning_rate_factor
 
@@ -108,12 +108,9 @@ def test_the_challenge_scores_are_those_of_the_original():
 
 
 def test_folders_in_nineteen_labels_get_means_over_what_is_there_and_the_challenge_files_too(tmp_path):
-    for name, maps in zip(("pred", "truth"), two_maps(), strict=True):
-        (tmp_path / name).mkdir()
-        for number, ids in enumerate(maps):
-            Image.fromarray(ids).save(tmp_path / name / f"{number}.png")
-    folders = f"--predictions {tmp_path}/pred --truth {tmp_path}/truth --ids celebamask --labels celebamask"
-    assert evaluate.main(f"{folders} --out {tmp_path}/out --device cpu".split()) == 0
+    argv = write_folders(tmp_path, *(dict(enumerate(maps)) for maps in two_maps()))
+    labels = ["--ids", "celebamask", "--labels", "celebamask"]
+    assert evaluate.main([*argv, *labels, "--out", str(tmp_path / "out")]) == 0
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     matrix, f1 = confusion_matrix(*two_maps(), 19), scores["f1"]
     assert (scores["labels"], scores["confusion"]) == ("celebamask", matrix.tolist())

@@ -88,7 +88,7 @@ def test_what_is_no_regular_file_is_refused_at_once(kind, tmp_path):
     for read in (read_bytes, sha256):
         with refuses(path):
             read(path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # less where garbage of other tests is collected meanwhile
 
 
 def test_names_that_no_file_can_have_and_unreadable_files_are_refused(tmp_path, monkeypatch):

@@ -209,7 +209,7 @@ def test_one_cache_serves_every_number_of_faces_and_every_label_set_and_decodes_
     reads.clear()
     before = len(os.listdir("/proc/self/fd"))
     assert [len(open_train(root, count)) for count in (1, 3, COUNT, 99)] == [1, 3, COUNT, COUNT]
-    assert len(os.listdir("/proc/self/fd")) == before  # what nobody holds keeps no file open
+    assert len(os.listdir("/proc/self/fd")) <= before  # what nobody holds keeps no file open
     all_11 = open_faces(data_of(root), "train", HELEN)
     assert not reads
     assert few.folder == more.folder == whole.folder == all_11.folder

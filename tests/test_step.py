@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from types import ModuleType
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,13 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 import data.view
-import train_cropper
-import train_deeplab
-import train_eagrnet
-import train_end2end
-import train_stage1
-import train_stage2
-import train_whole
 from data.batch import Batch
 from data.source import FaceData
 from models.loading import SHIPPED_WEIGHTS
@@ -29,14 +22,14 @@ from training.task import Plan
 from utils import runtime
 
 GPU = torch.device("cuda:0")
-STAGES: dict[str, tuple[ModuleType, dict[str, Any], int]] = {  # with the copies to the device that a view makes
-    "stage1": (train_stage1, {}, 1),
-    "cropper": (train_cropper, {"start": {"init_from": SHIPPED_WEIGHTS}}, 2),
-    "stage2": (train_stage2, {}, 2),
-    "end2end": (train_end2end, {"start": {"init_from": SHIPPED_WEIGHTS}}, 2),
-    "deeplab": (train_deeplab, {"model": {"size": 160}}, 1),
-    "eagrnet": (train_eagrnet, {"model": {"size": 160}}, 1),
-    "whole": (train_whole, {"model": {"size": 160}}, 1),
+SCRIPTS: dict[str, tuple[dict[str, Any], int]] = {  # fields of the plan, copies to the device that a view makes
+    "train_stage1": ({}, 1),
+    "train_cropper": ({"start": {"init_from": SHIPPED_WEIGHTS}}, 2),
+    "train_stage2": ({}, 2),
+    "train_end2end": ({"start": {"init_from": SHIPPED_WEIGHTS}}, 2),
+    "train_deeplab": ({"model": {"size": 160}}, 1),
+    "train_eagrnet": ({"model": {"size": 160}}, 1),
+    "train_whole": ({"model": {"size": 160}}, 1),
 }
 
 
@@ -103,9 +96,9 @@ def move(task: nn.Module) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device=GPU)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_training_step_waits_for_nothing(name, tmp_path, monkeypatch):
-    script, settings, copies = STAGES[name]
+    script, (settings, copies) = import_module(name), SCRIPTS[name]
     recipe = script.RECIPES.choose("best", "synthetic").changed(batch_size=2)
     faces = FaceData("synthetic", None, None, 160, 2, tmp_path / "cache", None, None)
     task = script.build(Plan(faces, recipe, runtime.Machine(torch.device("cpu")), tmp_path / "run", **settings))
