@@ -29,7 +29,7 @@ from retrieval.mtcnn import Mtcnn
 from retrieval.people import CROP, INSIDE, list_people
 from scoring import options
 from scoring.pictures import encode
-from utils import checkpoint, files, locks
+from utils import distributed, files, locks
 from utils.cli import Parser
 from utils.errors import InputError
 from utils.runtime import is_out_of_memory, printable, run_main
@@ -174,13 +174,9 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
     """Write down of which folder faces are cut out, and how. Raises InputError where the folder holds others."""
     path = out / SETTINGS
     if path.exists():
-        held = _settings(path)
-        if changed := [
-            f"{key} {checkpoint.shown(held.get(key))}" for key in settings if held.get(key) != settings[key]
-        ]:
-            raise InputError(
-                f"{out} holds faces cut out otherwise ({changed[0]}): repeat its IN and options, or choose another OUT"
-            )
+        if changed := distributed.difference(dict.fromkeys(settings) | _settings(path), settings):
+            what = "repeat its IN and options, or choose another OUT"
+            raise InputError(f"{out} holds faces cut out with {changed}: {what}")
         return
     if any(entry.name != ".lock" for entry in out.iterdir()):
         raise InputError(f"{out} holds other files: choose a new folder")

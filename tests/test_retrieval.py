@@ -320,7 +320,7 @@ def test_aligning_goes_on_where_it_stopped_and_compares_contents(tmp_path, capsy
     assert record.read_text() == rows
     assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
     assert (out / "b" / "x.png").stat().st_mtime_ns == written
-    assert "cut out otherwise (margin 32)" in error_of(capsys, align.main, *arguments, "--margin", "10")
+    assert "cut out with margin 32, not 10: repeat" in error_of(capsys, align.main, *arguments, "--margin", "10")
 
     Image.open(photos / "a" / "tiff.tiff").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / "a" / "tiff.tiff")
     (photos / "a" / "webp.webp").write_bytes(b"no photo any more")

@@ -76,9 +76,7 @@ def summary(checkpoint: Path, data: FaceData) -> np.ndarray:
         parsed = parser.parse(batch)
     pictures = [*batch.photos_BHW3.numpy(), *face_pictures(batch, *parsed), *face_pictures(batch, batch.labels_BHW)]
     sheet, key = tile(pictures, len(batch.photos_BHW3), 192), legend(parser.labels)
-    margin = np.zeros((len(sheet), key.shape[1], 3), np.uint8)
-    margin[: len(key)] = key
-    return np.hstack([sheet, margin])
+    return np.hstack([sheet, np.pad(key, ((0, len(sheet) - len(key)), (0, 0), (0, 0)))])
 
 
 def parse_portrait(out: Path) -> Path:

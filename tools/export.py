@@ -26,6 +26,7 @@ from torch.export import Dim, ExportedProgram
 from data.batch import framed_batch
 from data.datasets.synthetic import draw_face
 from data.images import frame_pixels
+from faces.align import turned_square
 from models.loading import load_parser
 from models.parser import FaceParser
 from scoring import options
@@ -97,11 +98,10 @@ def turned_faces(degrees: Sequence[float], height: int, width: int) -> tuple[np.
     photo = np.full((height, width, 3), 128, np.uint8)
     half = 0.45 * min(height, width / len(degrees))
     frames = []
-    for index, angle in enumerate(np.deg2rad(degrees)):
-        turn_22 = half * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    for index, angle in enumerate(degrees):
         centre_2 = np.array([width / len(degrees) * (index + 0.5), height / 2])
         face = draw_face(0, index, 2 * round(half))[0]
-        frames.append(np.column_stack([turn_22, centre_2]))
+        frames.append(turned_square(centre_2, half, angle).matrix_23)
         to_photo_23 = frame_pixels(frames[-1], len(face), len(face))
         how = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_TRANSPARENT}
         cv2.warpAffine(face, to_photo_23, (width, height), dst=photo, **how)
