@@ -21,7 +21,8 @@ import predict
 from data.batch import framed_batch
 from data.images import read_labels
 from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
-from data.loaders import Faces
+from data.loaders import Faces, open_faces
+from data.source import FaceData
 from data.view import Augmentation
 from faces import load
 from models import loading
@@ -29,7 +30,7 @@ from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
 from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE, load_parser
 from models.whole import WholeConfig, WholeParser, imagenet_start, normalisation, packaged
-from tests.fixtures import batch_of, draw_faces, lively, save_parser, save_photo, write_challenge
+from tests.fixtures import batch_of, draw_faces, lively, save_parser, save_photo, write_challenge, write_list
 from training.losses import segmentation_loss
 from utils import checkpoint
 from utils.errors import InputError
@@ -105,21 +106,24 @@ def test_photos_go_on_around_with_hair_but_without_faces() -> None:
     assert black.label_map(64)[0, 32].tolist() == [0] * 16 + [nose] * 20 + [hair] * 12 + [0] * 16
 
 
-def test_faces_with_rare_labels_are_sampled_more_often() -> None:
-    faces = object.__new__(Faces)
-    faces.names, faces.data_labels, faces.labels = list("abcdefgh"), HELEN, HELEN
-    faces.lut = HELEN.map_to(HELEN)
-    counts = np.ones((8, len(HELEN)), np.int64)
-    counts[1:, 10] = 0  # one of eight: four times rarer than half
-    faces.records = np.rec.fromarrays([counts], names="count")
+def open_helen(root: Path, *label_maps: np.ndarray) -> Faces:
+    """Grey photos with these label maps, to train on."""
+    photos = [np.full((*labels_HW.shape, 3), 128, np.uint8) for labels_HW in label_maps]
+    train = [(f"face{k}", *face) for k, face in enumerate(zip(photos, label_maps, strict=True))]
+    write_list(root, {"train": train, "val": draw_faces()["val"]})
+    return open_faces(FaceData("list", root, cache=root / "cache", label_set=HELEN), "train", HELEN)
+
+
+def test_faces_with_rare_labels_are_sampled_more_often(tmp_path) -> None:
+    with_hair = np.arange(len(HELEN), dtype=np.uint8).repeat(10).reshape(10, 11)
+    faces = open_helen(tmp_path, with_hair, *[with_hair % 10] * 7)  # one of eight: four times rarer than half
     assert faces.balance(0.5).tolist() == pytest.approx([2 / 9] + [1 / 9] * 7)
 
 
-def test_pixels_of_rare_labels_cost_more() -> None:
-    faces = object.__new__(Faces)
-    faces.data_labels, faces.labels, faces.lut = HELEN, HELEN, HELEN.map_to(HELEN)
-    counts = np.array([[60, 1] + [0] * 9, [37, 1, 1] + [0] * 8])
-    faces.records = np.rec.fromarrays([counts], names="count")
+def test_pixels_of_rare_labels_cost_more(tmp_path) -> None:
+    labels_HW = np.zeros((10, 10), np.uint8)
+    labels_HW[0, 0], labels_HW[9, :2] = 1, (1, 2)
+    faces = open_helen(tmp_path, labels_HW[:6], labels_HW[6:])
     class_weights_K = faces.class_weights(0.04)
     assert class_weights_K.tolist() == pytest.approx([1, 2, 4] + [1] * 8)
     logits_BKHW, targets_BHW = torch.randn(2, 11, 3, 3), torch.randint(0, 3, (2, 3, 3))
