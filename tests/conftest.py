@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from training.engine import Optimisation, Run, Scores, Task, fit
 SIZES = {"train": (72, 80, 96, 80), "val": (80, 72, 80), "test": (80,)}
 
 GPU = Path(__file__).parent / "gpu"
+
+# of what a single feature needs, on machines that have it not
+FEATURES = {"test_download.py": "pooch", "test_video.py": "av", "test_whole.py": "segmentation_models_pytorch"}
+collect_ignore = [file for file, package in FEATURES.items() if find_spec(package) is None]
 
 KINDS[TinyParser.kind] = TinyParser  # among those that checkpoints may hold
 torch.set_num_threads(1)  # networks this small gain nothing from more, and lose much where cores are shared
