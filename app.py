@@ -159,7 +159,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
             socket.create_server((host, args.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise InputError(f"--host {host} --port {args.port}: cannot be listened on ({reason})") from error
+            raise InputError(f"--host {host} --port {args.port}: cannot be opened ({reason})") from error
     return args
 
 

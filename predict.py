@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         files = [file for file in files if not own & {*Path(os.path.realpath(file)).parents}]
     videos = [file for file in files if is_video(file)]
     if videos and args.faces == "none":
-        raise InputError(f"--faces none: the faces of {videos[0]} have to be found; say --faces all or largest")
+        raise InputError(f"--faces none is for photos, and {videos[0]} is a video: leave one of them out")
     for flag in ("probabilities", "coloured", "grey", "owners", "opacity"):
         if videos and getattr(args, flag) not in (None, False, OPACITY):
             raise InputError(f"--{flag} is for photos, and {videos[0]} is a video: leave one of them out")
@@ -185,17 +185,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = cli.parse_args(inputs_first(sys.argv[1:] if argv is None else argv))
     options.check(args)
     if bool(args.inputs) == bool(args.camera):
-        raise InputError("give photos or videos (INPUT), or --camera N: one of them")
+        raise InputError("give either photos or videos (INPUT), or --camera N")
     if args.camera and args.faces == "none":
-        raise InputError("--faces none: the faces that a camera sees have to be found; say --faces all or largest")
+        raise InputError("--faces none: a camera's faces are always detected; use --faces all or largest")
     if args.windows and args.no_overlay:
         raise InputError("--windows are drawn into the overlay: leave out --no-overlay")
     if args.owners and args.faces == "none":
-        raise InputError("--owners needs faces that are found: leave out --faces none")
+        raise InputError("--owners needs detected faces: leave out --faces none")
     if not 0 <= args.opacity <= 1:
         raise InputError(f"--opacity {args.opacity}: must be between 0 and 1")
     if args.coloured and os.path.realpath(args.coloured) == os.path.realpath(args.out or OUT):
-        raise InputError(f"--coloured {args.coloured} is the folder of the label maps: choose another than --out")
+        raise InputError(f"--coloured {args.coloured} is the folder of the label maps: choose one other than --out")
     return args
 
 

@@ -154,7 +154,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = cli.parse_args(argv)
     options.check(args)
     if args.hybrid and args.dataset != "celebamask":
-        raise InputError(f"--hybrid fine-tunes on CelebAMask-HQ: name --dataset celebamask, not {args.dataset}")
+        raise InputError(f"--hybrid fine-tunes on CelebAMask-HQ: use --dataset celebamask, not {args.dataset}")
     return args
 
 

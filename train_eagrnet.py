@@ -91,7 +91,7 @@ def build(plan: Plan) -> TrainEAGRNet:
     """
     require_pair(plan.recipe.batch_size, "pooled features")
     if len(plan.start) > 1:
-        raise InputError("--init-from, --imagenet: give one of them, the first replaces all that the second fills")
+        raise InputError("--init-from, --imagenet: give one of them; --init-from replaces all weights of --imagenet")
     torch.manual_seed(plan.seed)
     model = EAGRNetParser(plan.config(EAGRNetParser), plan.labels)
     if path := plan.start.get("init_from"):

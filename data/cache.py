@@ -98,7 +98,7 @@ def build_cache(source: Source, folder: Path, threads: int) -> None:
                 _append(source, folder, known, threads)
     except OSError as error:
         raise InputError(
-            f"the cache {folder} could not be written ({error.strerror}): make room or choose another folder for it"
+            f"the cache {folder} could not be written ({error.strerror}): free space, or choose another folder"
         ) from error
 
 

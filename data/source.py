@@ -116,7 +116,7 @@ def find(data: FaceData, split: str) -> Listing:
         raise InputError(f"unknown split {split}: choose from {', '.join(SPLITS)}")
     if data.partition is not None and not dataset.partitions:
         several = ", ".join(name for name, other in DATASETS.items() if other.partitions)
-        raise InputError(f"partition {data.partition}: only {several} can be split in several ways; leave it out")
+        raise InputError(f"partition {data.partition}: only {several} has several partitions; leave it out")
     listing = dataset.find(data, split)
     if not listing.samples and not listing.problems:
         way = "; its splits go by the faces' numbers: to train on few, put them into lists (--dataset list)"

@@ -62,7 +62,7 @@ def read_config(state: dict[str, Any], config_class: type, path: Path) -> Any:
     if not isinstance(config, dict) or not isinstance(modules, dict) or config.keys() - known:
         raise InputError(f"{path} lacks its config or weights, or comes from a newer version: update this repository")
     if not all(isinstance(name, str) for name in modules):
-        raise InputError(f"{path}: its networks have no plain names: get it again from its source")
+        raise InputError(f"{path}: its networks' names are not plain text: get it again from its source")
     try:
         checked = config_class(**config)
         check_types(checked)  # whether or not the class does
@@ -89,13 +89,13 @@ def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | N
         found.setdefault(weights.kind, []).append(weights)
     if labels == CELEBAMASK.name and found.keys() == {STNiCNN.kind}:
         if not SHIPPED_WHOLE.is_file():
-            raise InputError(f"labels {labels}: no weights of the whole face at {SHIPPED_WHOLE}; add their checkpoint")
+            raise InputError(f"labels {labels}: no whole-face weights at {SHIPPED_WHOLE}; add their checkpoint")
         shipped = read_weights(SHIPPED_WHOLE)
         found[shipped.kind] = [shipped]
     kinds = sorted(found, key=STNiCNN.kind.__eq__)  # the parser of the parts is the last one
     if len(kinds) > 2 or (len(kinds) == 2 and kinds[-1] != STNiCNN.kind):
         message = " and ".join(f"{weights.path} holds {kind}" for kind in kinds for weights in found[kind][:1])
-        raise InputError(f"{message}: give checkpoints of one parser, or of STN-iCNN and one parser of the whole face")
+        raise InputError(f"{message}: give checkpoints of one parser, or of STN-iCNN and one whole-face parser")
     parsers = [KINDS[kind].from_weights(found[kind], crops if kind == kinds[-1] else "predicted") for kind in kinds]
     parser = parsers[0] if len(parsers) == 1 else FusedParser(*parsers).eval()
     if labels is not None and parser.labels.name != labels:

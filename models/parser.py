@@ -127,7 +127,7 @@ class FaceParser(nn.Module):
         photos_1HW3: as in ``forward``. frames_F23: float32, see ``data.batch.framed_batch``. Returns canvas_FKHW, on
         the photo's own pixel grid. Raises InputError where the parser cannot.
         """
-        raise InputError(f"framed: {self.kind} labels whole photos alone; leave it out")
+        raise InputError(f"framed: {self.kind} parses whole photos only; leave it out")
 
     @staticmethod
     def preprocess(images_B3HW: Tensor, black: float = 0.0, white: float = 1.0) -> Tensor:
@@ -135,7 +135,7 @@ class FaceParser(nn.Module):
         floats in 0-1, values beyond ``black`` and ``white`` clipped. Differentiable. Raises InputError for other
         shapes."""
         if images_B3HW.ndim not in (3, 4) or images_B3HW.shape[-3] != 3 or not images_B3HW.is_floating_point():
-            raise InputError(f"pictures must be float (B, 3, H, W), not {images_B3HW.dtype} {tuple(images_B3HW.shape)}")
+            raise InputError(f"images must be float (B, 3, H, W), not {images_B3HW.dtype} {tuple(images_B3HW.shape)}")
         images_B3HW = images_B3HW if images_B3HW.ndim == 4 else images_B3HW[None]
         return ((images_B3HW - black) / (white - black)).clamp(0, 1).permute(0, 2, 3, 1)
 

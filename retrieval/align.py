@@ -176,7 +176,7 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
     if path.exists():
         if changed := distributed.difference(dict.fromkeys(settings) | _settings(path), settings):
             what = "repeat its IN and options, or choose another OUT"
-            raise InputError(f"{out} holds faces cut out with {changed}: {what}")
+            raise InputError(f"{out} holds faces cropped with {changed}: {what}")
         return
     if any(entry.name != ".lock" for entry in out.iterdir()):
         raise InputError(f"{out} holds other files: choose a new folder")

@@ -63,7 +63,7 @@ def list_people(folder: Path) -> People:
     except OSError as error:
         raise InputError(f"cannot list folder {folder}: {error.strerror}") from error
     if not names:
-        raise InputError(f"{folder} holds no people: it needs one folder a person, with their photos")
+        raise InputError(f"{folder} holds no people: it needs one folder of photos per person")
     photos = {name: list(list_files(folder / name, READ_SUFFIXES).values()) for name in names}
     if empty := [name for name, files in photos.items() if not files]:
         raise InputError(f"{folder}: people without photos: {shorten(empty)}; add photos or remove their folders")

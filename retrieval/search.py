@@ -81,7 +81,7 @@ def embeddings_of(path: Path, cached: Path | None, network: nn.Module, key: str,
     people, cut = list_people(path), read_cut(path)
     if key == SHA256 and (cut is None or cut.shape != DLIB):
         how = "python -m retrieval.align PHOTOS FACES --cut dlib"
-        raise InputError(f"{path} holds no faces that were cut out for dlib's network: {how}, or add --checkpoint")
+        raise InputError(f"{path} holds no faces that were cropped for dlib's network: {how}, or add --checkpoint")
     photos = people.fingerprint()
     if cached:
         with suppress(InputError):  # none yet, damaged, or of another checkpoint: made anew
@@ -129,7 +129,7 @@ def cut_photos(photos: list[Path], cut: Cut) -> tuple[People, np.ndarray]:
         kept.append(path)
         crops.append(middle(picture))
     if not kept:
-        raise InputError("no face in QUERIES: give a photo, a folder of photos, or a folder of one folder a person")
+        raise InputError("no face in QUERIES: give a photo, a folder of photos, or a folder with one folder per person")
     return People(tuple(printable(path.name) for path in kept), tuple(kept), np.arange(len(kept))), np.stack(crops)
 
 
@@ -153,7 +153,7 @@ def read_embeddings(path: Path, key: str) -> Embeddings:
         except Exception:  # NumPy and zipfile raise many kinds for damaged bytes
             sound = False
     if not sound:
-        raise InputError(f"{path} is no file of embeddings, or damaged: give a folder of faces instead")
+        raise InputError(f"{path} is not a file of embeddings, or is damaged: give a folder of faces instead")
     if held != key:
         raise InputError(
             f"{path} holds embeddings of another checkpoint ({held[:12]}, not {key[:12]}): give its folder of faces"
@@ -233,20 +233,20 @@ def search(args: argparse.Namespace, photos: list[Path] | None) -> tuple[Found, 
             held = embeddings_of(args.gallery, cached[0], network, key, device)
         gallery, known_GE = held.people, held.rows_NE
         if len(gallery) < NEAREST:
-            raise InputError(f"{args.gallery} holds {len(gallery)} faces: {NEAREST} or more are needed, add people")
+            raise InputError(f"{args.gallery} holds {len(gallery)} faces: {NEAREST} or more are needed; add people")
         if photos is None:
             queries, asked_QE, *_ = embeddings_of(args.queries, cached[1], network, key, device)
         else:
             if held.cut is None:
                 raise InputError(
-                    f"{args.gallery} does not say how its faces were cut out, as those of {args.queries} must be: "
-                    "cut them out with retrieval.align"
+                    f"{args.gallery} does not say how its faces were cropped, as those of {args.queries} must be: "
+                    "crop them with retrieval.align"
                 )
             queries, crops_NSS3 = cut_photos(photos, held.cut)
             asked_QE = embed(network, crops_NSS3, device)
         if known_GE.shape[1] != asked_QE.shape[1]:
             sizes = f"{known_GE.shape[1]} and {asked_QE.shape[1]}"
-            raise InputError(f"embeddings of {sizes} numbers do not compare: remove {args.out}, give folders of faces")
+            raise InputError(f"embeddings differ in length ({sizes}): remove {args.out}, or give folders of faces")
         # dlib's network was trained on plain distances, and finds more by them
         found = ranking.search(known_GE, asked_QE, args.index, centred=key != SHA256)
         if args.out:

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("out", type=Path, metavar="OUT", help="new folder")
     args = cli.parse_args(argv)
     if not args.source.is_dir():
-        raise InputError(f"{args.source} is no folder: give the one of the photos")
+        raise InputError(f"{args.source} is not a folder: give the folder of the photos")
     photos = sorted(path for path in args.source.iterdir() if path.suffix.lower() in READ_SUFFIXES)
     found = {path: re.fullmatch(r"([^.].*)_([12])", path.stem) for path in photos}
     if not any(found.values()):

@@ -266,7 +266,7 @@ def read_start(
     state = checkpoint.read_tensors(path)
     config, modules = read_checkpoint(state, path)
     if step == 2 and state.get("names") != people.names_digest():
-        raise InputError(f"--init-from {path} knows other people than --data: begin with --step 1")
+        raise InputError(f"--init-from {path} was trained on other people than --data: begin with --step 1")
     return config, {name: modules.get(name) for name in ("embedding", "head")[:step]}
 
 

@@ -104,7 +104,7 @@ def test_a_dropped_photo_is_shown_and_saved_and_its_parts_are_switched(parse, ph
     [
         ("", "the page needs gradio ("),
         ("--port 0", "--port 0: must be between 1 and 65535"),
-        ("--port TAKEN", "--host 127.0.0.1 --port TAKEN: cannot be listened on ("),
+        ("--port TAKEN", "--host 127.0.0.1 --port TAKEN: cannot be opened ("),
         ("--host no.such.host", "--host no.such.host --port"),
         ("--checkpoint missing.pt", "missing.pt"),
     ],

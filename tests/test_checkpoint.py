@@ -150,14 +150,14 @@ def changed(message: str, inner: str = "", **values: Any) -> dict[str, tuple[Cal
 
 
 NAN, ONES = float("nan"), torch.ones(2)
-DENSE = "is no dense tensor of real numbers"
+DENSE = "is not a dense tensor of real numbers"
 STATES: dict[str, tuple[Callable[[State], Any], str]] = {
     **changed("is not a checkpoint of this repository", format=("2", 2.0, 0, 3, 10**30, True, ONES, None, [2])),
     **changed("comes from stage", stage=(None, ONES)),
     **changed("holds an unknown parser", parser=(None, "other\ny", ["stn_icnn"], ONES)),
     **changed("label set", labels=(7, "other", None, ONES)),
     **changed("lacks its config or weights", config=(None, [], ONES, {"other": 1}, {1: 2}), modules=(None, [], ONES)),
-    "networks without names": (lambda state: {**state, "modules": {1: {}}}, "its networks have no plain names"),
+    "networks without names": (lambda state: {**state, "modules": {1: {}}}, "its networks' names are not plain text"),
     **changed(
         "config",
         inner="config",
@@ -185,7 +185,7 @@ STATES: dict[str, tuple[Callable[[State], Any], str]] = {
     "beyond float32": (coarse(lambda w: w.double().fill_(1e300)), "holds NaN or infinity"),
     "half of the channels": (coarse(lambda w: w[: len(w) // 2].clone()), "another class count"),
     "a network without weights": (lambda state: {**state, "modules": {name: {} for name in state["modules"]}}, "lacks"),
-    **changed("no state dict", inner="modules", coarse=(None,)),
+    **changed("not a state dict", inner="modules", coarse=(None,)),
     "a lost weight": (lambda state: {**state, "modules": {"coarse": {"a": ONES}}}, "architecture"),
     "a name that is a number": (lambda state: {**state, "modules": {"coarse": {7: ONES}}}, "lacks"),
     "EAGRNet's": (lambda state: {"edge_layer.x": ONES, "layer6.conv4.bias": torch.tensor(1.0)}, "has 0 classes"),

@@ -76,7 +76,7 @@ def second_of(processes, here=None):
         ("auto", 0, second_of(2), "cpu"),
         ("cuda", 0, {}, "device cuda: this machine has no usable CUDA device; use cpu or auto"),
         ("cuda:1", 1, {}, "device cuda:1: this machine has 1 CUDA device(s), numbered from 0"),
-        ("cuda:0", 2, second_of(2), "device cuda:0: 2 processes would share one device; say cuda"),
+        ("cuda:0", 2, second_of(2), "device cuda:0: 2 processes would share one device; use cuda"),
         ("cuda", 1, {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "2 processes would share 1 CUDA device(s): start at most"),
     ],
 )
@@ -199,16 +199,16 @@ def test_when_one_process_is_killed_the_other_ends_in_one_line(tiny_options, tmp
     options = [*tiny_options, *SMALL, str(tmp_path / "run")]
     assert two_processes(lambda: run_main(lambda: train_stage1.main(options))) == [2, -signal.SIGKILL]
     (line,) = own_lines(capfd)
-    assert "process 0 of 2 has lost the others, of which one has ended" in line
+    assert "process 0 of 2 lost the other processes, one of which has ended" in line
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (dist.DistBackendError("NCCL error"), "has lost the others"),
-        (dist.DistNetworkError("The client socket has timed out"), "has lost the others"),
-        (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:123"), "has lost the others"),
-        (RuntimeError("[gloo/unbound_buffer.cc:81] Timed out waiting 1000ms for recv"), "has lost the others"),
+        (dist.DistBackendError("NCCL error"), "lost the other processes"),
+        (dist.DistNetworkError("The client socket has timed out"), "lost the other processes"),
+        (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:123"), "lost the other processes"),
+        (RuntimeError("[gloo/unbound_buffer.cc:81] Timed out waiting 1000ms for recv"), "lost the other processes"),
         (RuntimeError("shapes differ"), "shapes differ"),  # keeps its traceback
     ],
 )

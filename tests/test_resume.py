@@ -96,7 +96,7 @@ def test_a_run_that_a_signal_ends_in_its_second_epoch_resumes_bit_for_bit(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"modules": {}}, "no state dict"),
+        ({"modules": {}}, "not a state dict"),
         ({"modules": None}, "are of another model"),
         ({"optimizer": {"state": {}, "param_groups": []}}, "are of another model"),
         ({"recipe": None}, "trained with recipe"),

@@ -320,7 +320,7 @@ def test_aligning_goes_on_where_it_stopped_and_compares_contents(tmp_path, capsy
     assert record.read_text() == rows
     assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
     assert (out / "b" / "x.png").stat().st_mtime_ns == written
-    assert "cut out with margin 32, not 10: repeat" in error_of(capsys, align.main, *arguments, "--margin", "10")
+    assert "cropped with margin 32, not 10: repeat" in error_of(capsys, align.main, *arguments, "--margin", "10")
 
     Image.open(photos / "a" / "tiff.tiff").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / "a" / "tiff.tiff")
     (photos / "a" / "webp.webp").write_bytes(b"no photo any more")
@@ -396,7 +396,7 @@ def test_training_in_two_steps_resumes_bit_for_bit_and_searches(tmp_path, small,
     assert torch.equal(whole["weight"], two["weight"])
     others = write_people(tmp_path / "others", {name: 2 for name in "abd"})
     line = error_of(capsys, train.main, "--data", others, *CPU, *start, "--run-dir", runs / "x")
-    assert "knows other people than --data" in line
+    assert "was trained on other people than --data" in line
 
     found = tmp_path / "found"
     asked = write_people(tmp_path / "asked", {name: 1 for name in "abc"})
@@ -444,7 +444,7 @@ def test_search_names_photos_without_a_checkpoint(tmp_path, capsys, astronaut, m
     assert line.startswith(r"x_\udce9\n.webp [ann a, dist: 0.0")
     assert "top1" not in json.loads((out / "scores.json").read_text())
     assert align.main(f"{people} {boxes} --workers 1".split()) == 0
-    assert "cut out for dlib" in error_of(capsys, search.main, boxes, flat)
+    assert "cropped for dlib" in error_of(capsys, search.main, boxes, flat)
 
 
 def test_search_refuses_bad_input(tmp_path, capsys, monkeypatch):
@@ -454,7 +454,7 @@ def test_search_refuses_bad_input(tmp_path, capsys, monkeypatch):
     few = write_people(tmp_path / "few", {"a": 2, "b": 2})
     assert "5 or more are needed" in error_of(capsys, search.main, few, few, *raw)
     many = write_people(tmp_path / "many", {"a": 3, "b": 2})
-    assert "does not say how its faces were cut out" in error_of(capsys, search.main, many, many / "a", *raw)
+    assert "does not say how its faces were cropped" in error_of(capsys, search.main, many, many / "a", *raw)
     assert not (tmp_path / "out" / "predictions.txt").exists()
     stranger = write_people(tmp_path / "stranger", {"a": 1, "z": 1})
     assert search.main([str(a) for a in (many, stranger, *raw)]) == 0
@@ -474,12 +474,12 @@ def test_embeddings_that_no_search_wrote_are_one_line(tmp_path):
     objects, fewer = np.array([None, 3], object), held["embeddings"][:2]
     for change in ({"checkpoint": np.array("f" * 64)}, {"names": objects}, {"embeddings": fewer}):
         np.savez(path, **{**held, **change})
-        with pytest.raises(InputError, match=r"^.*gallery\.npz (is no file of emb|holds embeddings of another).*$"):
+        with pytest.raises(InputError, match=r"^.*gallery\.npz (is not a file of emb|holds embeddings of another).*$"):
             search.read_embeddings(path, "key")
     np.savez_compressed(path, **{**held, "embeddings": np.zeros((1000, 512), np.float32)})
     for content in (path.read_bytes(), b"", good[:-9], good[: len(good) // 2], b"PK\3\4"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"^.*gallery\.npz is no file of emb.*$"):
+        with pytest.raises(InputError, match=r"^.*gallery\.npz is not a file of emb.*$"):
             search.read_embeddings(path, "key")
 
 

@@ -195,7 +195,7 @@ def test_evaluate_takes_both_checkpoints(tmp_path, shipped):
 
 def test_without_weights_of_the_whole_face_no_more_labels_are_given(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "SHIPPED_WHOLE", tmp_path / "none.pt")
-    with pytest.raises(InputError, match="no weights of the whole face"):
+    with pytest.raises(InputError, match="no whole-face weights"):
         load_parser([SHIPPED_WEIGHTS], labels="celebamask")
     assert load_parser([SHIPPED_WEIGHTS], labels="nine").labels is NINE
 

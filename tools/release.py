@@ -50,7 +50,7 @@ def release(checkpoints: list[Path], out: Path, average: bool = False) -> None:
     used or written."""
     parser = averaged(checkpoints) if average else load_parser(checkpoints)
     if not parser.networks:
-        raise InputError(f"--checkpoint {' '.join(map(str, checkpoints))} are of two parsers: release each by itself")
+        raise InputError(f"--checkpoint {' '.join(map(str, checkpoints))} are of two parsers: release each separately")
     state = checkpoint.load(checkpoints[-1])
     alone = len(checkpoints) == 1 or average
     whole = {

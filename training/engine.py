@@ -167,7 +167,7 @@ def _fit(task: Task, run: Run) -> Scores:
     else:
         refuse_used(run.folder)
     if len(set(distributed.gather(first_epoch))) > 1:
-        raise InputError(f"the processes see different folders {run.folder}: use one that all machines share")
+        raise InputError(f"the processes do not share the folder {run.folder}: use one that all machines share")
     epochs = task.optimisation.epochs
     if best is not None and first_epoch >= epochs:
         return best

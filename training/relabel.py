@@ -123,7 +123,7 @@ def relabel(
         for i, path in enumerate(paths):
             old_HW, new_HW = faces.ids(i), images.read_labels(path)
             if old_HW.shape != new_HW.shape or (new_HW[old_HW != NO_ID] >= len(labels)).any():
-                raise InputError(f"{path} is not what was written there: remove it and start again")
+                raise InputError(f"{path} has changed since it was written: remove it and start again")
             after_K += np.bincount(new_HW.ravel(), minlength=len(labels))[: len(labels)]
             changed += int((old_HW != new_HW).sum())
         pixels = {name: [int(b), int(a)] for name, b, a in zip(labels.names, before_K, after_K, strict=True)}

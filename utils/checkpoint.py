@@ -108,7 +108,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
                 reason = f"damaged or not a checkpoint: {_MEND}"
             raise InputError(f"{path}: {reason}") from error
     if not isinstance(state, dict):
-        raise InputError(f"{path} is no checkpoint: it holds {_article(type(state).__name__)}; {_MEND}")
+        raise InputError(f"{path} is not a checkpoint: it holds {_article(type(state).__name__)}; {_MEND}")
     return _plain(state, path, most)
 
 
@@ -139,7 +139,7 @@ def _plain(state: Any, path: Path, most: int) -> Any:
             value = Tensor.detach(value)
             dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
             if not dense or value.dtype not in (*_FLOATS, *_INTEGERS, torch.bool):
-                raise InputError(f"{path}: {name[1:]} is no dense tensor of real numbers: get it again")
+                raise InputError(f"{path}: {name[1:]} is not a dense tensor of real numbers: get it again")
             if value.numel() * value.element_size() > most:
                 raise InputError(f"{path}: {name[1:]} unpacks to far more than the file's size: not read")
         elif value is not None and not isinstance(value, bool | int | float | str | np.number):
@@ -167,7 +167,7 @@ def load_module(module: torch.nn.Module, weights: dict[str, Tensor], path: Path,
     """Load strictly. Raises InputError naming what does not fit (another class count, another architecture), and for
     weights that are not finite; the module is as it was then."""
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise InputError(f"{path}: its {name} weights are no state dict of tensors")
+        raise InputError(f"{path}: its {name} weights are not a state dict of tensors")
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys(), key=str)
     if missing or unknown:

@@ -132,5 +132,5 @@ def explain_lost() -> Iterator[None]:
             raise
         place = f"process {rank()} of {world_size()}" if dist.is_initialized() else "this process"
         raise InputError(
-            f"{place} has lost the others, of which one has ended: see what that one said, then start all of them again"
+            f"{place} lost the other processes, one of which has ended: see its message, then start all of them again"
         ) from error

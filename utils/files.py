@@ -64,7 +64,7 @@ def read_text(path: Path, what: str = "file") -> str:
     try:
         return read_bytes(path, what).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8 (byte {error.start}): write it again, or remove it") from None
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): write it again, or remove it") from None
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def packaged(package: str, file: str, digest: str, what: str, install: str) -> P
     if path is None or not path.is_file():
         raise InputError(f"{what} are missing: pip install {install}")
     if sha256(path) != digest:
-        raise InputError(f"{path} is not the file that is expected: pip install {install}")
+        raise InputError(f"{path} is not the expected file: pip install {install}")
     return path
 
 

@@ -165,7 +165,7 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device {name}: only cpu and cuda are supported")
     if device.type == "cpu" and device.index:
-        raise InputError(f"device {name}: there is one CPU device; say cpu")
+        raise InputError(f"device {name}: there is one CPU device; use cpu")
     if device.type == "cuda":
         count, sharing = torch.cuda.device_count() if torch.cuda.is_available() else 0, local_size()
         if count == 0:
@@ -173,11 +173,11 @@ def pick_device(name: str) -> torch.device:
         if (device.index or 0) >= count:
             raise InputError(f"device {name}: this machine has {count} CUDA device(s), numbered from 0")
         if sharing > 1 and device.index is not None:
-            raise InputError(f"device {name}: {sharing} processes would share one device; say cuda")
+            raise InputError(f"device {name}: {sharing} processes would share one device; use cuda")
         if sharing > count:
             raise InputError(
                 f"device {name}: {sharing} processes would share {count} CUDA device(s): start at most {count}, "
-                "or say cpu"
+                "or use cpu"
             )
         if device.index is None:
             device = torch.device("cuda", local_rank() if sharing > 1 else torch.cuda.current_device())

@@ -155,7 +155,7 @@ def _read_mapping(path: Path) -> dict[int, int]:
         except (ValueError, IndexError):
             raise InputError(f"{place}: expected numbers under idx and orig_idx") from None
         if number in mapping:
-            raise InputError(f"{place}: face {number} is there for the second time; keep one line")
+            raise InputError(f"{place}: face {number} is listed twice; keep one line")
         mapping[number] = original_number
     return mapping
 

@@ -90,7 +90,7 @@ class STNiCNNConfig:
                 "window margin must lie between 0 and 10, aspect above 0 and up to 1, the canvas between 2 and 65536"
             )
         if self.localizer == "released" and self.coarse_size != 128:
-            raise ValueError(f"the released localizer works behind a coarse_size of 128 alone, not {self.coarse_size}")
+            raise ValueError(f"the released localizer needs a coarse_size of 128, not {self.coarse_size}")
 
     @property
     def windows(self) -> Windows:

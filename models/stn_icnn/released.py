@@ -63,7 +63,7 @@ def from_released(checkpoint: Mapping[str, Any]) -> tuple[STNiCNNConfig, dict[st
     layouts.
     """
     if not all(isinstance(key, str) for key in checkpoint):
-        raise InputError("not a checkpoint of the STN-iCNN authors: its keys are no names")
+        raise InputError("not a checkpoint of the STN-iCNN authors: its keys are not strings")
     entries = {key: value for key, value in checkpoint.items() if not _BOOKKEEPING.fullmatch(key)}
     if set(entries) not in LAYOUTS:
         raise InputError(
