@@ -133,13 +133,10 @@ class TinyTask(Task):
 def tiny_fit() -> Callable[..., Scores]:
     """``training.engine.fit`` on a TinyTask; what the task is and does can be replaced by keyword."""
 
-    def run(
-        folder: Path, lr: dict[str, float] | None = None, epochs: int = 3, resume: bool = False, **changed: Any
-    ) -> Scores:
+    def run(folder: Path, epochs: int = 3, resume: bool = False, every: tuple[int, ...] = (), **changed: Any) -> Scores:
         torch.manual_seed(0)
         networks = changed.pop("networks", None) or {"body": small(), "frozen": small()}
-        rates = lr or {"body": 0.01, "frozen": 0.0}
-        optimisation, every = Optimisation(epochs, rates, "adamw", "onecycle", clip=1.0), changed.pop("every", ())
+        optimisation = Optimisation(epochs, {"body": 0.01, "frozen": 0.0}, "adamw", "onecycle", clip=1.0)
         task = TinyTask(networks, changed.pop("optimisation", optimisation))
         start = changed.pop("score_start", False)
         for name, value in changed.items():

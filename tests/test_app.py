@@ -32,7 +32,7 @@ from utils.runtime import pick_device, run_main
 
 REPOSITORY = Path(app.__file__).parent
 NAMES = ("photo.png", "photo_overlay.jpg", "photo_faces.json")
-SECONDS = 60
+SECONDS = 180  # after which a page that does not start, or end, hangs
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_another_program_labels_a_portrait_and_finds_faces_as_predict_does(photo
     command = [sys.executable, "-c", PROGRAM, str(REPOSITORY)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     (tmp_path / "portrait.png").write_bytes(photo.read_bytes())
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == " ".join(NINE.names)
     for faces, labels in np.load(tmp_path / "labels.npz").items():
