@@ -132,11 +132,9 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
     """
     require_pair(plan.recipe.batch_size, "pooled features")
     if distillation:
-        last = plan.recipe.optimisation.epochs - 1
-        if not 1 <= distillation.after <= last:
-            raise InputError(
-                f"--self-distill {distillation.after}: must be between 1 and {last}, before the last epoch"
-            )
+        epochs, after = plan.recipe.optimisation.epochs, distillation.after
+        if not 1 <= after < epochs:
+            raise InputError(f"--self-distill {after}: must be at least 1 and less than the number of epochs, {epochs}")
         if plan.labels != plan.data.labels:
             raise InputError("--self-distill replaces labels of the data set's own set: leave out --labels")
         files.require_outside("--run-dir", plan.folder, plan.data.root, INSIDE)

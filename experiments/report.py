@@ -102,7 +102,12 @@ def report(results: Path, documents: Sequence[Path] = ()) -> dict[Path, str]:
     if not runs and not tables:
         raise InputError(f"--results {results} holds neither runs nor experiments")
     for run in runs:
-        tables |= tables_of(run)
+        try:
+            tables |= tables_of(run)
+        except KeyError as error:
+            raise InputError(
+                f"{results / run.name}: a file of this run lacks {error}: run it again, or remove it"
+            ) from error
     texts = {path: files.read_text(path) for path in documents}
     shown = {name for text in texts.values() for _, name, _ in MARKED.findall(text)}
     shown |= {name for text in texts.values() for name in re.findall(r"(experiments/\w+)\.json\)", text)}

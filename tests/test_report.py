@@ -148,3 +148,7 @@ def test_results_that_cannot_be_reported_are_refused_and_nothing_is_written(resu
         report.main(["--results", str(results)])
     log.write_bytes(before[log.relative_to(results)])
     assert contents(results) == before
+    for path in (results / "mine-seed0").rglob("scores.json"):
+        write_json(path, {})
+    with refuses(results / "mine-seed0", "lacks 'paper'"):
+        report.main(["--results", str(results)])
