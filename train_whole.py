@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
         "--least-share",
         type=float,
         metavar="SHARE",
-        help="class weights that raise labels below this share of all pixels to it; 0: none; default: 0.002",
+        help="class weights, with which labels below this share of all pixels count as if they had it; 0: none; "
+        "default: 0.002",
     )
     args = parser.parse_args(argv)
     shares = {name: getattr(args, name) for name in ("balance", "least_share") if getattr(args, name) is not None}
