@@ -133,3 +133,5 @@ def test_the_list_shows_every_published_checkpoint_and_whose_they_are(capsys):
     assert all(name in shown for name in ("48fb8cd4", "e0de5954", "c1f2ab1a", "before_end2end", "after_end2end"))
     assert licence in shown
     assert "authors" in licence
+    with pytest.raises(InputError, match=f"choose one of {', '.join(entries)}"):
+        download.main(["nobody"])

@@ -239,7 +239,6 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"experiments.class_imbalance {FACES} --out out --figure /proc/none/x.pdf", "--figure /proc/none cannot be made"),
     ("experiments.report --results maps", "maps holds neither runs nor experiments"),
     ("experiments.report --results nowhere", "nowhere is not a folder"),
-    ("download nobody", "no checkpoint is called 'nobody'; choose one of "),
     # people
     ("retrieval.align people people/ann/out", "whose folders"),
     ("retrieval.align people .", "holds other files"),
