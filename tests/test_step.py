@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,10 @@ import data.view
 from data.batch import Batch
 from data.source import FaceData
 from models.loading import SHIPPED_WEIGHTS
+from retrieval import train as identity
+from retrieval.network import EmbeddingConfig
+from retrieval.people import list_people
+from tests.test_retrieval import small, write_people  # noqa: F401
 from training import engine
 from training.task import Plan
 from utils import runtime
@@ -96,14 +101,10 @@ def move(task: nn.Module) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device=GPU)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_training_step_waits_for_nothing(name, tmp_path, monkeypatch):
-    script, (settings, copies) = import_module(name), SCRIPTS[name]
-    recipe = script.RECIPES.choose("best", "synthetic").changed(batch_size=2)
-    faces = FaceData("synthetic", None, None, 160, 2, tmp_path / "cache", None, None)
-    task = script.build(Plan(faces, recipe, runtime.Machine(torch.device("cpu")), tmp_path / "run", **settings))
+def launches_of(task: engine.Task, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What a training step of a task launches on the pretend device, where it waits for nothing."""
     batch = next(iter(task.batches(0)))
-    learning = {name: network for name, network in task.networks.items() if recipe.optimisation.lr[name] > 0}
+    learning = {name: network for name, network in task.networks.items() if task.optimisation.lr[name] > 0}
 
     class Twice(list):
         def __iter__(self) -> Iterator[Batch]:
@@ -115,9 +116,27 @@ def test_a_training_step_waits_for_nothing(name, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_seen", None)  # looks at the losses, which may wait
     with pretend_gpu(monkeypatch) as gpu:
         move(task.train())
-        optimizer = engine._optimizer(recipe.optimisation, learning, GPU)
+        optimizer = engine._optimizer(task.optimisation, learning, GPU)
         monkeypatch.setattr(optimizer, "zero_grad", lambda set_to_none: None)
         with pytest.raises(TypeError, match="'NoneType' object is not callable"):
-            engine._train_epoch(task, task, optimizer, 0, engine.Run(tmp_path, False, GPU, "bf16", {}))
-    assert gpu.launches["to the device"] == 8 + copies
-    assert gpu.launches["_fused_adamw_"] > 0
+            engine._train_epoch(task, task, optimizer, 0, engine.Run(Path(), False, GPU, "bf16", {}))
+    return gpu.launches
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_training_step_waits_for_nothing(name, tmp_path, monkeypatch):
+    script, (settings, copies) = import_module(name), SCRIPTS[name]
+    recipe = script.RECIPES.choose("best", "synthetic").changed(batch_size=2)
+    faces = FaceData("synthetic", None, None, 160, 2, tmp_path / "cache", None, None)
+    plan = Plan(faces, recipe, runtime.Machine(torch.device("cpu")), tmp_path / "run", **settings)
+    launches = launches_of(script.build(plan), monkeypatch)
+    assert launches["to the device"] == 8 + copies
+    assert launches["_fused_adamw_"] > 0
+
+
+@pytest.mark.usefixtures("small")
+def test_a_training_step_of_retrieval_waits_for_nothing(tmp_path, monkeypatch):
+    people = list_people(write_people(tmp_path, {name: 2 for name in "abcdef"}))
+    cpu, recipe = runtime.Machine(torch.device("cpu")), identity.COSINE[2]
+    plan = identity.Plan(people, recipe, 2, EmbeddingConfig(**recipe.model), cpu, tmp_path / "run")
+    assert launches_of(identity.Identity(plan), monkeypatch)["_fused_adamw_"] > 0
