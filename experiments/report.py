@@ -1,7 +1,7 @@
 """Write the tables of the results again, from the files that the runs left behind.
 
-Reads from --results what is there of: <run>/command.txt, <run>/<training>/{config.json,log.jsonl} and
-<run>/scores/<split>/<row>/scores.json, all as reproduce.py leaves them, and experiments/<experiment>.json.
+Reads these files in --results, if they exist: <run>/command.txt, <run>/<training>/{config.json,log.jsonl} and
+<run>/scores/<split>/<row>/scores.json, all as reproduce.py writes them, and experiments/<experiment>.json.
 Writes there: README.md.
 
 For this repository's own results, the tables in README.md and docs/*.md are written too: each text between

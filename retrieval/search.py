@@ -74,7 +74,8 @@ class Embeddings(NamedTuple):
 
 
 def embeddings_of(path: Path, cached: Path | None, network: nn.Module, key: str, device: torch.device) -> Embeddings:
-    """The embeddings of a folder of people, from the file where they are its own, else made and written there.
+    """The embeddings of a folder of people: those in the cached file if they are of these photos, else computed and
+    written there.
 
     Raises InputError for a folder that cannot be used, and for embeddings that are not finite.
     """

@@ -229,7 +229,8 @@ def batch_at(crops_NSS3: np.ndarray, seed: int, epoch: int, with_images_256: boo
 
 
 def split(people: People, batch_size: int) -> tuple[People, People]:
-    """The photos to train on and those that are looked for among them. Raises InputError where they are too few."""
+    """Photos to train on, and photos to validate with, which are searched among those. Raises InputError where they
+    are too few."""
     if len(people.names) < 2:
         raise InputError(f"one person only ({people.names[0]}): training needs at least two people")
     held_N = held_out(people)

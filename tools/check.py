@@ -3,7 +3,7 @@
 ``python -m tools.check --dataset celebamask --data DIR --out sheet.png``
 
 Every problem is listed, then a summary. Exit status: 0 when all is well, 1 when problems were found, 2 for bad usage.
-What occurs in few faces, as annotators err and photos are odd, is noted and no problem.
+Oddities in at most 1 % of the faces are notes, not problems: annotators err, and some photos are odd.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from utils.runtime import printable, run_main
 
 SHEET_FACES, SHEET_COLUMNS, SHEET_CELL = 24, 6, 224
 FEW_FACES = 10  # below so many, a part that no face has may be chance
-FEW = 0.01  # share of odd faces of any one kind that CelebAMask-HQ itself stays below
+FEW = 0.01  # largest share of odd faces of one kind that is only noted; CelebAMask-HQ stays below it
 FILLS_PART, FILLS = 0.5, 0.95  # share of the photo from which a part's label, and any other one, is no sound mask
 LISTED_SIZES, LISTED_ODD = 6, 12
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from utils.cli import Parser
 from utils.runtime import Machine, run_main
 
 DURATION = "about 5 minutes on two slow cores"
-# Small sizes, and few epochs with as much to see: 48 x 48 for the coarse look, crops of 25 samples.
+# Small sizes: 48 x 48 pixels for the coarse network, crops of 25 samples.
 FACE_SIZE, FACES, SHOWN = 128, 800, 8
 SIZES = {"coarse_size": 48, "crop_size": 25}
 BATCH_SIZE = 8

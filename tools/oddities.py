@@ -16,8 +16,8 @@ FACE_SIDE = 0.8  # of the square that is hashed, in sides of the face's frame
 ALIKE = 0.96  # least correlation of the squares of two copies, once one is warped to fit the other
 CHUNK = 1024  # faces that are compared with all others at once
 SMALL = 64  # side of the faces and of the label maps that are compared with one another
-KINDS = (1, 1, 2, 2, 3, 4)  # of the six parts: sides are judged elsewhere
-KNOWN = 0.75  # median agreement of photos that the parser knows how to parse; of others, no single face is told
+KINDS = (1, 1, 2, 2, 3, 4)  # of the six parts; left and right count as one, as sides are checked elsewhere
+KNOWN = 0.75  # least median agreement at which single faces are reported: below it, such photos confuse the parser
 POOR, BETTER = 0.6, 0.05  # a share of the median agreement, and by how much another photo's label map agrees better
 
 

@@ -51,7 +51,7 @@ class Setup:
 
     @property
     def precisions(self) -> Sequence[str]:
-        """Of ours."""
+        """In which ours is measured."""
         return ("fp32", "bf16") if runtime.uses_bf16(self.device, self.machine.amp) else ("fp32",)
 
 
