@@ -116,8 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         "--least-share",
         type=float,
         metavar="SHARE",
-        help="class weights, with which labels below this share of all pixels count as if they had it; 0: none; "
-        "default: 0.002",
+        help="weight labels below this share of all pixels as if they had it; 0: no class weights; default: 0.002",
     )
     args = parser.parse_args(argv)
     shares = {name: getattr(args, name) for name in ("balance", "least_share") if getattr(args, name) is not None}

@@ -85,9 +85,7 @@ def plan(files: list[Path], wanted: Wanted) -> tuple[list[Job], list[str]]:
         place = wanted.inside(file)
         name = str(place / (file.stem if stems[place / file.stem, is_video(file)] == 1 else file.name))
         if (other := taken.setdefault((name, is_video(file)), file)) != file:
-            failed.append(
-                f"{file}: its results would have the names of those of {other}: choose another folder for them"
-            )
+            failed.append(f"{file}: its results would overwrite those of {other}: choose another folder for them")
             continue
         outputs = wanted.outputs(file, name)
         for path in outputs.values():

@@ -89,7 +89,7 @@ def test_photos_of_one_stem_keep_results_apart_and_those_of_one_whole_name_are_n
     save_photo(tmp_path / "y" / "a.png", photo(32))
     assert run(tmp_path / "a.png", tmp_path / "y", tmp_path / "a.png", "--no-overlay", out="same") == 1
     assert names(tmp_path / "same") == ["a.png.png"]
-    assert f"failed: {tmp_path / 'y' / 'a.png'}: its results would have the names of" in capsys.readouterr().err
+    assert f"failed: {tmp_path / 'y' / 'a.png'}: its results would overwrite those of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,5 @@ def is_swapped(samples: list[Sample], labels: LabelSet, root: Path, read: ReadLa
         except InputError:  # reading the face tells of it
             continue
     if votes_2.min() < 0 < votes_2.max():
-        raise InputError(
-            f"brows and eyes disagree about left and right in the label maps of {root}: download them again"
-        )
+        raise InputError(f"brows and eyes disagree about left and right in the label maps of {root}: download again")
     return bool(votes_2.max() > 0)
