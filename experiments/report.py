@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -39,7 +40,6 @@ EXPERIMENTS = (
     *("hidden_parts", "coarse_size", "robustness", "kinds"),
     *("scenes", "helen68", "class_imbalance", "ablation"),
 )
-LOWER_IS_BETTER = ("theta_loss",)
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -249,10 +249,9 @@ def windows(config: Result) -> str:
 
 def best_of(log: list[Result]) -> str | None:
     """The best epoch's score, as ``f1 0.9171, epoch 4``."""
-    for key in ("f1", *LOWER_IS_BETTER):
-        scored = [row for row in log if key in row]
-        if scored:
-            row = (min if key in LOWER_IS_BETTER else max)(scored, key=lambda row: row[key])
+    for key, best in (("f1", max), ("theta_loss", min)):
+        if scored := [row for row in log if key in row]:
+            row = best(scored, key=itemgetter(key))
             return f"{key} {row[key]:.4f}, epoch {row['epoch']}"
     return None
 
