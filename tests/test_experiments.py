@@ -60,6 +60,8 @@ def test_all_changes_together_make_the_best_recipe_on_the_short_schedule_and_one
     rates = replace(best.optimisation, epochs=short.optimisation.epochs, lr=short.optimisation.lr)
     model = {**short.model, **best.model}
     assert made == replace(best, optimisation=rates, batch_size=short.batch_size, model=model)
+    changes = {change: ablation.adopt(short, best, fields) for change, (_, fields) in ablation.CHANGES.items()}
+    assert [change for change, recipe in changes.items() if recipe == short] == [ablation.BASE]
     mirror = ablation.CHANGES["mirror"][1]
     alone = ablation.adopt(short, best, mirror)
     assert alone.augmentation.mirror == best.augmentation.mirror > 0

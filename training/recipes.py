@@ -69,7 +69,9 @@ class Recipes(NamedTuple):
 
 
 RECIPE_NAMES = ("paper", "paper-short", "best", "wide")
-BEST_AUGMENTATION = Augmentation(rotation=15, shift=0.08, scale=(0.8, 1.25), noise=0.03, tone=0.8, mirror=0.5)
+BEST_AUGMENTATION = Augmentation(
+    rotation=15, shift=0.08, scale=(0.8, 1.25), noise=0.03, tone=0.8, mirror=0.5, camera=0.5
+)
 BEST_MODEL = {"window_margin": 1.6, "window_aspect": 0.5, "paste": "bilinear"}
 
 
