@@ -69,7 +69,7 @@ def test_a_config_refuses_what_it_cannot_mean(field, value):
 
 
 def test_the_released_localizer_refuses_another_size_than_its_own():
-    with pytest.raises(ValueError, match="128 alone, not 64"):
+    with pytest.raises(ValueError, match="coarse_size of 128, not 64"):
         STNiCNNConfig(coarse_size=64, localizer="released")
 
 
