@@ -306,9 +306,9 @@ def test_aligning_goes_on_where_it_stopped_and_compares_contents(tmp_path, capsy
     out, record = tmp_path / "out", tmp_path / "out" / align.RECORD
     arguments = [str(photos), str(out)]
     assert align.main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "no face in 1 (b/x.png)" in told
-    assert "left out, no photos by their names: 1 (a/x.heic)" in told
+    printed = capsys.readouterr().out
+    assert "no face in 1 (b/x.png)" in printed
+    assert "left out, no photos by their names: 1 (a/x.heic)" in printed
     assert Image.open(out / "a" / "bmp.png").size == (160, 160)
     assert Image.open(out / "b" / "x.png").size == (60, 50)
     before = {path: path.read_bytes() for path in out.rglob("*.png")}
@@ -348,8 +348,8 @@ def test_photos_are_sorted_by_the_end_of_their_names(tmp_path, capsys):
         (tmp_path / "raw" / name).write_bytes(name.encode())
     arguments = [str(tmp_path / "raw"), str(tmp_path / "out")]
     assert sort.main(arguments) == 0
-    assert "3 photos" in (told := capsys.readouterr().out)
-    assert "left out, named otherwise: 1 (7_3.jpg)" in told
+    assert "3 photos" in (printed := capsys.readouterr().out)
+    assert "left out, named otherwise: 1 (7_3.jpg)" in printed
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
     assert found == {"train/7/7_1.jpg", "test/7/7_2.jpg", "train/a_b/a_b_1.PNG"}
     assert "already exists" in error_of(capsys, sort.main, *arguments)
