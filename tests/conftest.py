@@ -28,9 +28,9 @@ SIZES = {"train": (72, 80, 96, 80), "val": (80, 72, 80), "test": (80,)}
 
 GPU = Path(__file__).parent / "gpu"
 
-# of what a single feature needs, on machines that have it not
-FEATURES = {"test_download.py": "pooch", "test_video.py": "av", "test_whole.py": "segmentation_models_pytorch"}
-collect_ignore = [file for file, package in FEATURES.items() if find_spec(package) is None]
+# tests of a single feature are left out where its package is missing
+PACKAGES = {"test_download.py": "pooch", "test_video.py": "av", "test_whole.py": "segmentation_models_pytorch"}
+collect_ignore = [file for file, package in PACKAGES.items() if find_spec(package) is None]
 
 KINDS[TinyParser.kind] = TinyParser  # among those that checkpoints may hold
 torch.set_num_threads(1)  # networks this small gain nothing from more, and lose much where cores are shared
