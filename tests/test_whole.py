@@ -120,7 +120,7 @@ def test_faces_with_rare_labels_are_sampled_more_often(tmp_path) -> None:
     assert faces.balance(0.5).tolist() == pytest.approx([2 / 9] + [1 / 9] * 7)
 
 
-def test_pixels_of_rare_labels_cost_more(tmp_path) -> None:
+def test_class_weights_raise_the_loss_of_rare_labels(tmp_path) -> None:
     labels_HW = np.zeros((10, 10), np.uint8)
     labels_HW[0, 0], labels_HW[9, :2] = 1, (1, 2)
     faces = open_helen(tmp_path, labels_HW[:6], labels_HW[6:])
