@@ -267,7 +267,7 @@ def report(
     for line in failed:
         print(f"failed: {printable(line)}", file=sys.stderr)
     if not done and not shown and not skipped:
-        print("error: no photo was labelled: see the lines above", file=sys.stderr)
+        print("error: nothing was labelled: see the lines above", file=sys.stderr)
         return 2
     return 1 if failed else 0
 

@@ -131,7 +131,7 @@ def test_a_parser_of_other_labels_writes_them_in_its_own_colours_and_the_authors
 def failures(captured):
     """The lines of photos that failed; stderr holds nothing else but the last line where none was labelled."""
     lines = captured.err.splitlines()
-    assert all(line.startswith(("failed: ", "error: no photo was labelled")) for line in lines), lines
+    assert all(line.startswith(("failed: ", "error: nothing was labelled")) for line in lines), lines
     return [line for line in lines if line.startswith("failed: ")]
 
 
