@@ -13,15 +13,15 @@ from torch.utils.data import DataLoader
 
 from data.batch import Batch
 from data.loaders import open_faces, require_pair
-from data.view import Augmentation, View
+from data.view import Augmentation
 from models.deeplab import DeepLab
 from models.loading import read_weights
 from training import options
 from training.engine import Optimisation, Run, fit
 from training.losses import batch_dice_loss, focal_loss, segmentation_loss
-from training.recipes import Recipe, WholeFaceRecipes
+from training.recipes import WholeFaceRecipe, WholeFaceRecipes
 from training.relabel import INSIDE, Rule, add_rule_options, relabel, table
-from training.task import ParserTask, Plan
+from training.task import Plan, WholeFaceTask
 from utils import checkpoint, distributed, files
 from utils.errors import InputError
 from utils.runtime import run_main
@@ -30,7 +30,7 @@ DICE_FROM = 21  # the epoch, from 0, in which the authors' loss takes in the Dic
 
 
 @dataclass(frozen=True)
-class DeepLabRecipe(Recipe):
+class DeepLabRecipe(WholeFaceRecipe):
     """loss: "seed", the authors' focal loss, cross-entropy and Dice; or "dice", cross-entropy and ``dice`` times the
     Dice of the labels that a photo holds."""
 
@@ -51,6 +51,8 @@ RECIPES = WholeFaceRecipes(
         batch_size=16,
         augmentation=Augmentation(rotation=15, shift=0.06, scale=(0.8, 1.25), tone=0.5, mirror=0.5),
         dice=1.0,
+        balance=0.25,
+        least_share=0.002,
     ),
 )
 
@@ -69,8 +71,8 @@ class SelfDistillation:
     rule: Rule
 
 
-class TrainDeepLab(ParserTask):
-    """The loss on the grid of the stretched photo; mean F1 of the labels decides.
+class TrainDeepLab(WholeFaceTask):
+    """The loss on half the grid of the stretched photo, the authors' on all of it; mean F1 of the labels decides.
 
     distillation: None to train on the data set's labels throughout. The new labels go into ``labels/`` of the run's
     folder, next to ``labeller.pt``, the weights that gave them.
@@ -117,11 +119,10 @@ class TrainDeepLab(ParserTask):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, size = self.plan.recipe, self.model.config.size
         assert isinstance(recipe, DeepLabRecipe)
-        view = recipe.augmentation.view(batch)
-        logits_BKSS, targets_BSS = self.model.network(view.photo(size)), view.label_map(size)
         if recipe.loss == "seed":
-            return {"segmentation": seed_loss(logits_BKSS, targets_BSS, self.epoch)}
-        return {"segmentation": segmentation_loss(logits_BKSS, targets_BSS, recipe.dice)}
+            view = recipe.augmentation.view(batch)
+            return {"segmentation": seed_loss(self.model.network(view.photo(size)), view.label_map(size), self.epoch)}
+        return {"segmentation": self.half_grid_loss(batch, self.model.network.coarse_logits)}
 
 
 def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeepLab:
@@ -144,7 +145,7 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
     model = DeepLab(plan.config(DeepLab), plan.labels)
     if path := plan.start.get("init_from"):
         model.load(read_weights(path), model.networks)
-    task = TrainDeepLab(plan, model, model.networks, photos=View.needs_photos(model.config.size))
+    task = TrainDeepLab(plan, model)
     task.distillation = distillation
     return task
 

@@ -18,15 +18,15 @@ from scoring.pictures import face_pictures, tile
 from training import options
 from training.engine import Optimisation, fit
 from training.losses import boundary_loss, edge_loss, segmentation_loss
-from training.recipes import Recipe, WholeFaceRecipes
-from training.task import SHOWN_FACES, ParserTask, Plan
+from training.recipes import WholeFaceRecipe, WholeFaceRecipes
+from training.task import SHOWN_FACES, Plan, WholeFaceTask
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import run_main
 
 
 @dataclass(frozen=True)
-class EAGRNetRecipe(Recipe):
+class EAGRNetRecipe(WholeFaceRecipe):
     """weight: of all three losses."""
 
     weight: float = 1.0
@@ -49,7 +49,7 @@ RECIPES = WholeFaceRecipes(
 )
 
 
-class TrainEAGRNet(ParserTask):
+class TrainEAGRNet(WholeFaceTask):
     """The paper's three losses (section 3.5), on the grid of the stretched photo; mean F1 of the labels decides."""
 
     stage = "eagrnet"
@@ -63,7 +63,7 @@ class TrainEAGRNet(ParserTask):
         edges_BSS = edges(targets_BSS)
         labels_BKSS, edges_B2SS = (enlarge(logits, size) for logits in self.model.both(view.photo(size)))
         losses = {
-            "segmentation": segmentation_loss(labels_BKSS, targets_BSS, recipe.dice),
+            "segmentation": segmentation_loss(labels_BKSS, targets_BSS, recipe.dice, self.class_weights_K),
             "edge": edge_loss(edges_B2SS, edges_BSS),
             "boundary": boundary_loss(labels_BKSS, targets_BSS, edges_BSS),
         }
@@ -101,7 +101,7 @@ def build(plan: Plan) -> TrainEAGRNet:
             imagenet_start(model.network, checkpoint.read_tensors(path))
         except InputError as error:
             raise InputError(f"--imagenet {path}: {error}") from None
-    return TrainEAGRNet(plan, model, model.networks, photos=View.needs_photos(model.config.size))
+    return TrainEAGRNet(plan, model)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,59 +1,44 @@
 """A network of segmentation_models_pytorch: resized photo -> all labels of the data set, or those of --labels."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.batch import Batch
 from data.loaders import require_pair
-from data.view import Augmentation, View
+from data.view import Augmentation
 from models.loading import read_weights
 from models.whole import LITE0, WholeParser, imagenet_start, normalisation, packaged
 from training import options
 from training.engine import Optimisation, fit
-from training.losses import segmentation_loss
-from training.recipes import Recipe, WholeFaceRecipes
-from training.task import ParserTask, Plan
+from training.recipes import WholeFaceRecipe, WholeFaceRecipes
+from training.task import Plan, WholeFaceTask
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import run_main
 
-
-@dataclass(frozen=True)
-class WholeRecipe(Recipe):
-    """balance: labels that fewer than this share of the faces have are drawn more often, see ``Faces.balance``; 0: each
-    face once an epoch. least_share: see ``Faces.class_weights``; 0: no weights."""
-
-    balance: float = 0.25
-    least_share: float = 0.002
-
-
-BEST = WholeRecipe(
+BEST = WholeFaceRecipe(
     Optimisation(40, {"encoder": 3e-4, "decoder": 1e-3}, "adamw", "onecycle", weight_decay=1e-2, clip=5.0),
     batch_size=16,
     augmentation=Augmentation(rotation=20, shift=0.35, scale=(0.5, 1.25), tone=0.7, mirror=0.5, around=0.7),
     dice=1.0,
+    balance=0.25,
+    least_share=0.002,
 )
 RECIPES = WholeFaceRecipes(BEST)
 
 
-class TrainWhole(ParserTask):
+class TrainWhole(WholeFaceTask):
     """The loss on half the grid of the stretched photo; mean F1 of the labels decides."""
 
     stage = "whole"
     model: WholeParser
-    class_weights_K: Tensor | None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        recipe, size = self.plan.recipe, self.model.config.size
-        grid = size // 2  # the logits of most decoders are as coarse or coarser, and this is a third of a step's time
-        view = recipe.augmentation.view(batch)
-        logits_BKGG = F.interpolate(self.model.logits(view.photo(size)), (grid, grid), mode="bilinear")
-        return {"segmentation": segmentation_loss(logits_BKGG, view.label_map(grid), recipe.dice, self.class_weights_K)}
+        return {"segmentation": self.half_grid_loss(batch, self.model.logits)}
 
 
 def build(plan: Plan, download: bool = False) -> TrainWhole:
@@ -74,14 +59,7 @@ def build(plan: Plan, download: bool = False) -> TrainWhole:
             raise InputError(f"--encoder-weights {path}: {error}") from None
     if path := plan.start.get("init_from"):
         model.load(read_weights(path), model.networks)
-    task = TrainWhole(plan, model, model.networks, photos=View.needs_photos(config.size))
-    assert isinstance(plan.recipe, WholeRecipe)
-    if plan.recipe.balance:
-        task.often_N = task.train_faces.balance(plan.recipe.balance)
-    share = plan.recipe.least_share
-    class_weights_K = torch.from_numpy(task.train_faces.class_weights(share)) if share else None
-    task.register_buffer("class_weights_K", class_weights_K, persistent=False)
-    return task
+    return TrainWhole(plan, model)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,24 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="X",
         help="at inference, label X times the face's frame, at X times the input size; default: 1",
     )
-    group.add_argument(
-        "--balance",
-        type=float,
-        metavar="SHARE",
-        help="oversample faces with labels that fewer than this share of the faces have; 0: each face once per epoch; "
-        "default: 0.25",
-    )
-    group.add_argument(
-        "--least-share",
-        type=float,
-        metavar="SHARE",
-        help="weight labels below this share of all pixels as if they had it; 0: no class weights; default: 0.002",
-    )
     args = parser.parse_args(argv)
-    shares = {name: getattr(args, name) for name in ("balance", "least_share") if getattr(args, name) is not None}
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise InputError(f"--{name.replace('_', '-')} {share}: must be between 0 and 1")
     model = {name: getattr(args, name) for name in ("arch", "encoder", "width", "frame_scale")}
     plan = options.plan(args, RECIPES, ("init_from",), size=args.input_size, **model)
     weights = "none" if args.init_from else args.encoder_weights
@@ -130,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         weights = packaged(args.encoder or WholeParser.Config.encoder) or weights
     if weights not in ("imagenet", "none"):
         plan = replace(plan, start={**plan.start, "encoder_weights": Path(weights)})
-    task = build(replace(plan, recipe=replace(plan.recipe, **shares)), weights == "imagenet")
+    task = build(plan, weights == "imagenet")
     fit(task, task.run)
     return 0
 

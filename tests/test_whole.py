@@ -23,17 +23,20 @@ from data.images import read_labels
 from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
 from data.loaders import Faces, open_faces
 from data.source import FaceData
-from data.view import Augmentation
+from data.view import Augmentation, View
 from faces import load
 from models import loading
 from models.deeplab import DeepLab, DeepLabConfig
 from models.fused import FusedParser
 from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE, load_parser
 from models.whole import WholeConfig, WholeParser, imagenet_start, normalisation, packaged
+from tests import tiny_parser
 from tests.fixtures import batch_of, draw_faces, lively, save_parser, save_photo, write_challenge, write_list
 from training.losses import segmentation_loss
+from training.task import Plan
 from utils import checkpoint
 from utils.errors import InputError
+from utils.runtime import Machine
 
 
 def state_of_the_package() -> dict[str, torch.Tensor]:
@@ -106,12 +109,16 @@ def test_photos_go_on_around_with_hair_but_without_faces() -> None:
     assert black.label_map(64)[0, 32].tolist() == [0] * 16 + [nose] * 20 + [hair] * 12 + [0] * 16
 
 
-def open_helen(root: Path, *label_maps: np.ndarray) -> Faces:
+def helen(root: Path, *label_maps: np.ndarray) -> FaceData:
     """Grey photos with these label maps, to train on."""
     photos = [np.full((*labels_HW.shape, 3), 128, np.uint8) for labels_HW in label_maps]
     train = [(f"face{k}", *face) for k, face in enumerate(zip(photos, label_maps, strict=True))]
     write_list(root, {"train": train, "val": draw_faces()["val"]})
-    return open_faces(FaceData("list", root, cache=root / "cache", label_set=HELEN), "train", HELEN)
+    return FaceData("list", root, cache=root / "cache", label_set=HELEN)
+
+
+def open_helen(root: Path, *label_maps: np.ndarray) -> Faces:
+    return open_faces(helen(root, *label_maps), "train", HELEN)
 
 
 def test_faces_with_rare_labels_are_sampled_more_often(tmp_path) -> None:
@@ -129,6 +136,22 @@ def test_class_weights_raise_the_loss_of_rare_labels(tmp_path) -> None:
     logits_BKHW, targets_BHW = torch.randn(2, 11, 3, 3), torch.randint(0, 3, (2, 3, 3))
     each_BHW = F.cross_entropy(logits_BKHW, targets_BHW, reduction="none") * torch.tensor([1.0, 2, 4])[targets_BHW]
     assert segmentation_loss(logits_BKHW, targets_BHW, 0, torch.from_numpy(class_weights_K)).allclose(each_BHW.mean())
+
+
+def test_a_recipe_s_shares_decide_about_the_order_and_the_loss(tmp_path) -> None:
+    common = np.full((32, 32), 1, np.uint8)
+    rare = common.copy()
+    rare[:4, :4] = 2
+    data = helen(tmp_path, common, common, rare, common)
+    recipe = replace(tiny_parser.RECIPE, augmentation=Augmentation(), balance=0.5, least_share=0.2)
+    task = tiny_parser.build(Plan(data, recipe, Machine(torch.device("cpu")), tmp_path / "run")).eval()
+    assert task.often_N.tolist() == task.train_faces.balance(0.5).tolist()
+    batch = task.train_faces.first(4)
+    view = View(batch)
+    weights_K = torch.from_numpy(task.train_faces.class_weights(0.2))
+    assert weights_K.max() > 10
+    logits_BKGG, targets_BGG = task.model.logits(view.photo(32)), view.label_map(16)  # the tiny network halves
+    assert task(batch)["segmentation"].allclose(segmentation_loss(logits_BKGG, targets_BGG, 0, weights_K))
 
 
 def deeplab(labels: LabelSet = CELEBAMASK) -> DeepLab:

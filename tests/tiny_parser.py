@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
-from data.labels import CELEBAMASK, LabelSet
-from data.view import Augmentation, View
+from data.labels import LabelSet
+from data.view import Augmentation
 from models.parser import WholeFaceParser
 from training import options
 from training.engine import Optimisation, fit
-from training.losses import segmentation_loss
-from training.recipes import Recipe, Recipes
-from training.task import ParserTask, Plan
+from training.recipes import WholeFaceRecipe, WholeFaceRecipes
+from training.task import Plan, WholeFaceTask
 
 
 @dataclass(frozen=True)
@@ -42,33 +41,30 @@ class TinyParser(WholeFaceParser):
         super().__init__(config, labels, network)
 
 
-RECIPE = Recipe(
+RECIPE = WholeFaceRecipe(
     Optimisation(epochs=3, lr={"network": 0.02}, optimizer="adamw", schedule="onecycle"),
     batch_size=2,
     augmentation=Augmentation(rotation=10, shift=0.05, mirror=0.5),
     model={"channels": 12},
 )
-RECIPES = Recipes(RECIPE, RECIPE, RECIPE, RECIPE)
+RECIPES = WholeFaceRecipes(RECIPE)
 
 
-class TrainTiny(ParserTask):
+class TrainTiny(WholeFaceTask):
     stage = "tiny"
     model: TinyParser
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        view, size = self.plan.recipe.augmentation.view(batch), self.model.config.size
-        logits_BKhw = self.model.network(view.photo(size))
-        return {"segmentation": segmentation_loss(logits_BKhw, view.label_map(logits_BKhw.shape[-1]))}
+        return {"segmentation": self.half_grid_loss(batch, self.model.logits)}
 
 
 def build(plan: Plan) -> TrainTiny:
     torch.manual_seed(plan.seed)
-    model = TinyParser(plan.config(TinyParser), CELEBAMASK)
-    return TrainTiny(plan, model, model.networks, photos=View.needs_photos(model.config.size))
+    return TrainTiny(plan, TinyParser(plan.config(TinyParser), plan.labels))
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = options.training_parser(__doc__, ["network"], {}).parse_args(argv)
+    args = options.training_parser(__doc__, ["network"], {}, whole_face=True, recipes=False).parse_args(argv)
     task = build(options.plan(args, RECIPES))
     fit(task, task.run)
     return 0

@@ -78,6 +78,20 @@ def training_parser(
             metavar=("LOW", "HIGH"),
             help="range of random scaling, 1: unchanged; default: the recipe's",
         )
+        group.add_argument(
+            "--balance",
+            type=float,
+            metavar="SHARE",
+            help="oversample faces with labels that fewer than this share of the faces have; 0: each face once per "
+            "epoch; default: the recipe's",
+        )
+        group.add_argument(
+            "--least-share",
+            type=float,
+            metavar="SHARE",
+            help="weight labels below this share of all pixels as if they had it; 0: no class weights; default: the "
+            "recipe's",
+        )
     for flag, what in needs.items():
         group.add_argument(flag, type=Path, metavar="FILE", help=what)
     group.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder for checkpoints and logs")
@@ -116,6 +130,11 @@ def plan(
         except ValueError:
             message = "the probability must be 0 to 1, the range above 0 and rising"
             raise InputError(f"--mirror-probability {mirror}, --scale-range {scale}: {message}") from None
+    shares = {name: share for name in ("balance", "least_share") if (share := getattr(args, name, None)) is not None}
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"--{name.replace('_', '-')} {share}: must be between 0 and 1")
+    recipe = replace(recipe, **shares)
     lr = recipe.optimisation.lr
     if not any(rate for name, rate in lr.items() if any(f"{name}.nets.{part}" not in lr for part in NETWORKS)):
         raise InputError("every learning rate is 0: nothing would be trained")

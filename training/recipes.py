@@ -93,14 +93,26 @@ def best(
     return Recipe(optimisation, batch_size, BEST_AUGMENTATION, model, **losses)
 
 
+@dataclass(frozen=True)
+class WholeFaceRecipe(Recipe):
+    """What a parser of the whole face is trained with.
+
+    balance: labels that fewer than this share of the faces have are drawn more often, see ``Faces.balance``; 0: each
+    face once an epoch. least_share: see ``Faces.class_weights``; 0: no weights.
+    """
+
+    balance: float = 0.0
+    least_share: float = 0.0
+
+
 class WholeFaceRecipes(NamedTuple):
     """The recipes of a parser of the whole face: ours, and that of its authors' code if there is one; the same for
     every data set."""
 
-    best: Recipe
-    seed: Recipe | None = None
+    best: WholeFaceRecipe
+    seed: WholeFaceRecipe | None = None
 
-    def choose(self, name: str, dataset: str) -> Recipe:
+    def choose(self, name: str, dataset: str) -> WholeFaceRecipe:
         """The recipe of one of ``WHOLE_FACE_RECIPE_NAMES``."""
         return getattr(self, name)
 

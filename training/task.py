@@ -1,24 +1,28 @@
 """One training as plain values, and what the training of a face parser shares."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.batch import Batch
 from data.labels import NINE, LabelSet
 from data.loaders import evaluation_batches, open_faces, training_batches
 from data.source import FaceData
-from models.parser import FaceParser, Parsed, Weights
+from data.view import View
+from models.parser import FaceParser, Parsed, Weights, WholeFaceParser
 from scoring.evaluation import evaluate
 from scoring.metrics import headline, scores
 from scoring.pictures import progress_picture
 from training.engine import Run, Scores, Task
-from training.recipes import Recipe
+from training.losses import segmentation_loss
+from training.recipes import Recipe, WholeFaceRecipe
 from utils import distributed, files
 from utils.errors import InputError
 from utils.runtime import Machine
@@ -163,3 +167,26 @@ class ParserTask(Task):
         """Upper row: parsed, with windows where the parser has them; lower row: the truth."""
         batch = self.val_faces.first(SHOWN_FACES).to(self.plan.machine.device)
         return progress_picture(batch, *self.parse(batch))
+
+
+class WholeFaceTask(ParserTask):
+    """The training of a parser of the whole face. class_weights_K: factors of the cross-entropy, float32, or None."""
+
+    class_weights_K: Tensor | None
+
+    def __init__(self, plan: Plan, model: WholeFaceParser) -> None:
+        super().__init__(plan, model, model.networks, photos=View.needs_photos(model.config.size))
+        assert isinstance(plan.recipe, WholeFaceRecipe)
+        if plan.recipe.balance:
+            self.often_N = self.train_faces.balance(plan.recipe.balance)
+        share = plan.recipe.least_share
+        class_weights_K = torch.from_numpy(self.train_faces.class_weights(share)) if share else None
+        self.register_buffer("class_weights_K", class_weights_K, persistent=False)
+
+    def half_grid_loss(self, batch: Batch, logits: Callable[[Tensor], Tensor]) -> Tensor:
+        """``segmentation_loss`` on half the grid of the stretched photo: most networks' logits are as coarse or
+        coarser, and the full grid takes a sixth to a third of a step's time. logits: images_B3SS to logits_BKhw."""
+        recipe, size = self.plan.recipe, self.model.config.size
+        view = recipe.augmentation.view(batch)
+        logits_BKGG = F.interpolate(logits(view.photo(size)), (size // 2, size // 2), mode="bilinear")
+        return segmentation_loss(logits_BKGG, view.label_map(size // 2), recipe.dice, self.class_weights_K)
