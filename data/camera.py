@@ -9,7 +9,7 @@ import numpy as np
 SHRINK = 0.2  # the smallest photo, as a share of its sides
 BLUR = 2.2  # largest standard deviation, pixels of the shrunk photo
 NOISE = 10  # largest standard deviation, of 255
-QUALITY = (8, 75)  # of the JPEG
+QUALITY = (5, 75)  # of the JPEG; even in the logarithm, so that low ones are frequent
 
 
 def is_degraded(key: tuple[int, ...], probability: float) -> bool:
@@ -33,7 +33,7 @@ def degraded(photo: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
     if rng.random() < 0.3:
         small = np.clip(small + rng.normal(0, rng.uniform(0, NOISE), small.shape), 0, 255).astype(np.uint8)
     if rng.random() < 0.6:
-        small = jpeg(small, int(rng.uniform(*QUALITY)))
+        small = jpeg(small, int(np.exp(rng.uniform(*np.log(QUALITY)))))
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
