@@ -131,7 +131,11 @@ def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeep
     Raises InputError for a single face a batch, of which the pooled features have no variance, and for labels that
     could not be distilled.
     """
-    require_pair(plan.recipe.batch_size, "pooled features")
+    recipe = plan.recipe
+    assert isinstance(recipe, DeepLabRecipe)
+    require_pair(recipe.batch_size, "pooled features")
+    if recipe.loss == "seed" and recipe.least_share:
+        raise InputError("--least-share: the loss of --recipe seed has no class weights; leave it out")
     if distillation:
         epochs, after = plan.recipe.optimisation.epochs, distillation.after
         if not 1 <= after < epochs:

@@ -152,6 +152,7 @@ TRAININGS: tuple[tuple[str, str, str], ...] = (  # script, options, message
     ("train_deeplab", "--self-distill 1 --epochs 3 --threshold 1.0", "threshold 1.0"),
     ("train_deeplab", "--self-distill 1 --epochs 3 --labels nine", "leave out --labels"),
     *(("train_deeplab", words, "the range above 0") for words in ("--mirror-probability 2", "--scale-range 1 0.5")),
+    ("train_deeplab", "--recipe seed --least-share 0.01", "seed has no class weights"),
     ("train_whole", "--encoder-weights none --arch fnp", "arch fnp: choose one of unet"),
     ("train_whole", "--encoder-weights none --encoder tu-nothing", "encoder tu-nothing: "),
     ("train_whole", "--encoder-weights none --input-size 65", "multiple of 32"),
