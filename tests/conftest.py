@@ -41,9 +41,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide CUDA devices from all tests and the processes that they start, unless only those of tests/gpu are run."""
     if not all(GPU in (path := Path(word.split("::")[0]).resolve()).parents or path == GPU for word in config.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # Autograd starts a thread for each device that it finds at its first call. Later it would find the pretended GPU of
-    # test_step, and forks of a process with such threads cannot train.
-    torch.zeros((), requires_grad=True).backward()
 
 
 @pytest.fixture(scope="session")

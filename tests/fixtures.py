@@ -5,15 +5,14 @@
 
 import os
 import shutil
-import signal
 import socket
+import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -28,6 +27,8 @@ from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
 from models.parser import FaceParser, WholeFaceParser
 from models.stn_icnn.icnn import ICNN
 from utils import checkpoint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 Faces = dict[str, list[tuple[str, np.ndarray, np.ndarray]]]
 
@@ -248,30 +249,25 @@ def another_run(folder: Path) -> Iterator[None]:
         yield
 
 
-def fork(main: Callable[[], Any], **environment: str) -> int:
-    """The id of a process that runs ``main`` as a copy of this one, which spares it the imports."""
-    sys.stdout.flush()
-    if child := os.fork():
-        return child
-    status = 1
-    signal.alarm(300)  # what hangs fails
-    try:
-        os.environ.update(environment)
-        status = main() or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
+def python(*words: str, printed: IO[str] | None = None, **environment: str) -> subprocess.Popen[bytes]:
+    """Start Python with these words in the repository. No fork of this process: a copy has its locks, but not the
+    threads that hold them. printed: where its output goes, by default with ours."""
+    return subprocess.Popen(
+        [sys.executable, *words], cwd=REPOSITORY, env=os.environ | environment, stdout=printed, stderr=printed
+    )
 
 
-def two_processes(main: Callable[[], Any]) -> list[int]:
-    """Run ``main`` as torchrun would in two processes; their exit statuses, negative those of signals."""
+def two_processes(*words: str, second: Sequence[str] = (), printed: IO[str] | None = None) -> list[int]:
+    """Start Python twice, as torchrun would; ``second``: more words for the second process. Returns the exit statuses,
+    negative those of signals."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     alike = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [fork(main, RANK=rank, LOCAL_RANK=rank, **alike) for rank in "01"]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    processes = [
+        python(*words, *more, printed=printed, RANK=rank, LOCAL_RANK=rank, **alike)
+        for rank, more in (("0", ()), ("1", second))
+    ]
+    return [process.wait(300) for process in processes]
 
 
 def lively(parser: FaceParser) -> FaceParser:

@@ -27,10 +27,9 @@ from data.labels import CELEBAMASK
 from faces import SceneParser
 from faces.detect import Detector
 from models.loading import SHIPPED_WEIGHTS, load_for_inference
-from tests.fixtures import names
+from tests.fixtures import REPOSITORY, names
 from utils.runtime import pick_device, run_main
 
-REPOSITORY = Path(app.__file__).parent
 NAMES = ("photo.png", "photo_overlay.jpg", "photo_faces.json")
 SECONDS = 180  # after which a page that does not start, or end, hangs
 

@@ -1,10 +1,8 @@
 """Two gloo processes on the CPU train as one process does with the same global batch."""
 
 import json
-import os
 import re
 import signal
-from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from tests.test_stages import SCRIPTS
 from training import batchnorm
 from utils import checkpoint, distributed
 from utils.errors import InputError
-from utils.runtime import pick_device, run_main
+from utils.runtime import pick_device
 
 OWN = {
     "stage1": ["--coarse-size", "32", "--lr", "0.001"],
@@ -30,6 +28,13 @@ OWN = {
     "stage2": ["--crop-size", "17", "--lr", "0.001"],
     "end2end": [],
 }
+
+TRAIN = """
+import json, sys
+from tests.test_stages import SCRIPTS
+for stage, options in json.loads(sys.argv[1]).items():
+    assert SCRIPTS[stage].main(options) == 0
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +47,15 @@ def both(tiny_options, tmp_path_factory) -> Path:
     # A seed with which no class of a crop comes and goes by one pixel, which rounding would decide.
     shared = [*tiny_options, "--recipe", "best", "--epochs", "2", "--batch-size", "4", "--seed", "2"]
 
-    def train(name):
-        for stage, script in SCRIPTS.items():
-            folders = ["--cache", str(root / name / "cache"), "--run-dir", str(root / name / stage)]
-            assert script.main([*shared, *OWN[stage], "--init-from", start, *folders]) == 0
+    def options(name, stage):
+        folders = ["--cache", str(root / name / "cache"), "--run-dir", str(root / name / stage)]
+        return [*shared, *OWN[stage], "--init-from", start, *folders]
 
-    def train_together():
-        with open(root / "printed.txt", "a") as file, redirect_stdout(file), redirect_stderr(file):
-            os.dup2(file.fileno(), 2)
-            train("together")
-
-    train("alone")
-    assert two_processes(train_together) == [0, 0]
+    for stage, script in SCRIPTS.items():
+        assert script.main(options("alone", stage)) == 0
+    all_stages = json.dumps({stage: options("together", stage) for stage in SCRIPTS})
+    with open(root / "printed.txt", "a") as file:
+        assert two_processes("-c", TRAIN, all_stages, printed=file) == [0, 0]
     return root
 
 
@@ -170,11 +172,8 @@ def test_processes_with_other_faces_of_equal_count_are_refused(
     training = script is train_stage1
     options = [*SMALL, str(tmp_path / "run")] if training else ["--checkpoint", str(weights), "--out", str(tmp_path)]
 
-    def main():
-        own = ["--data", str(others)] if os.environ["RANK"] == "1" else []
-        return run_main(lambda: script.main([*tiny_options, *options, *own]))
-
-    assert 0 not in two_processes(main)
+    both = [f"{script.__name__}.py", *tiny_options, *options]
+    assert 0 not in two_processes(*both, second=["--data", str(others)])
     (line,) = own_lines(capfd)
     name, digest = "data.train" if training else "data", "[0-9a-f]{64}"
     assert re.match(f"error: process 1 has {name} {digest}, not {digest} as process 0: start all with the same", line)
@@ -187,17 +186,9 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(tiny_options, tmp_pa
         train_stage1.main([*tiny_options, *SMALL, str(tmp_path / "run"), "--batch-size", "3"])
 
 
-def test_when_one_process_is_killed_the_other_ends_in_one_line(tiny_options, tmp_path, capfd, monkeypatch):
-    forward = train_stage1.Stage1.forward
-
-    def forward_or_die(task, batch):
-        if batch.keys_B3[0, 1] == 1 and os.environ["RANK"] == "1":  # in the second epoch
-            os.kill(os.getpid(), signal.SIGKILL)
-        return forward(task, batch)
-
-    monkeypatch.setattr(train_stage1.Stage1, "forward", forward_or_die)
+def test_when_one_process_is_killed_the_other_ends_in_one_line(tiny_options, tmp_path, capfd):
     options = [*tiny_options, *SMALL, str(tmp_path / "run")]
-    assert two_processes(lambda: run_main(lambda: train_stage1.main(options))) == [2, -signal.SIGKILL]
+    assert two_processes("-m", "tests.stopped", str(signal.SIGKILL.value), *options) == [2, -signal.SIGKILL]
     (line,) = own_lines(capfd)
     assert "process 0 of 2 lost the other processes, one of which has ended" in line
 

@@ -150,7 +150,7 @@ def test_two_processes_score_as_one(world, capfd):
     out = root / "two"
     line = f"{FACES.format(root)} --out {out} --checkpoint {models['end2end']} --worst 5"
     capfd.readouterr()
-    assert two_processes(lambda: evaluate.main(line.split())) == [0, 0]
+    assert two_processes("evaluate.py", *line.split()) == [0, 0]
     together = json.loads((out / "scores.json").read_text())
     assert together["confusion"] == alone["confusion"]
     assert together["worst"] == alone["worst"]  # each face has its own matrix

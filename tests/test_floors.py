@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-HOME = Path(__file__).resolve().parent.parent
+from tests.fixtures import REPOSITORY as HOME
+
 SCRIPTS = "scripts"  # the files of the top level; they may call one another
 FLOORS = (  # lowest first; folders of one floor do not know each other
     {"utils"},

@@ -11,15 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-import hubconf
 import predict
 from data.images import read_labels
 from data.labels import NINE
 from models.loading import SHIPPED_WEIGHTS
+from tests.fixtures import REPOSITORY
 from tests.test_evaluate import save_models
 from tools.portrait import portrait
-
-REPOSITORY = Path(hubconf.__file__).resolve().parent
 
 # What a user's own program does, in a folder with modules that are called like some of ours; the parser of faces has to
 # go on working when the hub's path is gone.

@@ -3,7 +3,6 @@
 import json
 import operator
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ import torch
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 import train_stage1
-from data.view import Augmentation
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
 from tests.damage import refuses
-from tests.fixtures import contents, fork, names, repainted, save_parser
+from tests.fixtures import contents, names, python, repainted, save_parser
 from utils import checkpoint
-from utils.runtime import run_main
 
 TIMES = ("train_s", "val_s")
 THIN = ["--coarse-size", "32", "--coarse-channels", "4", "4", "4", "4"]
@@ -70,21 +67,10 @@ def tiny_run(tiny_fit, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
-def test_a_run_that_a_signal_ends_in_its_second_epoch_resumes_bit_for_bit(
-    number, status, stage1, tmp_path, monkeypatch, capfd
-):
-    options, view = [*stage1[:-1], str(tmp_path / "run")], Augmentation.view
-
-    def view_or_stop(augmentation, batch):
-        if batch.keys_B3[0, 1] == 1:
-            signal.raise_signal(number)
-        return view(augmentation, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Augmentation, "view", view_or_stop)
-        child = fork(lambda: run_main(lambda: train_stage1.main(options)))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
+@pytest.mark.parametrize(("number", "status"), [(9, -9), (15, 130)])
+def test_a_run_that_a_signal_ends_in_its_second_epoch_resumes_bit_for_bit(number, status, stage1, tmp_path, capfd):
+    options = [*stage1[:-1], str(tmp_path / "run")]
+    assert python("-m", "tests.stopped", str(number), *options).wait(300) == status
     printed = capfd.readouterr().err
     assert "Traceback" not in printed
     assert ("interrupted (a training run continues" in printed) == (status == 130)
