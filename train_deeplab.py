@@ -160,17 +160,11 @@ def main(argv: list[str] | None = None) -> int:
     starts = {"--init-from": "DeepLab checkpoint to start from"}
     cli = options.training_parser(__doc__, ["network"], starts, whole_face=True)
     cli.add_argument(
-        "--input-size",
-        type=int,
-        metavar="N",
-        help="side of the resized photo, pixels; default: 512, on a CPU try 256",
+        "--input-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 512, on a CPU try 256"
     )
     group = cli.add_argument_group("self-distilled labels")
     group.add_argument(
-        "--self-distill",
-        type=int,
-        metavar="N",
-        help="after N epochs, replace training labels by confident predictions",
+        "--self-distill", type=int, metavar="N", help="after N epochs, replace training labels by confident predictions"
     )
     add_rule_options(group)
     args = cli.parse_args(argv)

@@ -156,11 +156,7 @@ def read_map(sample: Sample) -> np.ndarray:
 
 
 def read_face(
-    labels: LabelSet,
-    read_labels: Callable[[Sample], np.ndarray],
-    shrink: bool,
-    sample: Sample,
-    size: int | None = None,
+    labels: LabelSet, read_labels: Callable[[Sample], np.ndarray], shrink: bool, sample: Sample, size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Photo uint8 (H, W, 3) and labels uint8 (H, W) of one sample; see ``Listing`` and ``data.source.FaceData`` for
     the arguments.

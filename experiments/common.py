@@ -228,11 +228,7 @@ class Misses:
 
 
 def write(
-    name: str,
-    args: argparse.Namespace,
-    argv: list[str] | None,
-    numbers: Result,
-    table: Callable[[Result], str],
+    name: str, args: argparse.Namespace, argv: list[str] | None, numbers: Result, table: Callable[[Result], str]
 ) -> int:
     """Write NAME.json (command, split, numbers) into ``--out``; print the table. Returns 0."""
     result = {

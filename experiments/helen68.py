@@ -71,12 +71,7 @@ class Photo(NamedTuple):
         """uint8 (H, W), ids of ``NINE``: eyes, inner mouth, and both lips as the upper one; of each polygon the pixels
         whose centres lie inside."""
         labels_HW = np.zeros(self.photo_HW3.shape[:2], np.uint8)
-        for name, points in (
-            ("eye1", EYE1),
-            ("eye2", EYE2),
-            ("upper_lip", OUTER_LIPS),
-            ("inner_mouth", INNER_LIPS),
-        ):
+        for name, points in (("eye1", EYE1), ("eye2", EYE2), ("upper_lip", OUTER_LIPS), ("inner_mouth", INNER_LIPS)):
             x_N, y_N = self.points_N2[points].T
             labels_HW[polygon(y_N, x_N, labels_HW.shape)] = NINE.names.index(name)
         return labels_HW

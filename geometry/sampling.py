@@ -41,11 +41,7 @@ def by_grid(images_BCHW: Tensor, points_BXY2: Tensor, mode: str) -> Tensor:
 
 
 def crop(
-    photos_BHWC: Tensor,
-    theta_BP23: Tensor,
-    size: int,
-    sizes_B2: Tensor | None = None,
-    photo_B: Tensor | None = None,
+    photos_BHWC: Tensor, theta_BP23: Tensor, size: int, sizes_B2: Tensor | None = None, photo_B: Tensor | None = None
 ) -> Tensor:
     """Cut windows out of photos, bilinear, zeros outside; differentiable in theta and in photos of floats.
 

@@ -62,9 +62,7 @@ class FusedParser(FaceParser):
             confidence_YX, labels_YX = probs_KYX.max(0)
             yield (
                 whole._replace(
-                    labels_YX=labels_YX.byte(),
-                    confidence_YX=confidence_YX,
-                    probs_KYX=probs_KYX if keep_probs else None,
+                    labels_YX=labels_YX.byte(), confidence_YX=confidence_YX, probs_KYX=probs_KYX if keep_probs else None
                 ),
                 theta_P23,
             )

@@ -100,8 +100,7 @@ def test_each_process_has_a_device_of_its_own(name, plugged, environment, device
 
 
 @pytest.mark.parametrize(
-    ("device", "processes", "joined"),
-    [("cuda:0", 1, []), ("cpu", 2, ["gloo"]), ("cuda:1", 2, ["gloo", "nccl"])],
+    ("device", "processes", "joined"), [("cuda:0", 1, []), ("cpu", 2, ["gloo"]), ("cuda:1", 2, ["gloo", "nccl"])]
 )
 def test_nccl_carries_what_lies_on_cards_and_gives_up_within_a_minute(device, processes, joined, monkeypatch):
     groups: dict[str, timedelta | None] = {}

@@ -15,15 +15,7 @@ import reproduce
 import train_stage2
 from data.labels import HELEN, LabelSet
 from data.source import FaceData, open_source
-from experiments import (
-    ablation,
-    class_imbalance,
-    coarse_size,
-    common,
-    hidden_parts,
-    kinds,
-    robustness,
-)
+from experiments import ablation, class_imbalance, coarse_size, common, hidden_parts, kinds, robustness
 from geometry.theta import window_theta
 from models.stn_icnn.model import STNiCNN
 from tests.damage import refuses

@@ -196,10 +196,7 @@ def test_photos_too_large_for_the_memory_fail_alone(run, tmp_path, capsys, monke
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (
-            RuntimeError("CUDA error: an illegal access\nKernel ..."),
-            "error: the GPU failed (CUDA error: an illegal",
-        ),
+        (RuntimeError("CUDA error: an illegal access\nKernel ..."), "error: the GPU failed (CUDA error: an illegal"),
         (MemoryError("Unable to allocate 3.2 GiB"), "error: too little memory (Unable to allocate 3.2 GiB): take"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "n"), "error: n could not be read or written: File"),
         (ModuleNotFoundError("", name="av"), "error: the package av is missing: pip install -r requirements.txt"),

@@ -32,9 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         help="best.pt of a run, or several that together hold all networks (the last one wins)",
     )
     cli.add_argument(
-        "--average",
-        action="store_true",
-        help="average the weights of several runs that started from the same weights",
+        "--average", action="store_true", help="average the weights of several runs that started from the same weights"
     )
     cli.add_argument("--out", type=Path, default=SHIPPED_WEIGHTS, metavar="FILE", help="file to write")
     cli.add_argument("--overwrite", action="store_true", help="replace an existing file")

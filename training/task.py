@@ -29,8 +29,6 @@ from utils.errors import InputError
 from utils.runtime import Machine
 
 SHOWN_FACES = 8  # in the pictures of an epoch
-
-
 OPTIONS = {"size": "input-size"}  # what options call a field of a parser's ``Config``, where that differs
 TEACHERS_WEIGHT = 2.0  # of their loss, relative to that of the labels
 EVAL_BATCH = 16  # faces at once in validation, for each process

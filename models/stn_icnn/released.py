@@ -13,13 +13,7 @@ from utils.errors import InputError
 State = dict[str, Tensor]
 
 # What the five published files hold; "model" is one state dict of all three, whose prefixes differ.
-LAYOUTS = (
-    {"model1"},
-    {"model1", "select_net"},
-    {"model2"},
-    {"model"},
-    {"model1", "select_net", "model2"},
-)
+LAYOUTS = ({"model1"}, {"model1", "select_net"}, {"model2"}, {"model"}, {"model1", "select_net", "model2"})
 _ENTRIES = {"model1": "coarse", "select_net": "localizer", "model2": "parts"}
 _PREFIXES = {"modelA.": "model1", "stn_model.": "select_net", "modelC.": "model2"}
 # What is stored with the weights: counters, scores and the states of optimizers, of no use here.

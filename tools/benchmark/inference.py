@@ -19,16 +19,7 @@ from faces.results import Job
 from models.loading import load_for_inference, load_parser
 from models.stn_icnn.model import STNiCNN
 from tools.benchmark import reference
-from tools.benchmark.measure import (
-    REPOSITORY,
-    Row,
-    Setup,
-    Table,
-    agreement,
-    face_photos,
-    parse_photos,
-    time_in_turns,
-)
+from tools.benchmark.measure import REPOSITORY, Row, Setup, Table, agreement, face_photos, parse_photos, time_in_turns
 from tools.export import export, load_onnx, missing
 from utils import runtime
 from utils.errors import InputError
