@@ -77,6 +77,7 @@ def repacked(good: bytes, name: str, change: Callable[[bytes], bytes], how: int 
 CODE = "holds objects other than weights, which are not run"
 OTHER = "damaged or not a checkpoint: give one that training wrote"
 ZIP, FAR = zipfile.ZIP_DEFLATED, "far more than its size promises"
+ENDLESS = b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"K\x01s."  # {((..., ...), (..., ...)): 1}
 RUNS = {"format": 2, "stage": Runs()}
 SCRIPTED = {"m/data.pkl": b"\x80\x02}.", "m/constants.pkl": b"\x80\x02).", "m/version": b"3\n"}  # TorchScript
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"
@@ -89,6 +90,8 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "TorchScript": (lambda good: zipped(SCRIPTED), OTHER),
     "plain pickle": (lambda good: pickle.dumps({"format": 2}), OTHER),
     "pickle nested deeply": (lambda good: b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".", OTHER),
+    "a key whose hash takes for ever": (lambda good: repacked(good, "/data.pkl", lambda _: ENDLESS), OTHER),
+    "old format, such a key": (lambda good: legacy({}).replace(b"\x80\x02}q\x00.", ENDLESS), OTHER),
     "pickle with code": (lambda good: pickle.dumps(RUNS, protocol=2), CODE),
     "old format, code": (lambda good: legacy(RUNS), CODE),
     "authors' layout, code beside weights": (lambda good: legacy({"model1": {"a": torch.ones(2)}, "b": Runs()}), CODE),

@@ -1,11 +1,14 @@
 """Checkpoint files: one flat dict of tensors and plain values, written whole or not at all."""
 
 import os
+import pickletools
 import reprlib
 import warnings
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -30,6 +33,9 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _UNPACKED = 4  # times the file's size, and another MiB: more than any checkpoint takes, ours are stored as they are
 _MOST_VALUES = 50_000
+_PICKLES = 4  # in files of torch before 1.6, of which the last holds the values
+_GETS, _PUTS = {"GET", "BINGET", "LONG_BINGET"}, {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_DEEPEST = 8  # tuples in one another: torch hashes those that are keys, in a time that can double with each
 _MEND = "give one that training wrote (best.pt) or one of the authors' (python download.py --list), or get it again"
 
 
@@ -90,6 +96,14 @@ def read_tensors(path: Path) -> dict[str, Any]:
         try:
             if file.read(4) == b"PK\3\4":  # the format of torch since 1.6
                 files.check_zip(file, path, most)  # torch itself compares no checksums
+                with zipfile.ZipFile(file) as archive:
+                    pickles: list[Any] = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+            else:
+                file.seek(0)
+                pickles = [file] * _PICKLES
+            with suppress(ValueError, IndexError, KeyError):  # torch says what is wrong
+                for pickle in pickles:
+                    _check_tuples(pickle)
             file.seek(0)
             with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -110,6 +124,30 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"{path} is not a checkpoint: it holds {_article(type(state).__name__)}; {_MEND}")
     return _plain(state, path, most)
+
+
+def _check_tuples(pickle: bytes | IO[bytes]) -> None:
+    """Raises RecursionError for tuples in one another, more than ``_DEEPEST``; ValueError, IndexError and KeyError for
+    what is no pickle. A file is read to the end of its next pickle."""
+    stack: list[int | None] = []  # how deep the tuples of each value go; None: a mark
+    memo: dict[int, int | None] = {}
+    for code, argument, _ in pickletools.genops(pickle):
+        name, taken = code.name, code.stack_before
+        if name in _PUTS:
+            memo[len(memo) if name == "MEMOIZE" else int(argument or 0)] = stack[-1]
+        elif name in _GETS:
+            stack.append(memo[int(argument or 0)])
+        elif name == "MARK":
+            stack.append(None)
+        else:
+            first = len(stack) - len(taken)
+            if pickletools.markobject in taken:
+                first = len(stack) - 1 - stack[::-1].index(None) - taken.index(pickletools.markobject)
+            depth = max((held or 0 for held in stack[first:]), default=0) if taken else 0
+            depth += "TUPLE" in name
+            if depth > _DEEPEST:
+                raise RecursionError
+            stack[first:] = [depth] * len(code.stack_after)
 
 
 def _plain(state: Any, path: Path, most: int) -> Any:
