@@ -121,10 +121,8 @@ class TrainDeepLab(WholeFaceTask):
         assert isinstance(recipe, DeepLabRecipe)
         if recipe.loss == "seed":
             view = recipe.augmentation.view(batch)
-            logits_BKSS = self.model.network(view.photo(size))
-            loss = seed_loss(logits_BKSS, view.label_map(size), self.epoch)
-            return {"segmentation": loss, **self.taught(view, logits_BKSS)}
-        return self.half_grid_losses(batch, self.model.network.coarse_logits)
+            return {"segmentation": seed_loss(self.model.network(view.photo(size)), view.label_map(size), self.epoch)}
+        return {"segmentation": self.half_grid_loss(batch, self.model.network.coarse_logits)}
 
 
 def build(plan: Plan, distillation: SelfDistillation | None = None) -> TrainDeepLab:

@@ -66,7 +66,6 @@ class TrainEAGRNet(WholeFaceTask):
             "segmentation": segmentation_loss(labels_BKSS, targets_BSS, recipe.dice, self.class_weights_K),
             "edge": edge_loss(edges_B2SS, edges_BSS),
             "boundary": boundary_loss(labels_BKSS, targets_BSS, edges_BSS),
-            **self.taught(view, labels_BKSS),
         }
         return {name: recipe.weight * loss for name, loss in losses.items()}
 

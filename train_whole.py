@@ -38,7 +38,7 @@ class TrainWhole(WholeFaceTask):
     model: WholeParser
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.half_grid_losses(batch, self.model.logits)
+        return {"segmentation": self.half_grid_loss(batch, self.model.logits)}
 
 
 def build(plan: Plan, download: bool = False) -> TrainWhole:

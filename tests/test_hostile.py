@@ -168,7 +168,6 @@ LINES: tuple[tuple[str, str], ...] = (
     (f"train_eagrnet {LAPA} --input-size 65 --imagenet bad.pt {TRAIN}", "bad.pt"),
     # a good checkpoint of another kind
     (f"train_deeplab {LAPA} --input-size 32 --init-from w.pt {TRAIN}", "w.pt"),
-    (f"train_deeplab {LAPA} --input-size 32 --teacher w.pt {TRAIN}", "--teacher w.pt: must be a parser of the whole"),
     (f"retrieval.train {PEOPLE} --pretrained w.pt", "--init-from"),
     (f"retrieval.search {SEARCH} --checkpoint w.pt", "not an identity embedding"),
     ("predict good.jpg --labels helen --checkpoint w.pt --out out", "labels nine; give a checkpoint of helen"),

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,7 @@ from models.loading import SHIPPED_WEIGHTS
 from retrieval import train as identity
 from retrieval.network import EmbeddingConfig
 from retrieval.people import list_people
-from tests.fixtures import save_parser
 from tests.test_retrieval import small, write_people  # noqa: F401
-from tests.tiny_parser import TinyConfig, TinyParser
 from training import engine
 from training.task import Plan
 from utils import runtime
@@ -118,8 +115,7 @@ def launches_of(task: engine.Task, monkeypatch: pytest.MonkeyPatch) -> Counter[s
     monkeypatch.setattr(task, "batches", lambda epoch: Twice([0, 1]))
     monkeypatch.setattr(engine, "_seen", None)  # looks at the losses, which may wait
     with pretend_gpu(monkeypatch) as gpu:
-        for module in (task.train(), *getattr(task, "teachers", ())):
-            move(module)
+        move(task.train())
         optimizer = engine._optimizer(task.optimisation, learning, GPU)
         monkeypatch.setattr(optimizer, "zero_grad", lambda set_to_none: None)
         with pytest.raises(TypeError, match="'NoneType' object is not callable"):
@@ -133,9 +129,6 @@ def test_a_training_step_waits_for_nothing(name, tmp_path, monkeypatch):
     recipe = script.RECIPES.choose("best", "synthetic").changed(batch_size=2)
     faces = FaceData("synthetic", None, None, 160, 2, tmp_path / "cache", None, None)
     plan = Plan(faces, recipe, runtime.Machine(torch.device("cpu")), tmp_path / "run", **settings)
-    if name == "train_whole":
-        teacher = save_parser(tmp_path / "teacher.pt", TinyParser(TinyConfig(128), plan.labels), "tiny")
-        plan = replace(plan, teachers=(teacher,))
     launches = launches_of(script.build(plan), monkeypatch)
     assert launches["to the device"] == 8 + copies
     assert launches["_fused_adamw_"] > 0

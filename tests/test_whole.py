@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from timm.data import ImageNetInfo
 from torch import Tensor
-from torch.distributions import Categorical, kl_divergence
 from torchvision.transforms.functional import center_crop
 
 import evaluate
@@ -33,9 +32,8 @@ from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE, load_parser
 from models.whole import WholeConfig, WholeParser, imagenet_start, normalisation, packaged
 from tests import tiny_parser
 from tests.fixtures import batch_of, draw_faces, lively, save_parser, save_photo, write_challenge, write_list
-from tests.tiny_parser import TinyConfig, TinyParser
 from training.losses import segmentation_loss
-from training.task import TEACHERS_WEIGHT, Plan
+from training.task import Plan
 from utils import checkpoint
 from utils.errors import InputError
 from utils.runtime import Machine
@@ -154,22 +152,6 @@ def test_a_recipe_s_shares_decide_about_the_order_and_the_loss(tmp_path) -> None
     assert weights_K.max() > 10
     logits_BKGG, targets_BGG = task.model.logits(view.photo(32)), view.label_map(16)  # the tiny network halves
     assert task(batch)["segmentation"].allclose(segmentation_loss(logits_BKGG, targets_BGG, 0, weights_K))
-
-
-def test_the_mean_of_the_teachers_logits_is_learned_beside_the_labels(tmp_path) -> None:
-    data = helen(tmp_path, np.tile(np.arange(2, dtype=np.uint8).repeat(16), (32, 1)))
-    teachers = [lively(TinyParser(TinyConfig(size), HELEN)) for size in (32, 48)]
-    paths = tuple(save_parser(tmp_path / f"{k}.pt", teacher, "tiny") for k, teacher in enumerate(teachers))
-    recipe = replace(tiny_parser.RECIPE, augmentation=Augmentation())
-    task = tiny_parser.build(Plan(data, recipe, Machine(torch.device("cpu")), tmp_path, teachers=paths)).eval()
-    batch = task.train_faces.first(1)
-    losses, view = task(batch), View(batch)
-    logits = [parser.logits(view.photo(parser.config.size)) for parser in (task.model, *teachers)]
-    student, *both = (F.interpolate(x, (16, 16), mode="bilinear").movedim(1, -1) for x in logits)
-    apart = kl_divergence(Categorical(logits=sum(both) / 2), Categorical(logits=student)).mean()
-    assert losses["teacher"].allclose(TEACHERS_WEIGHT * apart)
-    assert losses.keys() == {"segmentation", "teacher"}
-    assert not [name for name in task.state_dict() if "teacher" in name]  # neither trained nor kept
 
 
 def deeplab(labels: LabelSet = CELEBAMASK) -> DeepLab:

@@ -55,7 +55,7 @@ class TrainTiny(WholeFaceTask):
     model: TinyParser
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.half_grid_losses(batch, self.model.logits)
+        return {"segmentation": self.half_grid_loss(batch, self.model.logits)}
 
 
 def build(plan: Plan) -> TrainTiny:

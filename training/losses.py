@@ -46,16 +46,6 @@ def _mean(total: Tensor, targets_BHW: Tensor) -> Tensor:
     return total / counted.clamp(min=1)
 
 
-def teacher_loss(logits_BKHW: Tensor, taught_BKHW: Tensor) -> Tensor:
-    """Cross-entropy with a teacher's probabilities as soft targets, less their own entropy, averaged over all pixels:
-    the Kullback-Leibler divergence (Hinton et al. 2015, at temperature 1).
-
-    logits_BKHW, taught_BKHW: the trained network's logits and the teacher's, float. Returns a float32 scalar.
-    """
-    student_BKHW, teacher_BKHW = (logits.float().log_softmax(1) for logits in (logits_BKHW, taught_BKHW))
-    return F.kl_div(student_BKHW, teacher_BKHW, reduction="none", log_target=True).sum(1).mean()
-
-
 def focal_loss(logits_BKHW: Tensor, targets_BHW: Tensor) -> Tensor:
     """(1 - p)² times the cross-entropy, p the probability of the true label, averaged over all pixels (Lin et al. 2017
     with gamma 2, without class weights). Arguments and value as of ``segmentation_loss``."""

@@ -92,13 +92,6 @@ def training_parser(
             help="weight labels below this share of all pixels as if they had it; 0: no class weights; default: the "
             "recipe's",
         )
-        group.add_argument(
-            "--teacher",
-            type=Path,
-            nargs="+",
-            metavar="FILE",
-            help="learn from these parsers of the whole face too: the mean of their logits as soft targets",
-        )
     for flag, what in needs.items():
         group.add_argument(flag, type=Path, metavar="FILE", help=what)
     group.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="folder for checkpoints and logs")
@@ -155,8 +148,7 @@ def plan(
         data.labels.map_to(labels)
     except InputError as error:
         raise InputError(f"--labels {args.labels.name}: {error}") from None
-    teachers = tuple(getattr(args, "teacher", None) or ())
-    return Plan(data, recipe, where, args.run_dir, args.seed, args.resume, start, settled(model), labels, teachers)
+    return Plan(data, recipe, where, args.run_dir, args.seed, args.resume, start, settled(model), labels)
 
 
 def settled(model: Mapping[str, Any]) -> dict[str, Any]:

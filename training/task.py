@@ -16,13 +16,12 @@ from data.labels import NINE, LabelSet
 from data.loaders import evaluation_batches, open_faces, training_batches
 from data.source import FaceData
 from data.view import View
-from models.loading import load_for_inference
 from models.parser import FaceParser, Parsed, Weights, WholeFaceParser
 from scoring.evaluation import evaluate
 from scoring.metrics import headline, scores
 from scoring.pictures import progress_picture
 from training.engine import Run, Scores, Task
-from training.losses import segmentation_loss, teacher_loss
+from training.losses import segmentation_loss
 from training.recipes import Recipe, WholeFaceRecipe
 from utils import distributed, files
 from utils.errors import InputError
@@ -30,7 +29,8 @@ from utils.runtime import Machine
 
 SHOWN_FACES = 8  # in the pictures of an epoch
 OPTIONS = {"size": "input-size"}  # what options call a field of a parser's ``Config``, where that differs
-TEACHERS_WEIGHT = 2.0  # of their loss, relative to that of the labels
+
+
 EVAL_BATCH = 16  # faces at once in validation, for each process
 
 
@@ -39,8 +39,7 @@ class Plan:
     """One training of one stage.
 
     start: name of an option -> the checkpoint to start from. model: fields of the parser's ``Config`` that options set.
-    label_set: what a parser of the whole face labels; None: all that the data set does. teachers: checkpoints, see
-    ``WholeFaceTask``.
+    label_set: what a parser of the whole face labels; None: all that the data set does.
     """
 
     data: FaceData
@@ -52,7 +51,6 @@ class Plan:
     start: dict[str, Path] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     label_set: LabelSet | None = None
-    teachers: tuple[Path, ...] = ()
 
     @property
     def labels(self) -> LabelSet:
@@ -123,7 +121,6 @@ class ParserTask(Task):
             "seed": plan.seed,
             "recipe": asdict(plan.recipe),
             "started_from": {name: files.sha256(path) for name, path in plan.start.items()},
-            **({"teachers": [files.sha256(path) for path in plan.teachers]} if plan.teachers else {}),
         }
         score_start = self.goes_on and "init_from" in plan.start
         where = plan.machine
@@ -171,48 +168,23 @@ class ParserTask(Task):
 
 
 class WholeFaceTask(ParserTask):
-    """The training of a parser of the whole face. class_weights_K: factors of the cross-entropy, float32, or None.
-
-    teachers: parsers of the whole face with the same labels; the mean of their logits gives soft targets beside the
-    labels. Raises InputError for those of the plan that are of another kind.
-    """
+    """The training of a parser of the whole face. class_weights_K: factors of the cross-entropy, float32, or None."""
 
     class_weights_K: Tensor | None
 
     def __init__(self, plan: Plan, model: WholeFaceParser) -> None:
-        teachers = [_teacher(path, model.labels, plan.machine) for path in plan.teachers]
-        photos = any(View.needs_photos(parser.config.size) for parser in (model, *teachers))
-        super().__init__(plan, model, model.networks, photos)
+        super().__init__(plan, model, model.networks, photos=View.needs_photos(model.config.size))
         assert isinstance(plan.recipe, WholeFaceRecipe)
         if plan.recipe.balance:
             self.often_N = self.train_faces.balance(plan.recipe.balance)
         share = plan.recipe.least_share
         class_weights_K = torch.from_numpy(self.train_faces.class_weights(share)) if share else None
         self.register_buffer("class_weights_K", class_weights_K, persistent=False)
-        self.teachers = teachers  # a list, no part of this module: they are neither trained nor kept
 
-    def half_grid_losses(self, batch: Batch, logits: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """``segmentation_loss``, and ``taught``, on half the grid of the stretched photo: most networks' logits are as
-        coarse or coarser, and the full grid takes a sixth to a third of a step's time. logits: images_B3SS to
-        logits_BKhw."""
+    def half_grid_loss(self, batch: Batch, logits: Callable[[Tensor], Tensor]) -> Tensor:
+        """``segmentation_loss`` on half the grid of the stretched photo: most networks' logits are as coarse or
+        coarser, and the full grid takes a sixth to a third of a step's time. logits: images_B3SS to logits_BKhw."""
         recipe, size = self.plan.recipe, self.model.config.size
-        view, grid = recipe.augmentation.view(batch), size // 2
-        logits_BKGG = F.interpolate(logits(view.photo(size)), (grid, grid), mode="bilinear")
-        loss = segmentation_loss(logits_BKGG, view.label_map(grid), recipe.dice, self.class_weights_K)
-        return {"segmentation": loss, **self.taught(view, logits_BKGG)}
-
-    def taught(self, view: View, logits_BKGG: Tensor) -> dict[str, Tensor]:
-        """As "teacher", if there are teachers, the loss of logits for a view beside theirs."""
-        if not self.teachers:
-            return {}
-        with torch.no_grad():
-            seen = [parser.logits(view.photo(parser.config.size)) for parser in self.teachers]
-            told = [F.interpolate(logits_BKhw, logits_BKGG.shape[2:], mode="bilinear") for logits_BKhw in seen]
-        return {"teacher": TEACHERS_WEIGHT * teacher_loss(logits_BKGG, torch.stack(told).mean(0))}
-
-
-def _teacher(path: Path, labels: LabelSet, machine: Machine) -> WholeFaceParser:
-    parser = load_for_inference([path], machine.device, amp=machine.amp)
-    if not isinstance(parser, WholeFaceParser) or parser.labels != labels:
-        raise InputError(f"--teacher {path}: must be a parser of the whole face with the labels {labels.name}")
-    return parser
+        view = recipe.augmentation.view(batch)
+        logits_BKGG = F.interpolate(logits(view.photo(size)), (size // 2, size // 2), mode="bilinear")
+        return segmentation_loss(logits_BKGG, view.label_map(size // 2), recipe.dice, self.class_weights_K)
