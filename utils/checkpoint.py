@@ -35,7 +35,7 @@ _UNPACKED = 4  # times the file's size, and another MiB: more than any checkpoin
 _MOST_VALUES = 50_000
 _PICKLES = 4  # in files of torch before 1.6, of which the last holds the values
 _GETS, _PUTS = {"GET", "BINGET", "LONG_BINGET"}, {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
-_DEEPEST = 8  # tuples in one another: torch hashes those that are keys, in a time that can double with each
+_DEEPEST = 8  # tuples in one another: the hash of one that is a key can take twice the time with each
 _MEND = "give one that training wrote (best.pt) or one of the authors' (python download.py --list), or get it again"
 
 
@@ -142,7 +142,8 @@ def _check_tuples(pickle: bytes | IO[bytes]) -> None:
         else:
             first = len(stack) - len(taken)
             if pickletools.markobject in taken:
-                first = len(stack) - 1 - stack[::-1].index(None) - taken.index(pickletools.markobject)
+                mark = next(k for k in reversed(range(len(stack))) if stack[k] is None)
+                first = mark - taken.index(pickletools.markobject)
             depth = max((held or 0 for held in stack[first:]), default=0) if taken else 0
             depth += "TUPLE" in name
             if depth > _DEEPEST:
