@@ -257,9 +257,17 @@ def python(*words: str, printed: IO[str] | None = None, **environment: str) -> s
     )
 
 
+def status_of(process: subprocess.Popen[bytes]) -> int:
+    """The exit status, negative that of a signal. Raises TimeoutExpired for a process that hangs, which is killed."""
+    try:
+        return process.wait(300)
+    finally:
+        process.kill()
+
+
 def two_processes(*words: str, second: Sequence[str] = (), printed: IO[str] | None = None) -> list[int]:
-    """Start Python twice, as torchrun would; ``second``: more words for the second process. Returns the exit statuses,
-    negative those of signals."""
+    """Start Python twice, as torchrun would; ``second``: more words for the second process. Returns the exit
+    statuses."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     alike = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -267,7 +275,7 @@ def two_processes(*words: str, second: Sequence[str] = (), printed: IO[str] | No
         python(*words, *more, printed=printed, RANK=rank, LOCAL_RANK=rank, **alike)
         for rank, more in (("0", ()), ("1", second))
     ]
-    return [process.wait(300) for process in processes]
+    return [status_of(process) for process in processes]
 
 
 def lively(parser: FaceParser) -> FaceParser:
