@@ -96,8 +96,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
         try:
             if file.read(4) == b"PK\3\4":  # the format of torch since 1.6
                 files.check_zip(file, path, most)  # torch itself compares no checksums
-                with zipfile.ZipFile(file) as archive:
-                    pickles: list[Any] = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+                with zipfile.ZipFile(file) as archive:  # names may come twice, and torch does not tell .pkl from .PKL
+                    entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".pkl")]
+                    pickles: list[Any] = [archive.read(entry) for entry in entries]
             else:
                 file.seek(0)
                 pickles = [file] * _PICKLES
