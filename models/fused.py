@@ -9,8 +9,7 @@ from torch import Tensor
 from data.batch import Batch
 from data.labels import NO_ID
 from geometry.paste import Patch
-from geometry.sampling import most_probable
-from models.parser import FaceParser, Parsed
+from models.parser import FaceParser
 
 
 class FusedParser(FaceParser):
@@ -48,10 +47,6 @@ class FusedParser(FaceParser):
         for fused_KHW, (height, width) in zip(fused_BKHW, batch.host.sizes_B2.tolist(), strict=True):
             fused_KHW[:, height:], fused_KHW[:, :, width:] = 0, 0  # windows may reach into the padding
         return fused_BKHW, theta_BP23
-
-    def parse(self, batch: Batch) -> Parsed:
-        fused_BKHW, theta_BP23 = self.probabilities(batch)
-        return Parsed(most_probable(fused_BKHW, 1), theta_BP23)
 
     def patches(self, batch: Batch, keep_probs: bool = False) -> Iterator[tuple[Patch, np.ndarray]]:
         """See ``FaceParser.patches``; the only window is that of the whole face."""

@@ -13,6 +13,7 @@ from data.labels import CELEBAMASK, NINE, label_set
 from models import eagrnet
 from models.deeplab import DeepLab, DeepLabConfig
 from models.eagrnet import EAGRNetConfig, EAGRNetParser
+from models.ensemble import EnsembleParser
 from models.fused import FusedParser
 from models.parser import FaceParser, Weights, check_types
 from models.stn_icnn.model import STNiCNN
@@ -72,32 +73,33 @@ def read_config(state: dict[str, Any], config_class: type, path: Path) -> Any:
 
 
 def load_parser(paths: Sequence[Path], crops: str = "predicted", labels: str | None = None) -> FaceParser:
-    """The parser that one checkpoint holds, or several together (the last one wins), on the CPU, in evaluation mode.
+    """The parser that the checkpoints hold, on the CPU, in evaluation mode.
 
-    Checkpoints of STN-iCNN and of one parser of the whole face are fused, see ``models.fused``.
+    Those of STN-iCNN hold one together (the last one wins); each other one holds a parser of the whole face. Several of
+    these are averaged, see ``models.ensemble``, and STN-iCNN is drawn into them, see ``models.fused``.
     crops: for STN-iCNN, where its windows come from (see ``models.stn_icnn.model.CROPS``). labels: the name of the
     label set that is wanted, default the parser's own; where it is CelebAMask-HQ's, an STN-iCNN is fused with the
     parser of the whole face that ships.
-    Raises InputError for files that hold other different parsers, for weights that are missing or do not fit, and for
-    a parser of another label set than is wanted.
+    Raises InputError for parsers that cannot be combined, for weights that are missing or do not fit, and for a parser
+    of another label set than is wanted.
     """
     if not paths:
         raise InputError("no checkpoint is given: give at least one file")
-    found: dict[str, list[Weights]] = {}
-    for path in paths:
-        weights = read_weights(path)
-        found.setdefault(weights.kind, []).append(weights)
-    if labels == CELEBAMASK.name and found.keys() == {STNiCNN.kind}:
+    found = [read_weights(path) for path in paths]
+    parts = [weights for weights in found if weights.kind == STNiCNN.kind]
+    whole = [weights for weights in found if weights.kind != STNiCNN.kind]
+    if labels == CELEBAMASK.name and not whole:
         if not SHIPPED_WHOLE.is_file():
             raise InputError(f"labels {labels}: no whole-face weights at {SHIPPED_WHOLE}; add their checkpoint")
-        shipped = read_weights(SHIPPED_WHOLE)
-        found[shipped.kind] = [shipped]
-    kinds = sorted(found, key=STNiCNN.kind.__eq__)  # the parser of the parts is the last one
-    if len(kinds) > 2 or (len(kinds) == 2 and kinds[-1] != STNiCNN.kind):
-        message = " and ".join(f"{weights.path} holds {kind}" for kind in kinds for weights in found[kind][:1])
-        raise InputError(f"{message}: give checkpoints of one parser, or of STN-iCNN and one whole-face parser")
-    parsers = [KINDS[kind].from_weights(found[kind], crops if kind == kinds[-1] else "predicted") for kind in kinds]
-    parser = parsers[0] if len(parsers) == 1 else FusedParser(*parsers).eval()
+        whole = [read_weights(SHIPPED_WHOLE)]
+    whole_crops = "predicted" if parts else crops
+    parsers = [KINDS[weights.kind].from_weights([weights], whole_crops) for weights in whole]
+    if len(parsers) > 1:
+        parsers = [EnsembleParser(parsers)]
+    if parts:
+        parsers.append(STNiCNN.from_weights(parts, crops))
+    parser = FusedParser(*parsers) if len(parsers) > 1 else parsers[0]
+    parser.eval()
     if labels is not None and parser.labels.name != labels:
         files = ", ".join(str(path) for path in paths)
         raise InputError(f"labels {labels}: {files} labels {parser.labels.name}; give a checkpoint of {labels}")

@@ -20,7 +20,7 @@ from data.images import IMAGE_SIDE, as_photo
 from data.labels import LabelSet
 from data.view import View, framed_images
 from geometry.paste import Patch, paste_any, paste_turned
-from geometry.sampling import enlarge, enlarged_labels, stretch_by, stretch_weights
+from geometry.sampling import enlarge, enlarged_labels, most_probable, stretch_by, stretch_weights
 from geometry.theta import compose, enlarged, frame_to_photo
 from models.mirror import Mirrored
 from utils import checkpoint
@@ -97,7 +97,8 @@ class FaceParser(nn.Module):
 
     def parse(self, batch: Batch) -> Parsed:
         """Label each photo of a batch on its own pixel grid."""
-        raise NotImplementedError
+        canvas_BKHW, theta_BP23 = self.probabilities(batch)
+        return Parsed(most_probable(canvas_BKHW, 1), theta_BP23)
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(canvas_BKHW of the labels' probabilities on the padded photos' grid, theta_BP23 as in ``Parsed``)."""
@@ -127,6 +128,12 @@ class FaceParser(nn.Module):
         photos_1HW3: as in ``forward``. frames_F23: float32, see ``data.batch.framed_batch``. Returns canvas_FKHW, on
         the photo's own pixel grid. Raises InputError where the parser cannot.
         """
+        _, height, width, _ = photos_1HW3.shape
+        probs, theta_FP23 = self.framed_probs(photos_1HW3, frames_F23)
+        return paste_any(probs, theta_FP23, height, width, self.paste)
+
+    def framed_probs(self, photos_1HW3: Tensor, frames_F23: Tensor) -> WindowProbs:
+        """What ``forward_framed`` pastes: as ``window_probs``, but the windows are in the frame of the photo."""
         raise InputError(f"framed: {self.kind} parses whole photos only; leave it out")
 
     @staticmethod
@@ -177,18 +184,12 @@ class FaceParser(nn.Module):
 
     @classmethod
     def from_weights(cls, found: Sequence[Weights], crops: str = "predicted") -> "FaceParser":
-        """Build the parser that the checkpoints describe. crops: for STN-iCNN alone, see ``models.stn_icnn.model``.
-
-        Raises InputError for more than one checkpoint, and for weights that are missing or do not fit.
-        """
+        """Build the parser that the checkpoints describe, here the last one. crops: for STN-iCNN alone, see
+        ``models.stn_icnn.model``. Raises InputError for weights that are missing or do not fit."""
         if crops != "predicted":
-            raise InputError(f"crops {crops}: {found[0].path} holds {cls.kind}, which has no crops; leave it out")
-        if len(found) > 1:
-            raise InputError(
-                f"{' and '.join(str(weights.path) for weights in found)}: give one checkpoint of {cls.kind}"
-            )
-        parser = cls(found[0].config, found[0].labels)
-        parser.load(found[0], cls.networks)
+            raise InputError(f"crops {crops}: {found[-1].path} holds {cls.kind}, which has no crops; leave it out")
+        parser = cls(found[-1].config, found[-1].labels)
+        parser.load(found[-1], cls.networks)
         return parser.eval()
 
     def load(self, weights: Weights, names: Sequence[str]) -> None:
@@ -254,13 +255,10 @@ class WholeFaceParser(FaceParser):
         logits_BKhw = self._logits(stretched(photos_BHW3, self.config.size))
         return F.interpolate(logits_BKhw.float(), photos_BHW3.shape[1:3], mode="bilinear").softmax(1)
 
-    def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
-        size, scale = self.framed
-        framed = framed_input(photos_1HW3, frames_F23, size, scale)
+    def framed_probs(self, photos_1HW3: Tensor, frames_F23: Tensor) -> WindowProbs:
+        framed = framed_input(photos_1HW3, frames_F23, *self.framed)
         probs, theta_F123 = one_window(self._logits(framed.images_F3SS))
-        theta_F123 = compose(framed.frames_F33, theta_F123)
-        _, height, width, _ = photos_1HW3.shape
-        return paste_any(probs, theta_F123, height, width, self.paste)
+        return WindowProbs(probs, compose(framed.frames_F33, theta_F123))
 
 
 def on_host(patches: Iterable[tuple[Patch, np.ndarray]]) -> list[tuple[Patch, np.ndarray]]:

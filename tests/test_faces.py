@@ -175,7 +175,7 @@ def test_a_parser_takes_the_photo_and_its_frames_as_tensors_too(parser, face):
 
 def test_a_parser_without_frames_says_so():
     with pytest.raises(InputError, match="framed: tiny parses whole photos only"):
-        FaceParser.forward_framed(TinyParser(TinyConfig(), CELEBAMASK), torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, 3))
+        FaceParser.framed_probs(TinyParser(TinyConfig(), CELEBAMASK), torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, 3))
 
 
 def test_where_faces_overlap_the_nearest_decides_and_areas_are_those_of_its_own_pixels():

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.labels import CELEBAMASK
+from data.labels import CELEBAMASK, HELEN
 from models.deeplab import DeepLab, DeepLabConfig
-from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE
+from models.loading import SHIPPED_WEIGHTS
 from retrieval.align import Cut
 from tests import damage, fixtures
 from tests.damage import BAD_PICTURES, BAD_VIDEOS, SPECIAL, little_room
@@ -58,7 +58,8 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels[:] = 0
     fixtures.write_challenge(root / "blank", faces)
     save_models(root)
-    save_parser(root / "w19.pt", DeepLab(DeepLabConfig(32), CELEBAMASK), "deeplab")
+    for labels in (CELEBAMASK, HELEN):
+        save_parser(root / f"w{len(labels)}.pt", DeepLab(DeepLabConfig(32), labels), "deeplab")
     write_people(root / "people", {"ann": 3, "bob": 3})
     write_people(root / "asked", {"ann": 1, "bob": 1})
     write_people(root / "faceless", {"a": 1, "b": 1}, 48)
@@ -174,8 +175,7 @@ LINES: tuple[tuple[str, str], ...] = (
     ("evaluate --crops none --checkpoint stage2.pt", "no coarse weights; give a checkpoint that holds coarse"),
     ("evaluate --crops truth --checkpoint w19.pt", "crops truth: w19.pt holds deeplab, which has no crops"),
     ("predict good.jpg --checkpoint w19.pt --windows --faces none --out out", "windows: deeplab has none to draw"),
-    ("evaluate --checkpoint w19.pt w19.pt", "w19.pt and w19.pt: give one checkpoint of deeplab"),
-    (f"evaluate --checkpoint w19.pt {SHIPPED_WHOLE}", "w19.pt holds deeplab and"),
+    ("evaluate --checkpoint w19.pt w11.pt", "deeplab labels celebamask, deeplab helen: give checkpoints of one"),
     # options that are missing, out of range, or contradict each other
     (f"predict --out out {CPU}", "photos or videos (INPUT)"),
     ("predict good.jpg --windows --no-overlay", "--no-overlay"),

@@ -16,6 +16,7 @@ from data.labels import CELEBAMASK
 from faces.align import whole_photo
 from geometry import paste
 from models.deeplab import DeepLab, DeepLabConfig
+from models.ensemble import EnsembleParser
 from models.fused import FusedParser
 from models.loading import cast_weights, load_for_inference, load_parser
 from models.parser import FaceParser
@@ -36,6 +37,7 @@ PARSERS: dict[str, Callable[[], FaceParser]] = {
     "whole": lambda: WholeParser(WholeConfig(size=160, width=0.25, frame_scale=2.0, arch="unet"), CELEBAMASK),
     "deeplab": lambda: DeepLab(DeepLabConfig(160), CELEBAMASK),
 }
+PARSERS["ensemble"] = lambda: EnsembleParser([PARSERS["whole"](), PARSERS["deeplab"]()])
 PARSERS["fused"] = lambda: FusedParser(PARSERS["tiny"](), PARSERS["stn_icnn"]())
 SIZES = ((120, 90), (80, 140), (300, 280))
 
@@ -143,7 +145,7 @@ def test_probabilities_sum_to_one_and_agree_with_the_labels(parser, batch):
         assert theta_BP23.shape == (3, 6, 2, 3)
 
 
-@pytest.mark.parametrize("parser", sorted(PARSERS.keys() - {"fused"}), indirect=True)  # that comes from two checkpoints
+@pytest.mark.parametrize("parser", sorted(PARSERS.keys() - {"ensemble", "fused"}), indirect=True)  # of two checkpoints
 def test_a_parser_comes_back_from_its_checkpoint_as_it_was(parser, photos, tmp_path):
     path = save_parser(tmp_path / "parser.pt", parser)
     again = load_parser([path])

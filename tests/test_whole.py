@@ -18,7 +18,7 @@ from torchvision.transforms.functional import center_crop
 
 import evaluate
 import predict
-from data.batch import framed_batch
+from data.batch import FRAME_SIDE, framed_batch
 from data.images import read_labels
 from data.labels import CELEBAMASK, HELEN, NINE, LabelSet
 from data.loaders import Faces, open_faces
@@ -27,8 +27,10 @@ from data.view import Augmentation, View
 from faces import load
 from models import loading
 from models.deeplab import DeepLab, DeepLabConfig
+from models.ensemble import merged
 from models.fused import FusedParser
 from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE, load_parser
+from models.parser import one_window
 from models.whole import WholeConfig, WholeParser, imagenet_start, normalisation, packaged
 from tests import tiny_parser
 from tests.fixtures import batch_of, draw_faces, lively, save_parser, save_photo, write_challenge, write_list
@@ -187,6 +189,16 @@ def test_the_background_of_the_parts_is_divided_as_the_whole_face_says():
     assert result[:, 0].sum().item() == pytest.approx(1)
 
 
+def test_parsers_of_the_whole_face_are_averaged_where_they_look():
+    wide, narrow = (
+        one_window(torch.tensor(logits).view(1, 2, 1, 1).expand(1, 2, side, side), scale)
+        for logits, side, scale in (([0.0, -999], 6, 2.0), ([-999.0, 0], 4, 1.0))
+    )
+    (probs_12SS,), theta_1123 = merged([narrow, wide], [1.0, 2.0])
+    assert theta_1123[0, 0, 0, 0].item() == pytest.approx(2 * (1 - 1 / 8) / (1 - 1 / FRAME_SIDE))
+    assert probs_12SS[0, 1].tolist() == [[0.5 * (1 < x < 6 and 1 < y < 6) for x in range(8)] for y in range(8)]
+
+
 def test_predict_draws_the_parts_into_all_labels(tmp_path):
     save_photo(tmp_path / "photo.png", skimage.data.astronaut())  # Eileen Collins, NASA, public domain
     for out in ("nine", "all --labels celebamask"):
@@ -206,10 +218,13 @@ def test_predict_draws_the_parts_into_all_labels(tmp_path):
     assert SHIPPED_WEIGHTS.stat().st_size + SHIPPED_WHOLE.stat().st_size < 28e6
 
 
-def test_evaluate_takes_both_checkpoints(tmp_path, shipped):
+def test_evaluate_takes_all_checkpoints(tmp_path, shipped):
     write_challenge(tmp_path / "faces", draw_faces(train=1, val=2, test=1, size=64))
     data = f"--dataset celebamask --data {tmp_path}/faces --split val --device cpu --cache {tmp_path}/cache"
-    assert evaluate.main(f"{data} --out {tmp_path}/out --checkpoint {SHIPPED_WEIGHTS} {shipped}".split()) == 0
+    assert (
+        evaluate.main(f"{data} --out {tmp_path}/out --checkpoint {SHIPPED_WEIGHTS} {shipped} {SHIPPED_WHOLE}".split())
+        == 0
+    )
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["labels"] == "celebamask"
     assert scores["f1"]["nose"] > 0.5  # drawn faces, but faces

@@ -10,7 +10,7 @@ from torch import Tensor
 from data.batch import FRAME_SIDE, Batch
 from data.labels import NINE
 from data.view import View
-from geometry.paste import paste, paste_any, paste_labels
+from geometry.paste import paste, paste_labels
 from geometry.sampling import crop, enlarged_labels
 from geometry.theta import canvas_to_image, compose, enlarged, image_to_padded
 from models.mirror import Mirrored
@@ -231,14 +231,13 @@ class STNiCNN(FaceParser):
         crops_BP3SS = crop(photos_BHW3, theta_BP23, self.config.crop_size, sizes_B2)
         return paste(_softmax(self.parts(crops_BP3SS)), theta_BP23, height, width, self.paste)
 
-    def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
-        """See ``FaceParser.forward_framed``."""
-        _, height, width, _ = photos_1HW3.shape
+    def framed_probs(self, photos_1HW3: Tensor, frames_F23: Tensor) -> WindowProbs:
+        """See ``FaceParser.framed_probs``."""
         images_F3SS, frames_F33, sizes_F2, photo_F = framed_input(photos_1HW3, frames_F23, self.config.coarse_size)
         theta_FP23 = self.locate(self.coarse(images_F3SS), torch.full_like(sizes_F2, FRAME_SIDE))
         theta_FP23 = compose(frames_F33, theta_FP23)
         crops_FP3SS = crop(photos_1HW3, theta_FP23, self.config.crop_size, sizes_F2, photo_F)
-        return paste_any(_softmax(self.parts(crops_FP3SS)), theta_FP23, height, width, self.paste)
+        return WindowProbs(_softmax(self.parts(crops_FP3SS)), theta_FP23)
 
     def mirrored(self) -> "STNiCNN":
         self.coarse = Mirrored(self.coarse, NINE)  # type: ignore[assignment]
