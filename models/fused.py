@@ -32,18 +32,22 @@ class FusedParser(FaceParser):
         for name, column in zip(("own", "theirs"), zip(*self.shared, strict=True), strict=True):
             self.register_buffer(name, torch.tensor(column), persistent=False)
 
-    def fuse(self, whole_KN: Tensor, parts_JN: Tensor) -> Tensor:
-        """Probabilities, labels first, of both parsers for the same pixels: those of ``labels``, of the same shape."""
-        parts_JN = parts_JN / parts_JN.sum(0)  # where windows overlap, the sum is more than 1
-        fused_KN = whole_KN.index_fill(0, self.own, 0)
-        fused_KN = fused_KN * (parts_JN[0] / fused_KN.sum(0).clamp(min=1e-9))
-        fused_KN[0] += (parts_JN[0] - fused_KN.sum(0)).clamp(min=0)  # all of it, where the other labels have nothing
-        return fused_KN.index_copy_(0, self.own, parts_JN.index_select(0, self.theirs))
+    def fuse(self, whole_BKHW: Tensor, parts_BJHW: Tensor) -> Tensor:
+        """Probabilities of both parsers for the same pixels, of one face or of several: those of ``labels``, of the
+        shape of ``whole_BKHW``."""
+        parts_BJHW = parts_BJHW / parts_BJHW.sum(-3, keepdim=True)  # where windows overlap, the sum is more than 1
+        rest_B1HW = parts_BJHW[..., :1, :, :]
+        fused_BKHW = whole_BKHW.index_fill(-3, self.own, 0)
+        fused_BKHW = fused_BKHW * (rest_B1HW / fused_BKHW.sum(-3, keepdim=True).clamp(min=1e-9))
+        # the background gets all of it where the other labels have nothing
+        background_B1HW = fused_BKHW[..., :1, :, :] + (rest_B1HW - fused_BKHW.sum(-3, keepdim=True)).clamp(min=0)
+        fused_BKHW = torch.cat([background_B1HW, fused_BKHW[..., 1:, :, :]], -3)
+        return fused_BKHW.index_copy(-3, self.own, parts_BJHW.index_select(-3, self.theirs))
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         whole_BKHW, _ = self.whole.probabilities(batch)
         parts_BJHW, theta_BP23 = self.parts.probabilities(batch)
-        fused_BKHW = self._fuse_batch(whole_BKHW, parts_BJHW)
+        fused_BKHW = self.fuse(whole_BKHW, parts_BJHW)
         for fused_KHW, (height, width) in zip(fused_BKHW, batch.host.sizes_B2.tolist(), strict=True):
             fused_KHW[:, height:], fused_KHW[:, :, width:] = 0, 0  # windows may reach into the padding
         return fused_BKHW, theta_BP23
@@ -63,11 +67,11 @@ class FusedParser(FaceParser):
             )
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
-        return self._fuse_batch(self.whole(photos_BHW3), self.parts(photos_BHW3))
+        return self.fuse(self.whole(photos_BHW3), self.parts(photos_BHW3))
 
     def forward_framed(self, photos_1HW3: Tensor, frames_F23: Tensor) -> Tensor:
         framed = (parser.forward_framed(photos_1HW3, frames_F23) for parser in (self.whole, self.parts))
-        return self._fuse_batch(*framed)
+        return self.fuse(*framed)
 
     def mirrored(self) -> "FusedParser":
         self.whole, self.parts = self.whole.mirrored(), self.parts.mirrored()
@@ -76,9 +80,6 @@ class FusedParser(FaceParser):
     def fold(self) -> None:
         self.whole.fold()
         self.parts.fold()
-
-    def _fuse_batch(self, whole_BKHW: Tensor, parts_BJHW: Tensor) -> Tensor:
-        return self.fuse(whole_BKHW.transpose(0, 1), parts_BJHW.transpose(0, 1)).transpose(0, 1)
 
 
 def _moved(patch: Patch, box: Patch) -> Tensor:

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.labels import CELEBAMASK
+from data.labels import CELEBAMASK, NINE
 from faces.align import frame_of
+from models.ensemble import EnsembleParser
+from models.fused import FusedParser
 from models.loading import load_parser
 from models.stn_icnn.icnn import ICNNConfig
 from models.stn_icnn.model import STNiCNN, STNiCNNConfig
@@ -148,6 +150,13 @@ def test_other_parsers_are_traced_too(kind):
     model.fold()
     labeller = export.Labeller(model)
     compare([export.trace(labeller).module()], labeller, photos())
+
+
+def test_several_parsers_become_one_graph(tmp_path):
+    tiny = [lively(TinyParser(TinyConfig(), labels)) for labels in (CELEBAMASK, CELEBAMASK, NINE)]
+    labeller = export.Labeller(FusedParser(EnsembleParser(tiny[:2]), tiny[2]))
+    export.save_onnx(export.trace(labeller), tmp_path / "faces.onnx", labeller)
+    compare([export.load_onnx(tmp_path / "faces.onnx")], labeller, photos())
 
 
 def test_the_example_of_the_documentation_runs(framed, tmp_path, monkeypatch):

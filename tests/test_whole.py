@@ -183,7 +183,7 @@ def test_the_background_of_the_parts_is_divided_as_the_whole_face_says():
     parts[[0, NINE.names.index("nose")], 0] = Tensor([0.8, 0.2])
     whole[nose, 1] = 1  # of the rest the whole face says nothing
     parts[[0, NINE.names.index("nose")], 1] = Tensor([0.5, 1.5])  # where windows overlap
-    result = fused.fuse(whole, parts)
+    result = fused.fuse(whole[..., None], parts[..., None])[..., 0]
     assert result[[skin, hair, nose], 0].tolist() == pytest.approx([0.6, 0.2, 0.2])
     assert result[nose, 1].item() == pytest.approx(0.75)
     assert result[:, 0].sum().item() == pytest.approx(1)

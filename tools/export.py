@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from data.batch import framed_batch
 from data.datasets.synthetic import draw_face
 from data.images import frame_pixels
 from faces.align import turned_square
@@ -79,17 +78,11 @@ class FramedLabeller(Labeller):
         return self.parser.forward_framed(photos, frames).argmax(1).to(torch.uint8)
 
     def checks(self) -> Iterator[tuple[str, tuple[Tensor, ...], Tensor]]:
-        """Drawn faces that are turned in larger photos, with the labels of ``FaceParser.patches``, which looks at the
-        photo through OpenCV."""
+        """Drawn faces that are turned in larger photos."""
         for degrees, height, width in (((25,), 600, 500), ((-40, 170, 90), 300, 900)):
             photo, frames = turned_faces(degrees, height, width)
-            labels_FHW = torch.zeros(len(frames), height, width, dtype=torch.uint8)
-            patches = self.parser.patches(framed_batch([photo], [frames], self.parser.labels))
-            for labels_HW, (patch, _) in zip(labels_FHW, patches, strict=True):
-                high, wide = patch.labels_YX.shape
-                labels_HW[patch.top : patch.top + high, patch.left : patch.left + wide] = patch.labels_YX
             inputs = torch.from_numpy(photo)[None], torch.from_numpy(np.stack(frames)).float()
-            yield f"{len(frames)} turned in {height}×{width}", inputs, labels_FHW
+            yield f"{len(frames)} turned in {height}×{width}", inputs, self(*inputs)
 
 
 def turned_faces(degrees: Sequence[float], height: int, width: int) -> tuple[np.ndarray, list[np.ndarray]]:
