@@ -11,6 +11,8 @@ from geometry.theta import enlarged
 from models.parser import FaceParser, WholeFaceParser, WindowProbs
 from utils.errors import InputError
 
+FADE = 4  # a narrower window fades out over one part in so many of the way from its edge to its centre
+
 
 class EnsembleParser(FaceParser):
     """Each face as its ``parsers`` see it on average; around a frame, as those do that look so far.
@@ -62,20 +64,26 @@ def _mean(probs: Iterable[Tensor]) -> Tensor:
 
 
 def merged(windows: Sequence[WindowProbs], scales: Sequence[float]) -> WindowProbs:
-    """Windows of one place as one, the widest: everywhere the mean of those that reach so far.
+    """Windows of one place as one, the widest: everywhere the mean of those that reach so far; the others fade out.
 
     windows: each of one window a face, all about the same centres. scales: of their sides, relative to each other.
     """
     widest = scales.index(max(scales))
     shares = [scale / scales[widest] for scale in scales]
     side = max(round(seen.probs[0].shape[-1] / share) for seen, share in zip(windows, shares, strict=True))
-    padded, reaching = [], []
+    total_BKSS, weights_SS = [], []
     for seen, share in zip(windows, shares, strict=True):
         margin = round(side * (1 - share) / 2)
-        probs_BKss = F.interpolate(seen.probs[0], (side - 2 * margin,) * 2, mode="bilinear")
-        padded.append(F.pad(probs_BKss, [margin] * 4))
-        reaching.append(F.pad(torch.ones_like(probs_BKss[0, 0]), [margin] * 4))
+        inside = side - 2 * margin
+        (probs_BKss,) = seen.probs
+        weight_s = probs_BKss.new_ones(inside)
+        if margin:
+            weight_s = (FADE * (1 - torch.linspace(-1, 1, inside, device=weight_s.device).abs())).clamp(max=1)
+        weight_ss = weight_s[:, None] * weight_s
+        probs_BKss = F.interpolate(probs_BKss, (inside, inside), mode="bilinear") * weight_ss
+        total_BKSS.append(F.pad(probs_BKss, [margin] * 4))
+        weights_SS.append(F.pad(weight_ss, [margin] * 4))
     # the outermost samples lie half a sample inside
     theta_B123, own_side = windows[widest].theta_BP23, windows[widest].probs[0].shape[-1]
     theta_B123 = enlarged(theta_B123, (1 - 1 / side) / (1 - 1 / own_side))
-    return WindowProbs([torch.stack(padded).sum(0) / torch.stack(reaching).sum(0)], theta_B123)
+    return WindowProbs([torch.stack(total_BKSS).sum(0) / torch.stack(weights_SS).sum(0)], theta_B123)

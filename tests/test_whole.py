@@ -196,7 +196,7 @@ def test_parsers_of_the_whole_face_are_averaged_where_they_look():
     )
     (probs_12SS,), theta_1123 = merged([narrow, wide], [1.0, 2.0])
     assert theta_1123[0, 0, 0, 0].item() == pytest.approx(2 * (1 - 1 / 8) / (1 - 1 / FRAME_SIDE))
-    assert probs_12SS[0, 1].tolist() == [[0.5 * (1 < x < 6 and 1 < y < 6) for x in range(8)] for y in range(8)]
+    assert probs_12SS[0, 1].tolist() == [[0.5 * (2 < x < 5 and 2 < y < 5) for x in range(8)] for y in range(8)]
 
 
 def test_predict_draws_the_parts_into_all_labels(tmp_path):
