@@ -20,7 +20,7 @@ def load(
 ) -> SceneParser:
     """A parser of photos with any number of faces, ready to use.
 
-    checkpoints: a file of a parser, or several that together hold all networks; default: the shipped weights.
+    checkpoints: a file, or several, see ``models.loading.load_parser``; default: the shipped weights.
     device: "auto", "cpu", "cuda" or "cuda:N". faces: "all" or the "largest". mirror: average with the mirrored faces.
     labels: "celebamask" for all 19 labels, see ``models.loading.load_parser``; default: those of the checkpoint.
     Raises InputError for files that hold no parser or one of other labels, a device that is not there, other values

@@ -15,8 +15,8 @@ WHOLE_SHARE = 0.25  # of ``whole`` in the mean of the two where both have a labe
 
 
 class FusedParser(FaceParser):
-    """All labels of ``whole``: those that ``parts`` has too mostly as it sees them, see ``WHOLE_SHARE``; what this leaves
-    is divided among the others as ``whole`` sees them.
+    """All labels of ``whole``: those that ``parts`` has too mostly as it sees them (see ``WHOLE_SHARE``); what this
+    leaves is divided among the others as ``whole`` sees them.
 
     Raises InputError where ``whole`` cannot tell the labels of ``parts``.
     """

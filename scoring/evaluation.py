@@ -32,7 +32,7 @@ BATCH_SIZE = 8  # faces at once
 class Request:
     """Which parser is scored on which faces.
 
-    checkpoints: files that together hold all networks, see ``models.loading``. data, split: the faces.
+    checkpoints: files, see ``models.loading.load_parser``. data, split: the faces.
     crops: for STN-iCNN, where its windows come from, one of ``models.stn_icnn.model.CROPS``. mirror: test-time
     mirroring. batch_size: faces at once, over all processes.
     """

@@ -76,7 +76,8 @@ def add_checkpoint_option(cli: argparse._ActionsContainer) -> None:
         action="extend",
         nargs="+",
         metavar="FILE",
-        help="checkpoint, or several that together hold all networks; default: the shipped weights",
+        help="checkpoint, or several: of STN-iCNN's stages, of whole-face parsers (averaged), or of both; default: the "
+        "shipped weights",
     )
 
 
