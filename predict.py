@@ -147,18 +147,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="label set to predict; celebamask: all 19 classes, for STN-iCNN with the shipped whole-face parser; "
         "default: that of the checkpoint",
     )
-    cli.add_argument(
-        "--faces",
-        choices=FACES,
-        default="all",
-        help="which faces to detect and parse; none: no detection, the photo is one upright face that fills it",
-    )
-    cli.add_argument(
-        "--crops",
-        choices=CROPS,
-        default="predicted",
-        help="for STN-iCNN: windows from the localizer, or from the old cropper",
-    )
+    what = "which faces to detect and parse; none: no detection, the photo is one upright face that fills it"
+    cli.add_argument("--faces", choices=FACES, default="all", help=what)
+    what = "for STN-iCNN: windows from the localizer, or from the old cropper"
+    cli.add_argument("--crops", choices=CROPS, default="predicted", help=what)
     options.add_mirror_option(cli)
     group = cli.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="DIR", help=f"folder for the results; default: {OUT}")
@@ -167,12 +159,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--probabilities", action="store_true", help="also save probabilities: float16 (labels, height, width) in .npz"
     )
     group.add_argument("--windows", action="store_true", help="draw the parser's windows into the overlay")
-    group.add_argument(
-        "--coloured",
-        type=Path,
-        metavar="DIR",
-        help="also save label maps in the colours of the data set's authors, into this other folder",
-    )
+    what = "also save label maps in the colours of the data set's authors, into this other folder"
+    group.add_argument("--coloured", type=Path, metavar="DIR", help=what)
     group.add_argument(
         "--opacity", type=float, default=OPACITY, metavar="X", help="opacity of the colours in photo overlays, 0-1"
     )

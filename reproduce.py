@@ -145,12 +145,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_network_options(cli, "coarse", "part")
     cli.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for runs and scores")
     cli.add_argument("--seeds", type=int, nargs="+", metavar="N", help="train once per seed, into OUT-seedN")
-    cli.add_argument(
-        "--hybrid",
-        type=Path,
-        metavar="DIR",
-        help="HELEN's folder: train there, then fine-tune on 2,000 CelebAMask-HQ faces",
-    )
+    what = "HELEN's folder: train there, then fine-tune on 2,000 CelebAMask-HQ faces"
+    cli.add_argument("--hybrid", type=Path, metavar="DIR", help=what)
     args = cli.parse_args(argv)
     options.check(args)
     if args.hybrid and args.dataset != "celebamask":

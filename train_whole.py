@@ -77,12 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     group.add_argument("--input-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 224")
     group.add_argument("--width", type=float, metavar="X", help="decoder width relative to the library's; default: 0.5")
-    group.add_argument(
-        "--frame-scale",
-        type=float,
-        metavar="X",
-        help="at inference, label X times the face's frame, at X times the input size; default: 1",
-    )
+    what = "at inference, label X times the face's frame, at X times the input size; default: 1"
+    group.add_argument("--frame-scale", type=float, metavar="X", help=what)
     args = parser.parse_args(argv)
     model = {name: getattr(args, name) for name in ("arch", "encoder", "width", "frame_scale")}
     plan = options.plan(args, RECIPES, ("init_from",), size=args.input_size, **model)

@@ -35,6 +35,7 @@ CROPPERS = {"old cropper": "baseline", "STN": "predicted"}  # title -> where its
 BATCH_SIZE = 8  # faces at once
 HEADLINES = ("overall", "strict")
 FOLDERS = ("out", "runs", "pictures")  # options that name one
+OUT = "folder for results; use results/experiments to update the report"
 Result = dict[str, Any]  # what an experiment writes
 
 AnyParser = TypeVar("AnyParser", bound=FaceParser)
@@ -51,15 +52,9 @@ def parser(description: str | None, batch_size: int | None = None) -> Parser:
     return cli
 
 
-def add_out_option(cli: Parser) -> None:
-    """``--out``."""
-    cli.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/experiments"),
-        metavar="DIR",
-        help="folder for results; use results/experiments to update the report",
-    )
+def add_out_option(cli: Parser, flag: str = "--out", what: str = OUT) -> None:
+    """A folder to write into. what: its help text."""
+    cli.add_argument(flag, type=Path, default=Path("runs/experiments"), metavar="DIR", help=what)
 
 
 def checkpoint_parser(description: str | None, random: bool = False) -> Parser:
@@ -77,13 +72,7 @@ def add_training_options(cli: Parser, stages: str, nargs: int | None) -> None:
     options.add_seed_option(cli)
     cli.add_argument("--epochs", type=int, nargs=nargs, metavar="N", help=f"epochs of {stages}; default: the recipe's")
     cli.add_argument("--crop-size", type=int, metavar="N", help="side of the crops, samples; default: the recipe's")
-    cli.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("runs/experiments"),
-        metavar="DIR",
-        help="folder for training runs, which are continued if interrupted",
-    )
+    add_out_option(cli, "--runs", "folder for training runs, which are continued if interrupted")
 
 
 def parse(cli: Parser, argv: list[str] | None) -> argparse.Namespace:

@@ -67,13 +67,8 @@ class Run(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     cli = Parser(__doc__)
-    cli.add_argument(
-        "--results",
-        type=Path,
-        default=HOME / "results",
-        metavar="DIR",
-        help="folder of the runs, into which the report is written",
-    )
+    what = "folder of the runs, into which the report is written"
+    cli.add_argument("--results", type=Path, default=HOME / "results", metavar="DIR", help=what)
     args = cli.parse_args(argv)
     if not os.path.isdir(args.results):
         raise InputError(f"--results {args.results} is not a folder: choose the one that holds the runs")

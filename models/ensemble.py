@@ -1,6 +1,6 @@
 """Several parsers of the whole face as one: the mean of their probabilities."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,14 +36,14 @@ class EnsembleParser(FaceParser):
             self.parsers.append(parser)
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, None]:
-        return _mean(parser.probabilities(batch)[0] for parser in self.parsers), None
+        return torch.stack([parser.probabilities(batch)[0] for parser in self.parsers]).mean(0), None
 
     def window_probs(self, batch: Batch) -> WindowProbs:
         scales = [1.0 if batch.frames_B33 is None else parser.framed[1] for parser in self.parsers]
         return merged([parser.window_probs(batch) for parser in self.parsers], scales)
 
     def forward(self, photos_BHW3: Tensor) -> Tensor:
-        return _mean(parser(photos_BHW3) for parser in self.parsers)
+        return torch.stack([parser(photos_BHW3) for parser in self.parsers]).mean(0)
 
     def framed_probs(self, photos_1HW3: Tensor, frames_F23: Tensor) -> WindowProbs:
         windows = [parser.framed_probs(photos_1HW3, frames_F23) for parser in self.parsers]
@@ -53,14 +53,6 @@ class EnsembleParser(FaceParser):
         for parser in self.parsers:
             parser.mirrored()
         return self
-
-    def fold(self) -> None:
-        for parser in self.parsers:
-            parser.fold()
-
-
-def _mean(probs: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(probs)).mean(0)
 
 
 def merged(windows: Sequence[WindowProbs], scales: Sequence[float]) -> WindowProbs:

@@ -81,10 +81,6 @@ class FusedParser(FaceParser):
         self.whole, self.parts = self.whole.mirrored(), self.parts.mirrored()
         return self
 
-    def fold(self) -> None:
-        self.whole.fold()
-        self.parts.fold()
-
 
 def _moved(patch: Patch, box: Patch) -> Tensor:
     """A patch's probabilities on the pixels of another's box, background where it has none."""

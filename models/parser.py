@@ -154,7 +154,9 @@ class FaceParser(nn.Module):
         """For inference alone: evaluation mode, and in ``folded`` every batch normalisation that follows a convolution
         in a row of layers becomes part of it, in place. The same logits up to rounding, in fewer passes over memory."""
         self.eval()
-        for layers in [module for name in self.folded for module in getattr(self, name).modules()]:
+        parsers = [parser for parser in self.modules() if isinstance(parser, FaceParser)]  # itself, and those in it
+        folded = [getattr(parser, name) for parser in parsers for name in parser.folded]
+        for layers in [module for network in folded for module in network.modules()]:
             if not isinstance(layers, nn.Sequential):
                 continue
             for (name, layer), (following, norm) in pairwise(layers.named_children()):

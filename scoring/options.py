@@ -25,19 +25,11 @@ def base_parser(description: str | None, splits: bool = False, batch_size: int |
     cli = Parser(description)
     group = cli.add_argument_group("data")
     add_data_options(group)
-    group.add_argument(
-        "--face-size",
-        type=int,
-        metavar="N",
-        help="longer side of resized photos and label maps, pixels; default: unresized; synthetic faces: 192",
-    )
+    what = "longer side of resized photos and label maps, pixels; default: unresized; synthetic faces: 192"
+    group.add_argument("--face-size", type=int, metavar="N", help=what)
     group.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help="cache of decoded faces")
-    group.add_argument(
-        "--max-images",
-        type=int,
-        metavar="N",
-        help="use the first N faces of each split; synthetic faces: generate N for training",
-    )
+    what = "use the first N faces of each split; synthetic faces: generate N for training"
+    group.add_argument("--max-images", type=int, metavar="N", help=what)
     if splits:
         group.add_argument("--split", choices=SPLITS, default="test", help="split of the data set")
     add_machine_options(cli, batch_size)
@@ -107,12 +99,8 @@ def add_seed_option(cli: argparse._ActionsContainer) -> None:
 def add_machine_options(cli: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     group = cli.add_argument_group("machine")
     add_device_option(group)
-    group.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="worker processes for data loading, and decoding threads; default: 2 on a GPU, 0 on the CPU",
-    )
+    what = "worker processes for data loading, and decoding threads; default: 2 on a GPU, 0 on the CPU"
+    group.add_argument("--workers", type=int, metavar="N", help=what)
     group.add_argument(
         "--batch-size",
         type=int,
@@ -120,12 +108,8 @@ def add_machine_options(cli: argparse.ArgumentParser, batch_size: int | None = N
         metavar="N",
         help="batch size in faces, over all processes" + ("; default: the recipe's" if batch_size is None else ""),
     )
-    group.add_argument(
-        "--amp",
-        choices=("auto", "off", "bf16"),
-        default="auto",
-        help="bfloat16 autocast; auto: where the hardware is fast at it, except for the paper's recipes",
-    )
+    what = "bfloat16 autocast; auto: where the hardware is fast at it, except for the paper's recipes"
+    group.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help=what)
 
 
 def check(

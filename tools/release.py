@@ -23,14 +23,8 @@ KEPT_OF_ONE = ("seed", "epoch", "best")  # an average has none of its own
 
 def main(argv: list[str] | None = None) -> int:
     cli = Parser(__doc__)
-    cli.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        nargs="+",
-        metavar="FILE",
-        help="best.pt of a run, or several that together hold all networks (the last one wins)",
-    )
+    what = "best.pt of a run, or several that together hold all networks (the last one wins)"
+    cli.add_argument("--checkpoint", type=Path, required=True, nargs="+", metavar="FILE", help=what)
     cli.add_argument(
         "--average", action="store_true", help="average the weights of several runs that started from the same weights"
     )

@@ -71,13 +71,8 @@ def training_parser(
         group.add_argument(
             "--mirror-probability", type=float, metavar="P", help="probability of mirroring; default: the recipe's"
         )
-        group.add_argument(
-            "--scale-range",
-            type=float,
-            nargs=2,
-            metavar=("LOW", "HIGH"),
-            help="range of random scaling, 1: unchanged; default: the recipe's",
-        )
+        what = "range of random scaling, 1: unchanged; default: the recipe's"
+        group.add_argument("--scale-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
         group.add_argument(
             "--balance",
             type=float,

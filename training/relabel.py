@@ -52,20 +52,10 @@ class Rule:
 
 def add_rule_options(cli: argparse._ActionsContainer) -> None:
     """``--threshold`` and ``--rare``, the fields of ``Rule``."""
-    cli.add_argument(
-        "--threshold",
-        type=float,
-        default=Rule.threshold,
-        metavar="P",
-        help="probability above which a predicted label replaces the training label",
-    )
-    cli.add_argument(
-        "--rare",
-        type=float,
-        default=Rule.rare,
-        metavar="SHARE",
-        help="labels with a smaller share of the training pixels are protected; 0: none",
-    )
+    what = "probability above which a predicted label replaces the training label"
+    cli.add_argument("--threshold", type=float, default=Rule.threshold, metavar="P", help=what)
+    what = "labels with a smaller share of the training pixels are protected; 0: none"
+    cli.add_argument("--rare", type=float, default=Rule.rare, metavar="SHARE", help=what)
 
 
 def merge(probs_BKHW: Tensor, labels_BHW: Tensor, threshold: float, kept_K: Tensor) -> Tensor:
