@@ -7,8 +7,8 @@ Writes there: README.md.
 For this repository's own results, the tables in README.md and docs/*.md are written too: each text between
 ``<!-- table: NAME -->`` and ``<!-- end -->`` becomes the table of that name. The names are
 <run>/<split>/paper, <run>/<split>/strict, <run>/trainings, <runs>/<split>/seeds, paper/<data set> (the paper's Tables 2
-and 4, or 3, and ours), experiments/<experiment> and labels (the ids of every label set). Runs whose names differ only
-in a suffix -seedN are one training with several seeds.
+and 4, or 3, and ours), experiments/<experiment>, labels (the ids of every label set) and all_labels (scores of their
+parsers). Runs whose names differ only in a suffix -seedN are one training with several seeds.
 """
 
 import os
@@ -40,6 +40,7 @@ EXPERIMENTS = (
     *("hidden_parts", "coarse_size", "robustness", "kinds"),
     *("scenes", "helen68", "class_imbalance", "ablation"),
 )
+CHALLENGE = {"miou": "mIoU", "mean_f1_18": "F1 of 18", "mean_f1_inner8": "F1 of inner 8"}  # in scores.json -> title
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -119,7 +120,7 @@ def shared_tables(runs: list[Run]) -> dict[str, str]:
     for name, labels in LABEL_SETS.items():
         sets.setdefault(labels.names, []).append(name)
     ids = [[i, *names] for i, names in enumerate(zip_longest(*sets))]
-    tables = {"labels": markdown(["id", *map(", ".join, sets.values())], ids)}
+    tables = {"labels": markdown(["id", *map(", ".join, sets.values())], ids), "all_labels": all_labels(runs)}
     tables |= {f"paper/{dataset}": beside_the_paper(runs, dataset) for dataset in PAPER}
     for name, group in by_seed(runs).items():
         for split in SPLITS if len(group) > 1 else ():
@@ -129,6 +130,17 @@ def shared_tables(runs: list[Run]) -> dict[str, str]:
             header = [f"{len(group)} seeds, {split} split: mean ± standard deviation", "overall", "strict mean"]
             tables |= {f"{name}/{split}/seeds": markdown(header, rows)} if rows else {}
     return tables
+
+
+def all_labels(runs: list[Run]) -> str:
+    """Parsers of CelebAMask-HQ's 19 labels: the means of the challenge."""
+    splits, rows = ("val", "test"), []
+    for run in runs:
+        for title in dict.fromkeys(title for scores in run.scores.values() for title in scores):
+            each = [run.scores.get(split, {}).get(title, {}) for split in splits]
+            cells = [scores.get(name) for scores in each for name in CHALLENGE]
+            rows += [[title, *cells]] if any("mean_f1_18" in scores for scores in each) else []
+    return markdown(["", *(f"{split}, {name}" for split in splits for name in CHALLENGE.values())], rows)
 
 
 def tables_of(run: Run) -> dict[str, str]:

@@ -112,6 +112,13 @@ def test_scores_are_shown_by_part_of_data_sets_that_the_paper_lacks_and_by_label
         assert re.findall(r"\| F1, (\w+)", report.report(results)[results / "README.md"]) == [measure]
 
 
+def test_parsers_of_all_labels_stand_together_and_others_do_not():
+    means = {"miou": 0.5, "mean_f1_18": 0.6, "mean_f1_inner8": 0.7}
+    runs = [report.Run("a", {}, {"val": {"A": means}, "test": {"B": means, "C": {"miou": 0.8}}}, "")]
+    rows = report.all_labels(runs).splitlines()[2:]
+    assert rows == ["| A | 0.5000 | 0.6000 | 0.7000 | – | – | – |", "| B | – | – | – | 0.5000 | 0.6000 | 0.7000 |"]
+
+
 def test_the_documents_hold_the_tables_of_the_committed_results():
     texts = report.report(HOME / "results", DOCUMENTS)
     assert texts == {HOME / "results" / "README.md": (HOME / "results" / "README.md").read_text()}  # no page changes
