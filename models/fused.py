@@ -28,11 +28,14 @@ class FusedParser(FaceParser):
         super().__init__(None, whole.labels)
         self.own: Tensor
         self.theirs: Tensor
+        self.others: Tensor
         self.whole, self.parts = whole, parts
         ids = whole.labels.map_to(parts.labels)
         self.shared = [(label, int(ids[label])) for label in range(len(whole.labels)) if ids[label] not in (0, NO_ID)]
-        for name, column in zip(("own", "theirs"), zip(*self.shared, strict=True), strict=True):
-            self.register_buffer(name, torch.tensor(column), persistent=False)
+        own, theirs = zip(*self.shared, strict=True)
+        others = [label for label in range(len(whole.labels)) if label not in own]  # background first
+        for name, numbers in (("own", own), ("theirs", theirs), ("others", others)):
+            self.register_buffer(name, torch.tensor(numbers), persistent=False)
 
     def fuse(self, whole_BKHW: Tensor, parts_BJHW: Tensor) -> Tensor:
         """Probabilities of both parsers for the same pixels, of one face or of several: those of ``labels``, of the
@@ -40,13 +43,15 @@ class FusedParser(FaceParser):
         parts_BJHW = parts_BJHW / parts_BJHW.sum(-3, keepdim=True)  # where windows overlap, the sum is more than 1
         ours_BSHW, theirs_BSHW = whole_BKHW.index_select(-3, self.own), parts_BJHW.index_select(-3, self.theirs)
         shared_BSHW = theirs_BSHW.lerp(ours_BSHW, WHOLE_SHARE)
-        rest_B1HW = 1 - shared_BSHW.sum(-3, keepdim=True)
-        fused_BKHW = whole_BKHW.index_fill(-3, self.own, 0)
-        fused_BKHW = fused_BKHW * (rest_B1HW / fused_BKHW.sum(-3, keepdim=True).clamp(min=1e-9))
+        rest_B1HW = (1 - shared_BSHW.sum(-3, keepdim=True)).clamp(min=0)
+        others_BOHW = whole_BKHW.index_select(-3, self.others)
+        others_B1HW = others_BOHW.sum(-3, keepdim=True)
+        factor_B1HW = rest_B1HW / others_B1HW.clamp(min=1e-9)
+        fused_BKHW = torch.empty_like(whole_BKHW).index_copy_(-3, self.own, shared_BSHW)
+        fused_BKHW.index_copy_(-3, self.others, others_BOHW * factor_B1HW)
         # the background gets all of it where the other labels have nothing
-        background_B1HW = fused_BKHW[..., :1, :, :] + (rest_B1HW - fused_BKHW.sum(-3, keepdim=True)).clamp(min=0)
-        fused_BKHW = torch.cat([background_B1HW, fused_BKHW[..., 1:, :, :]], -3)
-        return fused_BKHW.index_copy(-3, self.own, shared_BSHW)
+        fused_BKHW[..., :1, :, :] += (rest_B1HW - others_B1HW * factor_B1HW).clamp(min=0)
+        return fused_BKHW
 
     def probabilities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         whole_BKHW, _ = self.whole.probabilities(batch)
