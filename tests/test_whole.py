@@ -27,7 +27,7 @@ from data.view import Augmentation, View
 from faces import load
 from models import loading
 from models.deeplab import DeepLab, DeepLabConfig
-from models.ensemble import merged
+from models.ensemble import EnsembleParser, merged
 from models.fused import FusedParser
 from models.loading import SHIPPED_WEIGHTS, SHIPPED_WHOLE, load_parser
 from models.parser import one_window
@@ -239,10 +239,10 @@ def test_without_weights_of_the_whole_face_no_more_labels_are_given(tmp_path, mo
 
 
 def test_with_mirroring_a_mirrored_photo_gets_the_mirrored_labels():
-    parser = deeplab().mirrored()
-    photos = torch.randint(256, (1, 96, 80, 3), dtype=torch.uint8)
-    mirrored = parser(photos).flip(-1)[:, list(CELEBAMASK.mirror)]
-    torch.testing.assert_close(parser(photos.flip(2)), mirrored, rtol=1e-4, atol=1e-5)
+    for parser in (deeplab().mirrored(), EnsembleParser([deeplab(), deeplab()]).mirrored()):
+        photos = torch.randint(256, (1, 96, 80, 3), dtype=torch.uint8)
+        mirrored = parser(photos).flip(-1)[:, list(CELEBAMASK.mirror)]
+        torch.testing.assert_close(parser(photos.flip(2)), mirrored, rtol=1e-4, atol=1e-5)
 
 
 def test_all_labels_with_mirroring_average_both_parsers(shipped):
